@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 RETRY_DELAYS_S = (0.1, 1.0, 2.0, 4.0, 8.0, 16.0)
 QUOTE_FRESH_S = 15.0  # so long its blockhash is signed with
+MOST_JOBS_OF_A_PAGE = 1000  # that central takes in a JobListRequest
 VERIFY_TIMEOUT_S = 900.0  # of a comparison that reads the whole log
 RECONCILE_S = 5.0  # while updates arrive live, the log is compared this often
 QUIET_S = (2.0, 4.0, 8.0, 10.0)  # and this often while nothing arrives
@@ -398,8 +399,17 @@ class AsyncClient:
         return await self._ask("job.status", m.JobRef(job_id=job_id), m.JobView)
 
     async def jobs(self, status: m.JobStatus | None = None, limit: int = 50, **filters: Any) -> m.JobList:
-        """Newest first. filters: name, node_id, mine and before, as in JobListRequest."""
-        return await self._ask("job.list", m.JobListRequest(status=status, limit=limit, **filters), m.JobList)
+        """Newest first, page by page until there are `limit` of them. filters: name, node_id, mine, before and
+        before_id, as in JobListRequest; `more` in the answer: there are others behind the last one.
+        """
+        found: list[m.JobView] = []
+        while True:
+            some = min(limit - len(found), MOST_JOBS_OF_A_PAGE)
+            page = await self._ask("job.list", m.JobListRequest(status=status, limit=some, **filters), m.JobList)
+            found += page.jobs
+            if not (page.more and page.jobs) or len(found) >= limit:
+                return replace(page, jobs=found)
+            filters |= {"before": found[-1].submitted_at_ms, "before_id": found[-1].job_id}
 
     async def explain(self, job_id: str) -> m.ExplainReply:
         return await self._ask("job.explain", m.JobRef(job_id=job_id), m.ExplainReply)

@@ -19,6 +19,7 @@ from cyxnet.cli.exits import DONE, WORLD_FAILED
 from cyxnet.cli.models import fetch_model, output_path
 from cyxnet.cli.running import connected
 from cyxnet.cli.screen import Screen
+from cyxnet.cli.values import MOST
 from cyxnet.client import AsyncClient, Prepared
 from cyxnet.config import ConfigError
 from cyxnet.display import cyx, human_age, validation
@@ -179,7 +180,8 @@ async def jobs(args: argparse.Namespace, screen: Screen) -> int:
     if rows or args.json:
         screen.table(["job", "status", "node", "progress", "amount", "submitted"], rows, reply)
         if reply.total > len(rows):
-            screen.say("more", f"{reply.total - len(rows)} older jobs; see them with --limit {reply.total}")
+            most = min(reply.total, MOST)
+            screen.say("more", f"{reply.total - len(rows)} older jobs; see them with --limit {most}")
     else:
         asked = args.status or args.name or args.node or args.mine
         what = "no such job" if asked else "no jobs yet; submit one: cyx submit FILE"

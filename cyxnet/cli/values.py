@@ -5,11 +5,12 @@ import re
 from collections.abc import Callable
 
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
+MOST = 10_000  # of what can be counted in an option
 
 
 def count(text: str, least: int = 1) -> int:
-    if not text.isascii() or not text.isdigit() or not least <= int(text) <= 10_000:
-        raise argparse.ArgumentTypeError(f"expected a number from {least} to 10000, got {text[:40]!r}")
+    if not text.isascii() or not text.isdigit() or not least <= int(text) <= MOST:
+        raise argparse.ArgumentTypeError(f"expected a number from {least} to {MOST}, got {text[:40]!r}")
     return int(text)
 
 

@@ -219,8 +219,12 @@ class FakeCentral:
         return msgspec.structs.replace(self.views.get(job_id, plain), status=self.status[job_id])
 
     async def _jobs(self, ask: m.JobListRequest) -> m.JobList:
+        assert 1 <= ask.limit <= 1000
         views = [self.view(job_id) for job_id in self.status if ask.status in (None, self.status[job_id])]
-        return m.JobList(jobs=views[: ask.limit], total=len(views))
+        ids = [view.job_id for view in views]
+        begin = ids.index(ask.before_id) + 1 if ask.before_id else 0
+        end = begin + min(ask.limit, self.page_limit)
+        return m.JobList(jobs=views[begin:end], total=len(views), more=end < len(views))
 
     async def _updates(self, ask: m.UpdatesRequest) -> m.Updates:
         after = {"event": ask.after_event, "telemetry": ask.after_telemetry}

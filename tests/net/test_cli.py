@@ -517,6 +517,18 @@ async def test_jobs_are_a_table(central: FakeCentral, cyx: Run) -> None:
     assert row.split()[:2] == [JOB, "queued"]
 
 
+async def test_jobs_are_listed_however_many_pages_that_takes(central: FakeCentral, cyx: Run) -> None:
+    # it showed the first page, and advised to raise --limit, which changed nothing
+    central.page_limit = 2  # a page ends where a message would be too large
+    for number in range(5):
+        central.add_job(f"digits-{number}")
+    assert [(await cyx("jobs", *limit))[1].count("digits-") for limit in ((), ("--limit", "3"))] == [5, 3]
+    _, out, err = await cyx("jobs", "--limit", "3")
+    assert "2 older jobs; see them with --limit 5" in out + err
+    _, out, _ = await cyx("jobs", "--limit", "2000", "--json")
+    assert len(msgspec.json.decode(out, type=m.JobList).jobs) == 5
+
+
 async def test_no_jobs_is_said(cyx: Run) -> None:
     assert (await cyx("jobs"))[1] == "no jobs yet; submit one: cyx submit FILE\n"
 
