@@ -369,7 +369,7 @@ class Function:
     def apply(cls, *args: Any) -> Any:
         call = cls()
         symbols = [arg for arg in args if isinstance(arg, Symbol)]
-        if symbols and symbols[0].builder.merging:
+        if symbols and symbols[0].builder.travels and symbols[0].builder.merging:
             raise GradientError(
                 f"{cls.__name__}: a graph that is saved or sent holds only known operations, and this one has Python "
                 "code for a gradient; use it on tensors and in cx.compile, or write it from operations that have "

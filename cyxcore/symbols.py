@@ -41,6 +41,10 @@ class Symbol(Placed):
         self.shape = builder.shapes[node]
         self.dtype = builder.dtypes[node]
 
+    @property
+    def is_compiled(self) -> bool:  # type: ignore[override]
+        return not self.builder.merging
+
     def _apply(self, op: str, inputs: Sequence[Any], attrs: dict[str, Any]) -> "Symbol":
         builder = self.builder
         lifted = [x if type(x) is Symbol and x.builder is builder else builder.lift(x) for x in inputs]

@@ -144,6 +144,7 @@ class Value:
     dtype: str
     _rank = 0
     is_symbolic = False  # whether it is of a graph under construction and has no numbers yet
+    is_compiled = False  # whether that graph is the one of a compiled function, which does what tensors do
     __array_ufunc__ = None  # so that ndarray + Value asks us, not every element
     __hash__ = object.__hash__
 

@@ -38,7 +38,7 @@ def cross_entropy(
     """-log softmax(logits)[label] per row. logits: (N, C) or (N, C, ...), labels: int64 (N,) or (N, ...).
 
     weight: (C,), of each class; the mean is then over the weights of the labels. ignore_index: rows of this label
-    count nothing; None: those of -100, and in a compiled step none. label_smoothing: this share of a label is spread
+    count nothing; None: those of -100, and in a graph that travels none. label_smoothing: this share of a label is spread
     evenly over all classes. labels of logits' shape and a float dtype are the probabilities of the classes; the mean is
     then over the rows. Raises IndexingError for a label of no class.
     """
@@ -104,7 +104,8 @@ def _by_row(logits: Any) -> Any:
 def _known(name: str, logits: Any, labels: Any, ignore_index: int | None) -> tuple[Any, Any]:
     """Labels that can be looked up, and which of them count (None: all). Raises IndexingError for one of no class."""
     if not isinstance(labels, InPlace):
-        counted = None if ignore_index is None else labels != ignore_index
+        ignored = -100 if ignore_index is None and labels.is_compiled else ignore_index
+        counted = None if ignored is None else labels != ignored
         labels = labels if counted is None else where(counted, labels, 0)
         return logits._check_indices(labels, logits.shape[-1]), counted
     ignored = -100 if ignore_index is None else ignore_index

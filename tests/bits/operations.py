@@ -134,7 +134,35 @@ UNARY: list[Callable[[Any], Any]] = [
     lambda x: F.dropout(x, 0.3),
     lambda x: cx.no_grad()(lambda: x * 2.0)(),
     lambda x: cx.remat(lambda v: (v * 1.5).tanh() * v, x),
+    # what NumPy does:
+    lambda x: x.square().log1p(),
+    lambda x: x.tanh().expm1(),
+    lambda x: x.clamp(-0.9, 0.9).asin() * x,
+    lambda x: x.sinh().asinh(),
+    lambda x: x.atan() + x.detach().ceil(),
+    lambda x: cx.remainder(x, 0.75),
+    lambda x: cx.complex(x, x.tanh()).abs(),
+    lambda x: x.half().tanh().astype(x.dtype),
+    lambda x: Halved.apply(x, 0.5),
+    lambda x: x * cx.distributions.Gamma(x.detach().square() + 0.5, 2.0).rsample(),
+    lambda x: cx.bernoulli(x.detach().sigmoid()) * x,
 ]
+
+
+class Halved(cx.Function):
+    """Of which the gradient is another one than that of its operations."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Any, factor: float) -> Any:
+        ctx.save_for_backward(x)
+        ctx.factor = factor
+        return x * factor
+
+    @staticmethod
+    def backward(ctx: Any, g: Any) -> Any:
+        (x,) = ctx.saved_tensors
+        return g * x.tanh() * ctx.factor, None
+
 
 # Which change no value, though the walk back may see them.
 SAME: list[Callable[[Any], Any]] = [
@@ -190,6 +218,10 @@ BINARY: list[Callable[[Any, Any], Any]] = [
     lambda x, y: x + 0.1 * y + x * y,
     lambda x, y: (x - y).tanh().exp() * y,
     lambda x, y: x * y.sigmoid() + y * x.sigmoid(),
+    lambda x, y: cx.logaddexp(x, y),
+    lambda x, y: cx.hypot(x, y + 0.1),
+    lambda x, y: cx.atan2(x, y),
+    lambda x, y: cx.fmod(x, y.abs() + 0.5),
 ]
 
 # (a value, an axis, whether the axis stays) -> what is left
@@ -204,6 +236,8 @@ REDUCED: list[Callable[[Any, int, bool], Any]] = [
     lambda x, d, k: x.std(d, keepdim=k, correction=0) + 1e-2,
     lambda x, d, k: x.square().mean(d, keepdim=k),
     lambda x, d, k: x.abs().sum(d, keepdim=k),
+    lambda x, d, k: x.tanh().prod(d, keepdim=k),
+    lambda x, d, k: x.median(d, keepdim=k).values,
 ]
 
 # (a value, an axis) -> one of the same shape
@@ -222,6 +256,13 @@ ALONG: list[Callable[[Any, int], Any]] = [
     lambda x, d: x.softmax(d) * x.log_softmax(d),
     lambda x, d: x / x.abs().sum(d, keepdim=True).clamp(min=0.1),
     lambda x, d: x.softmax(d) @ x.softmax(d).transpose(-1, -2) @ x if x.ndim > 1 else x,
+    lambda x, d: x.cumsum(d) / x.shape[d],
+    lambda x, d: x.tanh().cumprod(d) if x.shape[d] < 20 else x,
+    lambda x, d: x.sort(d).values,
+    lambda x, d: x.logcumsumexp(d),
+    lambda x, d: x.take_along_dim(x.detach().argsort(d), d),
+    lambda x, d: cx.fft.irfft(cx.fft.rfft(x, axis=d), n=x.shape[d], axis=d),
+    lambda x, d: cx.scatter(x, d, x.detach().argsort(d), x * 0.5),
 ]
 
 
@@ -314,7 +355,9 @@ def _product(scene: Scene, x: Any, i: Instruction) -> Any:
         return None
     y = scene.pick(i.b, lambda y: y.ndim == x.ndim and y.shape[-1] == x.shape[-1] and y.shape[:-2] == x.shape[:-2])
     small = x.shape[-1] ** -0.5
-    match i.c % 6:
+    match i.c % 7:
+        case 6 if x.ndim == 2 and x.shape[-1] <= 24:
+            return x @ cx.linalg.inv(x.T @ x / x.shape[0] + cx.eye(x.shape[-1], dtype=x.dtype))
         case 0:
             return x @ y.transpose(-1, -2) * small
         case 1:

@@ -419,3 +419,21 @@ def test_constants_of_a_compiled_function_may_be_large() -> None:
 def test_gradients_of_what_was_turned_round_keep_the_sign_of_zero() -> None:
     plain, compiled = outcomes(cx.grad(lambda x: (x.flip(0) * -0.0).sum()), cx.ones(3))
     assert compiled == plain
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "nll_loss"])
+@pytest.mark.parametrize("options", [{}, {"reduction": "sum"}, {"reduction": "none"}, {"weight": True}])
+def test_rows_of_the_label_minus_100_count_nothing_compiled(name: str, options: dict[str, Any]) -> None:
+    given = Given("float32")
+    given_options = {**options, "weight": given.row} if "weight" in options else options
+
+    def loss(x: Any, labels: Any) -> Any:
+        rows = x if name == "cross_entropy" else x.log_softmax(1)
+        return getattr(cx.functional, name)(rows, labels, **given_options)
+
+    for labels in ([1, 0, 3], [1, -100, 2], [-100, -100, -100]):
+        for each in (loss, gradients(lambda *given: (loss(*given),), (0,))):
+            plain, compiled = outcomes(each, given.x, cx.tensor(labels))
+            assert compiled == plain
+    with pytest.raises(DataError):
+        cx.compile(loss)(given.x, cx.tensor([0, 4, 1]))
