@@ -145,6 +145,7 @@ POOLS = [
     ((2, 3, 8, 8), (2, 2), (2, 2), (0, 0)),
     ((1, 2, 7, 9), (3, 2), (2, 1), (1, 1)),
     ((2, 1, 5, 5), (3, 3), (1, 1), (1, 0)),
+    *[(shape, (2, 2), (2, 2), (0, 0)) for shape in [(3, 2, 24, 24), (1, 2, 4, 70), (2, 2, 33, 34), (2, 2, 34, 35)]],
 ]
 
 
@@ -395,8 +396,12 @@ BIG = [
     Case("uniform", [np.array([1, 2], np.uint64)], {"shape": (100_003,), "stream": 4}),
     Case("max_pool2d", [values((8, 16, 33, 34))], {"kernel": (2, 2), "stride": (2, 2), "padding": (0, 0)}),
     *[
-        Case("max_pool2d", [pooled(shape)], {"kernel": (2, 2), "stride": (2, 2), "padding": (0, 0)})
-        for shape in [(3, 5, 14, 14), (2, 7, 28, 28), (1, 1, 2, 2), (2, 2, 5, 3), (1, 3, 4, 90), (400, 16, 15, 15)]
+        Case(f"max_pool2d{grad}", inputs, {"kernel": (2, 2), "stride": (2, 2), "padding": (0, 0)})
+        for n, c, h, w in [(3, 5, 14, 14), (2, 7, 28, 28), (1, 1, 2, 2), (2, 2, 5, 3), (1, 3, 4, 90), (400, 16, 15, 15)]
+        for grad, inputs in [
+            ("", [pooled((n, c, h, w))]),
+            ("_grad", [np.round(values((n, c, h // 2, w // 2))), pooled((n, c, h, w))]),
+        ]
     ],
 ]
 ODD = [Case(op, [special(dtype)]) for op in (*ROUNDED_UNARY, *EXACT_UNARY) for dtype in FLOATS] + [

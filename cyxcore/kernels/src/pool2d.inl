@@ -85,10 +85,46 @@ static inline __attribute__((always_inline)) int64_t max_of_many_f32(const float
     *(vf32 *)out = first_greatest(first_greatest(first_greatest(a, b), c), d);
     return LANES;
 }
+
+#define PAIRS_4(o, n) o, o + n, o + 1, o + 1 + n
+#define PAIRS_8(o, n) PAIRS_4(o, n), PAIRS_4(o + 2, n)
+#define PAIRS_16(o, n) PAIRS_8(o, n), PAIRS_8(o + 4, n)
+#define PAIRS_OF(lanes, o) PAIRS_##lanes(o, lanes)
+#define IN_TURNS(lanes, o) PAIRS_OF(lanes, o)
+
+static inline __attribute__((always_inline)) void put_in_turns(float *out, vf32 even, vf32 odd) {
+    *(vf32 *)out = __builtin_shufflevector(even, odd, IN_TURNS(LANES, 0));
+    *(vf32 *)(out + LANES) = __builtin_shufflevector(even, odd, IN_TURNS(LANES, LANES / 2));
+}
+
+static inline vi32 is_greater(vf32 next, vf32 greatest) { return ~(next <= greatest) & (greatest == greatest); }
+
+static inline __attribute__((always_inline)) int64_t grad_of_many_f32(const float *g, const float *g_end, const float *x,
+                                                                      const float *x_end, int64_t w, float *out,
+                                                                      const float *out_end) {
+    const float *y = x + w;
+    if (g_end - g < LANES || x_end - y < 2 * LANES || out_end - (out + w) < 2 * LANES) return 0;
+    vf32 x0 = *(const vf32 *)x, x1 = *(const vf32 *)(x + LANES), y0 = *(const vf32 *)y,
+         y1 = *(const vf32 *)(y + LANES);
+    vf32 a = __builtin_shufflevector(x0, x1, EVERY_SECOND(LANES, 0)),
+         b = __builtin_shufflevector(x0, x1, EVERY_SECOND(LANES, 1)),
+         c = __builtin_shufflevector(y0, y1, EVERY_SECOND(LANES, 0)),
+         d = __builtin_shufflevector(y0, y1, EVERY_SECOND(LANES, 1));
+    vi32 add = (vi32)((vf32){0} + *(const vf32 *)g), second = is_greater(b, a);
+    a = (vf32)((second & (vi32)b) | (~second & (vi32)a));
+    vi32 third = is_greater(c, a);
+    a = (vf32)((third & (vi32)c) | (~third & (vi32)a));
+    vi32 fourth = is_greater(d, a);
+    put_in_turns(out, (vf32)(add & ~(second | third | fourth)), (vf32)(add & second & ~(third | fourth)));
+    put_in_turns(out + w, (vf32)(add & third & ~fourth), (vf32)(add & fourth));
+    return LANES;
+}
 #else
 #define max_of_many_f32(x, x_end, w, out, out_end) ((void)(x_end), (void)(out_end), 0)
+#define grad_of_many_f32(g, g_end, x, x_end, w, out, out_end) ((void)(g_end), (void)(x_end), (void)(out_end), 0)
 #endif
 #define max_of_many_f64(x, x_end, w, out, out_end) ((void)(x_end), (void)(out_end), 0)
+#define grad_of_many_f64(g, g_end, x, x_end, w, out, out_end) ((void)(g_end), (void)(x_end), (void)(out_end), 0)
 
 #define POOLING(T, TAG)                                                                                      \
     /* Whole 2 x 2 windows in steps of 2: what most networks use. x: the upper left pixel of one. */                 \
@@ -110,12 +146,23 @@ static inline __attribute__((always_inline)) int64_t max_of_many_f32(const float
             }                                                                                                \
         }                                                                                                    \
     }                                                                                                        \
-    /* Its gradient, written once: nothing is added up where windows do not overlap. 0 + g: a sum has no -0. */ \
-    static void max_halves_grad_##TAG(const pooling *p, const T *g, const T *x, T *out) {                    \
+    /* Its gradient, written once: nothing is added up where windows do not overlap. 0 + g: a sum has no -0. Short rows \
+     * take one vector, which reaches behind their end: into what is written later, where no pixel lies between windows; \
+     * the last vector of a longer row begins among the windows of the one before it. */                     \
+    static void max_halves_grad_##TAG(const pooling *p, const T *g, const T *g_end, const T *x, const T *x_end,  \
+                                      T *out, const T *out_end) {                                            \
+        int nothing_between = p->w == 2 * p->out_w && p->h == 2 * p->out_h;                                  \
         for (int64_t oh = 0; oh < p->out_h; oh++) {                                                          \
             const T *upper = x + 2 * oh * p->w, *lower = upper + p->w, *given = g + oh * p->out_w;           \
             T *up = out + 2 * oh * p->w, *low = up + p->w;                                                   \
-            INDEPENDENT for (int64_t ow = 0; ow < p->out_w; ow++) {                                          \
+            int64_t first = 0, done = nothing_between || p->out_w >= LANES;                                  \
+            while (done && first < p->out_w) {                                                               \
+                int64_t at = first && p->out_w - first < LANES ? p->out_w - LANES : first;                   \
+                done = grad_of_many_##TAG(given + at, g_end, upper + 2 * at, x_end, p->w, up + 2 * at,       \
+                                          out_end);                                                          \
+                if (done) first = at + done;                                                                 \
+            }                                                                                                \
+            INDEPENDENT for (int64_t ow = first; ow < p->out_w; ow++) {                                      \
                 T a = upper[2 * ow], b = upper[2 * ow + 1], c = lower[2 * ow], d = lower[2 * ow + 1];        \
                 T add = (T)0 + given[ow];                                                                    \
                 int second = !(b <= a) & (a == a);                                                           \
@@ -167,7 +214,9 @@ static inline __attribute__((always_inline)) int64_t max_of_many_f32(const float
             int halves = in_halves_##TAG(p);                                                                 \
             if (!halves || p->h % 2 || p->w % 2) memset(out, 0, sizeof(T) * (size_t)(p->h * p->w));          \
             if (halves) {                                                                                    \
-                max_halves_grad_##TAG(p, g, x, out);                                                         \
+                int64_t left = end - plane;                                                                  \
+                max_halves_grad_##TAG(p, g, g + left * p->out_h * p->out_w, x, x + left * p->h * p->w, out,  \
+                                      out + left * p->h * p->w);                                             \
                 continue;                                                                                    \
             }                                                                                                \
             for (int64_t oh = 0; oh < p->out_h; oh++)                                                        \
