@@ -38,9 +38,9 @@ def cross_entropy(
     """-log softmax(logits)[label] per row. logits: (N, C) or (N, C, ...), labels: int64 (N,) or (N, ...).
 
     weight: (C,), of each class; the mean is then over the weights of the labels. ignore_index: rows of this label
-    count nothing; None: those of -100, and in a graph that travels none. label_smoothing: this share of a label is spread
-    evenly over all classes. labels of logits' shape and a float dtype are the probabilities of the classes; the mean is
-    then over the rows. Raises IndexingError for a label of no class.
+    count nothing; None: those of -100, and in a graph that travels none. label_smoothing: this share of a label is
+    spread evenly over all classes. labels of logits' shape and a float dtype are the probabilities of the classes; the
+    mean is then over the rows. Raises IndexingError for a label of no class.
     """
     if logits.ndim == 1:  # one row without a batch
         of_class = labels.shape == () or labels.dtype not in FLOATS
