@@ -229,48 +229,75 @@ class MatthewsCorrelation(_Counted):
 
 
 class _Ranked(Metric):
-    """Of scores of two classes: keeps every score, since ranks need all of them.
+    """Of scores: keeps every one, since ranks need all of them.
 
-    Scores: one per row, the larger the likelier class 1; or (N, 2), of which the difference counts. Targets: 0 or 1.
+    Two classes: one score per row, the larger the likelier class 1, or (N, 2), of which the difference counts; targets
+    0 or 1. More: scores (N, C, …), each class against all others by its probability (logits are turned into those).
+    average: macro is the mean over the classes that have rows, weighted the mean by their rows.
     """
+
+    def __init__(self, average: Literal["macro", "weighted"] = "macro", logits: bool = True) -> None:
+        if average not in ("macro", "weighted"):
+            raise SpecError(f"{type(self).__name__}: expected average to be one of macro, weighted, got {average!r}")
+        self.average, self.logits = average, logits
+        super().__init__()
 
     def update(self, prediction: Any, target: Any) -> None:
         scores, truth = numbers(prediction, "scores").astype(np.float64), _labels(target)
-        if scores.ndim == 2 and scores.shape[1] == 2:
-            scores = scores[:, 1] - scores[:, 0]
-        if scores.size != truth.size:
-            name = type(self).__name__
-            raise ShapeError(f"{name}: expected scores (N,) or (N, 2) for targets {truth.shape}, got {scores.shape}")
-        scores, truth = scores.reshape(-1), truth.reshape(-1)
-        if not np.isin(truth, (0, 1)).all():
-            raise DataError(f"{type(self).__name__}: expected targets 0 and 1, got {np.unique(truth)[:5].tolist()}")
+        name = type(self).__name__
+        count = scores.shape[1] if scores.ndim == truth.ndim + 1 and scores.shape[1] > 2 else 2
+        if count > 2:
+            scores = np.moveaxis(scores, 1, -1).reshape(-1, count)
+            scores = _by_kernel("log_softmax", scores, axis=1) if self.logits else scores
+        elif scores.ndim == 2 and scores.shape[1] == 2:
+            with np.errstate(invalid="ignore"):  # of infinities: told below
+                scores = scores[:, 1] - scores[:, 0]
         if np.isnan(scores).any():
-            raise DataError(f"{type(self).__name__}: expected scores that are numbers, got NaN")
-        nothing = np.zeros(0)
-        self.state["scores"] = np.concatenate([self.state.get("scores", nothing), scores])
-        self.state["targets"] = np.concatenate([self.state.get("targets", nothing), truth])
+            raise DataError(f"{name}: expected scores that are numbers, got NaN")
+        scores = scores if count > 2 else scores.reshape(-1)
+        kept = self.state.get("scores", scores[:0])
+        if len(scores) != truth.size or kept.shape[1:] != scores.shape[1:]:
+            wanted = f"(N, {kept.shape[1]}), as before," if kept.ndim > 1 else "(N,), (N, 2) or (N, C, …)"
+            raise ShapeError(f"{name}: expected scores {wanted} for targets {truth.shape}, got {np.shape(prediction)}")
+        truth = truth.reshape(-1)
+        if not np.isin(truth, range(count)).all():
+            wanted = "0 and 1" if count == 2 else f"0..{count - 1}"
+            raise DataError(f"{name}: expected targets {wanted}, got {np.unique(truth)[:5].tolist()}")
+        self.state["scores"] = np.concatenate([kept, scores])
+        self.state["targets"] = np.concatenate([self.state.get("targets", np.zeros(0)), truth])
 
-    def _steps(self) -> tuple[Array, Array]:
-        """(true positives, false positives) above each distinct score, the highest first."""
-        order = np.argsort(-self.state["scores"], kind="stable")
-        scores, truth = self.state["scores"][order], self.state["targets"][order]
-        ends = np.flatnonzero(np.append(scores[1:] != scores[:-1], True))  # a difference of infinities is NaN
-        positives = np.cumsum(truth)[ends]
-        return positives, ends + 1 - positives
+    def compute(self) -> float:
+        if "scores" not in self.state:
+            return math.nan
+        scores, truth = self.state["scores"], self.state["targets"]
+        if scores.ndim == 1:
+            return self._of(scores, truth)
+        rows = {place: int((truth == place).sum()) for place in range(scores.shape[1])}
+        each = {place: self._of(scores[:, place], truth == place) for place, count in rows.items() if count}
+        weights = {place: rows[place] if self.average == "weighted" else 1 for place in each}
+        return ratio(math.fsum(weights[place] * area for place, area in each.items()), sum(weights.values()), math.nan)
 
-    @property
-    def _both(self) -> bool:
-        truth = self.state.get("targets", np.zeros(0))
-        return bool(len(truth) and truth.min() != truth.max())
+    def _of(self, scores: Array, truth: Array) -> float:
+        """Of two classes; NaN where it is not defined."""
+        raise NotImplementedError
+
+
+def _steps(scores: Array, truth: Array) -> tuple[Array, Array]:
+    """(true positives, false positives) above each distinct score, the highest first."""
+    order = np.argsort(-scores, kind="stable")
+    scores = scores[order]
+    ends = np.flatnonzero(np.append(scores[1:] != scores[:-1], True))  # a difference of infinities is NaN
+    positives = np.cumsum(truth[order].astype(np.float64))[ends]
+    return positives, ends + 1 - positives
 
 
 class RocAuc(_Ranked):
-    """The area under the ROC curve: how likely a row of class 1 scores above one of class 0, ties counting half."""
+    """The area under the ROC curve: how likely a row of the class scores above one of another, ties counting half."""
 
-    def compute(self) -> float:
-        if not self._both:
+    def _of(self, scores: Array, truth: Array) -> float:
+        if not len(truth) or truth.min() == truth.max():
             return math.nan
-        positives, negatives = self._steps()
+        positives, negatives = _steps(scores, truth)
         before = np.concatenate([[0.0], positives[:-1]])
         area = ((positives + before) / 2 * np.diff(negatives, prepend=0.0)).sum()
         return float(area / (positives[-1] * negatives[-1]))
@@ -279,10 +306,10 @@ class RocAuc(_Ranked):
 class AveragePrecision(_Ranked):
     """The precision at each score, weighted by the recall it adds."""
 
-    def compute(self) -> float:
-        if not len(self.state.get("targets", ())) or not self.state["targets"].any():
+    def _of(self, scores: Array, truth: Array) -> float:
+        if not truth.any():
             return math.nan
-        positives, negatives = self._steps()
+        positives, negatives = _steps(scores, truth)
         precision = positives / (positives + negatives)
         return float((np.diff(positives, prepend=0.0) * precision).sum() / positives[-1])
 

@@ -19,9 +19,7 @@ from cyxcore.spec import MetricName
 RNG = np.random.default_rng(3)
 ROWS, CLASSES = 211, 7
 LOGITS = RNG.normal(size=(ROWS, CLASSES)).astype(np.float32)
-LABELS = np.where(
-    RNG.random(ROWS) < 0.5, LOGITS.argmax(1), RNG.integers(0, CLASSES - 1, ROWS)
-)  # one class is never true
+LABELS = np.where(RNG.random(ROWS) < 0.5, LOGITS.argmax(1), RNG.integers(0, CLASSES - 1, ROWS))
 FOUND = LOGITS.argmax(1)
 SOFTMAX = np.exp(LOGITS.astype(np.float64)) / np.exp(LOGITS.astype(np.float64)).sum(1, keepdims=True)
 SCORES = np.round(RNG.normal(size=ROWS), 1)  # many ties
@@ -56,6 +54,28 @@ CASES: dict[str, tuple[Callable[[], metrics.Metric], Any, Any, float]] = {
     "f1 binary": (metrics.F1, SCORES, SIDES.astype(np.float32), theirs.f1_score(SIDES, SCORES > 0)),
     "roc auc": (metrics.RocAuc, SCORES, SIDES, theirs.roc_auc_score(SIDES, SCORES)),
     "average precision": (metrics.AveragePrecision, SCORES, SIDES, theirs.average_precision_score(SIDES, SCORES)),
+    **{
+        f"{name} {average} of {form}": (
+            lambda make=make, average=average, form=form: make(average=average, logits=form == "logits"),
+            LOGITS if form == "logits" else SOFTMAX,
+            LABELS,
+            oracle(average),
+        )
+        for name, make, oracle in (
+            (
+                "roc auc",
+                metrics.RocAuc,
+                lambda how: theirs.roc_auc_score(LABELS, SOFTMAX, multi_class="ovr", average=how),
+            ),
+            (
+                "average precision",
+                metrics.AveragePrecision,
+                lambda how: theirs.average_precision_score(LABELS, SOFTMAX, average=how),
+            ),
+        )
+        for average in ("macro", "weighted")
+        for form in ("logits", "probabilities")
+    },
     "kappa": (metrics.CohenKappa, LOGITS, LABELS, theirs.cohen_kappa_score(LABELS, FOUND)),
     "mcc": (metrics.MatthewsCorrelation, LOGITS, LABELS, theirs.matthews_corrcoef(LABELS, FOUND)),
     "log loss": (metrics.LogLoss, LOGITS, LABELS, theirs.log_loss(LABELS, SOFTMAX, labels=range(CLASSES))),
@@ -151,6 +171,16 @@ def test_metrics_of_nothing_are_not_numbers() -> None:
     assert math.isnan(metrics.roc_auc([0.1, 0.2], [1, 1])) and math.isnan(metrics.average_precision([0.1], [0]))
     assert math.isnan(metrics.MeanAbsoluteError().compute())
     assert math.isnan(metrics.r2(np.zeros(0), np.zeros(0))) and math.isnan(metrics.r2(1.0, 2.0))
+
+
+def test_ranks_of_classes_without_rows_count_nothing() -> None:
+    truth = [0, 1, 1, 0]
+    scores = np.array([[2.0, 1, 0], [0, 3, 1], [1, 2, 2], [0, 1, -1]])
+    present = [metrics.roc_auc(np.exp(scores[:, k]) / np.exp(scores).sum(1), np.equal(truth, k)) for k in (0, 1)]
+    assert metrics.roc_auc(scores, truth) == pytest.approx(sum(present) / 2)
+    assert math.isnan(metrics.roc_auc(scores, [1, 1, 1, 1])) and metrics.average_precision(scores, [1, 1, 1, 1]) == 1.0
+    images = np.stack([scores, scores], 2)  # (N, C, 2)
+    assert metrics.roc_auc(images, np.stack([truth, truth], 1)) == metrics.roc_auc(scores, truth)
 
 
 @pytest.mark.parametrize("name", metrics.METRICS)
