@@ -12,6 +12,7 @@ from cyxcore.eager import Tensor
 from cyxcore.errors import CheckpointError, DataError, ShapeError, SpecError
 
 Array = np.ndarray[Any, Any]
+LOADER = "put a dataset in a loader: cx.data.DataLoader(dataset, batch_size=32, shuffle=True)"
 Batch = tuple[list[Tensor], Tensor | None]  # what the model takes, and the target
 
 
@@ -119,7 +120,7 @@ class Stream(Source):
 
 def split(batch: Any, dtype: str | None, where: str) -> Batch:
     """A batch of a stream: (x, target), (x, x, …, target), ((x, …), target) or x alone. Raises DataError for others."""
-    if _is_array(batch):
+    if is_array(batch):
         return [tensor(batch, dtype)], None
     if not isinstance(batch, (tuple, list)) or not batch:
         raise DataError(f"{where}: expected a tensor or a tuple (input, …, target), got {type(batch).__name__}")
@@ -132,8 +133,10 @@ def split(batch: Any, dtype: str | None, where: str) -> Batch:
             "(x, y.soft(classes)), and a function of (output, probabilities) as its loss"
         )
     for part in (*inputs, target):
-        if not _is_array(part):
+        if not is_array(part):
             raise DataError(f"{where}: expected tensors or arrays in it, got {type(part).__name__}")
+        if not np.shape(part):
+            raise DataError(f"{where}: expected arrays with one row for each sample, got a single number; {LOADER}")
     if not inputs:
         return [tensor(target, dtype)], None
     return [tensor(part, dtype) for part in inputs], tensor(target, dtype)
@@ -145,7 +148,8 @@ def tensor(given: Any, dtype: str | None) -> Tensor:
     return made.astype(dtype) if dtype is not None and made.dtype == "float64" and is_float(dtype) else made
 
 
-def _is_array(value: Any) -> bool:
+def is_array(value: Any) -> bool:
+    """Whether it is a tensor, an array or a table."""
     return isinstance(value, Tensor) or hasattr(value, "__array__")
 
 
@@ -155,15 +159,17 @@ def source(x: Any, y: Any, dtype: str | None, batch_size: int, shuffle: bool, se
         raise SpecError(f"batches: expected batch_size of at least 1, got {batch_size}")
     if hasattr(x, "x_train") and y is None:
         x, y = x.x_train, x.y_train
-    parts = list(x) if isinstance(x, (tuple, list)) and x and all(_is_array(part) for part in x) else None
+    parts = list(x) if isinstance(x, (tuple, list)) and x and all(is_array(part) for part in x) else None
     if y is None and parts is not None and len(parts) > 1:
         parts, y = parts[:-1], parts[-1]
-    if parts is not None or _is_array(x) or y is not None:
+    if parts is not None or is_array(x) or y is not None:
         inputs = parts if parts is not None else [x]
         held = [tensor(np.asarray(part) if isinstance(part, list) else part, dtype) for part in inputs]
         held += [] if y is None else [tensor(np.asarray(y) if isinstance(y, list) else y, dtype)]
         return Arrays([part.numpy() for part in held], y is not None, batch_size, shuffle, seed)
     if not hasattr(x, "__iter__"):
+        if hasattr(x, "__getitem__") and hasattr(x, "__len__"):
+            raise SpecError(f"batches: expected batches, got a {type(x).__name__}, which gives single rows; {LOADER}")
         raise SpecError(f"batches: expected arrays, or an iterable of batches, got {type(x).__name__}")
     if epochs > 1 and iter(x) is x:
         raise SpecError(

@@ -137,10 +137,13 @@ def read(source: "GraphFile | Mapping[str, Any] | str | bytes | os.PathLike[str]
         return _converted(dict(source), "graph")
     if isinstance(source, bytes):
         return _converted(_decoded(source, "graph"), "graph")
+    if not isinstance(source, str | os.PathLike):
+        got = type(source).__name__
+        raise SpecError(f"graph: expected a path, JSON as bytes, an object already decoded or a GraphFile, got {got}")
     path = Path(source)
-    if path.is_dir():
-        raise SpecError(f"{path}: expected a graph file, this is a folder")
     try:
+        if path.is_dir():
+            raise SpecError(f"{path}: expected a graph file, this is a folder")
         if path.stat().st_size > MAX_FILE_BYTES:
             raise SpecError(f"{path}: expected a graph file of at most {MAX_FILE_BYTES} bytes; is this data?")
         raw = path.read_bytes()

@@ -28,6 +28,13 @@ class Finding(NamedTuple):
     smoothed: list[float]
     suggestion: float | None
 
+    def __repr__(self) -> str:
+        tried = f"{len(self.learning_rates)} rates"
+        if self.learning_rates:
+            tried += f" from {self.learning_rates[0]:.3g} to {self.learning_rates[-1]:.3g}"
+        said = "None" if self.suggestion is None else f"{self.suggestion:.3g}"
+        return f"Finding(suggestion={said}, {tried})"
+
     def plot(self, backend: str | None = None) -> Any:
         """The losses over the learning rates; see cyxcore.plotting.plot."""
         said = "no rate lowers the loss" if self.suggestion is None else f"suggested: {self.suggestion:.3g}"

@@ -17,7 +17,7 @@ import numpy as np
 from cyxcore import checkpoint as checkpoints
 from cyxcore import device as devices
 from cyxcore import eager, lr_scheduler, optim, precision
-from cyxcore.batches import Batch, Source, tensor
+from cyxcore.batches import Batch, Source, is_array, tensor
 from cyxcore.checkpoint import Checkpoint, Identity, Position
 from cyxcore.eager import Tensor, no_grad
 from cyxcore.errors import CheckpointError, CyxError, DataError, DivergedError, GraphError, ShapeError, SpecError
@@ -222,6 +222,9 @@ class ModuleLearner:
     def predict(self, x: Any, batch_size: int) -> Any:
         """The outputs for all rows of x as NumPy arrays; a tuple of them where the model returns one."""
         inputs = list(x) if isinstance(x, tuple) else [x]
+        for part in inputs:
+            if not (is_array(part) or isinstance(part, list)):
+                raise SpecError(f"predict: expected arrays, or a tuple of them, got {type(part).__name__}")
         held = [tensor(np.asarray(part) if isinstance(part, list) else part, self.dtype) for part in inputs]
         rows = held[0].shape[0] if held[0].shape else 0
         if not rows or any(part.shape[:1] != (rows,) for part in held):

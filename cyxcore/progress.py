@@ -48,7 +48,7 @@ class Progress(Callback):
         out = self.out or sys.stderr
         self._batch, self._began_s = None, time.monotonic()
         self._losses.clear()
-        self._first_step = trainer.step
+        self._done = 0
         if self.out is None and (display := _notebook_display()) is not None:
             self._form = _Notebook(self, display)
         else:
@@ -56,6 +56,7 @@ class Progress(Callback):
 
     def on_batch_end(self, trainer: "Trainer", metrics: BatchMetrics) -> None:
         self._batch = metrics
+        self._done += 1
         self._losses.append(metrics.batch_loss)
         self._form.batch()
 
@@ -89,9 +90,10 @@ class Progress(Callback):
         of = f"/{now.batches}" if now.batches else ""
         parts = [f"epoch {now.epoch}/{now.epochs}", f"batch {now.batch}{of}", f"loss {now.batch_loss:.4f}"]
         parts.append(f"{now.samples_per_s:,.0f} samples/s")
-        if now.batches and now.step > self._first_step:
-            seconds = (time.monotonic() - self._began_s) / (now.step - self._first_step)
-            parts.append(f"{human_duration(seconds * max(0, now.batches * now.epochs - now.step))} left")
+        # Of batches, not steps: a step may be of several, and an earlier fit may have had batches of another size.
+        left = (now.batches or 0) * (now.epochs - now.epoch + 1) - now.batch
+        if left > 0:
+            parts.append(f"{human_duration((time.monotonic() - self._began_s) / self._done * left)} left")
         return "  ".join(parts)
 
     def course(self) -> str:

@@ -326,6 +326,14 @@ def test_subgraphs_of_nothing_but_subgraphs_end() -> None:
         cx.load_graph(file)
 
 
+@pytest.mark.parametrize(
+    "source, said", [(None, "an object already decoded or a GraphFile, got NoneType"), ("x" * 300, "cannot be read")]
+)
+def test_what_cannot_be_a_graph_file_is_refused(source: Any, said: str) -> None:
+    with pytest.raises(cx.errors.SpecError, match=said):
+        read(source)
+
+
 def test_equal_files_have_equal_bytes(tmp_path: Path) -> None:
     path = tmp_path / "a.cyxgraph"
     path.write_text(json.dumps(GOOD, indent=2))

@@ -134,6 +134,8 @@ def test_a_range_test_suggests_a_rate_and_leaves_no_trace(tmp_path: Path, traine
     assert len(found.losses) == len(found.smoothed) == len(found.learning_rates) <= 80
     assert found.learning_rates[:2] == pytest.approx([1e-6, 1e-6 * (3e7) ** (1 / 79)])
     assert f"suggested: {found.suggestion:.3g}" in str(found.plot(backend="text"))
+    count, last = len(found.losses), found.learning_rates[-1]
+    assert repr(found) == f"Finding(suggestion={found.suggestion:.3g}, {count} rates from 1e-06 to {last:.3g})"
     again = cx.lr_finder(trainer, X, Y, batch_size=16, highest=30.0, steps=80)
     assert again == found
 

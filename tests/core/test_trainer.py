@@ -16,7 +16,7 @@ import pytest
 import cyxcore as cx
 from cyxcore import callbacks, checkpoint, history, lr_scheduler, metrics, nn, optim, plotting, progress
 from cyxcore.errors import CheckpointError, DataError, DivergedError, GraphError, MissingExtra, ShapeError, SpecError
-from cyxcore.spec import EpochMetrics
+from cyxcore.spec import BatchMetrics, EpochMetrics
 
 RNG = np.random.default_rng(5)
 X = RNG.normal(size=(70, 6)).astype(np.float32)
@@ -422,6 +422,17 @@ def test_a_model_that_looks_at_values_is_told_how_to_run_it() -> None:
             SpecError,
             "read 2 times, got a list_iterator, read only once",
         ),
+        (
+            lambda: trainer().fit(cx.data.TensorDataset(X, Y)),
+            SpecError,
+            "a TensorDataset, which gives single rows; put a",
+        ),
+        (
+            lambda: trainer().fit([(X[0], Y[0])]),
+            DataError,
+            "one row for each sample, got a single number; put a dataset in",
+        ),
+        (lambda: trainer().predict(cx.data.TensorDataset(X)), SpecError, "expected arrays, .* got TensorDataset"),
         (lambda: trainer().fit(7), SpecError, "arrays, or an iterable of batches, got int"),
         (
             lambda: trainer().fit([{"x": X}], progress=False),
@@ -491,6 +502,26 @@ def test_in_a_notebook_one_cell_is_written_anew(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "IPython.display", SimpleNamespace(display=display))
     trainer().fit(X, Y, epochs=2)
     assert "<progress" in shown[-1] and "epoch 1/2  loss" in shown[-1] and "epoch 2/2  loss" in shown[-1]
+
+
+def test_the_time_left_is_of_the_batches_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = progress.Progress(io.StringIO())
+    now = iter((100.0, 110.0, 120.0))
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(now))
+    shown.on_fit_begin(trainer())
+    told = {
+        "epochs": 7,
+        "batches": 200,
+        "step": 4000,
+        "batch_loss": 1.0,
+        "batch_time_ms": 1.0,
+        "learning_rate": 0.1,
+        "samples_per_s": 1.0,
+    }
+    shown.on_batch_end(trainer(), BatchMetrics(epoch=6, batch=1, **told))
+    assert shown.headline().endswith("  1 h 6 min left")  # 399 batches of 10 s, whatever step this is
+    shown.on_batch_end(trainer(), BatchMetrics(epoch=7, batch=200, **told))
+    assert "left" not in shown.headline() and shown.fraction == 1.0
 
 
 @pytest.mark.timeout(240)
