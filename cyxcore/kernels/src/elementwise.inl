@@ -38,6 +38,7 @@
     }                                                                                                        \
     static cyx_status NAME(const cyx_call *call) { return cyx_run_rows(call, NAME##_body); }
 CYX_COSTLY(exp_rows, exp_16_row)
+CYX_COSTLY(log_rows, log_16_row)
 CYX_COSTLY(tanh_rows, tanh_16_row)
 CYX_COSTLY(sigmoid_rows, sigmoid_16_row)
 CYX_COSTLY(erf_rows, erf_16_row)
@@ -105,6 +106,7 @@ static void fill_elementwise(cyx_table table) {
     FILL_FLOAT_OPS(CYX_F64, f64);
 #if defined(VECTOR_MATH)
     table[CYX_OP_exp][CYX_F32] = exp_rows, table[CYX_OP_tanh][CYX_F32] = tanh_rows;
+    table[CYX_OP_log][CYX_F32] = log_rows;
     table[CYX_OP_sigmoid][CYX_F32] = sigmoid_rows, table[CYX_OP_erf][CYX_F32] = erf_rows;
 #endif
     table[CYX_OP_where][CYX_F32] = where_f32, table[CYX_OP_where][CYX_F64] = where_f64;

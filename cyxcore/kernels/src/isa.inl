@@ -19,6 +19,13 @@
 #define LOAD_PART LOAD_PART_f32
 #define STORE_PART STORE_PART_f32
 #endif
+#if defined(UNORDERED_f32)
+#define UNORDERED UNORDERED_f32
+#define NOTE_UNORDERED NOTE_UNORDERED_f32
+#define ANY_UNORDERED ANY_UNORDERED_f32
+#define QUICK_MAX QUICK_MAX_f32
+#define QUICK_MIN QUICK_MIN_f32
+#endif
 #include "parts.inl"
 #include "reduce.inl"
 #include "softmax.inl"
@@ -37,6 +44,11 @@
 #undef INF
 #undef LOAD_PART
 #undef STORE_PART
+#undef UNORDERED
+#undef NOTE_UNORDERED
+#undef ANY_UNORDERED
+#undef QUICK_MAX
+#undef QUICK_MIN
 
 #define T double
 #define V vf64
@@ -50,6 +62,13 @@
 #if defined(LOAD_PART_f64)
 #define LOAD_PART LOAD_PART_f64
 #define STORE_PART STORE_PART_f64
+#endif
+#if defined(UNORDERED_f64)
+#define UNORDERED UNORDERED_f64
+#define NOTE_UNORDERED NOTE_UNORDERED_f64
+#define ANY_UNORDERED ANY_UNORDERED_f64
+#define QUICK_MAX QUICK_MAX_f64
+#define QUICK_MIN QUICK_MIN_f64
 #endif
 #include "parts.inl"
 #include "reduce.inl"

@@ -19,6 +19,20 @@
 #define splat_vf32(x) ((vf32)_mm256_set1_ps(x))
 #define splat_vf64(x) ((vf64)_mm256_set1_pd(x))
 
+/* As in isa_avx512.c. */
+#define UNORDERED_f32 __m256
+#define UNORDERED_f64 __m256d
+#define NOTE_UNORDERED_f32(odd, a, b)                                                                        \
+    (odd) = _mm256_or_ps(odd, _mm256_cmp_ps((__m256)(a), (__m256)(b), _CMP_UNORD_Q))
+#define NOTE_UNORDERED_f64(odd, a, b)                                                                        \
+    (odd) = _mm256_or_pd(odd, _mm256_cmp_pd((__m256d)(a), (__m256d)(b), _CMP_UNORD_Q))
+#define ANY_UNORDERED_f32(odd) _mm256_movemask_ps(odd)
+#define ANY_UNORDERED_f64(odd) _mm256_movemask_pd(odd)
+#define QUICK_MAX_f32(a, b) ((vf32)_mm256_max_ps((__m256)(b), (__m256)(a)))
+#define QUICK_MIN_f32(a, b) ((vf32)_mm256_min_ps((__m256)(b), (__m256)(a)))
+#define QUICK_MAX_f64(a, b) ((vf64)_mm256_max_pd((__m256d)(b), (__m256d)(a)))
+#define QUICK_MIN_f64(a, b) ((vf64)_mm256_min_pd((__m256d)(b), (__m256d)(a)))
+
 #include "isa.inl"
 
 void cyx_fill_avx2(cyx_table table) { fill_isa(table); }

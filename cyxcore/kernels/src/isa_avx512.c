@@ -27,6 +27,20 @@
 #define STORE_PART_f32(x, mask, v) _mm512_mask_storeu_ps(x, (__mmask16)(mask), (__m512)(v))
 #define STORE_PART_f64(x, mask, v) _mm512_mask_storeu_pd(x, (__mmask8)(mask), (__m512d)(v))
 
+/* Lanes in which one of two is a NaN; the greater and the lesser, the first where one is, or where both are zeros. */
+#define UNORDERED_f32 __mmask16
+#define UNORDERED_f64 __mmask8
+#define NOTE_UNORDERED_f32(odd, a, b)                                                                        \
+    (odd) = (__mmask16)((odd) | _mm512_cmp_ps_mask((__m512)(a), (__m512)(b), _CMP_UNORD_Q))
+#define NOTE_UNORDERED_f64(odd, a, b)                                                                        \
+    (odd) = (__mmask8)((odd) | _mm512_cmp_pd_mask((__m512d)(a), (__m512d)(b), _CMP_UNORD_Q))
+#define ANY_UNORDERED_f32(odd) ((odd) != 0)
+#define ANY_UNORDERED_f64(odd) ((odd) != 0)
+#define QUICK_MAX_f32(a, b) ((vf32)_mm512_max_ps((__m512)(b), (__m512)(a)))
+#define QUICK_MIN_f32(a, b) ((vf32)_mm512_min_ps((__m512)(b), (__m512)(a)))
+#define QUICK_MAX_f64(a, b) ((vf64)_mm512_max_pd((__m512d)(b), (__m512d)(a)))
+#define QUICK_MIN_f64(a, b) ((vf64)_mm512_min_pd((__m512d)(b), (__m512d)(a)))
+
 #include "isa.inl"
 
 void cyx_fill_avx512(cyx_table table) { fill_isa(table); }

@@ -20,8 +20,18 @@ enum { BLOCK_ROWS = 32, GROUP_BLOCKS = 64, RUN_BLOCK = 1024, TREE_DEPTH = 48, TI
 #define MIN_S(a, b) ((a) <= (b) || (a) != (a) ? (a) : (b))
 #define MIN_V(a, b) SELECT(((a) <= (b)) | ((a) != (a)), a, b)
 
+/* The lanes of a vector, folded in halves. */
+#define LANES_OF(FOLD, JOIN_V)                                                                               \
+    static inline T NAME(FOLD##_lanes)(V whole) {                                                            \
+        if (VN > 8) FOLD_LANES(whole, VN > 8 ? 8 : 1, JOIN_V)                                                \
+        if (VN > 4) FOLD_LANES(whole, VN > 4 ? 4 : 1, JOIN_V)                                                \
+        if (VN > 2) FOLD_LANES(whole, VN > 2 ? 2 : 1, JOIN_V)                                                \
+        FOLD_LANES(whole, 1, JOIN_V)                                                                         \
+        return whole[0];                                                                                     \
+    }
+
 /* One block of a run of memory: n <= RUN_BLOCK terms in WIDTH lanes. */
-#define BLOCK(FOLD, WIDTH, JOIN_S, JOIN_V, START)                                                            \
+#define BLOCK(FOLD, WIDTH, JOIN_V, START)                                                                    \
     static T NAME(FOLD##_block##WIDTH)(const T *x, int64_t n) {                                              \
         enum { VECTORS = WIDTH / VN };                                                                       \
         V lanes[VECTORS];                                                                                    \
@@ -38,17 +48,38 @@ enum { BLOCK_ROWS = 32, GROUP_BLOCKS = 64, RUN_BLOCK = 1024, TREE_DEPTH = 48, TI
         _Pragma("GCC unroll 8") for (int half = VECTORS / 2; half; half /= 2)                                \
             _Pragma("GCC unroll 16") for (int v = 0; v < half; v++) lanes[v] =                               \
                 JOIN_V(lanes[v], lanes[v + half]);                                                           \
-        V whole = lanes[0];                                                                                  \
-        if (VN > 8) FOLD_LANES(whole, VN > 8 ? 8 : 1, JOIN_V)                                                \
-        if (VN > 4) FOLD_LANES(whole, VN > 4 ? 4 : 1, JOIN_V)                                                \
-        if (VN > 2) FOLD_LANES(whole, VN > 2 ? 2 : 1, JOIN_V)                                                \
-        FOLD_LANES(whole, 1, JOIN_V)                                                                         \
-        return whole[0];                                                                                     \
+        return NAME(FOLD##_lanes)(lanes[0]);                                                                 \
     }
 
-#define FOLD(NAME_, JOIN_S, JOIN_V, START)                                                                   \
-    BLOCK(NAME_, 16, JOIN_S, JOIN_V, START)                                                                  \
-    BLOCK(NAME_, 64, JOIN_S, JOIN_V, START)                                                                  \
+/* The greatest or the least of a block by the processor's own instruction: QUICK(so far, new) is `so far` also
+ * where both are zeros or one is a NaN. A join differs only where a NaN comes in new; such a block is made by joins. */
+#define QUICK_BLOCK(FOLD, QUICK, START)                                                                      \
+    static T NAME(FOLD##_quick)(const T *x, int64_t n) {                                                     \
+        enum { VECTORS = 64 / VN };                                                                          \
+        V lanes[VECTORS];                                                                                    \
+        UNORDERED odd = {0};                                                                                 \
+        if (n < 64) return NAME(FOLD##_block64)(x, n);                                                       \
+        for (int v = 0; v < VECTORS; v++) lanes[v] = *(const V *)(x + v * VN);                               \
+        for (int v = 0; v < VECTORS; v += 2) NOTE_UNORDERED(odd, lanes[v], lanes[v + 1]);                    \
+        int64_t i = 64;                                                                                      \
+        for (; i + 64 <= n; i += 64) _Pragma("GCC unroll 8") for (int v = 0; v < VECTORS; v += 2) {          \
+                V one = *(const V *)(x + i + v * VN), two = *(const V *)(x + i + (v + 1) * VN);              \
+                lanes[v] = QUICK(lanes[v], one), lanes[v + 1] = QUICK(lanes[v + 1], two);                    \
+                NOTE_UNORDERED(odd, one, two);                                                               \
+            }                                                                                                \
+        if (i < n) _Pragma("GCC unroll 8") for (int v = 0; v < VECTORS; v++) {                               \
+                V next = NAME(part)(x + i + v * VN, n - i - v * VN, (T)(START));                             \
+                lanes[v] = QUICK(lanes[v], next);                                                            \
+                NOTE_UNORDERED(odd, next, next);                                                             \
+            }                                                                                                \
+        if (ANY_UNORDERED(odd)) return NAME(FOLD##_block64)(x, n);                                           \
+        _Pragma("GCC unroll 8") for (int half = VECTORS / 2; half; half /= 2)                                \
+            _Pragma("GCC unroll 16") for (int v = 0; v < half; v++) lanes[v] =                               \
+                QUICK(lanes[v], lanes[v + half]);                                                            \
+        return NAME(FOLD##_lanes)(lanes[0]);                                                                 \
+    }
+
+#define FOLD(NAME_, BLOCK64, JOIN_S)                                                                         \
     /* A counter's carries: `count` values were pushed before this one. Returns the new height. */           \
     static int NAME(NAME_##_push)(T * tree, int height, int64_t count, T value) {                            \
         for (; count & 1; count >>= 1) {                                                                     \
@@ -71,7 +102,7 @@ enum { BLOCK_ROWS = 32, GROUP_BLOCKS = 64, RUN_BLOCK = 1024, TREE_DEPTH = 48, TI
         int height = 0;                                                                                      \
         for (int64_t i = 0, count = 0; i < n; i += RUN_BLOCK, count++)                                       \
             height = NAME(NAME_##_push)(                                                                     \
-                tree, height, count, NAME(NAME_##_block64)(x + i, n - i < RUN_BLOCK ? n - i : RUN_BLOCK));   \
+                tree, height, count, NAME(BLOCK64)(x + i, n - i < RUN_BLOCK ? n - i : RUN_BLOCK));           \
         return NAME(NAME_##_finish)(tree, height);                                                           \
     }                                                                                                        \
     static T NAME(NAME_##_run)(const T *x, int64_t n) {                                                      \
@@ -87,7 +118,7 @@ enum { BLOCK_ROWS = 32, GROUP_BLOCKS = 64, RUN_BLOCK = 1024, TREE_DEPTH = 48, TI
 
 /* `rows` rows, `stride` apart, folded in order into n columns: a few vectors of columns stay in registers
  * throughout. */
-#define FOLD_BLOCK(NAME_, JOIN_S, JOIN_V)                                                                    \
+#define FOLD_BLOCK(NAME_, JOIN_V)                                                                            \
     static void NAME(NAME_##_block)(T * into, const T *x, int64_t stride, int64_t rows, int64_t n) {         \
         int64_t j = 0;                                                                                       \
         for (; j + 4 * VN <= n; j += 4 * VN) {                                                               \
@@ -104,12 +135,59 @@ enum { BLOCK_ROWS = 32, GROUP_BLOCKS = 64, RUN_BLOCK = 1024, TREE_DEPTH = 48, TI
         for (int64_t r = 1; r < rows; r++) NAME(NAME_##_columns)(into + j, x + r * stride + j, n - j);       \
     }
 
-FOLD(sum, ADD_S, ADD_V, 0)
-FOLD(max, MAX_S, MAX_V, -INF)
-FOLD(min, MIN_S, MIN_V, INF)
-FOLD_BLOCK(sum, ADD_S, ADD_V)
-FOLD_BLOCK(max, MAX_S, MAX_V)
-FOLD_BLOCK(min, MIN_S, MIN_V)
+/* Rows in the same way. */
+#define QUICK_ROWS(FOLD, QUICK)                                                                              \
+    static void NAME(FOLD##_quick_rows)(T * into, const T *x, int64_t stride, int64_t rows, int64_t n) {     \
+        UNORDERED odd = {0};                                                                                 \
+        int64_t j = 0;                                                                                       \
+        for (; j + 4 * VN <= n; j += 4 * VN) {                                                               \
+            V a[4];                                                                                          \
+            _Pragma("GCC unroll 4") for (int v = 0; v < 4; v++) a[v] = *(const V *)(x + j + v * VN);         \
+            for (int64_t r = 1; r < rows; r++) {                                                             \
+                V next[4];                                                                                   \
+                _Pragma("GCC unroll 4") for (int v = 0; v < 4; v++) {                                        \
+                    next[v] = *(const V *)(x + r * stride + j + v * VN);                                     \
+                    a[v] = QUICK(a[v], next[v]);                                                             \
+                }                                                                                            \
+                NOTE_UNORDERED(odd, next[0], next[1]);                                                       \
+                NOTE_UNORDERED(odd, next[2], next[3]);                                                       \
+            }                                                                                                \
+            _Pragma("GCC unroll 4") for (int v = 0; v < 4; v++) * (V *)(into + j + v * VN) = a[v];           \
+        }                                                                                                    \
+        int64_t done = ANY_UNORDERED(odd) ? 0 : j;                                                           \
+        if (done < n) NAME(FOLD##_block)(into + done, x + done, stride, rows, n - done);                     \
+    }
+
+LANES_OF(sum, ADD_V)
+LANES_OF(max, MAX_V)
+LANES_OF(min, MIN_V)
+BLOCK(sum, 16, ADD_V, 0)
+BLOCK(sum, 64, ADD_V, 0)
+BLOCK(max, 16, MAX_V, -INF)
+BLOCK(max, 64, MAX_V, -INF)
+BLOCK(min, 16, MIN_V, INF)
+BLOCK(min, 64, MIN_V, INF)
+FOLD(sum, sum_block64, ADD_S)
+FOLD_BLOCK(sum, ADD_V)
+#if defined(UNORDERED)
+QUICK_BLOCK(max, QUICK_MAX, -INF)
+QUICK_BLOCK(min, QUICK_MIN, INF)
+FOLD(max, max_quick, MAX_S)
+FOLD(min, min_quick, MIN_S)
+FOLD_BLOCK(max, MAX_V)
+FOLD_BLOCK(min, MIN_V)
+QUICK_ROWS(max, QUICK_MAX)
+QUICK_ROWS(min, QUICK_MIN)
+#define MAX_ROWS NAME(max_quick_rows)
+#define MIN_ROWS NAME(min_quick_rows)
+#else
+FOLD(max, max_block64, MAX_S)
+FOLD(min, min_block64, MIN_S)
+FOLD_BLOCK(max, MAX_V)
+FOLD_BLOCK(min, MIN_V)
+#define MAX_ROWS NAME(max_block)
+#define MIN_ROWS NAME(min_block)
+#endif
 
 typedef struct {
     T (*run)(const T *x, int64_t n);
@@ -123,9 +201,9 @@ typedef struct {
 static const NAME(fold)
     NAME(fold_sum) = {NAME(sum_run), NAME(sum_blocks), NAME(sum_push), NAME(sum_finish), NAME(sum_columns), NAME(sum_block)};
 static const NAME(fold)
-    NAME(fold_max) = {NAME(max_run), NAME(max_blocks), NAME(max_push), NAME(max_finish), NAME(max_columns), NAME(max_block)};
+    NAME(fold_max) = {NAME(max_run), NAME(max_blocks), NAME(max_push), NAME(max_finish), NAME(max_columns), MAX_ROWS};
 static const NAME(fold)
-    NAME(fold_min) = {NAME(min_run), NAME(min_blocks), NAME(min_push), NAME(min_finish), NAME(min_columns), NAME(min_block)};
+    NAME(fold_min) = {NAME(min_run), NAME(min_blocks), NAME(min_push), NAME(min_finish), NAME(min_columns), MIN_ROWS};
 
 typedef struct {
     const NAME(fold) * fold;
@@ -333,3 +411,6 @@ static void NAME(fill_reduce)(cyx_table table) {
     table[CYX_OP_sum][DTYPE] = NAME(reduce_sum), table[CYX_OP_mean][DTYPE] = NAME(reduce_mean);
     table[CYX_OP_max][DTYPE] = NAME(reduce_max), table[CYX_OP_min][DTYPE] = NAME(reduce_min);
 }
+
+#undef MAX_ROWS
+#undef MIN_ROWS
