@@ -16,6 +16,7 @@ from cyxcore.eager import Tensor, around, as_array, next_key, wrap
 from cyxcore.elementwise import or_method, value_of
 from cyxcore.errors import DtypeError, ShapeError, SpecError
 from cyxcore.functional.basic import where
+from cyxcore.hosted import is_symbolic
 from cyxcore.infer import Shape
 from cyxcore.kernels.bfloat16 import NUMPY_DTYPES
 from cyxcore.keys import drawn
@@ -76,6 +77,9 @@ def asarray(obj: Any, /, *, dtype: Any = None, device: Any = None, copy: bool | 
     ValueError where it would have to.
     """
     _on(device)
+    if is_symbolic(obj):
+        value: Any = obj if dtype is None else obj.astype(dtype)
+        return value.copy() if copy else value
     if isinstance(obj, Tensor):
         if dtype is None or dtype_name(dtype) == obj.dtype:
             return obj.copy() if copy else obj

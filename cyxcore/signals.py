@@ -183,7 +183,7 @@ def istft(
     first = n_fft // 2 if center else 0
     last = first + length if length is not None else whole - first
     total, weight = total[:, first:last], weight[:, first:last]
-    if weight.size and not (weight > 1e-11).all():
+    if weight.size and not weight.is_symbolic and not (weight > 1e-11).all():
         raise SpecError("istft: expected a window and hop_length that leave no place out")
     found = total / weight
     if length is not None and found.shape[1] < length:

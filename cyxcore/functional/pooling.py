@@ -223,7 +223,7 @@ def max_unpool(
 ) -> Any:
     """x (N, C, *sizes) at the places that max_pool named, 0 elsewhere. Returns (N, C, *output_size).
 
-    output_size: the sizes before pooling, where kernel, stride and padding leave it open. Of tensors, not in graphs.
+    output_size: the sizes before pooling, where kernel, stride and padding leave it open. Not in graphs that travel.
     """
     return _max_unpool(x, indices, x.ndim - 2, kernel_size, stride, padding, output_size)
 
@@ -243,7 +243,7 @@ def _max_unpool(x: Any, indices: Any, rank: int, kernel_size: Any, stride: Any, 
         )
     else:
         sizes = tuple(output_size)[-rank:]
-    if indices.dtype not in INTEGERS or bool((indices < 0).any().item()):
+    if indices.dtype not in INTEGERS or not indices.is_symbolic and bool((indices < 0).any().item()):
         raise SpecError(f"max_unpool: expected places from 0 on, as max_pool gives them, got {indices.dtype} {indices}")
     flat = x._constant(0.0, x.dtype).broadcast_to(*x.shape[:2], math.prod(sizes))
     return flat.scatter(2, indices.flatten(2), x.flatten(2)).reshape(*x.shape[:2], *sizes)

@@ -144,8 +144,8 @@ UNARY: list[Callable[[Any], Any]] = [
     lambda x: cx.complex(x, x.tanh()).abs(),
     lambda x: x.half().tanh().astype(x.dtype),
     lambda x: Halved.apply(x, 0.5),
-    lambda x: x * cx.distributions.Gamma(x.detach().square() + 0.5, 2.0).rsample(),
-    lambda x: cx.bernoulli(x.detach().sigmoid()) * x,
+    lambda x: x * cx.distributions.Gamma(x.detach().nan_to_num().sigmoid() + 0.5, 2.0).rsample(),
+    lambda x: cx.bernoulli(x.detach().nan_to_num().sigmoid()) * x,
 ]
 
 
