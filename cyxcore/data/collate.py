@@ -33,6 +33,11 @@ def packed_collate(samples: Sequence[Any]) -> dict[str, Tensor]:
 
     Sequence i is values[offsets[i] : offsets[i + 1]].
     """
+    if found := next((sample for sample in samples if isinstance(sample, tuple | Mapping)), None):
+        raise SpecError(
+            f"packed_collate: expected a sequence a sample, got a {type(found).__name__}; pack one part of the samples "
+            "in a collate_fn of your own, or use pad_collate, which takes the parts of each"
+        )
     arrays = [_array(sample) for sample in samples]
     if any(array.ndim == 0 or array.shape[1:] != arrays[0].shape[1:] for array in arrays):
         told = ", ".join(str(array.shape) for array in arrays[:8])

@@ -99,6 +99,7 @@ class DataLoader:
         self.batch_sampler = batch_sampler
         self.sampler = self._sampler(sampler)
         self.epoch, self._batch, self._goes_on = 1, 0, False
+        self._read_once = False  # for what gives its rows only once, such as a generator
         self._newest: object = None  # the loop that was begun last: the state is its place
 
     def _sampler(self, given: Sampler | Iterable[int] | None) -> Sampler | Iterable[int] | None:
@@ -239,7 +240,13 @@ class DataLoader:
     def _reading_tasks(self, epoch: int, skipped: int) -> Iterator[Task]:
         if hasattr(self.dataset, "set_epoch"):
             self.dataset.set_epoch(epoch)
-        samples = itertools.islice(iter(self.dataset), skipped * self.batch_size, None)
+        rows = iter(self.dataset)
+        if rows is self.dataset and self._read_once:
+            got = f"a {type(self.dataset).__name__}, which is over after one"
+            remedy = "derive the dataset from cx.data.IterableDataset, whose __iter__ begins anew"
+            raise SpecError(f"DataLoader: expected rows for another pass (epoch {epoch}), got {got}; {remedy}")
+        self._read_once = True
+        samples = itertools.islice(rows, skipped * self.batch_size, None)
         for batch in itertools.count(skipped):
             yield partial(self._read, samples, batch, epoch)
 

@@ -184,6 +184,8 @@ class BPETokenizer(_Base):
             raise SpecError(f"train: expected a vocab_size of {least}..{MAX_VOCAB:,}, got {vocab_size}")
         counts: Counter[str] = Counter()
         for text in [texts] if isinstance(texts, str) else texts:
+            if not isinstance(text, str):
+                raise DataError(f"train: expected text, or several of them, got {type(text).__name__}")
             counts.update(_WORD.findall(text))
         try:
             return cls(_merges(counts, vocab_size - 256 - len(special_tokens)), special_tokens)

@@ -394,7 +394,14 @@ def checked(transform: Any) -> Transform:
         result: Transform = msgspec.convert(msgspec.to_builtins(transform), type(transform))
         return result
     except (msgspec.ValidationError, TypeError) as error:
-        raise SpecError(f"{name}: {told(str(error))}") from None
+        said = told(str(error))
+        option = said.partition(":")[0]
+        got = (
+            f", got {getattr(transform, option)!r}"
+            if option in transform.__struct_fields__ and "got" not in said
+            else ""
+        )
+        raise SpecError(f"{name}: {said}{got}") from None
 
 
 def told(said: str) -> str:

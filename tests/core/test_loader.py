@@ -348,6 +348,13 @@ def test_an_iterable_dataset_is_read_as_far_as_it_is_asked_for() -> None:
         list(DataLoader(Stream(10, bad=6), batch_size=4, num_workers=1))
 
 
+def test_a_generator_is_read_once_and_not_silently_empty_after_that() -> None:
+    loader = DataLoader((row for row in range(5)), batch_size=2)
+    assert [batch.tolist() for batch in loader] == [[0, 1], [2, 3], [4]]
+    with pytest.raises(SpecError, match=r"another pass \(epoch 2\), got a generator, which is over after one"):
+        list(loader)
+
+
 def test_a_shuffle_buffer_mixes_neighbours_the_same_way_for_the_same_epoch() -> None:
     def passes() -> list[list[int]]:
         loader = DataLoader(ShuffleBuffer(Stream(100), buffer_size=10, seed=1), batch_size=100)
@@ -374,6 +381,8 @@ def test_sequences_are_padded_or_packed() -> None:
     assert tokens.tolist() == [[1, 2, 3], [4, -1, -1]] and labels.tolist() == [0, 1]
     packed = packed_collate([tokens for tokens, _ in samples])
     assert packed["values"].tolist() == [1, 2, 3, 4] and packed["offsets"].tolist() == [0, 3, 4]
+    with pytest.raises(SpecError, match="expected a sequence a sample, got a tuple; pack one part of the samples"):
+        packed_collate(samples)
 
 
 def test_samples_that_do_not_fit_are_told_with_what_to_do() -> None:

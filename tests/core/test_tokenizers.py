@@ -123,6 +123,7 @@ def test_long_words_are_not_remembered() -> None:
         (lambda: BPE.encode(b"bytes"), DataError, "encode: expected text, got bytes"),
         (lambda: BPE.encode("a\ud800"), DataError, r"got half of a pair, U\+D800 at character 1"),
         (lambda: BPETokenizer.train("a\ud800 a\ud800", 300), DataError, "expected text that UTF-8 can hold"),
+        (lambda: BPETokenizer.train(["a", 5], 300), DataError, "train: expected text, or several of them, got int"),
         (lambda: BPE.decode([1, 5000]), DataError, r"expected tokens 0..\d+, got 5000 at place 1"),
         (lambda: BPE.decode([0.5]), DataError, "expected integers, got float64"),
         (

@@ -423,7 +423,7 @@ def test_the_draws_of_a_row_do_not_depend_on_how_many_rows_there_are() -> None:
     [
         (lambda: T.RandomCrop(0), r"expected size as pixels or \(height, width\), each 1..65,536, got 0"),
         (lambda: T.RandomCrop("8"), "expected size as pixels or"),
-        (lambda: T.Compose([T.RandomHorizontalFlip(1.5)]), "RandomHorizontalFlip: p: expected `float` <= 1.0"),
+        (lambda: T.Compose([T.RandomHorizontalFlip(1.5)]), "RandomHorizontalFlip: p: expected `float` <= 1.0, got 1.5"),
         (lambda: T.GaussianBlur(4), "expected an odd kernel_size, got 4"),
         (lambda: T.RandomErasing(scale=(0.5, 0.1)), r"expected scale as \(least, most\), got \(0.5, 0.1\)"),
         (lambda: T.Compose(["flip"]), "transforms: expected one of Resize, Pad, .*, got str"),
