@@ -4,13 +4,13 @@ The function runs once per probe batch size and never again; a training node run
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from cyxcore import linalg
-from cyxcore.errors import GraphError
+from cyxcore.errors import GraphError, ShapeError
 from cyxcore.graph import Graph
 from cyxcore.symbols import MOST_NODES, Builder, Symbol, batch_free
 from cyxcore.values import TRACED, Value
@@ -73,17 +73,22 @@ def trace(model: Any, input_shape: Sequence[int] | None = None, dtype: str = "fl
 
     if isinstance(model, Value):
         return linalg.trace(model)
+    if isinstance(input_shape, int):
+        raise GraphError(f"trace: expected input_shape, the shape of one sample, such as ({input_shape},)")
     if input_shape is None:
         raise GraphError("trace: expected input_shape, the shape of one sample")
 
     def at(batch_size: int) -> Graph:
         builder = Builder(batch_size, MOST_NODES)
         x = builder.input("x", (batch_size, *input_shape), dtype)
-        if isinstance(model, Module):
-            with symbolic(model, builder):
+        try:
+            with symbolic(model, builder) if isinstance(model, Module) else nullcontext():
                 result = model(x)
-        else:
-            result = model(x)
+        except ShapeError as error:
+            if f"({batch_size}, " not in str(error):
+                raise
+            sample = tuple(input_shape)
+            raise type(error)(f"{error}; {batch_size} stands for any batch size: one sample is {sample}") from None
         if not isinstance(result, Symbol):
             raise GraphError(
                 f"trace: expected the model to return one tensor computed from x, got {type(result).__name__}"

@@ -131,6 +131,13 @@ def test_a_shape_error_in_a_module_names_the_layer() -> None:
         cx.trace(nn.Sequential(nn.ReLU(), nn.Sequential(nn.Linear(3, 2))[0]), (4,))
 
 
+def test_a_shape_with_a_batch_size_in_it_is_said() -> None:
+    with pytest.raises(ShapeError, match=r"layer Linear: .*; 1009 stands for any batch size: one sample is \(8, 4\)"):
+        cx.trace(nn.Linear(3, 2), (8, 4))
+    with pytest.raises(GraphError, match=r"the shape of one sample, such as \(3,\)"):
+        cx.summary(nn.Linear(3, 2), 3)  # type: ignore[arg-type]
+
+
 def test_any_reshape_that_keeps_rows_is_free_of_the_batch() -> None:
     graph, _ = cx.trace(lambda x: x.reshape(x.shape[0] * 2, 3).relu().reshape(-1, 6), (6,))
     assert graph.infer(5).shapes[graph.outputs[0]] == (5, 6)
