@@ -25,6 +25,7 @@ from cyxnet.local import LocalNetwork
 PACKAGES: dict[str, str] = {}
 EXAMPLE = child.ROOT / "examples" / "digits.toml"
 IN_FLIGHT = 256  # of job.submit requests
+WARM_SUBMISSIONS = 20  # before any is counted, as many as Celery's client sends
 WHOLE_IN_FLIGHT = 32  # of whole client.submit calls
 SUBMIT_AT_MOST_S = 20.0  # on a slow machine: a signed deposit can be used for a minute
 FAUCET_BASE_UNITS, FAUCET_LAMPORTS = 10**15, 10**10  # the most of one call
@@ -90,11 +91,12 @@ async def _prepared_rate(scale: Scale, folder: Path) -> AsyncIterator[Report]:
     job, count = _tiny_job(), scale.submissions
     async with LocalNetwork(folder, nodes=0), await AsyncClient.connect(folder) as client:
         await _fund(client, count)
-        dataset = await client.upload(job.data_path)
+        request, subject = job.request(await client.upload(job.data_path)), subjects.api(client.caller, "job.submit")
+        for each in await _signed(client, request, WARM_SUBMISSIONS):
+            await client.bus.ask(subject, each, m.SubmitReply, timeout_s=60)
         yield Progress(f"signing {count} deposits")
-        requests = await _signed(client, job.request(dataset), count)
+        requests = await _signed(client, request, count)
         yield Progress(f"{count} submissions, {IN_FLIGHT} in flight")
-        subject = subjects.api(client.caller, "job.submit")
         yield await _rate(
             "Cyx, job.submit",
             "job checked, its deposit checked byte for byte, both on the broker's disk (sync always)",

@@ -13,10 +13,9 @@ from cyxcore.paths import shown
 from cyxcore.wording import human_duration
 from cyxnet import amounts
 from cyxnet import messages as m
-from cyxnet.bus import ApiError
 from cyxnet.cli.exits import DONE
 from cyxnet.cli.jobs import first_money, tell_limit
-from cyxnet.cli.running import connected
+from cyxnet.cli.running import connected, node_called
 from cyxnet.cli.screen import Screen
 from cyxnet.client import AsyncClient
 from cyxnet.deployments import OVER, NotDeployed, Size, Source, standing_by
@@ -45,7 +44,7 @@ async def deploy(args: argparse.Namespace, screen: Screen) -> int:
             hours=args.hours,
             amount_base_units=amount,
             price_per_hour_base_units=price,
-            needs=m.Needs(device=args.device, region=args.region, node_id=await _node(client, args.node)),
+            needs=m.Needs(device=args.device, region=args.region, node_id=await node_called(client, args.node)),
             public=args.public,
             max_batch=args.max_batch,
             max_wait_ms=args.max_wait_ms,
@@ -135,18 +134,6 @@ async def _deployed(
             screen.say("goes on", f"what was submitted of {deployment} goes on; end it with: cyx undeploy {deployment}")
         raise
     return made
-
-
-async def _node(client: AsyncClient, beginning: str | None) -> str:
-    """The id of a node by its name, its id or the beginning of it. Raises ApiError when no other one is meant."""
-    if not beginning:
-        return ""
-    found = [each for each in await client.nodes() if each.node_id.startswith(beginning) or each.name == beginning]
-    exact = [each for each in found if beginning in (each.node_id, each.name)]
-    if len(exact or found) != 1:
-        what = f"{len(found)} nodes are" if found else "no node is"
-        raise ApiError("unknown_node", f"{what} called {beginning} or begin so; see: cyx nodes", 404)
-    return (exact or found)[0].node_id
 
 
 async def deployments(args: argparse.Namespace, screen: Screen) -> int:

@@ -17,7 +17,7 @@ from cyxnet import outbox
 from cyxnet.bus import ApiError, BusError
 from cyxnet.cli.exits import DONE, WORLD_FAILED
 from cyxnet.cli.models import fetch_model, output_path
-from cyxnet.cli.running import connected
+from cyxnet.cli.running import connected, node_called
 from cyxnet.cli.screen import Screen
 from cyxnet.cli.values import MOST
 from cyxnet.client import AsyncClient, Prepared
@@ -165,7 +165,8 @@ async def _follow(client: AsyncClient, job_id: str, screen: Screen) -> int:
 
 async def jobs(args: argparse.Namespace, screen: Screen) -> int:
     async with connected(args) as client:
-        reply = await client.jobs(args.status, args.limit, name=args.name, node_id=args.node, mine=args.mine)
+        node_id = await node_called(client, args.node) or None
+        reply = await client.jobs(args.status, args.limit, name=args.name, node_id=node_id, mine=args.mine)
     rows = [
         [
             view.job_id,

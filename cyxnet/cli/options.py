@@ -165,7 +165,10 @@ def job_list(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--status", choices=STATUSES, help="only jobs that are in this state")
     parser.add_argument("--name", metavar="TEXT", help="only jobs whose name contains this text")
     parser.add_argument(
-        "--node", type=values.job_id, metavar="NODE", help="only jobs whose last attempt was on this node"
+        "--node",
+        type=values.job_id,
+        metavar="NODE",
+        help="only jobs whose last attempt was on this node (its name, its id, or how that begins)",
     )
     parser.add_argument("--mine", action="store_true", help="only jobs that were submitted from this folder")
     parser.add_argument("--limit", type=values.count, default=50, metavar="N", help="how many (default 50)")

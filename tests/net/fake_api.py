@@ -219,7 +219,7 @@ class FakeCentral:
         return msgspec.structs.replace(self.views.get(job_id, plain), status=self.status[job_id])
 
     async def _jobs(self, ask: m.JobListRequest) -> m.JobList:
-        assert 1 <= ask.limit <= 1000
+        assert 1 <= ask.limit <= 1000 and ask.node_id in (None, self.node.node_id)
         views = [self.view(job_id) for job_id in self.status if ask.status in (None, self.status[job_id])]
         ids = [view.job_id for view in views]
         begin = ids.index(ask.before_id) + 1 if ask.before_id else 0

@@ -529,6 +529,19 @@ async def test_jobs_are_listed_however_many_pages_that_takes(central: FakeCentra
     assert len(msgspec.json.decode(out, type=m.JobList).jobs) == 5
 
 
+@pytest.mark.parametrize("called", ["node-1", "node-1-0", "node-1-0123456789"])
+async def test_the_jobs_of_a_node_are_found_by_what_it_is_called(called: str, central: FakeCentral, cyx: Run) -> None:
+    # lists show its name, and with that there was "no such job"
+    central.add_job(JOB)
+    code, out, _ = await cyx("jobs", "--node", called)
+    assert code == 0 and JOB in out
+
+
+async def test_jobs_of_a_node_that_is_not_there_are_refused(cyx: Run) -> None:
+    code, out, err = await cyx("jobs", "--node", "x")
+    assert (code, out, err) == (2, "", "cyx: no node is called x; see: cyx nodes\n")
+
+
 async def test_no_jobs_is_said(cyx: Run) -> None:
     assert (await cyx("jobs"))[1] == "no jobs yet; submit one: cyx submit FILE\n"
 
