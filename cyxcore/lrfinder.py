@@ -36,9 +36,17 @@ class Finding(NamedTuple):
         return f"Finding(suggestion={said}, {tried})"
 
     def plot(self, backend: str | None = None) -> Any:
-        """The losses over the learning rates; see cyxcore.plotting.plot."""
+        """The losses over the learning rates; see cyxcore.plotting.plot. Those of a diverging end are drawn as
+        DIVERGED times the lowest: beside them nothing else would be seen.
+        """
         said = "no rate lowers the loss" if self.suggestion is None else f"suggested: {self.suggestion:.3g}"
-        return plot(self.learning_rates, {"loss": self.losses, "smoothed": self.smoothed}, backend, True, said)
+        lowest = min(self.smoothed, default=0.0)
+        most = max(DIVERGED * lowest, self.losses[0]) if lowest > 0.0 else math.inf
+        if max(self.losses, default=0.0) > most:
+            said += f"; losses above {most:.3g} are drawn there"
+        curves = {"loss": self.losses, "smoothed": self.smoothed}
+        drawn = {name: [min(value, most) for value in values] for name, values in curves.items()}
+        return plot(self.learning_rates, drawn, backend, True, said)
 
 
 def lr_finder(
@@ -57,8 +65,11 @@ def lr_finder(
     It stops where the smoothed loss is four times its lowest. x, y, batch_size: as in Trainer.fit. smoothing: share of
     the running mean at each step (bias-corrected). Model, optimiser, random numbers and all else are as before
     afterwards.
-    Raises SpecError for a range that is none, and for a trainer of a job.
+    Raises SpecError for a range that is none, and for a trainer of a job, DivergedError where the loss of the first
+    step is no number.
     """
+    if not isinstance(trainer, Trainer):
+        raise SpecError(f"lr_finder: expected a cx.Trainer, got {type(trainer).__name__}")
     numbers = all(isinstance(each, Real) for each in (lowest, highest, smoothing)) and isinstance(steps, Integral)
     if not (numbers and 0.0 < lowest < highest < math.inf and steps >= 2 and 0.0 <= smoothing < 1.0):
         raise SpecError(
@@ -82,6 +93,11 @@ def lr_finder(
             smoothed.append(mean / (1.0 - smoothing ** len(losses)))
             if smoothed[-1] > DIVERGED * min(smoothed):
                 break
+    if not losses:
+        raise DivergedError(
+            "lr_finder: the loss of the first step is no number, before any rate could matter; look for NaN and "
+            "infinities in the data and the weights"
+        )
     return Finding(tried, losses, smoothed, _steepest(tried, smoothed))
 
 

@@ -89,6 +89,8 @@ def summary(model: "Module | Graph", input_shape: Sequence[int] | None = None, b
 
     Raises SpecError when a module comes without input_shape, and what tracing raises when they do not fit.
     """
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise SpecError(f"summary: expected batch_size of at least 1, got {batch_size!r}")
     if isinstance(model, Graph):
         graph = model
     elif input_shape is None:

@@ -3,7 +3,7 @@
 The function runs once per probe batch size and never again; a training node runs only the graph.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -73,10 +73,13 @@ def trace(model: Any, input_shape: Sequence[int] | None = None, dtype: str = "fl
 
     if isinstance(model, Value):
         return linalg.trace(model)
+    if not callable(model):
+        raise GraphError(f"trace: expected a module or a function of one tensor, got {type(model).__name__}")
     if isinstance(input_shape, int):
         raise GraphError(f"trace: expected input_shape, the shape of one sample, such as ({input_shape},)")
-    if input_shape is None:
-        raise GraphError("trace: expected input_shape, the shape of one sample")
+    if not isinstance(input_shape, Iterable):
+        got = "" if input_shape is None else f", got {type(input_shape).__name__}"
+        raise GraphError(f"trace: expected input_shape, the shape of one sample{got}")
 
     def at(batch_size: int) -> Graph:
         builder = Builder(batch_size, MOST_NODES)

@@ -1,10 +1,12 @@
 """What a summary counts, by hand."""
 
+from typing import Any
+
 import pytest
 
 import cyxcore as cx
 from cyxcore import nn
-from cyxcore.errors import ShapeError, SpecError
+from cyxcore.errors import GraphError, ShapeError, SpecError
 from cyxcore.overview import short
 
 NET = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
@@ -40,6 +42,19 @@ def test_a_shared_parameter_counts_once() -> None:
             return self.one(self.one(x))
 
     assert sum(row.parameters for row in cx.summary(Tied(), (4,)).rows) == 16
+
+
+@pytest.mark.parametrize(
+    "call, error, said",
+    [
+        (lambda: cx.summary(cx.nn.Linear(4, 2), 4), GraphError, r"the shape of one sample, such as \(4,\)"),
+        (lambda: cx.summary("mlp", (4,)), GraphError, "expected a module or a function of one tensor, got str"),
+        (lambda: cx.summary(cx.nn.Linear(4, 2), (4,), batch_size=0), SpecError, "batch_size of at least 1, got 0"),
+    ],
+)
+def test_what_has_no_summary_is_told(call: Any, error: type[Exception], said: str) -> None:
+    with pytest.raises(error, match=said):
+        call()
 
 
 def test_a_module_alone_does_not_say_its_input() -> None:

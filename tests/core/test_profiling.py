@@ -10,8 +10,8 @@ import pytest
 
 import cyxcore as cx
 from cyxcore import device as devices
-from cyxcore import nn, optim, plan
-from cyxcore.errors import DataError, SpecError
+from cyxcore import lrfinder, nn, optim, plan
+from cyxcore.errors import DataError, DivergedError, SpecError
 
 X = cx.tensor(np.random.default_rng(0).normal(size=(64, 32)).astype(np.float32))
 Y = cx.tensor(np.arange(64) % 4)
@@ -170,8 +170,19 @@ def test_a_step_that_was_compiled_elsewhere_goes_on_after_a_range_test() -> None
         ({"steps": 1}, SpecError, "steps of at least 2.*and 0.9"),
         ({"x": [], "y": None}, SpecError, "at least one batch, got none"),
         ({"x": X[:0], "y": Y[:0]}, DataError, "at least one row, got none"),
+        ({"x": X * np.nan}, DivergedError, "the loss of the first step is no number"),
+        ({"trainer": cx.nn.Linear(2, 2)}, SpecError, "expected a cx.Trainer, got Linear"),
     ],
 )
 def test_a_range_that_is_none_is_refused(options: dict[str, Any], error: type[Exception], text: str) -> None:
     with pytest.raises(error, match=text):
-        cx.lr_finder(untrained(), **{"x": X, "y": Y, **options})
+        cx.lr_finder(**{"trainer": untrained(), "x": X, "y": Y, **options})
+
+
+def test_the_chart_of_a_range_test_shows_more_than_its_end() -> None:
+    found = lrfinder.Finding([1e-3, 1e-2, 1e-1, 1.0], [2.0, 1.5, 1.0, 900.0], [2.0, 1.5, 1.0, 400.0], 1e-2)
+    chart = str(found.plot(backend="text"))
+    assert "suggested: 0.01; losses above 4 are drawn there" in chart and "900" not in chart and "4 " in chart
+    assert "drawn there" not in str(
+        found._replace(losses=[2.0, 1.5, 1.0, 1.2], smoothed=[2.0, 1.5, 1.0, 1.1]).plot("text")
+    )
