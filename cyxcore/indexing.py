@@ -101,7 +101,7 @@ def _places(mask: Any, shape: tuple[int, ...], value: Value) -> list[Any]:
     if not mask.ndim:
         return [value._constant([0] * int(mask.item()), "int64")]
     host = mask.to("cpu") if hasattr(mask, "to") else mask  # how many are true is a question to the host
-    found = apply("nonzero", host, count=int(host.sum().item()))
+    found = apply("nonzero", host, count=host._how_many())
     if hasattr(value, "device"):
         found = found.to(value.device)
     return [found[axis] for axis in range(mask.ndim)]

@@ -62,7 +62,7 @@ def nonzero(x: Any, /, *, as_tuple: bool | None = None) -> Any:
     if value.ndim == 0:
         raise ShapeError("nonzero: expected at least one axis, got a 0-d tensor")
     mask = value.astype("bool")
-    places = apply("nonzero", mask, count=int(mask.sum().item()))
+    places = apply("nonzero", mask, count=mask._how_many())
     return tuple(places[axis] for axis in range(value.ndim))
 
 

@@ -103,6 +103,12 @@ class Symbol(Placed):
             "use tensor operations (cx.where instead of if, .mean() instead of float)"
         )
 
+    def _how_many(self) -> int:
+        raise ValueNeeded(
+            "trace: the shape of the result depends on the data (nonzero, unique, an index that is a mask), and a "
+            "graph is made before there are any; keep the shape: cx.where(mask, x, other), x * mask, topk"
+        )
+
     def __bool__(self) -> bool:
         raise self._no_value("a condition (if, while, and, or)")
 

@@ -174,6 +174,10 @@ class Value:
         """Indices made non-negative; a tensor also checks that each is in range."""
         return indices
 
+    def _how_many(self) -> int:
+        """How many elements of a mask are true: the size of what they choose."""
+        return int(self.sum().item())  # type: ignore[attr-defined]
+
     def _reversed(self, axes: tuple[int, ...]) -> Self:
         """Backwards along some axes."""
         result = self
