@@ -21,8 +21,8 @@ log = logging.getLogger(__name__)
 BATCH_FROM = 64  # appends waiting; for fewer, one by one is as fast on a fast disk
 MAX_BATCH = 1_000
 MAX_BATCH_BYTES = 8_000_000
-BATCHES_IN_FLIGHT = 2  # one is filled while the broker writes the other
-SINGLES_IN_FLIGHT = 64
+BATCHES_IN_FLIGHT = 2  # the broker takes one in while it writes the other
+SINGLES_IN_FLIGHT = 16  # the broker syncs one after the other: as many as hide the way there and back
 
 
 class Appends(Protocol):
@@ -82,21 +82,21 @@ class GroupCommit:
         return await append.outcome
 
     def _pump(self) -> None:
-        """Send what waits, as far as there is room in flight."""
+        """Send what waits, as far as there is room in flight. A second batch has to be as large as the first."""
         self._pump_due = False
-        while len(self._waiting) >= BATCH_FROM and self._batches < BATCHES_IN_FLIGHT:
+        while len(self._waiting) >= max(BATCH_FROM, self._batched) and self._batches < BATCHES_IN_FLIGHT:
             self._start(self._send_batch(self._next_batch()))
+        if self._batches:
+            return  # those few would only wait behind it, each for a sync of its own: they share the next one
         while self._waiting and self._singles < SINGLES_IN_FLIGHT and len(self._waiting) < BATCH_FROM:
             self._singles += 1
             self._start(self._send_single(self._waiting.popleft()))
 
     def _next_batch(self) -> list[_Append]:
-        """Half of all there is, so that another half can be prepared while this one is written."""
-        half = (len(self._waiting) + self._batched + 1) // 2
-        size = min(max(half, BATCH_FROM), MAX_BATCH)
+        """All that waits, as far as a batch has room: a batch costs the broker as much as a hundred messages in it."""
         batch: list[_Append] = []
         room = MAX_BATCH_BYTES
-        while self._waiting and len(batch) < size:
+        while self._waiting and len(batch) < MAX_BATCH:
             room -= len(self._waiting[0].payload)
             if batch and room < 0:
                 break

@@ -14,6 +14,7 @@ from msgspec.structs import replace
 
 from cyxcentral import eventlog
 from cyxcentral.eventlog import EventLog, LogError, Sequel, read, unsafe
+from cyxcentral.groupcommit import GroupCommit
 from cyxcentral.world import World
 from cyxnet import messages as m
 from cyxnet import subjects, watchdog
@@ -402,6 +403,74 @@ async def test_many_appends_share_batches_and_few_do_not():
     assert 0 < stream.batches <= 4
     assert len(log.world.jobs) == 510
     await stream.close()
+
+
+class Held:
+    """A broker that stores what it is sent when it is told to."""
+
+    def __init__(self):
+        self.sent: list[tuple[int, asyncio.Future]] = []  # how many messages, and their answer
+
+    async def append(self, subject, payload, expected_seq=None):
+        return (await self._answer(1))[0]
+
+    async def append_all(self, messages):
+        return await self._answer(len(messages))
+
+    def _answer(self, count):
+        self.sent.append((count, asyncio.get_running_loop().create_future()))
+        return self.sent[-1][1]
+
+    def store(self, at):
+        count, answer = self.sent[at]
+        answer.set_result([0] * count)
+
+    @property
+    def sizes(self):
+        return [count for count, _ in self.sent]
+
+
+async def turns():
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def test_appends_that_come_during_a_batch_share_the_next_one():
+    """They were sent one by one, a third of all in a burst: each cost the broker a sync and ten times the time."""
+    broker, appends = Held(), []
+    commits = GroupCommit(broker)
+
+    def come(count):
+        appends.extend(asyncio.ensure_future(commits.append("s", b"", 0)) for _ in range(count))
+
+    with commits.alone():
+        come(100)
+        await turns()
+    assert broker.sizes == [100]
+    come(99)
+    await turns()
+    assert broker.sizes == [100]
+    come(1)  # as many as are on their way
+    await turns()
+    assert broker.sizes == [100, 100]
+    come(250)
+    await turns()
+    assert broker.sizes == [100, 100]  # two are enough
+    broker.store(0)
+    await turns()
+    assert broker.sizes == [100, 100, 250]
+    come(20)
+    broker.store(1)
+    await turns()
+    assert broker.sizes == [100, 100, 250]
+    broker.store(2)
+    await turns()
+    assert broker.sizes == [100, 100, 250] + [1] * 16  # too few for a batch
+    for at in range(3, 23):
+        broker.store(at)
+        await turns()
+    assert await asyncio.gather(*appends) == [0] * 470
+    assert commits.idle
 
 
 # -- the chain and the quarantine --------------------------------------------------------------------------
