@@ -62,6 +62,9 @@ class _ByParameter(dict[int, dict[str, Any]]):
         return super().__contains__(self.place(key))
 
 
+NOT_NEGATIVE = frozenset({"weight_decay", "momentum", "eps", "alpha", "lr_decay", "initial_accumulator_value"})
+
+
 class Optimizer(Hooked):
     """Holds groups of parameters with their options, and per parameter the state of its update rule.
 
@@ -116,6 +119,7 @@ class Optimizer(Hooked):
             raise SpecError(f"{name}: expected at least one parameter in each group")
         check_rate(name, added.get("lr", 0.0))
         if self.rule:
+            check_options(name, added)
             self._spec(added)
         self.param_groups.append(added)
         if self.steps:
@@ -388,6 +392,18 @@ def check_state(state: Any) -> dict[str, Any]:
     except ValueError:
         places = sorted(map(str, state["state"]))
         raise SpecError(f"load_state_dict: expected places to be numbers, got {places}") from None
+
+
+def check_options(name: str, group: Mapping[str, Any]) -> None:
+    """Raises SpecError for options that no rule has a meaning for, as PyTorch does."""
+    for option in NOT_NEGATIVE & set(group):
+        if isinstance(value := group[option], (int, float)) and not value >= 0.0:
+            raise SpecError(f"{name}: expected {option} of at least 0, got {value!r}")
+    betas = group.get("betas")
+    if isinstance(betas, tuple | list):
+        good = all(not isinstance(beta, (int, float)) or 0.0 <= beta < 1.0 for beta in betas)
+        if len(betas) != 2 or not good:
+            raise SpecError(f"{name}: expected two betas, each from 0 to below 1, got {betas!r}")
 
 
 def check_rate(name: str, lr: Any) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 from cyxcore import functional as F
+from cyxcore.errors import SpecError
 from cyxcore.nn.module import Module
 
 
@@ -15,6 +16,8 @@ class Dropout(Module):
     def __init__(self, p: float = 0.5, inplace: bool = False) -> None:
         """inplace: PyTorch's option to save memory, changes nothing here."""
         super().__init__()
+        if not 0.0 <= p <= 1.0:
+            raise SpecError(f"{type(self).__name__}: expected p from 0 to 1, got {p!r}")
         self.p = p
 
     def forward(self, x: Any) -> Any:

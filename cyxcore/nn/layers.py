@@ -15,11 +15,22 @@ def _fan(fan_in: int) -> Mapping[str, Any]:
     return {"kind": "kaiming_uniform", "fan_in": fan_in}
 
 
+def _check_sizes(layer: Module, kernel: Sequence[int], groups: int, **sizes: int) -> None:
+    """Raises SpecError for sizes below 1, and for numbers of channels that the groups do not divide."""
+    name = type(layer).__name__
+    for size, value in (*sizes.items(), ("groups", groups), *(("kernel_size", side) for side in kernel)):
+        if not is_whole(value) or value < 1:
+            raise SpecError(f"{name}: expected {size} of at least 1, got {value!r}")
+    if wrong := [f"{size}={value}" for size, value in sizes.items() if value % groups]:
+        raise SpecError(f"{name}: expected channels that groups={groups} divides, got {' and '.join(wrong)}")
+
+
 class Linear(Module):
     """x @ weight.T + bias. weight: (out_features, in_features)."""
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
         super().__init__()
+        _check_sizes(self, (), 1, in_features=in_features, out_features=out_features)
         self.in_features, self.out_features = in_features, out_features
         self.weight = Parameter.drawn((out_features, in_features), _fan(in_features))
         self.bias = Parameter.drawn((out_features,), _fan(in_features)) if bias else None
@@ -55,8 +66,10 @@ class _Conv(Module):
             x, [*[(0, 0)] * (x.ndim - len(self._border)), *((each, each) for each in self._border)], self.padding_mode
         )
 
-    def _draw(self, per_group: int, outputs: int, kernel: tuple[int, ...], bias: bool) -> None:
-        self.in_channels, self.out_channels, self.kernel_size = per_group * self.groups, outputs, kernel
+    def _draw(self, inputs: int, outputs: int, kernel: tuple[int, ...], bias: bool) -> None:
+        _check_sizes(self, kernel, self.groups, in_channels=inputs, out_channels=outputs)
+        self.in_channels, self.out_channels, self.kernel_size = inputs, outputs, kernel
+        per_group = inputs // self.groups
         fan_in = per_group * math.prod(kernel)
         self.weight = Parameter.drawn((outputs, per_group, *kernel), _fan(fan_in))
         self.bias = Parameter.drawn((outputs,), _fan(fan_in)) if bias else None
@@ -82,7 +95,7 @@ class Conv2d(_Conv):
     ) -> None:
         super().__init__()
         self._set(2, stride, padding, dilation, groups, padding_mode)
-        self._draw(in_channels // groups, out_channels, pair(kernel_size), bias)
+        self._draw(in_channels, out_channels, pair(kernel_size), bias)
 
     def forward(self, x: Any) -> Any:
         x = self._bordered(x)
@@ -106,7 +119,7 @@ class Conv1d(_Conv):
     ) -> None:
         super().__init__()
         self._set(1, stride, padding, dilation, groups, padding_mode)
-        self._draw(in_channels // groups, out_channels, F.numbers(kernel_size, 1), bias)
+        self._draw(in_channels, out_channels, F.numbers(kernel_size, 1), bias)
 
     def forward(self, x: Any) -> Any:
         x = self._bordered(x)
@@ -130,7 +143,7 @@ class Conv3d(_Conv):
     ) -> None:
         super().__init__()
         self._set(3, stride, padding, dilation, groups, padding_mode)
-        self._draw(in_channels // groups, out_channels, F.triple(kernel_size), bias)
+        self._draw(in_channels, out_channels, F.triple(kernel_size), bias)
 
     def forward(self, x: Any) -> Any:
         x = self._bordered(x)
@@ -180,6 +193,7 @@ class _ConvTranspose(Module):
             )
         self.options = (stride, padding, output_padding, groups, dilation)
         kernel = (kernel_size,) * self.rank if is_whole(kernel_size) else tuple(kernel_size)
+        _check_sizes(self, kernel, groups, in_channels=in_channels, out_channels=out_channels)
         fan = _fan(out_channels // groups * math.prod(kernel))
         self.weight = Parameter.drawn((in_channels, out_channels // groups, *kernel), fan)
         self.bias = Parameter.drawn((out_channels,), fan) if bias else None

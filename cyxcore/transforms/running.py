@@ -11,7 +11,7 @@ from cyxcore import variates
 from cyxcore.creation import from_numpy
 from cyxcore.data.datasets import host_array
 from cyxcore.eager import Tensor
-from cyxcore.errors import DtypeError, ShapeError, SpecError
+from cyxcore.errors import DataError, DtypeError, ShapeError, SpecError
 from cyxcore.transforms import colour, geometry, policies
 from cyxcore.transforms.draws import Draws
 from cyxcore.transforms.policies import Scene
@@ -30,8 +30,13 @@ class Mixed(NamedTuple):
     share: Any
 
     def soft(self, classes: int) -> Tensor:
-        """(N, classes) float32, for losses that take probabilities."""
+        """(N, classes) float32, for losses that take probabilities. Raises DataError for targets that are no classes
+        below `classes`.
+        """
         first, second, share = (np.asarray(_array(part)) for part in self)
+        if first.dtype.kind not in "iu" or (first.size and not 0 <= first.min() <= first.max() < classes):
+            got = f"{first.min()} to {first.max()}" if first.dtype.kind in "iu" else str(first.dtype)
+            raise DataError(f"soft: expected targets that are classes from 0 to {classes - 1}, got {got}")
         one_hot = np.eye(classes, dtype=np.float32)
         return from_numpy(share[:, None] * one_hot[first] + (1 - share[:, None]) * one_hot[second])
 

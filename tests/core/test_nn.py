@@ -341,3 +341,20 @@ def test_a_buffer_takes_the_place_of_a_plain_attribute() -> None:
     assert list(module.state_dict()) == ["w", "scale"]
     module.register_buffer("scale", None)
     assert module.scale is None and list(module.state_dict()) == ["w"]
+
+
+@pytest.mark.parametrize(
+    "make, said",
+    [
+        (lambda: nn.Linear(0, 2), "Linear: expected in_features of at least 1, got 0"),
+        (lambda: nn.Linear("a", 2), "Linear: expected in_features of at least 1, got 'a'"),
+        (lambda: nn.Conv2d(3, 4, 3, groups=2), "Conv2d: expected channels that groups=2 divides, got in_channels=3"),
+        (lambda: nn.Conv1d(3, 4, 0), "Conv1d: expected kernel_size of at least 1, got 0"),
+        (lambda: nn.Conv3d(3, 4, 3, groups=0), "Conv3d: expected groups of at least 1, got 0"),
+        (lambda: nn.ConvTranspose2d(4, 3, 2, groups=2), "groups=2 divides, got out_channels=3"),
+        (lambda: nn.Dropout(1.5), "Dropout: expected p from 0 to 1, got 1.5"),
+    ],
+)
+def test_sizes_without_a_meaning_are_refused_where_the_layer_is_made(make: Any, said: str) -> None:
+    with pytest.raises(SpecError, match=said):
+        make()

@@ -374,6 +374,26 @@ def test_a_state_that_is_none_is_refused_with_what_it_holds(rule: str) -> None:
             getattr(optim, rule)([p], lr=lr)
 
 
+@pytest.mark.parametrize(
+    "make, said",
+    [
+        (
+            lambda p: optim.Adam(p, betas=(1.0, 0.9)),
+            r"Adam: expected two betas, each from 0 to below 1, got \(1",
+        ),
+        (lambda p: optim.AdamW(p, betas=(0.9,)), r"AdamW: expected two betas"),
+        (lambda p: optim.Adam(p, eps=-1.0), "Adam: expected eps of at least 0, got -1.0"),
+        (lambda p: optim.AdamW(p, weight_decay=float("nan")), "AdamW: expected weight_decay of at least 0, got nan"),
+        (lambda p: optim.SGD(p, lr=0.1, momentum=-1), "SGD: expected momentum of at least 0, got -1"),
+        (lambda p: optim.SGD([{"params": p, "weight_decay": -1}], lr=0.1), "SGD: expected weight_decay of at least 0"),
+        (lambda p: optim.Adagrad(p, lr_decay=-1), "Adagrad: expected lr_decay of at least 0, got -1"),
+    ],
+)
+def test_options_without_a_meaning_are_refused_at_once(make: Any, said: str) -> None:
+    with pytest.raises(SpecError, match=said):
+        make([cx.tensor([1.0], requires_grad=True)])
+
+
 def test_the_state_of_a_parameter_that_is_not_there_is_refused() -> None:
     p = cx.tensor([1.0, 2.0], requires_grad=True)
     optimizer = optim.Adam([p])

@@ -14,7 +14,7 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 import cyxcore as cx
 from cyxcore import transforms as T
-from cyxcore.errors import DtypeError, ShapeError, SpecError
+from cyxcore.errors import DataError, DtypeError, ShapeError, SpecError
 from cyxcore.kernels.philox import uniform_words
 from cyxcore.transforms import colour, geometry, policies, running
 from cyxcore.transforms.draws import Draws
@@ -217,6 +217,8 @@ def test_mixup_mixes_images_and_targets_alike() -> None:
     np.testing.assert_allclose(out, images * share + images[mixed.second] * (1 - share), atol=1e-6)
     np.testing.assert_allclose(mixed.soft(8).numpy().sum(1), 1.0, atol=1e-6)
     assert 0 < mixed.share[0] < 1 and sorted(mixed.second) == list(range(8))
+    with pytest.raises(DataError, match="expected targets that are classes from 0 to 2, got 0 to 7"):
+        mixed.soft(3)
 
 
 def test_cutmix_mixes_targets_by_area() -> None:
