@@ -13,6 +13,9 @@ chain and of the artifacts. Numbers in the messages are those of the invariants:
   I20 a node that is not proven gets nothing beyond its limit, and nothing besides what it has
   I21 what is checked is paid when that is over, what two runs found false never; its node gets nothing any more, and
       nobody honest is found false
+  I23 what lies in the log and is no event, or cannot have happened, counts for nothing, at every central
+  I24 a job that trains is not given up while a try is left, nor tried when none is (tried.py)
+  I25 what its owner paused, or sent back, is given to nobody, and whoever has it gives it back in time
   I22 a replica loses its lease for silence when its living node spoke for a lease and it did not, and it does then
   I19 no more replicas of a deployment work than its client wants at the most, and none that stands by
   R12 clocks do not end leases
@@ -24,7 +27,8 @@ from typing import Any
 
 from msgspec import Struct
 
-from cyxcentral import earnings
+from cyxcentral import dispatch, earnings
+from cyxcentral.eventlog import read
 from cyxcentral.world import World
 from cyxnet import messages as m
 from cyxnet import subjects
@@ -38,6 +42,7 @@ from tests.simulation.faults import DAY_MS, FIRST_WALL_MS, HOUR_MS
 from tests.simulation.nodes import digest, model_of, state_after, steps_of
 from tests.simulation.nodes import node_id as node_id_of
 from tests.simulation.served import Served
+from tests.simulation.tried import Tried
 
 PINGS = subjects.ping("")
 PROVEN_CLIENTS = 3
@@ -96,6 +101,9 @@ class JobModel(Struct):
     ready_s: float = 0.0  # since when, by the true clock, its replica is to answer
     halts: bool = False
     standby: bool = False
+    halts_s: float = 0.0  # since when it is paused, or stands by, or is paid for
+    tried: Tried | None = None  # of a job that trains
+    priority: int = 0
     request: m.JobRequest | None = None
     false: list[str] = []  # SHA-256 of states that are not what their steps make
     check: CheckModel | None = None
@@ -242,12 +250,25 @@ class Checks:
             lease = job.lease
             if not (lease and (lease.node_id, lease.attempt, lease.session) == (node_id, attempt, node.session)):
                 continue
-            if not (job.served and job.served.is_ready and node.loop.alive and node.hears_pings) or job.halts:
+            ready = job.served and job.served.is_ready and not (job.halts or job.standby)
+            if not (ready and node.loop.alive and node.hears_pings):
                 continue
             since_s = max(asked.silent_at_s, job.ready_s, self.network.faults.until_s, node.loop.paused_until_s)
             looks_s = [max(since_s, each.started_s, each.loop.paused_until_s) for each in centrals]
             if scheduler.now_s > min(looks_s, default=math.inf) + LEASE_MS / 1000 + LOST_WITHIN_S:
                 self.fail(f"I22: {job_id}/{attempt} answers nothing ({asked.kind}), and keeps its lease")
+
+    def halting_runs(self) -> None:
+        """I25: who works on what is paused, or was sent back, has given it back a while after the last fault."""
+        scheduler, centrals = self.network.scheduler, self.network.live_centrals()
+        for job_id, job in self.jobs.items():
+            if job.lease is None or not job.funded or not (job.halts or job.standby):
+                continue
+            since_s = max(job.halts_s, job.lease.since_s, self.network.faults.until_s)
+            looks_s = [max(since_s, each.started_s, each.loop.paused_until_s) for each in centrals]
+            grace_s = dispatch.PAUSE_GRACE_MS / 1000 + (job.serve.drain_s if job.serve else 0)
+            if scheduler.now_s > min(looks_s, default=math.inf) + grace_s + LOST_WITHIN_S:
+                self.fail(f"I25: {job_id} is to stop since {job.halts_s:.1f} s, and {job.lease.node_id} goes on")
 
     # -- what happens --------------------------------------------------------------------------------
 
@@ -262,6 +283,10 @@ class Checks:
         self._gaps[central, tokens[3]] = (now_s, silences)
 
     def stored(self, stored: Stored) -> None:
+        if stored.seq in self.network.strange.seqs:
+            self.last_payload[stored.subject] = stored.payload
+            self.network.trace("strange", f"{stored.seq} {stored.subject}", stored.payload)
+            return
         record = decode(m.Record, stored.payload, MSGPACK, max_bytes=2**31)
         self._chain_of_hashes(stored, record)
         about, event = subjects.last_token(stored.subject), record.event
@@ -310,6 +335,8 @@ class Checks:
             serve=event.job.serve,
             worth=event.price_base_units or event.terms.amount_base_units,
             standby=bool(event.job.serve and event.job.serve.standby),
+            tried=None if event.job.serve else Tried(event.job.max_attempts),
+            priority=event.job.priority,
         )
         self.written.add(event.deposit.signature)
         self._artifact(event.job.dataset, None, "the dataset")
@@ -323,6 +350,9 @@ class Checks:
         self.expect(job.check is None, f"I21: a settlement of {job_id} is signed, and it is being checked")
         if job.served:
             self.expect(bool(job.served.ends), f"I5: {job_id} is settled, and nothing ended it: {job.served}")
+        elif job.tried and not (job.completed or job.cancelled or job.near):
+            why = job.tried.given_up()
+            self.expect(why is None, f"I24: {job_id}: {why}")
         for earlier in job.settlements:
             landed = chain.landed.get(earlier.signature)
             dead = landed.error is not None if landed else chain.height > earlier.last_valid_block_height
@@ -332,7 +362,7 @@ class Checks:
     def _funded(self, job_id: str, job: JobModel, event: m.Funded) -> None:
         final = self.network.chain.is_final(job.deposit.signature)
         self.expect(final and not job.funded, f"I9: {job_id} is called funded; final on the chain: {final}")
-        job.funded = True
+        job.funded, job.halts_s = True, self.network.scheduler.now_s
 
     def _fund_failed(self, job_id: str, job: JobModel, event: m.FundFailed) -> None:
         chain, deposit = self.network.chain, job.deposit
@@ -353,6 +383,10 @@ class Checks:
         )
         self.expect(not job.cancelled, f"I1: {job_id} is leased after it was cancelled")
         self.expect(not job.standby, f"I19: {job_id} is leased, and stands by")
+        self.expect(not job.halts, f"I25: {job_id} is leased, and its owner paused it")
+        if job.tried:
+            why = job.tried.leased()
+            self.expect(why is None, f"I24: {job_id}: {why}")
         self.expect(
             event.resume == job.checkpoint,
             f"I13: {job_id}/{event.attempt} goes on from {event.resume}, the newest stored is {job.checkpoint}",
@@ -441,6 +475,8 @@ class Checks:
         self._end_lease(job)
         if job.served:
             job.served.lost(event, self.at_ms)
+        if job.tried:
+            job.tried.lost(event, job.leases[-1].node_id)
         if event.memory_bytes:
             job.ran_out = [*job.ran_out, job.leases[-1].node_id]
         if event.discards:
@@ -453,7 +489,7 @@ class Checks:
         right = self._is_right(job, event.node_id, event.model, model_of(job.name, job.steps))
         self._artifact(event.model, model_of(job.name, job.steps) if right else None, f"the model of {job_id}")
         self._end_lease(job)
-        job.completed = True
+        job.completed, job.halts = True, False  # an owner has no say any more
         told = event.segment is not None or bool(event.not_checked)
         self.expect(told == bool(self.network.cheats.checkers), f"I21: {job_id}: a segment, or why there is none")
         if event.segment:
@@ -536,6 +572,8 @@ class Checks:
                 void[lease.attempt] = lease.stored
         job.states = [state for state in job.states if state[0] not in void]
         job.check, job.completed, job.rejected = None, False, [*job.rejected, node_id]
+        if job.tried:
+            job.tried.unsure = True
         self.rejected.setdefault(node_id, self.network.scheduler.now_s)
         self.payers.pop(node_id, None)
 
@@ -559,7 +597,7 @@ class Checks:
 
     def _scaled_up(self, job_id: str, job: JobModel, event: m.ScaledUp) -> None:
         self.expect(job.standby and job.serve is not None, f"I19: {job_id} is called, and did not stand by")
-        job.standby = False
+        job.standby, job.ready_s = False, self.network.scheduler.now_s
         if not self.network.wishes.clocks_agree or job.serve is None:
             return  # whose time is nearly over is another by every clock
         working = [
@@ -579,7 +617,7 @@ class Checks:
     def _scaled_down(self, job_id: str, job: JobModel, event: m.ScaledDown) -> None:
         bought = bool(job.serve and job.serve.standby)
         self.expect(bought and not job.standby, f"I19: {job_id} is sent back, and was not called")
-        job.standby = True
+        job.standby, job.halts_s = True, self.network.scheduler.now_s
 
     def _of_time(self, job_id: str, why: str | None) -> None:
         self.expect(why is None, f"I17: {job_id}: {why}")
@@ -596,10 +634,13 @@ class Checks:
     def _steered(self, job_id: str, job: JobModel, event: Any) -> None:
         self.expect(not job.completed, f"I10: {type(event).__name__} of {job_id} after it was completed")
         self._once(job_id, job, event)
-        if isinstance(event, m.PauseRequested):
-            job.halts = True
+        now_s = self.network.scheduler.now_s
+        if isinstance(event, m.PauseRequested) and not job.halts:
+            job.halts, job.halts_s = True, now_s
         elif isinstance(event, m.ResumeRequested):
-            job.halts, job.ready_s = False, self.network.scheduler.now_s
+            job.halts, job.ready_s = False, now_s
+        elif isinstance(event, m.PriorityChanged):
+            job.priority = event.priority
 
     def _near(self, job_id: str, job: JobModel, event: m.DeadlineNear) -> None:
         faults, now_s = self.network.faults, self.network.scheduler.now_s
@@ -789,9 +830,12 @@ class Checks:
         fold, records = World(), self.network.core.streams[subjects.EVENTS].messages
         ledger: dict[str, int] = {}
         for stored in records:
-            record = decode(m.Record, stored.payload, MSGPACK, max_bytes=2**31)
-            apply(fold, stored, record)
-            if isinstance(record.event, m.JobEvent):
+            record = read(stored.payload)
+            sha256 = hashlib.sha256(stored.payload).digest()
+            why = fold.apply(stored.seq, stored.subject, record, sha256)
+            strange = stored.seq in self.network.strange.seqs
+            self.expect((why is not None) == strange, f"I23: event {stored.seq} counts for nothing: {why}")
+            if not strange and isinstance(record, m.Record) and isinstance(record.event, m.JobEvent):
                 about = subjects.last_token(stored.subject)
                 for entry in earnings.entries(fold.jobs[about], record.event):
                     ledger[entry.account] = ledger.get(entry.account, 0) + entry.amount_base_units
@@ -804,8 +848,11 @@ class Checks:
             gained = amount - self.network.given.get(owner, 0)
             said = ledger.get(f"wallet:{owner}", 0)
             self.expect(gained == said, f"I7: {owner[:8]} gained {gained} on the chain and {said} in the ledger")
+        for job_id, job in self.jobs.items():
+            said = fold.jobs[job_id].priority
+            self.expect(said == job.priority, f"I11: {job_id} has priority {said}, its owner asked for {job.priority}")
         for central in self.network.live_centrals():
-            for what in ("jobs", "nodes", "mints", "last_seq", "active", "seq"):
+            for what in ("jobs", "nodes", "mints", "last_seq", "active", "seq", "quarantined", "damaged"):
                 mine, its = getattr(fold, what), getattr(central.central.world, what)
                 self.expect(mine == its, f"I11: {central.name}: its {what} are not the fold of the log")
             balances = {k: v for k, v in central.central.ledger.balances.items() if v}
@@ -815,7 +862,7 @@ class Checks:
         wanted = [
             stored.seq
             for stored in self.network.core.streams[subjects.EVENTS].messages
-            if stored.subject == subjects.job_event(client.job_id)
+            if stored.subject == subjects.job_event(client.job_id) and stored.seq not in self.network.strange.seqs
         ]
         seen = [seq for source, seq in client.seen if source == "event"]
         self.expect(sorted(seen) == wanted, f"I11: who watched {client.job_id} saw {seen}, the log has {wanted}")
@@ -826,10 +873,6 @@ def _served(event: m.Submitted) -> Served | None:
         return None
     price = event.price_base_units or event.terms.amount_base_units
     return Served(1000 * event.job.serve.seconds, price, event.job.max_attempts, [])
-
-
-def apply(world: World, stored: Stored, record: m.Record) -> None:
-    world.apply(stored.seq, stored.subject, record, hashlib.sha256(stored.payload).digest())
 
 
 RULES: dict[type, Any] = {

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -147,6 +148,27 @@ def read_from_lagging_replica() -> Iterator[Any]:
         return max(0, await real(bus, stream) - 3)
 
     yield mock.patch.object(SimBus, "last_seq", last_seq)
+
+
+@planted
+def quarantined_is_no_predecessor() -> Iterator[Any]:
+    """What counts for nothing is not named by what comes after it: a central leaves it out of the chain of hashes."""
+    real = world.World.apply
+
+    def apply(found: world.World, seq: int, subject: str, record: Any, sha256: bytes = b"") -> str | None:
+        before = found.last_sha256.get(subject, b"")
+        why = real(found, seq, subject, record, sha256)
+        if why is not None:
+            found.last_sha256[subject] = before
+        return why
+
+    yield mock.patch.object(world.World, "apply", apply)
+
+
+@planted
+def what_cannot_happen_happens() -> Iterator[Any]:
+    """Whatever is in the log is taken for true."""
+    yield mock.patch.object(world, "jobrules", SimpleNamespace(illegal=anything))
 
 
 # -- leases ----------------------------------------------------------------------------------------------
@@ -341,6 +363,36 @@ def any_way_leads_to_the_root() -> Iterator[Any]:
 def early_pause_refused() -> Iterator[Any]:
     """A pause is refused while the deposit is not final, and granted to a try of it that comes later."""
     yield rule(m.PauseRequested, guard=lambda job, event: None if job.funded else "not yet")
+
+
+@planted
+def paused_job_is_given_out() -> Iterator[Any]:
+    """A job whose owner paused it while it waited for a node gets one."""
+    waits, idle = jobs.waits, jobfold._idle
+    lease = jobrules.RULES[m.Leased].guard
+    yield mock.patch.object(jobs, "waits", lambda job: waits(replace(job, pause_requested=False)))
+    yield mock.patch.object(jobfold, "_idle", lambda job: idle(replace(job, pause_requested=False)))
+    yield rule(m.Leased, guard=lambda job, event: lease(replace(job, pause_requested=False), event))
+
+
+@planted
+def pause_costs_a_try() -> Iterator[Any]:
+    """A run that ended because its owner paused it is one of the tries that he paid for."""
+    yield mock.patch.object(jobs, "UNCOUNTED", (jobs.REFUSED, jobs.NODE_STOPPED))
+
+
+@planted
+def one_try_too_many() -> Iterator[Any]:
+    """A job is tried once more than its owner wanted."""
+    real = jobs.tried
+    for module in (jobs, jobfold):
+        yield mock.patch.object(module, "tried", lambda job: max(0, real(job) - 1))
+
+
+@planted
+def priority_forgotten() -> Iterator[Any]:
+    """The owner is told that his job has another priority, and it keeps the one it had."""
+    yield mock.patch.dict(jobfold.AFTER, {m.PriorityChanged: lambda job, event, at_ms: job})
 
 
 @planted

@@ -30,6 +30,7 @@ from tests.simulation.intruder import Intruder
 from tests.simulation.loop import ProcessLoop, Scheduler
 from tests.simulation.nodes import Node, digest, identity
 from tests.simulation.replicas import Wishes
+from tests.simulation.strange import Strange
 from tests.simulation.wire import Core, Edge, Process
 
 CENTRALS, NODES, CLIENTS = 2, 5, 4
@@ -79,6 +80,7 @@ class Network:
         self.edge.asked, self.edge.answered = self.checks.asked, self.checks.replica_answered
         self.intruder = Intruder(seed, self)
         self.edge.commanded = self.intruder.saw
+        self.strange = Strange(seed, self)
         self.chain.received, self.chain.executed = self.checks.received, self.checks.executed
         self.wallets = [wallet_address(200 + number) for number in range(NODES)]
         self.centrals: dict[str, CentralProcess] = {}
@@ -100,6 +102,7 @@ class Network:
         self.chaos = ProcessLoop(self.scheduler, "chaos")
         self.scheduler.at(self.chaos, dice.uniform(1, 4), self._misfortune)
         self.intruder.begin()
+        self.strange.begin()
 
     def trace(self, kind: str, text: str, payload: bytes = b"") -> None:
         line = f"{self.scheduler.now_s:10.4f} {kind:6} {text} {wire.fingerprint(payload):08x}"
@@ -284,6 +287,7 @@ class Network:
 
     def _stop_when_quiet(self) -> None:
         self.checks.silent_replicas()
+        self.checks.halting_runs()
         self.scheduler.stopped = self.quiet()
         self.scheduler.at(self.chaos, self.scheduler.now_s + 0.25, self._stop_when_quiet)
 
