@@ -348,6 +348,8 @@ class Function:
 
     _saved: tuple[Any, ...] = ()
     _since = 0.0  # when they were saved
+    _result: Any = None  # of forward, where it was saved and is no argument
+    _output: Any = None  # of the call, while backward runs: kept for longer it would be kept by itself
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Any:
@@ -362,8 +364,12 @@ class Function:
 
     @property
     def saved_tensors(self) -> tuple[Any, ...]:
-        """What save_for_backward was given. Raises GradientError for a tensor that was changed in place since."""
-        return _unchanged(self._saved, self._since, type(self).__name__)
+        """What save_for_backward was given. Raises GradientError for a tensor that was changed in place since.
+
+        The result of forward is the result of the call there: a gradient of the gradient goes through it.
+        """
+        saved = _unchanged(self._saved, self._since, type(self).__name__)
+        return tuple(self._output if x is self._result and self._output is not None else x for x in saved)
 
     @classmethod
     def apply(cls, *args: Any) -> Any:
@@ -380,6 +386,8 @@ class Function:
         if not isinstance(result, (Tensor, Symbol)):
             raise GradientError(f"{cls.__name__}.forward: expected a tensor, got {_described(result)}")
         call._args = args  # type: ignore[attr-defined]
+        if any(x is result for x in call._saved) and not any(arg is result for arg in args):
+            call._result = result
         if symbols:
             values = [arg for arg in args if isinstance(arg, (Tensor, Symbol))]
             return apply(OWN_GRADIENT, *values, symbols[0].builder.lift(result).detach(), gradient=call._of_symbols)
@@ -393,7 +401,11 @@ class Function:
     def input_gradients(self, op: Any, g: Tensor, inputs: Sequence[Tensor], output: Tensor, attrs: Any) -> list[Any]:
         """What cyxcore.eager.pull asks: a gradient for each tensor argument."""
         name, args = type(self).__name__, self._args  # type: ignore[attr-defined]
-        found = self.backward(self, g)
+        self._output = output
+        try:
+            found = self.backward(self, g)
+        finally:
+            self._output = None
         found = found if isinstance(found, (tuple, list)) else (found,)
         if len(found) != len(args):
             raise GradientError(f"{name}.backward: expected {len(args)} gradients, one per argument, got {len(found)}")

@@ -1,7 +1,7 @@
 """How a tensor leaves: to NumPy, DLPack, buffers, Python numbers, text."""
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sized
 from html import escape
 from typing import Any
 
@@ -155,9 +155,17 @@ class Leaving(InMemory):
 
 
 def _as_arrays(given: Any) -> Any:
-    """The same arguments, tensors among them (in lists and tuples too) as NumPy's arrays of their memory."""
+    """The same arguments, tensors among them (in lists and what else holds several) as arrays of their memory."""
     if isinstance(given, Leaving):
         return given.numpy()
-    if type(given) in (list, tuple):
-        return type(given)(map(_as_arrays, given))
-    return {name: _as_arrays(value) for name, value in given.items()} if type(given) is dict else given
+    if type(given) is dict:
+        return {name: _as_arrays(value) for name, value in given.items()}
+    if isinstance(given, (str, bytes)) or not (isinstance(given, Sized) and isinstance(given, Iterable)):
+        return given
+    if hasattr(given, "__array__"):
+        return given
+    items = list(given)
+    arrays = [*map(_as_arrays, items)]
+    if all(array is item for array, item in zip(arrays, items, strict=True)):
+        return given
+    return tuple(arrays) if isinstance(given, tuple) else arrays

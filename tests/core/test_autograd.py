@@ -165,6 +165,27 @@ def test_a_function_with_its_own_gradient() -> None:
     assert not Doubled.apply(cx.ones(2), 3.0).requires_grad
 
 
+class Fivefold(cx.Function):
+    """exp with five times its gradient, which is computed from the result."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Any) -> Any:
+        y = x.exp()
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, g: Any) -> Any:
+        return 5.0 * g * ctx.saved_tensors[0]
+
+
+@pytest.mark.parametrize("way", [lambda function: function, cx.compile])
+def test_a_gradient_of_the_gradient_goes_through_a_saved_result(way: Any) -> None:
+    second = way(cx.grad(lambda x: cx.grad(lambda x: Fivefold.apply(x).sum())(x).sum()))
+    x = cx.tensor([0.5, 1.0])
+    assert cx.allclose(second(x), 25.0 * x.exp())
+
+
 def test_a_function_with_its_own_gradient_goes_into_no_graph_that_travels() -> None:
     with pytest.raises(GradientError, match="Doubled: a graph that is saved or sent holds only known"):
         cx.trace(lambda x: Doubled.apply(x, 2.0), (3,))

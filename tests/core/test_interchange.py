@@ -86,6 +86,8 @@ def test_functions_of_numpy_find_tensors_in_lists_and_write_where_they_are_told(
     assert type(np.stack([x, x])) is np.ndarray and np.stack((x, x.numpy())).tolist() == [[1, 2], [1, 2]]
     assert np.block([[x, x], [x, x]]).shape == (2, 4) and np.allclose(x, [1, 2]) and np.shape(x) == (2,)
     assert np.shape(x.astype("bfloat16")) == (2,) and np.ndim(x.astype("bfloat16")) == 1
+    both = cx.asarray([[1.0, 4.0], [3.0, 2.0]]).max(dim=1)  # values and their places, a named tuple
+    assert np.stack(both).tolist() == [[4, 3], [1, 0]] and np.vstack(cx.nn.ParameterList([both.values])).shape == (1, 2)
     out = cx.zeros(())
     np.sum(x, out=out)
     assert out.item() == 3.0
