@@ -65,7 +65,9 @@ class Compiled:
                 there = stack.enter_context(self.around.symbolic(builder, device))
                 state |= {builder.nodes[symbol.node].attrs["name"]: x._data for x, symbol in there.values()}
             stack.enter_context(drawing_again(partial(in_a_graph, builder)))
+            options = self._bound.options()
             result = self.function(*symbols)
+            self._bound.leave_out_changed(options)
         for place, module in enumerate(self.modules):
             state |= {f"{place}.{name}": array for name, array in module.arrays().items()}
         several = isinstance(result, tuple)

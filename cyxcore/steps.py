@@ -13,13 +13,15 @@ found among the variables it uses. Parameters and the optimiser's state stay whe
 so compiled and plain steps may alternate, on the device where the parameters are.
 Learning rates, and momenta that a schedule cycles, are read before each step. Modes, frozen parameters, replaced
 modules and tensors, options of groups and whether gradients are on are looked at before each step too: what changed
-makes another plan. Other options of modules belong to the plan. Gradients that are added to what is there, or that no
+makes another plan, and so does a number that a module holds (`dropout.p = 0.1`), unless the function itself counts it.
+Gradients that are added to what is there, or that no
 step of an optimiser follows, are left in `.grad` as by a plain step. Threads that share a compiled step take turns.
 """
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
+from functools import lru_cache, partial
 from itertools import chain
 from operator import attrgetter
 from threading import Lock
@@ -37,7 +39,7 @@ from cyxcore.keys import Draw, Generator, drawing_again
 from cyxcore.nn.module import Module
 from cyxcore.optimizer import NO_OPTIONS, Optimizer
 from cyxcore.plan import Plan
-from cyxcore.surroundings import NUMBERS, Surroundings
+from cyxcore.surroundings import NUMBERS, Surroundings, codes, is_ours
 from cyxcore.symbols import Builder, Symbol, ValueNeeded
 from cyxcore.tracing import symbolic
 
@@ -45,6 +47,29 @@ Array = np.ndarray[Any, Any]
 Made = TypeVar("Made")
 
 _array_of, _is_training, _is_trained = attrgetter("_data"), attrgetter("training"), attrgetter("requires_grad")
+
+
+_OWN = ("training", "_label")  # attributes of a module that are looked at elsewhere, or only in a trace
+
+
+def _is_option(value: Any) -> bool:
+    return isinstance(value, NUMBERS) or type(value) is tuple and all(isinstance(item, NUMBERS) for item in value)
+
+
+@lru_cache(4096)
+def _is_computed_with(classes: tuple[type, ...], name: str) -> bool:
+    """Whether an attribute belongs to a layer of ours, or is named by a method of the user's classes, but __init__.
+
+    A number that others keep in a module, such as a count of epochs, makes no new plan.
+    """
+    for base in classes[: classes.index(Module)]:
+        if is_ours(base):
+            return True
+        for own, method in vars(base).items():
+            code = getattr(inspect.unwrap(getattr(method, "fget", method)), "__code__", None)
+            if code is not None and own != "__init__" and any(name in inner.co_names for inner in codes(code)):
+                return True
+    return False
 
 
 def with_values(around: Surroundings, trace: Callable[[], Made]) -> Made:
@@ -65,12 +90,13 @@ def with_values(around: Surroundings, trace: Callable[[], Made]) -> Made:
 
 
 class Bound:
-    """The parts of modules and their tensors, looked up anew where something was replaced, added or left out."""
+    """The parts of modules, their tensors and options, looked up anew where something was replaced or left out."""
 
     def __init__(self, modules: list[Module]) -> None:
         self.modules = modules
         self.parts: list[Module] = []
         self.tensors: list[Tensor] = []
+        self.counted: set[tuple[int, str]] = set()  # what forward() itself changes, of the part with an id
         self._tables: list[dict[str, Any]] = []
         self._found: list[int] = [-1]
 
@@ -84,14 +110,28 @@ class Bound:
                 self.tensors += (*part._parameters.values(), *part._buffers.values())
                 self._tables += (part._modules, part._parameters, part._buffers)
             self._found = found = [*map(id, chain.from_iterable([table.values() for table in self._tables]))]
-        return (*found, *map(id, map(_array_of, self.tensors)))
+        options = [option for option in self.options().items() if option[0] not in self.counted]
+        return (*found, *map(id, map(_array_of, self.tensors)), *options)
+
+    def options(self) -> dict[tuple[int, str], str]:
+        """The numbers and texts that each part computes with, and tuples of them."""
+        return {
+            (id(part), name): repr(value)
+            for part in self.parts
+            for name, value in vars(part).items()
+            if name not in _OWN and _is_option(value) and _is_computed_with(type(part).__mro__, name)
+        }
+
+    def leave_out_changed(self, before: dict[tuple[int, str], str]) -> None:
+        """options() before a trace: one that is another now is the function's own, and would make a plan each time."""
+        self.counted |= {name for name, value in self.options().items() if before.get(name) != value}
 
     def note(self, watch: Any) -> None:
         """Tell a Watch all that key() has just looked at, and the modes of the parts."""
         for table in self._tables:
             watch.table(table)
         for part in self.parts:
-            watch.attribute(part, "training")
+            watch.table(vars(part))
         for tensor in self.tensors:
             watch.tensor(tensor)
 
@@ -319,7 +359,9 @@ class CompiledStep:
             stack.enter_context(drawing_again(partial(in_a_graph, builder)))
             parameters = {symbol.home: tensors[identity] for identity, symbol in known.items()}
             builder.given = partial(_gradient_before, builder, parameters)
+            options = self._bound.options()
             result = self.function(*arguments)
+            self._bound.leave_out_changed(options)
         several = isinstance(result, tuple)
         outputs = result if several else (result,)
         if not all(isinstance(value, Symbol) for value in outputs):

@@ -134,7 +134,7 @@ class Surroundings:
         if value is _NOTHING or isinstance(value, (Module, Optimizer)):
             return
         if isinstance(value, FunctionType):
-            if _is_ours(value):
+            if is_ours(value):
                 return
             self._look_into_code(value)
             named = value.__code__.co_varnames[: value.__code__.co_argcount]
@@ -149,13 +149,13 @@ class Surroundings:
             if len(value) <= MOST_ITEMS:
                 for item in value.values() if isinstance(value, dict) else value:
                     self._look(item)
-        elif hasattr(value, "__dict__") and not _is_ours(type(value)):
+        elif hasattr(value, "__dict__") and not is_ours(type(value)):
             self._objects.append(value)
 
     def _look_into_code(self, function: FunctionType) -> None:
         cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
         places = [Place(cell, name) for name, cell in cells]
-        for code in _codes(function.__code__):
+        for code in codes(function.__code__):
             for step in dis.get_instructions(code):
                 if step.opname in GLOBAL and (
                     step.argval in function.__globals__ or not hasattr(builtins, step.argval)
@@ -284,15 +284,15 @@ def _items(value: Any) -> list[Any]:
     return [*value.keys(), *value.values()] if isinstance(value, dict) else list(value)
 
 
-def _codes(code: CodeType) -> Iterator[CodeType]:
+def codes(code: CodeType) -> Iterator[CodeType]:
     """A function's code and that of the functions in it."""
     yield code
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
-            yield from _codes(constant)
+            yield from codes(constant)
 
 
-def _is_ours(value: Any) -> bool:
+def is_ours(value: Any) -> bool:
     return (getattr(value, "__module__", None) or "").partition(".")[0] in ("cyxcore", "numpy", "builtins")
 
 
@@ -301,7 +301,7 @@ def _may_change(value: Any) -> bool:
     if isinstance(value, (Tensor, np.ndarray)):
         return True
     program = isinstance(value, (ModuleType, type, FunctionType, Module, Optimizer))
-    return not (program or value is _NOTHING or _is_ours(value))
+    return not (program or value is _NOTHING or is_ours(value))
 
 
 def _is_read(builder: Builder, symbol: Symbol) -> bool:

@@ -441,6 +441,7 @@ CHANGES: dict[str, Callable[[Any, Any], Any]] = {
     "betas in a list": lambda model, optimizer: optimizer.param_groups[0].update(betas=[0.5, 0.5]),
     "threads": lambda model, optimizer: cpu.set_num_threads(3),
     "a momentum that is cycled from now on": lambda model, optimizer: vars(optimizer).update(cycles_momentum=True),
+    "momentum of a norm": lambda model, optimizer: setattr(model[1], "momentum", 0.9),
     "a part replaced": lambda model, optimizer: model._modules.update({"2": nn.Tanh()}),
 }
 
@@ -530,6 +531,33 @@ def test_a_compiled_module_follows_its_parts() -> None:
     answer(x)
     model[3].weight = nn.Parameter(np.ones((3, 16), np.float32))
     assert answer(x).tolist() == model(x).tolist()
+
+
+class Counting(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.calls, self.epoch, self.sides = 2.0, 0, 0, (1, 1)
+
+    def forward(self, x: Any) -> Any:
+        self.calls += 1
+        return (x * self.scale).sum() * self.sides[0]
+
+
+def test_a_number_that_a_module_computes_with_makes_another_plan_and_one_that_is_counted_does_not() -> None:
+    model = Counting()
+    x = cx.ones(3)
+    module, function = cx.compile(model), cx.compile(lambda x: model(x) + 1.0)
+    assert (module(x).item(), function(x).item()) == (6.0, 7.0)
+    model.scale = 3.0
+    assert (module(x).item(), function(x).item()) == (9.0, 10.0)
+    model.sides = (2, 1)
+    assert (module(x).item(), function(x).item()) == (18.0, 19.0)
+    plans = len(module._plans), len(function._plans)
+    for _ in range(3):
+        model.epoch += 1
+        model.calls += 1
+        assert (module(x).item(), function(x).item()) == (18.0, 19.0)
+    assert (len(module._plans), len(function._plans)) == plans
 
 
 def test_a_compiled_function_keeps_so_many_plans_and_makes_the_others_again(monkeypatch: pytest.MonkeyPatch) -> None:
