@@ -5,6 +5,7 @@ sizes and puts null where they differ by exactly that: so a model is never tied 
 accident, and code that is tied to one is told so.
 """
 
+import cmath
 import importlib
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -336,6 +337,8 @@ class Builder:
             kinds = {type(entry) for entry in flat}
             dtype = next((DEFAULTS[kind] for kind in (complex, float, int, bool) if kind in kinds), "float32")
         held = CONSTANTS if self.travels else CONSTANTS_HERE
+        if not self.travels and not _is_written_down(dtype, flat):
+            return self._large_constant(importlib.import_module("numpy").array(flat, dtype).reshape(shape), dtype)
         if not self.travels and dtype in _WIDER:
             return self._constant(value, _WIDER[dtype]).astype(dtype)
         if dtype not in held:
@@ -355,7 +358,7 @@ class Builder:
         return self.apply("const", (), {"shape": shape, "dtype": dtype, "value": tuple(entries)})
 
     def _large_constant(self, array: Any, dtype: str) -> Symbol:
-        """An array that no text of a graph has to hold: a plan copies it each time."""
+        """An array that no text of a graph has to hold, or can: a plan copies it each time."""
         held = array.astype(dtype)
         attrs = {"function": lambda _: held, "shape": held.shape, "dtype": dtype}
         return self.apply("host_call", [self.constant(0)], attrs)
@@ -445,6 +448,13 @@ _WIDER = {
     **dict.fromkeys(set(INTEGERS) - set(CONSTANTS), "int64"),
     **dict.fromkeys(set(FLOATS) - set(CONSTANTS), "float64"),
 }
+
+
+def _is_written_down(dtype: str, numbers: list[Any]) -> bool:
+    """Whether a graph can say constants of a dtype: integers of 64 bits with a sign, and finite complex numbers."""
+    if dtype == "uint64":
+        return all(number < 2**63 for number in numbers)
+    return dtype not in COMPLEX or all(cmath.isfinite(number) for number in numbers)
 
 
 def _flatten(value: Any) -> tuple[Shape, list[Any]]:

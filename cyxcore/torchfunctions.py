@@ -98,12 +98,14 @@ def multinomial(weights: Tensor, num_samples: int, replacement: bool = False, *,
     """
     if num_samples < 0:
         raise SpecError(f"multinomial: expected a count of at least 0, got {num_samples}")
+    if weights.ndim not in (1, 2):
+        raise SpecError(f"multinomial: expected weights (N,) or (rows, N), got {weights.shape}")
     if is_symbolic(weights):
         of_rows = [weights] if weights.ndim == 1 else [weights[place] for place in range(len(weights))]
         found = [_of(generator).choice(weights.shape[-1], num_samples, replacement, row) for row in of_rows]
         return found[0] if weights.ndim == 1 else stack(found)
     rows = np.atleast_2d(weights.numpy().astype(np.float64))
-    if weights.ndim not in (1, 2) or not np.isfinite(rows).all() or (rows < 0).any() or (rows.sum(1) <= 0).any():
+    if not np.isfinite(rows).all() or (rows < 0).any() or (rows.sum(1) <= 0).any():
         raise SpecError(f"multinomial: expected weights (N,) or (rows, N) >= 0 with some above 0, got {weights.shape}")
     if not replacement and (rows > 0).sum(1).min() < num_samples:
         raise SpecError(f"multinomial: expected at least {num_samples} weights above 0 without replacement")

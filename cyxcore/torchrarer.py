@@ -410,11 +410,21 @@ def index_put(x: Any, indices: Sequence[Any], values: Any, accumulate: bool = Fa
 
 
 def masked_scatter(x: Any, mask: Any, source: Any) -> Any:
-    """x with the first elements of `source` where the mask is true."""
+    """x with the first elements of `source` where the mask is true. Raises ShapeError where it has fewer."""
     whole = mask.broadcast_to(*x.shape)
     if is_symbolic(x, mask, source):
         return _where_counted(x, whole, source)
-    return written(x, whole, source.reshape(-1)[: int(whole.astype("int64").sum().item())])
+    return written(x, whole, _first(source, int(whole.astype("int64").sum().item())))
+
+
+def _first(elements: Any, count: int) -> Any:
+    flat = elements.reshape(-1)
+    if flat.shape[0] < count:
+        raise ShapeError(
+            f"masked_scatter: expected a source of as many elements as the mask has true ones, {count}, "
+            f"got {flat.shape[0]}"
+        )
+    return flat[:count]
 
 
 def _where_counted(x: Any, whole: Any, source: Any) -> Any:
@@ -422,7 +432,7 @@ def _where_counted(x: Any, whole: Any, source: Any) -> Any:
 
     def after(before: Any, mask: Any, elements: Any) -> Any:
         result = before.copy()
-        result[mask] = elements.reshape(-1)[: int(mask.sum())]
+        result[mask] = _first(elements, int(mask.sum()))
         return result
 
     def of_elements(g: Any, mask: Any, elements: Any) -> Any:

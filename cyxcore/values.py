@@ -93,6 +93,8 @@ _OF_BOOLS = {"add": "logical_or", "mul": "logical_and", "maximum": "logical_or",
 
 def binary(op: str, left: Any, right: Any) -> Any:
     """An op on two operands made one dtype. Bools are added and multiplied as in NumPy and PyTorch: or, and."""
+    if not isinstance(left, Value) and not isinstance(right, Value):
+        return apply(op, left, right)  # says so
     values = of_one_dtype(left, right)
     return apply(_OF_BOOLS.get(op, op) if values[0].dtype == "bool" else op, *values)
 

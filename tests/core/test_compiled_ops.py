@@ -1,5 +1,6 @@
 """A compiled function computes what the plain one does, to the last bit: every op, its gradient, and that one's."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 
 import cyxcore as cx
 from cyxcore.dtype import INEXACT
-from cyxcore.errors import CyxError, DataError, GradientError, GraphError
+from cyxcore.errors import CyxError, DataError, GradientError, GraphError, ShapeError
 from cyxcore.gradients import NO_GRADIENT
 from cyxcore.ops import OPS
 from cyxcore.symbols import Builder
@@ -414,6 +415,22 @@ def test_constants_of_a_compiled_function_may_be_large() -> None:
     assert compiled == plain
     plain, compiled = outcomes(cx.grad(lambda x: cx.cumprod(x, 0).sum()), cx.full(300, 0.99))
     assert compiled == plain
+
+
+@pytest.mark.parametrize("number", [2**63 + 1, complex(1, math.inf), complex(math.nan, 0)])
+def test_constants_of_a_compiled_function_may_be_any_numbers(number: complex) -> None:
+    x = cx.tensor([1, 2], dtype="uint64") if isinstance(number, int) else cx.tensor([1 + 1j, 2])
+    plain, compiled = outcomes(lambda x: x + number, x)
+    assert compiled == plain
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_source_of_too_few_elements_is_refused(compiled: bool) -> None:
+    def scattered(x: Any, source: Any) -> Any:
+        return cx.masked_scatter(x, x < 1.0, source)
+
+    with pytest.raises(ShapeError, match="expected a source of as many elements as the mask has true ones, 3, got 1"):
+        (cx.compile(scattered) if compiled else scattered)(cx.zeros(3), cx.ones(1))
 
 
 def test_gradients_of_what_was_turned_round_keep_the_sign_of_zero() -> None:

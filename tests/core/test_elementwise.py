@@ -213,3 +213,5 @@ def test_what_is_no_tensor_is_refused(name: str) -> None:
 def test_two_numbers_are_no_tensor() -> None:
     with pytest.raises(DtypeError, match="add: expected at least one tensor, got int and float"):
         cx.add(1, 2.0)
+    with pytest.raises(DtypeError, match="maximum: expected at least one tensor, got int, float"):
+        cx.maximum(1, 2.0)
