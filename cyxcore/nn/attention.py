@@ -11,7 +11,7 @@ from cyxcore.errors import ShapeError, SpecError
 from cyxcore.nn.containers import ModuleList
 from cyxcore.nn.dropouts import Dropout
 from cyxcore.nn.layers import Linear
-from cyxcore.nn.module import Module, Parameter
+from cyxcore.nn.module import Module, Parameter, check_sizes
 from cyxcore.nn.norms import LayerNorm
 
 
@@ -37,6 +37,7 @@ class MultiheadAttention(Module):
     ) -> None:
         """add_bias_kv: a learnt key and value more. add_zero_attn: one more of zeros. kdim, vdim: embed_dim if None."""
         super().__init__()
+        check_sizes(self, embed_dim=embed_dim, num_heads=num_heads)
         if embed_dim % num_heads:
             raise SpecError(f"MultiheadAttention: {num_heads} heads do not divide {embed_dim} features")
         self.embed_dim, self.num_heads, self.dropout, self.batch_first = embed_dim, num_heads, dropout, batch_first
@@ -130,6 +131,7 @@ class LinearAttention(Module):
 
     def __init__(self, embed_dim: int, num_heads: int, bias: bool = True) -> None:
         super().__init__()
+        check_sizes(self, embed_dim=embed_dim, num_heads=num_heads)
         if embed_dim % num_heads:
             raise SpecError(f"LinearAttention: {num_heads} heads do not divide {embed_dim} features")
         self.num_heads = num_heads

@@ -16,7 +16,7 @@ class Dropout(Module):
     def __init__(self, p: float = 0.5, inplace: bool = False) -> None:
         """inplace: PyTorch's option to save memory, changes nothing here."""
         super().__init__()
-        if not 0.0 <= p <= 1.0:
+        if not isinstance(p, int | float) or not 0.0 <= p <= 1.0:
             raise SpecError(f"{type(self).__name__}: expected p from 0 to 1, got {p!r}")
         self.p = p
 

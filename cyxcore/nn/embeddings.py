@@ -5,7 +5,7 @@ from typing import Any, Self
 from cyxcore import functional as F
 from cyxcore.eager import no_grad
 from cyxcore.errors import ShapeError, SpecError
-from cyxcore.nn.module import Module, Parameter
+from cyxcore.nn.module import Module, Parameter, check_sizes
 
 
 class _Rows(Module):
@@ -16,6 +16,7 @@ class _Rows(Module):
     padding_idx: int | None
 
     def _table(self, count: int, size: int, padding_idx: int | None, given: Any) -> None:
+        check_sizes(self, num_embeddings=count, embedding_dim=size)
         self.num_embeddings, self.embedding_dim, self.padding_idx = count, size, padding_idx
         if given is None:
             self.weight = Parameter.drawn((count, size), {"kind": "normal", "std": 1.0})

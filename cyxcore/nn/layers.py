@@ -8,21 +8,11 @@ from cyxcore import functional as F
 from cyxcore.attrs import is_whole
 from cyxcore.errors import SpecError
 from cyxcore.functional import Pair, pair
-from cyxcore.nn.module import Module, Parameter
+from cyxcore.nn.module import Module, Parameter, check_sizes
 
 
 def _fan(fan_in: int) -> Mapping[str, Any]:
     return {"kind": "kaiming_uniform", "fan_in": fan_in}
-
-
-def _check_sizes(layer: Module, kernel: Sequence[int], groups: int, **sizes: int) -> None:
-    """Raises SpecError for sizes below 1, and for numbers of channels that the groups do not divide."""
-    name = type(layer).__name__
-    for size, value in (*sizes.items(), ("groups", groups), *(("kernel_size", side) for side in kernel)):
-        if not is_whole(value) or value < 1:
-            raise SpecError(f"{name}: expected {size} of at least 1, got {value!r}")
-    if wrong := [f"{size}={value}" for size, value in sizes.items() if value % groups]:
-        raise SpecError(f"{name}: expected channels that groups={groups} divides, got {' and '.join(wrong)}")
 
 
 class Linear(Module):
@@ -30,7 +20,7 @@ class Linear(Module):
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
         super().__init__()
-        _check_sizes(self, (), 1, in_features=in_features, out_features=out_features)
+        check_sizes(self, in_features=in_features, out_features=out_features)
         self.in_features, self.out_features = in_features, out_features
         self.weight = Parameter.drawn((out_features, in_features), _fan(in_features))
         self.bias = Parameter.drawn((out_features,), _fan(in_features)) if bias else None
@@ -67,7 +57,7 @@ class _Conv(Module):
         )
 
     def _draw(self, inputs: int, outputs: int, kernel: tuple[int, ...], bias: bool) -> None:
-        _check_sizes(self, kernel, self.groups, in_channels=inputs, out_channels=outputs)
+        check_sizes(self, self.groups, kernel, in_channels=inputs, out_channels=outputs)
         self.in_channels, self.out_channels, self.kernel_size = inputs, outputs, kernel
         per_group = inputs // self.groups
         fan_in = per_group * math.prod(kernel)
@@ -193,7 +183,7 @@ class _ConvTranspose(Module):
             )
         self.options = (stride, padding, output_padding, groups, dilation)
         kernel = (kernel_size,) * self.rank if is_whole(kernel_size) else tuple(kernel_size)
-        _check_sizes(self, kernel, groups, in_channels=in_channels, out_channels=out_channels)
+        check_sizes(self, groups, kernel, in_channels=in_channels, out_channels=out_channels)
         fan = _fan(out_channels // groups * math.prod(kernel))
         self.weight = Parameter.drawn((in_channels, out_channels // groups, *kernel), fan)
         self.bias = Parameter.drawn((out_channels,), fan) if bias else None

@@ -1,12 +1,13 @@
 """Module: a model as a tree of parts that hold parameters. torch's verbs, a fraction of its machinery."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 
 from cyxcore import device as devices
 from cyxcore import drawing
+from cyxcore.attrs import is_whole
 from cyxcore.dtype import DTYPES, FLOATS, dtype_name
 from cyxcore.eager import Tensor, as_array, next_key
 from cyxcore.errors import CyxError, DtypeError, ShapeError, SpecError
@@ -48,6 +49,16 @@ class LoadedKeys(NamedTuple):
 
     missing_keys: list[str]
     unexpected_keys: list[str]
+
+
+def check_sizes(layer: "Module", groups: int = 1, kernel: Sequence[int] = (), **sizes: int) -> None:
+    """Raises SpecError for sizes below 1, and for numbers of channels that the groups do not divide."""
+    name = type(layer).__name__
+    for size, value in (*sizes.items(), ("groups", groups), *(("kernel_size", side) for side in kernel)):
+        if not is_whole(value) or value < 1:
+            raise SpecError(f"{name}: expected {size} of at least 1, got {value!r}")
+    if wrong := [f"{size}={value}" for size, value in sizes.items() if value % groups]:
+        raise SpecError(f"{name}: expected channels that groups={groups} divides, got {' and '.join(wrong)}")
 
 
 class Module:

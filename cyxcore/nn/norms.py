@@ -7,7 +7,7 @@ from cyxcore import functional as F
 from cyxcore.attrs import several
 from cyxcore.creation import ones, zeros
 from cyxcore.errors import SpecError
-from cyxcore.nn.module import Module, Parameter
+from cyxcore.nn.module import Module, Parameter, check_sizes
 
 
 class _Norm(Module):
@@ -47,6 +47,7 @@ class _BatchNorm(_Norm):
     ) -> None:
         """momentum: None keeps the mean of all batches. Without track_running_stats inference uses its batch's."""
         super().__init__()
+        check_sizes(self, num_features=num_features)
         self.num_features, self.eps = num_features, eps
         self._affine(num_features, affine, bias)
         self._track(num_features, momentum, track_running_stats)
@@ -87,6 +88,7 @@ class _InstanceNorm(_Norm):
         super().__init__()
         if track_running_stats and momentum is None:
             raise SpecError(f"{type(self).__name__}: expected a momentum for its running statistics, got None")
+        check_sizes(self, num_features=num_features)
         self.num_features, self.eps = num_features, eps
         self._affine(num_features, affine, bias)
         self._track(num_features, momentum, track_running_stats)
@@ -125,6 +127,7 @@ class GroupNorm(_Norm):
         self, num_groups: int, num_channels: int, eps: float = 1e-5, affine: bool = True, bias: bool = True
     ) -> None:
         super().__init__()
+        check_sizes(self, num_groups, num_channels=num_channels)
         self.num_groups, self.num_channels, self.eps = num_groups, num_channels, eps
         self._affine(num_channels, affine, bias)
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from cyxcore import functional as F
 from cyxcore.errors import ShapeError, SpecError
-from cyxcore.nn.module import Module, Parameter
+from cyxcore.nn.module import Module, Parameter, check_sizes
 from cyxcore.nn.utils.rnn import PackedSequence
 
 
@@ -44,6 +44,7 @@ class _Recurrent(Module):
         super().__init__()
         if num_layers < 1:
             raise SpecError(f"{type(self).__name__}: expected at least one layer, got {num_layers}")
+        check_sizes(self, input_size=input_size, hidden_size=hidden_size)
         if proj_size and (self.kind != "lstm" or not 0 < proj_size < hidden_size):
             raise SpecError(
                 f"{type(self).__name__}: expected proj_size 0, or below hidden_size {hidden_size} for an LSTM, "

@@ -353,6 +353,12 @@ def test_a_buffer_takes_the_place_of_a_plain_attribute() -> None:
         (lambda: nn.Conv3d(3, 4, 3, groups=0), "Conv3d: expected groups of at least 1, got 0"),
         (lambda: nn.ConvTranspose2d(4, 3, 2, groups=2), "groups=2 divides, got out_channels=3"),
         (lambda: nn.Dropout(1.5), "Dropout: expected p from 0 to 1, got 1.5"),
+        (lambda: nn.Dropout("x"), "Dropout: expected p from 0 to 1, got 'x'"),
+        (lambda: nn.BatchNorm2d(0), "BatchNorm2d: expected num_features of at least 1, got 0"),
+        (lambda: nn.GroupNorm(3, 4), "GroupNorm: expected channels that groups=3 divides, got num_channels=4"),
+        (lambda: nn.Embedding(-1, 4), "Embedding: expected num_embeddings of at least 1, got -1"),
+        (lambda: nn.LSTM(4, -4), "LSTM: expected hidden_size of at least 1, got -4"),
+        (lambda: nn.MultiheadAttention(0, 0), "MultiheadAttention: expected embed_dim of at least 1, got 0"),
     ],
 )
 def test_sizes_without_a_meaning_are_refused_where_the_layer_is_made(make: Any, said: str) -> None:
