@@ -8,6 +8,7 @@ import pytest
 import cyxcore as cx
 from cyxcore import linalg
 from cyxcore.errors import AxisError, DataError, DtypeError, GradientError, GraphError, ShapeError, SpecError
+from cyxcore.kernels import lapack
 from tests.core.oracle import COMPLEX, FLOATS, NUMBERS, agree, numbers, same, signature_differences
 
 BEYOND_STRICT = ("eig", "eigvals")
@@ -232,3 +233,18 @@ def test_a_gradient_that_is_not_unique_is_refused() -> None:
         cx.linalg.svd(x).S.sum().backward()
     with pytest.raises(GradientError, match="rows >= columns"):
         cx.linalg.qr(x).R.sum().backward()
+
+
+def test_lapack_is_asked_again_before_it_has_given_up() -> None:
+    calls = []
+
+    def once(x: Any) -> Any:
+        calls.append(x)
+        if len(calls) == 1:
+            raise np.linalg.LinAlgError("SVD did not converge")
+        return np.linalg.svd(x, compute_uv=False)
+
+    values = lapack._checked("svdvals", "finite matrices", once)(np.diag([1.0, 2.0]))
+    assert values.tolist() == [2.0, 1.0] and len(calls) == 2
+    with pytest.raises(DataError, match=r"svd: expected finite matrices, got NaN or infinity in matrices \(2, 2\)"):
+        cx.linalg.svdvals(cx.tensor([[float("nan"), 1.0], [0.0, 1.0]]))
