@@ -20,6 +20,16 @@ from libc.string cimport memset
 
 cnp.import_array()
 
+cdef extern from *:
+    """
+    #if defined(__GNUC__) && (defined(__x86_64__) || defined(__i386__))
+    static void cyx_leave_mmx(void) { __asm__ volatile("emms" ::: "st"); }
+    #else
+    static void cyx_leave_mmx(void) {}
+    #endif
+    """
+    void cyx_leave_mmx() nogil
+
 cdef extern from "cyx.h" nogil:
     enum:
         CYX_MAX_NDIM
@@ -734,3 +744,12 @@ _services = PyCapsule_New(<void *>&cyx_own_services, "cyxcore.kernels.cpu._servi
 _runner = PyCapsule_New(<void *>cyx_run, "cyxcore.kernels.cpu._runner", NULL)  # for tensors.pyx
 cyx_set_threads(_usable_cores())
 atexit.register(cyx_stop_threads)
+
+
+def leave_mmx() -> None:
+    """Empty the x87 registers of this thread, which code that used MMX may have left in use.
+
+    The compiled programs of a chain that runs within this process do so. The norms of OpenBLAS are computed in these
+    registers, and LAPACK gives up on sound matrices then.
+    """
+    cyx_leave_mmx()

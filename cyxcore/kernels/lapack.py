@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from cyxcore.errors import DataError
+from cyxcore.kernels.cpu import leave_mmx
 
 Array = np.ndarray[Any, Any]
 Kernel = Callable[..., Any]
@@ -17,19 +18,13 @@ Attrs = Mapping[str, Any]
 
 
 def _checked(op: str, wanted: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Raises DataError where LAPACK gives up twice."""
+    """Raises DataError where LAPACK gives up."""
 
     def call(*inputs: Array, **options: Any) -> Any:
         try:
             return function(*inputs, **options)
-        except np.linalg.LinAlgError:
-            pass
-        # Once in a long run LAPACK gave up on diag(1, 2, 3, 4), which it takes at any other time: try again.
-        finite = all(np.isfinite(x).all() for x in inputs)
-        try:
-            return function(*inputs, **options)
         except np.linalg.LinAlgError as error:
-            got = "matrices" if finite else "NaN or infinity in matrices"
+            got = "matrices" if all(np.isfinite(x).all() for x in inputs) else "NaN or infinity in matrices"
             raise DataError(f"{op}: expected {wanted}, got {got} {inputs[0].shape} where that fails: {error}") from None
 
     return call
@@ -52,7 +47,7 @@ _svd = _checked("svd", "finite matrices", np.linalg.svd)
 _pinv = _checked("pinv", "finite matrices", np.linalg.pinv)
 
 
-KERNELS: dict[str, Kernel] = {
+_KERNELS: dict[str, Kernel] = {
     "inv": lambda a, x: _inv(x),
     "solve": lambda a, x, y: _solve(x, y),
     "cholesky": lambda a, x: _cholesky(x),
@@ -67,3 +62,14 @@ KERNELS: dict[str, Kernel] = {
     "eigvals": lambda a, x: _eigvals(x),
     "svdvals": lambda a, x: _svd(x, compute_uv=False),
 }
+
+
+def _after_mmx(kernel: Kernel) -> Kernel:
+    def call(*inputs: Any) -> Any:
+        leave_mmx()
+        return kernel(*inputs)
+
+    return call
+
+
+KERNELS = {op: _after_mmx(kernel) for op, kernel in _KERNELS.items()}
