@@ -5,12 +5,12 @@ Their last bits depend on the machine and its BLAS.
 
 import math
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 import numpy as np
 
 from cyxcore.errors import DataError
-from cyxcore.kernels.cpu import leave_mmx
 
 Array = np.ndarray[Any, Any]
 Kernel = Callable[..., Any]
@@ -64,9 +64,18 @@ _KERNELS: dict[str, Kernel] = {
 }
 
 
+@cache
+def _leaving_mmx() -> Callable[[], None]:
+    try:
+        from cyxcore.kernels.cpu import leave_mmx
+    except ImportError:  # the devices that have no need of the kernels in C work without them
+        return lambda: None
+    return leave_mmx
+
+
 def _after_mmx(kernel: Kernel) -> Kernel:
     def call(*inputs: Any) -> Any:
-        leave_mmx()
+        _leaving_mmx()()
         return kernel(*inputs)
 
     return call
