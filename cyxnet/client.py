@@ -408,7 +408,8 @@ class AsyncClient:
             page = await self._ask("job.list", m.JobListRequest(status=status, limit=some, **filters), m.JobList)
             found += page.jobs
             if not (page.more and page.jobs) or len(found) >= limit:
-                return replace(page, jobs=found)
+                # A first page ends with a whole millisecond, which may be more than was asked for.
+                return replace(page, jobs=found[:limit], more=page.more or len(found) > limit)
             filters |= {"before": found[-1].submitted_at_ms, "before_id": found[-1].job_id}
 
     async def explain(self, job_id: str) -> m.ExplainReply:

@@ -53,6 +53,7 @@ class FakeCentral:
         self.manifests: dict[str, m.ArtifactManifest] = {}
         self.asked: Counter[str] = Counter()
         self.page_limit = 1000
+        self.same_ms = 0  # jobs of the millisecond that a first page of jobs ends with, beyond its limit
         self.fee_offered = FEE_BASIS_POINTS
         self.program = LOCAL_PROGRAM
         self.balance_base_units = 0  # without a chain
@@ -223,7 +224,7 @@ class FakeCentral:
         views = [self.view(job_id) for job_id in self.status if ask.status in (None, self.status[job_id])]
         ids = [view.job_id for view in views]
         begin = ids.index(ask.before_id) + 1 if ask.before_id else 0
-        end = begin + min(ask.limit, self.page_limit)
+        end = begin + min(ask.limit, self.page_limit) + (0 if ask.before_id else self.same_ms)
         return m.JobList(jobs=views[begin:end], total=len(views), more=end < len(views))
 
     async def _updates(self, ask: m.UpdatesRequest) -> m.Updates:

@@ -527,6 +527,10 @@ async def test_jobs_are_listed_however_many_pages_that_takes(central: FakeCentra
     assert "2 older jobs; see them with --limit 5" in out + err
     _, out, _ = await cyx("jobs", "--limit", "2000", "--json")
     assert len(msgspec.json.decode(out, type=m.JobList).jobs) == 5
+    central.same_ms = 2
+    _, out, _ = await cyx("jobs", "--limit", "1", "--json")
+    found = msgspec.json.decode(out.splitlines()[0], type=m.JobList)
+    assert (len(found.jobs), found.more) == (1, True)
 
 
 @pytest.mark.parametrize("called", ["node-1", "node-1-0", "node-1-0123456789"])

@@ -64,6 +64,19 @@ def model_of(name: str, steps: int) -> bytes:
     return b"model " + state_after(name, steps)
 
 
+def summary_of(steps: int) -> TrainingSummary:
+    return TrainingSummary(
+        total_time_ms=1.0,
+        steps=steps,
+        final_loss=0.1,
+        best_epoch=1,
+        delivered_epoch=1,
+        train_rows=1,
+        validation_rows=1,
+        parameters=1,
+    )
+
+
 def digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
@@ -515,15 +528,6 @@ class Run:
             attempt=self.assign.attempt,
             model=model,
             graph_sha256=GRAPH_SHA256,
-            summary=TrainingSummary(
-                total_time_ms=1.0,
-                steps=steps,
-                final_loss=0.1,
-                best_epoch=1,
-                delivered_epoch=1,
-                train_rows=1,
-                validation_rows=1,
-                parameters=1,
-            ),
+            summary=summary_of(steps),
             signature="0" * 128,
         )

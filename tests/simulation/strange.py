@@ -8,27 +8,17 @@ import hashlib
 from random import Random
 from typing import Any
 
-from cyxcore.spec import TrainingSummary
 from cyxnet import messages as m
 from cyxnet import subjects
 from cyxnet.codec import MSGPACK, decode, encode
 from tests.simulation.faults import FIRST_WALL_MS
+from tests.simulation.nodes import summary_of
 
 SHARE = 0.25  # of the seeds
 ACTS_EVERY_S = 2.5  # on average
 NEVER_BEGUN = 90  # attempts after the last one: so many leases no job here gets
 SESSION = "f" * 32  # of no node
 NO_MODEL = m.ArtifactRef(sha256="0" * 64, size=1)
-NO_SUMMARY = TrainingSummary(
-    total_time_ms=1.0,
-    steps=1,
-    final_loss=0.1,
-    best_epoch=1,
-    delivered_epoch=1,
-    train_rows=1,
-    validation_rows=1,
-    parameters=1,
-)
 
 
 class Strange:
@@ -69,7 +59,12 @@ class Strange:
     def _delivered(self, subject: str) -> tuple[str, bytes]:
         attempt = self._never(subject)
         event = m.Completed(
-            attempt=attempt, node_id="node-0", model=NO_MODEL, graph_sha256="0" * 64, summary=NO_SUMMARY, signature=""
+            attempt=attempt,
+            node_id="node-0",
+            model=NO_MODEL,
+            graph_sha256="0" * 64,
+            summary=summary_of(1),
+            signature="",
         )
         return self._record(subject, event)
 
