@@ -27,7 +27,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from cyxcentral import dispatch, earnings
+from cyxcentral import earnings
 from cyxcentral.eventlog import read
 from cyxcentral.world import World
 from cyxnet import messages as m
@@ -51,6 +51,8 @@ BAN_HEARD_WITHIN_S = 10.0  # another central may not have read of it yet
 CLOCKS_WRONG_MS = 8 * HOUR_MS  # the clock of a central is an hour wrong, and somebody sets it some times
 LONG_MS = 120_000  # nobody waits for a replica that still has so long by every clock
 NEXT_COMES_MS, NEXT_COMES_SHARE = 60_000, 4  # before its end, a replica is followed: so long, or that share of its time
+HALTS_WITHIN_S = 10.0  # of being told to (centrals.shrink); a replica has its drain_s besides
+STOPS = "the node did not end the run within"  # what a lease is lost for that was not given back by then
 LOST_WITHIN_S = 8.0  # beyond a lease: questions, sweeps and appends take their time
 FEWEST_SILENT_S = LEASE_MS / 1000 * 0.95  # a clock that drifts by a hundredth may see less than a lease
 
@@ -101,7 +103,8 @@ class JobModel(Struct):
     ready_s: float = 0.0  # since when, by the true clock, its replica is to answer
     halts: bool = False
     standby: bool = False
-    halts_s: float = 0.0  # since when it is paused, or stands by, or is paid for
+    halts_s: float = 0.0  # since when it is paused, or stands by, or its deadline is near, or it is paid for
+    told_s: float = 0.0  # since when that is so, or was so before, in the lease there is
     tried: Tried | None = None  # of a job that trains
     priority: int = 0
     request: m.JobRequest | None = None
@@ -127,6 +130,7 @@ class Checks:
         self.jobs: dict[str, JobModel] = {}
         self.sessions: dict[str, str | None] = {}  # node id -> session that is registered
         self.began_ms: dict[str, int] = {}  # of that session
+        self.slots: dict[str, int] = {}  # node id -> runs that it takes at a time
         self.turns: dict[str, int] = {}  # how often that changed
         self.names: dict[str, str] = {}  # the wish of a client -> the job id it became
         self.moved: dict[str, dict[str, int]] = {}  # signature -> what each wallet gained
@@ -262,12 +266,11 @@ class Checks:
         """I25: who works on what is paused, or was sent back, has given it back a while after the last fault."""
         scheduler, centrals = self.network.scheduler, self.network.live_centrals()
         for job_id, job in self.jobs.items():
-            if job.lease is None or not job.funded or not (job.halts or job.standby):
+            if job.lease is None or not job.funded or not (job.halts or job.standby or job.near):
                 continue
             since_s = max(job.halts_s, job.lease.since_s, self.network.faults.until_s)
             looks_s = [max(since_s, each.started_s, each.loop.paused_until_s) for each in centrals]
-            grace_s = dispatch.PAUSE_GRACE_MS / 1000 + (job.serve.drain_s if job.serve else 0)
-            if scheduler.now_s > min(looks_s, default=math.inf) + grace_s + LOST_WITHIN_S:
+            if scheduler.now_s > min(looks_s, default=math.inf) + _halts_within_s(job) + LOST_WITHIN_S:
                 self.fail(f"I25: {job_id} is to stop since {job.halts_s:.1f} s, and {job.lease.node_id} goes on")
 
     # -- what happens --------------------------------------------------------------------------------
@@ -363,6 +366,8 @@ class Checks:
         final = self.network.chain.is_final(job.deposit.signature)
         self.expect(final and not job.funded, f"I9: {job_id} is called funded; final on the chain: {final}")
         job.funded, job.halts_s = True, self.network.scheduler.now_s
+        if job.halts or job.standby:
+            self._is_to_halt(job)
 
     def _fund_failed(self, job_id: str, job: JobModel, event: m.FundFailed) -> None:
         chain, deposit = self.network.chain, job.deposit
@@ -404,6 +409,7 @@ class Checks:
                 not self._has_read(found_s),
                 f"I21: {job_id} is leased to {event.node_id}, found false at {found_s:.1f} s and not banned",
             )
+        self._to_full_node(job_id, event.node_id)
         self._to_stranger(job_id, job, event.node_id)
         now_s = self.network.scheduler.now_s
         job.leases.append(Lease(event.attempt, event.node_id, event.session, self.by, now_s, resume=event.resume))
@@ -419,6 +425,25 @@ class Checks:
     def not_banned(self) -> list[str]:
         """The nodes whose work was found false, and that nobody has banned."""
         return sorted(self.rejected.keys() - self.banned_at_s.keys())
+
+    def _runs_of(self, node_id: str) -> dict[str, Lease]:
+        """What a node has, by job: each is a slot of it, also a replica's, and a check's."""
+        return {
+            job_id: lease
+            for job_id, job in self.jobs.items()
+            for lease in (job.lease, job.check.lease if job.check else None)
+            if lease and lease.node_id == node_id
+        }
+
+    def _to_full_node(self, job_id: str, node_id: str) -> None:
+        """I12. Two centrals may fill the last slot of a node at the same moment; the node refuses one of the two."""
+        known = [
+            other_id
+            for other_id, lease in self._runs_of(node_id).items()
+            if lease.by == self.by or self._has_read(lease.since_s)
+        ]
+        slots = self.slots.get(node_id, 0)
+        self.expect(len(known) < slots, f"I12: {job_id} is leased to {node_id}, whose {slots} slots have {known}")
 
     def _to_stranger(self, job_id: str, job: JobModel, node_id: str) -> None:
         """I20. Two centrals may give a node one job each at the same moment; one of the two is taken back then."""
@@ -472,6 +497,10 @@ class Checks:
         self._of_lease(job_id, job, event)
         if event.code == "not_answering":
             self._not_answering(job_id, job, event.attempt)
+        if event.reason.startswith(STOPS):
+            waited_s = self.network.scheduler.now_s - max(job.told_s, job.leases[-1].since_s)
+            long_enough = waited_s >= _halts_within_s(job) * FEWEST_SILENT_S / (LEASE_MS / 1000)
+            self.expect(long_enough, f"I25: {job_id} loses its lease {waited_s:.1f} s after it was told to stop")
         self._end_lease(job)
         if job.served:
             job.served.lost(event, self.at_ms)
@@ -617,7 +646,13 @@ class Checks:
     def _scaled_down(self, job_id: str, job: JobModel, event: m.ScaledDown) -> None:
         bought = bool(job.serve and job.serve.standby)
         self.expect(bought and not job.standby, f"I19: {job_id} is sent back, and was not called")
-        job.standby, job.halts_s = True, self.network.scheduler.now_s
+        job.standby = True
+        self._is_to_halt(job)
+
+    def _is_to_halt(self, job: JobModel) -> None:
+        job.halts_s = now_s = self.network.scheduler.now_s
+        if job.lease is None or job.told_s < job.lease.since_s:
+            job.told_s = now_s
 
     def _of_time(self, job_id: str, why: str | None) -> None:
         self.expect(why is None, f"I17: {job_id}: {why}")
@@ -636,7 +671,8 @@ class Checks:
         self._once(job_id, job, event)
         now_s = self.network.scheduler.now_s
         if isinstance(event, m.PauseRequested) and not job.halts:
-            job.halts, job.halts_s = True, now_s
+            job.halts = True
+            self._is_to_halt(job)
         elif isinstance(event, m.ResumeRequested):
             job.halts, job.ready_s = False, now_s
         elif isinstance(event, m.PriorityChanged):
@@ -649,6 +685,7 @@ class Checks:
         self.expect(left_ms <= DAY_MS + CLOCKS_WRONG_MS, f"I14: {job_id} ends {left_ms} ms before its deadline")
         self.expect(not job.near and not job.completed, f"I14: {job_id} ends for its deadline, and ended before")
         job.near = True
+        self._is_to_halt(job)
         if not job.funded or job.served:  # a run is let store its state; a preparation and a replica have none
             self._end_lease(job)
         if job.served:
@@ -740,6 +777,7 @@ class Checks:
             newest = self.began_ms.get(node_id, 0)
             self.expect(event.began_ms >= newest, f"I2: an older session of {node_id} is registered again")
             self.began_ms[node_id] = event.began_ms
+            self.slots[node_id] = event.max_runs
             self.sessions[node_id] = event.session
             self.turns[node_id] = self.turns.get(node_id, 0) + 1
         elif isinstance(event, m.NodeLost):
@@ -855,6 +893,9 @@ class Checks:
             for what in ("jobs", "nodes", "mints", "last_seq", "active", "seq", "quarantined", "damaged"):
                 mine, its = getattr(fold, what), getattr(central.central.world, what)
                 self.expect(mine == its, f"I11: {central.name}: its {what} are not the fold of the log")
+            for node_id in self.slots:
+                said, runs = central.central.world.candidate(node_id).active_runs, list(self._runs_of(node_id))
+                self.expect(said == len(runs), f"I12: {central.name}: {node_id} has {said} runs, the log says {runs}")
             balances = {k: v for k, v in central.central.ledger.balances.items() if v}
             self.expect(balances == {k: v for k, v in ledger.items() if v}, f"I11: {central.name}: its ledger differs")
 
@@ -866,6 +907,10 @@ class Checks:
         ]
         seen = [seq for source, seq in client.seen if source == "event"]
         self.expect(sorted(seen) == wanted, f"I11: who watched {client.job_id} saw {seen}, the log has {wanted}")
+
+
+def _halts_within_s(job: JobModel) -> float:
+    return HALTS_WITHIN_S + (job.serve.drain_s if job.serve else 0)
 
 
 def _served(event: m.Submitted) -> Served | None:

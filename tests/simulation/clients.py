@@ -19,6 +19,7 @@ from tests.simulation.loop import ProcessLoop
 from tests.simulation.nodes import digest, identity
 from tests.simulation.wire import Process, SimBus
 
+LONG_PAUSE_S = 30.0  # whoever has the job must have given it back by then
 COPIES_APART_S = 0.05  # so that one central has refused what the next one takes
 DATASET = b"some rows"
 _FOLDER = tempfile.TemporaryDirectory(prefix="cyx-simulation-")
@@ -168,7 +169,7 @@ class Client(Process):
             await self._until_said("job.resume", m.JobRef(job_id=self.job_id, request_id="early"))
         pause = m.JobRef(job_id=self.job_id, request_id="pause")
         await self._until_said("job.pause", pause)
-        await asyncio.sleep(dice.expovariate(1 / 5))
+        await asyncio.sleep(LONG_PAUSE_S if self.network.faults.pauses_long() else dice.expovariate(1 / 5))
         await self._until_said("job.resume", m.JobRef(job_id=self.job_id, request_id="resume"))
         if dice.random() < 0.5:  # a try of the pause that was held up on its way
             await self._until_said("job.pause", pause)

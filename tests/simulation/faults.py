@@ -47,6 +47,8 @@ class Faults:
             self.weeks_pass_at_s, self.refunded = self._refunds.uniform(6.0, 10.0), 0.0
         self.far_clock = self._refunds.choice([0.0, 0.0, 0.5])  # of lives of centrals: weeks ahead, not an hour
         self.chain_late_ms = int(self._refunds.uniform(-HOUR_MS / 2, HOUR_MS / 2))  # the clock that a deadline is by
+        self._halts = Random(f"halts {self.chain_late_ms}")  # of its own too
+        self.halt_ignored = self._halts.choice([0.0, 0.0, 0.5])  # of runs that are told to store their state and end
 
     @property
     def active(self) -> bool:
@@ -94,6 +96,17 @@ class Faults:
     def stalls(self) -> bool:
         """Whether a client pauses its job until the deadline, where that will come."""
         return self.weeks_pass_at_s is not None and self._refunds.random() < 0.7
+
+    def ignores_halt(self) -> bool:
+        """Whether a run that was told to store what it has and end does neither, and goes on being there."""
+        if not self.active or self._halts.random() >= self.halt_ignored:
+            return False
+        self.counts["halt_ignored"] += 1
+        return True
+
+    def pauses_long(self) -> bool:
+        """Whether a client leaves its job paused for longer than a run may take to end."""
+        return self.halt_ignored > 0 and self._halts.random() < 0.5
 
     def refund_after_s(self) -> float | None:
         """How long after it was opened an escrow is refunded, if it is still open then; None for most."""

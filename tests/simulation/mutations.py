@@ -13,6 +13,7 @@ import cyxcentral.api
 import cyxcentral.nodes
 from cyxcentral import (
     audit,
+    dispatch,
     earnings,
     jobfold,
     jobrules,
@@ -376,6 +377,18 @@ def paused_job_is_given_out() -> Iterator[Any]:
 
 
 @planted
+def overdue_runs_go_on() -> Iterator[Any]:
+    """Who was told to end keeps the lease, however long nothing comes of it."""
+    yield mock.patch.object(dispatch, "PAUSE_GRACE_MS", 10**9)
+
+
+@planted
+def no_time_to_store() -> Iterator[Any]:
+    """Who is told to store what there is loses the lease before it can."""
+    yield mock.patch.object(dispatch, "PAUSE_GRACE_MS", 0)
+
+
+@planted
 def pause_costs_a_try() -> Iterator[Any]:
     """A run that ended because its owner paused it is one of the tries that he paid for."""
     yield mock.patch.object(jobs, "UNCOUNTED", (jobs.REFUSED, jobs.NODE_STOPPED))
@@ -715,6 +728,39 @@ def more_time_than_bought_is_paid() -> Iterator[Any]:
 def tries_never_renewed() -> Iterator[Any]:
     """A replica that was ready and lost its node has failed once, however long it served."""
     yield mock.patch.object(jobs, "_has_worked", lambda attempt: False)
+
+
+@planted
+def replicas_take_no_slot() -> Iterator[Any]:
+    """What serves on a node is not among the runs that it has."""
+    real = world.World.candidate
+
+    def candidate(found: world.World, node_id: str, now_ms: int = 0) -> schedule.Candidate:
+        trains = sum(not job.job.serve for job in found.runs_of(node_id))
+        return replace(real(found, node_id, now_ms), active_runs=trains)
+
+    yield mock.patch.object(world.World, "candidate", candidate)
+
+
+@planted
+def replicas_keep_their_slot() -> Iterator[Any]:
+    """A node's slot is not given back when the time of the replica there is used up."""
+    real = world.World.candidate
+
+    def candidate(found: world.World, node_id: str, now_ms: int = 0) -> schedule.Candidate:
+        ended = [job for job in found.jobs.values() if job.job.serve and job.outcome == "completed"]
+        kept = sum(job.attempts[-1].node_id == node_id for job in ended)
+        known = real(found, node_id, now_ms)
+        return replace(known, active_runs=known.active_runs + kept)
+
+    yield mock.patch.object(world.World, "candidate", candidate)
+
+
+@planted
+def nobody_takes_the_place() -> Iterator[Any]:
+    """A deployment whose replicas have ended calls nobody, however many its client wants at the least."""
+    real = scaling._terms
+    yield mock.patch.object(scaling, "_terms", lambda replicas: replace(real(replicas), least=0))
 
 
 @planted

@@ -349,6 +349,11 @@ class Run:
             if task:
                 task.cancel()
 
+    async def halts(self) -> None:
+        """It was told to end, and does, or hangs."""
+        if self.node.network.faults.ignores_halt():
+            await asyncio.sleep(10_000)
+
     async def perform(self) -> None:
         try:
             report: m.RunFailed | m.RunCompleted | m.SegmentTrained
@@ -420,6 +425,7 @@ class Run:
         hangs_at = dice.randrange(first, steps + 1) if faults.hit("run_hangs") else None
         while self.step < steps:
             if self.halt:
+                await self.halts()
                 await self._store(state, steps)
                 return self.failed(self.halt, "as asked")
             if self.step == hangs_at:

@@ -93,6 +93,7 @@ async def serve(run: "Run") -> m.RunFailed:
         finally:
             asked.close()
     assert run.halt is not None
+    await run.halts()
     await asyncio.sleep(dice.random() * DRAINS_WITHIN_S)
     return run.failed(run.halt, "as asked")
 

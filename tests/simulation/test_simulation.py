@@ -33,6 +33,7 @@ FOUND_AT = {
     "old_attempts_answer": 166,
     "old_session_returns": 156,
     "only_the_newest_question_counts": 184,
+    "overdue_runs_go_on": 89,
     "read_from_lagging_replica": 101,
     "tries_never_renewed": 43,
     "two_views": 82,
