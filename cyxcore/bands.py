@@ -21,6 +21,8 @@ LEAST_SHORT_ROWS = 8  # the same where a recurrence is shared out among threads
 MANY_PRODUCTS = 16  # of few rows make a recurrence: threads that share each of them meet more often than that pays
 LEAST_BYTES = 2 * 1024 * 1024  # of the arrays of a stretch together: fewer stay in the cache anyway
 MOST_SHARED = 128 * 1024  # elements of a matrix that every band multiplies by: it must stay in the cache as well
+LEAST_FREED = 2 * 1024 * 1024  # by a cut through a stretch, at which threads meet
+MOST_CARRIED = 1 / 16  # of what a cut frees: what it makes later bands read from memory
 
 # (node, shapes of its inputs, shape of its output) -> for each input whether a band of the output needs that band of it
 # alone (else all of it); None: the rows depend on each other
@@ -70,10 +72,13 @@ def _arranged(
     arranged: list[int] = []
     waiting = list(order)
     while waiting:
-        before, taken, rest = _gather(graph, waiting, alias, cuts, needed) if waiting[0] in cuts else ([], [], [])
+        gathered = _gather(graph, waiting, alias, cuts, needed) if waiting[0] in cuts else ([], [], [], [])
+        before, taken, put_off, rest = gathered
         if len(taken) > 1 and sum(map(known.bytes_of, taken)) >= LEAST_BYTES:
-            found.append(Stretch(taken, {place: cuts[place] for place in taken}, bands))
-            arranged += [*before, *taken]
+            arranged += before
+            for piece, readers in _pieces(graph, known, taken, put_off, alias):
+                found.append(Stretch(piece, {place: cuts[place] for place in piece}, bands))
+                arranged += [*piece, *readers]
             waiting = rest
         else:
             arranged.append(waiting.pop(0))
@@ -146,9 +151,11 @@ def _gather(
     alias: Mapping[int, int],
     cuts: Mapping[int, tuple[bool, ...]],
     needed: set[int],
-) -> tuple[list[int], list[int], list[int]]:
-    """(what can be done before, the calls in bands, the rest), up to a call that needs all rows of one in bands."""
-    before, taken, rest = list[int](), list[int](), list[int]()
+) -> tuple[list[int], list[int], list[int], list[int]]:
+    """(what can be done before, the calls in bands, what is put off, the rest), up to a call that needs all rows of one
+    in bands.
+    """
+    before, taken, put_off = list[int](), list[int](), list[int]()
     inside, later = set[int](), set[int]()
     for index, place in enumerate(waiting):
         sources = [alias.get(i, i) for i in graph.nodes[place].inputs]
@@ -158,13 +165,49 @@ def _gather(
             taken.append(place)
             inside.add(place)
         elif place not in needed:
-            rest.append(place)
+            put_off.append(place)
             later.add(place)
         elif any(source in inside or source in later for source in sources):
-            return before, taken, [*rest, *waiting[index:]]
+            return before, taken, put_off, list(waiting[index:])
         else:
             before.append(place)
-    return before, taken, rest
+    return before, taken, put_off, []
+
+
+def _pieces(
+    graph: Graph, known: Inferred, taken: list[int], put_off: Sequence[int], alias: Mapping[int, int]
+) -> list[tuple[list[int], list[int]]]:
+    """A stretch cut where that frees memory: (calls in bands, what was put off and can be done behind them), in order.
+
+    What only calls that are put off still read has its memory until they are done. So they are done as soon as enough
+    of it has come together, where hardly anything else goes on from the bands before to those behind.
+    """
+    sources_of = {p: {alias.get(i, i) for i in graph.nodes[p].inputs} for p in (*taken, *put_off)}
+    at = {place: index for index, place in enumerate(taken)}
+    last = {source: at[place] for place in taken for source in sources_of[place] if source in at}
+    ready = dict(at)  # behind which of the calls in bands each can be done
+    for place in put_off:
+        ready[place] = max((ready.get(source, 0) for source in sources_of[place]), default=0)
+    read_until: dict[int, int] = {}
+    for place in put_off:
+        for source in sources_of[place] & at.keys():
+            read_until[source] = max(read_until.get(source, 0), ready[place], last.get(source, 0))
+    freed, carried = [0] * len(taken), [0] * len(taken)
+    for source, index in read_until.items():
+        freed[index] += known.bytes_of(source)
+    for source, index in last.items():
+        if source not in read_until:
+            for between in range(at[source], index):
+                carried[between] += known.bytes_of(source)
+    pieces: list[tuple[list[int], list[int]]] = []
+    begin, together = 0, 0
+    for index in range(len(taken)):
+        together += freed[index]
+        end = index + 1 == len(taken)
+        if end or together >= LEAST_FREED and carried[index] <= MOST_CARRIED * together:
+            pieces.append((taken[begin : index + 1], [p for p in put_off if begin <= ready[p] <= index]))
+            begin, together = index + 1, 0
+    return pieces
 
 
 def _rows(node: Node, known: Inferred, place: int, bands: int, least_rows: int) -> tuple[bool, ...] | None:

@@ -337,11 +337,36 @@ def graphs(draw: Any) -> Graph:
     return optimise(builder.graph(*(values[place] for place in results), weight_like.mT @ weight_like))
 
 
-@given(graphs(), st.integers(1, 3))
+@given(graphs(), st.integers(1, 3), st.sampled_from((1, bands.LEAST_FREED)))
 @settings(max_examples=120, deadline=None)
-def test_any_mixture_has_the_bits_of_one_call_after_the_other(graph: Graph, threads: int) -> None:
+def test_any_mixture_has_the_bits_of_one_call_after_the_other(graph: Graph, threads: int, least_freed: int) -> None:
     cpu.set_num_threads(threads)
-    assert run(Plan(graph, state_of(graph), "cpu")) == run(Plan(graph, state_of(graph), "cpu", optimised=False))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bands, "LEAST_FREED", least_freed)
+        plan = Plan(graph, state_of(graph), "cpu")
+    assert run(plan) == run(Plan(graph, state_of(graph), "cpu", optimised=False))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_stretch_is_cut_where_that_frees_memory(monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
+    """Layers of tanh: the gradient of each weight needs all rows of what goes into it and of what comes back."""
+    builder = Builder()
+    x = builder.input("x", (ROWS, 4, WIDTH)).reshape(4 * ROWS, WIDTH)
+    for layer in range(8):
+        x = (x @ builder.param(f"{layer}", (WIDTH, WIDTH), {"kind": "constant", "value": 0.0})).tanh()
+    trained = [builder.at(place) for place, node in enumerate(builder.nodes) if node.op == "param"]
+    loss = x.sum()
+    graph = optimise(builder.graph(loss, *backward(builder, loss, trained)))
+    cpu.set_num_threads(threads)
+    whole = Plan(graph, state_of(graph), "cpu")
+    assert len(schedule(whole.graph, in_bands=True).stretches) <= 2
+    array_bytes = 4 * ROWS * WIDTH * 4
+    monkeypatch.setattr(bands, "LEAST_FREED", array_bytes)
+    cut = Plan(graph, state_of(graph), "cpu")
+    assert len(schedule(cut.graph, in_bands=True).stretches) >= 8
+    # Of the 8 gradients that whole stretches keep at once, one or two are there at a time.
+    assert cut.arena_bytes <= whole.arena_bytes - 5 * array_bytes
+    assert run(cut) == run(whole) == run(Plan(graph, state_of(graph), "cpu", optimised=False))
 
 
 @pytest.mark.parametrize("threads", [1, 3])
