@@ -25,7 +25,7 @@ enum {
     TRANSPOSED_A_ROWS = 128,
     TRANSPOSED_A_COLUMNS = 32,
     TRANSPOSED_AT_ONCE = 64,
-    FAR_ELEMENTS = 1 << 16, /* of a result that leaves the nearest caches before it is written to again */
+    FAR_ELEMENTS = 1 << 13, /* of a result that leaves the nearest caches before it is written to again */
     LINE = 16,
     NEAR_PANELS = 1 << 16, /* elements of the panels that a task packs for itself */
     LEAST_PANELS = 4,
@@ -292,6 +292,16 @@ static void NAME(pack_rows)(const T *a, int64_t a_row, T *packed, int64_t k_coun
     }
 }
 
+/* The block of c behind the one that is computed: `height` rows from row r, or from the first row of the next panel.
+ * columns: how many there are from this panel on. */
+static inline void NAME(fetch_next)(const NAME(product) * p, const T *c, int64_t r, int64_t rows, int64_t height,
+                                    int64_t columns) {
+    if (r >= rows) r = 0, c += NR, columns -= NR;
+    if (columns > NR) columns = NR;
+    for (int64_t stop = r + height < rows ? r + height : rows; r < stop; r++)
+        for (int64_t at = 0; at < columns; at += LINE) __builtin_prefetch(c + r * p->n + at, 1);
+}
+
 /* One task: rows [m0, m0 + m_block) by a group of panels. */
 static void NAME(product_body)(void *context, int64_t begin, int64_t end) {
     NAME(product) *p = context;
@@ -336,8 +346,7 @@ static void NAME(product_body)(void *context, int64_t begin, int64_t end) {
             const T *plus = done ? p->plus.at + m0 * p->plus.row + p->n0 + column : NULL;
             for (int64_t r = 0; r < rows; r += height) {
                 int64_t count = rows - r < height ? rows - r : height;
-                for (int64_t next = r + height; far && next < r + 2 * height && next < rows; next++)
-                    for (int64_t at = 0; at < columns; at += LINE) __builtin_prefetch(c + next * p->n + at, 1);
+                if (far) NAME(fetch_next)(p, c, r + height, rows, height, stop - column);
                 const T *own_a = pack_a ? packed + r / MR * ROWS_PANEL(p->k_count) : a + (p->a_transposed ? r : r * p->a_row);
                 NAME(run_block)(pack_a || p->a_transposed ? NAME(packed_kernels) : NAME(rows_kernels), count,
                                 columns, own_a, pack_a ? MR : p->a_row, b, b_k, c + r * p->n, p->n,
