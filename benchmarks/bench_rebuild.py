@@ -12,6 +12,7 @@ gets before the next is written. Target: 3 s for 1,000,000 events.
 
 import argparse
 import asyncio
+import contextlib
 import functools
 import gc
 import hashlib
@@ -176,9 +177,10 @@ async def rebuild(core: Bus, url: str, ledger: Ledger | None, kept: Path | None 
     events = EventLog(core, "bench", world)
     if ledger is not None:
         events.room = ledger.room
-        events.applied.append(lambda stored, record: project(world, ledger, 0, stored, record))
+        events.applied.append(functools.partial(project, world, ledger, 0))
     events.read_ahead = functools.partial(readahead.blocks, url)
-    await events.open(0, snapshot=snapshot.read(kept, LARGEST) if kept else None)
+    with ledger.filled() if ledger is not None else contextlib.nullcontext():
+        await events.open(0, snapshot=snapshot.read(kept, LARGEST) if kept else None)
     if ledger is not None:
         await ledger.flush()
     return time.perf_counter() - begun

@@ -203,8 +203,8 @@ class Central:
     async def _open(self) -> None:
         network = self.settings.network
         known_seq, known_sha256 = self.ledger.place(subjects.EVENTS)
-        self.events.applied.append(lambda stored, record: project(self.world, self.ledger, known_seq, stored, record))
-        self.events.quarantined.append(lambda stored, why: note(self.ledger, known_seq, stored, why))
+        self.events.applied.append(functools.partial(project, self.world, self.ledger, known_seq))
+        self.events.quarantined.append(functools.partial(note, self.ledger, known_seq))
         self.events.room = self.ledger.room
         mint = await self._chain_ready()
         self.payments = Payments(
@@ -219,7 +219,8 @@ class Central:
         path = self.settings.state / "world.snapshot"
         kept = await asyncio.to_thread(snapshot.read, path, known_seq) if known_seq else None
         self.keeper = snapshot.Keeper(path, self.world, self.ledger.flush)
-        self.keeper.kept_seq = await self.events.open(known_seq, known_sha256, network.replicas, kept)
+        with self.ledger.filled():
+            self.keeper.kept_seq = await self.events.open(known_seq, known_sha256, network.replicas, kept)
         self.keeper.look()
         self.events.applied.append(self._react)
         if self.door:

@@ -11,7 +11,7 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-BIGINT, VARCHAR = b"l", b"U"  # formats: 64-bit integers; UTF-8 with 64-bit offsets
+BIGINT, DOUBLE, VARCHAR = b"l", b"g", b"U"  # formats: 64-bit integers; 64-bit floats; UTF-8 with 64-bit offsets
 
 
 class _Schema(ctypes.Structure):
@@ -92,8 +92,9 @@ _new_capsule.restype, _new_capsule.argtypes = ctypes.py_object, [ctypes.c_void_p
 class Rows:
     """Rows that DuckDB may read, once, block by block, while one is in the context: a block is made when it asks.
 
-    columns: name and format of each. blocks: each the columns of so many rows, of which no value is missing: integers
-    for BIGINT, text or its UTF-8 for VARCHAR. error: what stopped a block from being made, if something did.
+    columns: name and format of each. blocks: each the columns of so many rows: integers for BIGINT, numbers for DOUBLE,
+    text or its UTF-8 for VARCHAR, None for a value that is missing. error: what stopped a block from being made, if
+    something did.
     """
 
     def __init__(self, columns: dict[str, bytes], blocks: Iterator[Sequence[Sequence[Any]]]):
@@ -134,10 +135,16 @@ class Rows:
             _Array.from_address(out).release = _RELEASED  # the end
             return 0
         parts = [_parts(kind, values) for kind, values in zip(self._columns.values(), block, strict=True)]
-        buffers = [_pointers([None, *map(_address, each)]) for each in parts]
+        buffers = [_pointers(map(_address, each)) for each in parts]
         arrays = [
-            _Array(length=len(block[0]), n_buffers=len(each), buffers=ctypes.addressof(each), release=_let_array_go)
-            for each in buffers
+            _Array(
+                length=len(block[0]),
+                null_count=-1 if each[0] else 0,  # not counted
+                n_buffers=len(each),
+                buffers=ctypes.addressof(pointers),
+                release=_let_array_go,
+            )
+            for each, pointers in zip(parts, buffers, strict=True)
         ]
         children, none = _pointers(map(ctypes.addressof, arrays)), _pointers([None])
         rows = _Array(
@@ -171,12 +178,26 @@ def _asked(what: Callable[[Rows, int], int]) -> Any:
 _tell_schema, _tell_next, _say_nothing = _asked(Rows._schema), _asked(Rows._next), _Say(lambda stream: None)
 
 
-def _parts(kind: bytes, values: Sequence[Any]) -> "list[array[int] | bytes]":
-    """The buffers of a column, but for the one that says what is missing."""
-    if kind == BIGINT:
-        return [array("q", values)]
+def _parts(kind: bytes, values: Sequence[Any]) -> "list[array[Any] | bytes | None]":
+    """The buffers of a column. The first says which values are there; it is None when none is missing."""
+    there = None
+    if None in values:
+        there = _bits(values)
+        values = [_MISSING[kind] if each is None else each for each in values]
+    if kind in _NUMBERS:
+        return [there, array(_NUMBERS[kind], values)]
     texts = [each if isinstance(each, bytes) else each.encode() for each in values]
-    return [array("q", itertools.accumulate(map(len, texts), initial=0)), b"".join(texts)]
+    return [there, array("q", itertools.accumulate(map(len, texts), initial=0)), b"".join(texts)]
+
+
+_NUMBERS = {BIGINT: "q", DOUBLE: "d"}
+_MISSING: dict[bytes, Any] = {BIGINT: 0, DOUBLE: 0.0, VARCHAR: b""}  # what is written where nothing is, and not read
+
+
+def _bits(values: Sequence[Any]) -> bytes:
+    """A bit for each value, from the lowest of the first byte on: 1 where there is one."""
+    digits = "".join(["0" if each is None else "1" for each in reversed(values)])
+    return int(digits, 2).to_bytes(-(-len(values) // 8), "little")
 
 
 def _give(out: int, struct: Any, release: Any, needs: object) -> None:
@@ -189,7 +210,9 @@ def _pointers(addresses: Iterable[int | None]) -> "ctypes.Array[ctypes.c_void_p]
     return (ctypes.c_void_p * len(found))(*found)
 
 
-def _address(buffer: "array[int] | bytes") -> int | None:
+def _address(buffer: "array[Any] | bytes | None") -> int | None:
+    if buffer is None:
+        return None
     if isinstance(buffer, bytes):
         return ctypes.cast(ctypes.c_char_p(buffer), ctypes.c_void_p).value
     return buffer.buffer_info()[0]

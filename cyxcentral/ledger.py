@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 import duckdb
 import msgspec
@@ -33,7 +33,7 @@ FLUSH_LATEST_S = 5.0  # also while many ask: rows of a large batch cost half of 
 RETRY_AFTER_S = 1.0
 BATCH_MESSAGES = 20_000  # waiting: then they are written at once
 MAX_WAITING_MESSAGES = 2 * BATCH_MESSAGES  # then whoever reads a long log waits until a batch is written
-ROWS_AT_ONCE = 1_000  # made and handed over to DuckDB, which lets nothing else run meanwhile
+ROWS_AT_ONCE = 1_000  # made and handed over to DuckDB: for that, and for nothing else, the others wait
 MAX_UNWRITTEN_MESSAGES = 1_000_000  # while DuckDB refuses them; more would fill the memory
 PAGE_BYTES = 400_000  # of each source in one page of updates: two of them fit a message with room to spare
 QUERY_TIMEOUT_S = 3.0  # below what a caller waits for an answer
@@ -63,18 +63,32 @@ TABLES = {
     "entries": """seq BIGINT, line INTEGER, job_id VARCHAR, account VARCHAR, amount_base_units BIGINT, at_ms BIGINT""",
 }  # Without keys where nothing is replaced: the position, in the same transaction, keeps a row from coming twice.
 UPSERTED = ("nodes", "jobs")
-COLUMNS = {  # of the tables that are filled by column, as they have nothing but whole numbers and text, and no NULL
-    table: {
-        column.split()[0].strip('"'): columns.VARCHAR if column.endswith("VARCHAR") else columns.BIGINT
-        for column in re.split(r",\s+", TABLES[table])
-    }
-    for table in ("events", "entries")
+FORMATS = {  # in which DuckDB is given the values of a column; it makes narrower numbers and truth values of them
+    "VARCHAR": columns.VARCHAR,
+    "DOUBLE": columns.DOUBLE,
+    "BIGINT": columns.BIGINT,
+    "INTEGER": columns.BIGINT,
+    "BOOLEAN": columns.BIGINT,
+}
+COLUMNS = {
+    table: {name.strip('"'): FORMATS[kind] for name, kind, *_ in map(str.split, re.split(r",\s+", declared))}
+    for table, declared in TABLES.items()
 }
 POSITION = "stream VARCHAR PRIMARY KEY, seq BIGINT, sha256 VARCHAR"
 # After these DuckDB refuses everything until its file is opened anew. What it was told to commit may be in there (when
 # the disk fills up while it makes a checkpoint), so the position in the file is what counts: a new start reads it.
 INVALIDATING = (duckdb.FatalException, duckdb.InternalException)
-QUARANTINED = "Quarantined"  # kind of a row of events that counts for nothing
+
+
+class Quarantined(NamedTuple):
+    """What stands in events for a message that counts for nothing: no record, but what was wrong with it, as JSON."""
+
+    data: str
+    at_ms: int = 0
+    by: str = ""
+
+
+QUARANTINED = Quarantined.__name__  # kind of its row
 
 
 class LedgerError(CyxError):
@@ -146,6 +160,7 @@ class Ledger:
         self._flushing: set[asyncio.Task[None]] = set()
         self._refused = False  # by DuckDB, the last time
         self._writing = asyncio.Lock()
+        self.rows_at_once = ROWS_AT_ONCE
         self.busy: Callable[[], bool] = lambda: False  # whether so many wait for answers that rows may wait for them
         self.broken: asyncio.Future[str] = asyncio.Future()  # done when it cannot be written for long
 
@@ -179,17 +194,27 @@ class Ledger:
 
     # -- writing -------------------------------------------------------------------------------------
 
+    @contextlib.contextmanager
+    def filled(self) -> Iterator[None]:
+        """While a long log is read, and nobody is served yet: a batch is handed over in one piece.
+
+        Each piece waits for Python's lock some times, for 5 ms each while the log is taken in.
+        """
+        self.rows_at_once = MAX_WAITING_MESSAGES
+        try:
+            yield
+        finally:
+            self.rows_at_once = ROWS_AT_ONCE
+
     def add_event(self, stream: str, seq: int, subject: str, record: m.Record, sha256: str = "") -> None:
         """sha256: of the message, for the next start to compare with."""
-        event = record.event
-        row = (seq, subject, last_token(subject), type(event).__name__, record.at_ms, record.by, event)
-        self._waiting.added["events"].append(row)
+        self._waiting.added["events"].append((seq, subject, record))
         self._moved(stream, seq, sha256)
 
     def add_quarantined(self, stream: str, seq: int, subject: str, why: str, sha256: str) -> None:
         """A message that counts for nothing: what was wrong with it is all that is kept of it here."""
         data = json.dumps({"reason": why, "sha256": sha256})
-        self._waiting.added["events"].append((seq, subject, last_token(subject), QUARANTINED, 0, "", data))
+        self._waiting.added["events"].append((seq, subject, Quarantined(data)))
         self._moved(stream, seq, sha256)
 
     def add_entries(self, seq: int, job_id: str, entries: list[money.Entry], at_ms: int) -> None:
@@ -287,9 +312,9 @@ class Ledger:
             if batch.forget_after is not None:
                 self._db.execute("DELETE FROM metrics WHERE seq > ?", [batch.forget_after])
             for table, added in batch.added.items():
-                self._append(table, added, "insert")
+                self._insert(table, added)
             for table, changed in batch.changed.items():
-                self._append(table, list(changed.values()), "upsert")
+                self._insert(table, list(changed.values()))
             for stream, place in batch.positions.items():
                 self._place(stream, *place)
             self._db.execute("COMMIT")
@@ -305,23 +330,19 @@ class Ledger:
         if not changed:
             self._db.execute("INSERT INTO position VALUES (?, ?, ?)", [stream, seq, sha256])
 
-    def _append(self, table: str, added: list[Any], action: Literal["insert", "upsert"]) -> None:
+    def _insert(self, table: str, added: list[Any]) -> None:
+        """Insert rows as columns, or replace those with the same key: DuckDB does most of that while others run."""
         if not added:
             return
-        some = (added[first : first + ROWS_AT_ONCE] for first in range(0, len(added), ROWS_AT_ONCE))
-        if table in COLUMNS:
-            self._insert(table, some)
-            return
-        appender, make = self._db.appender(table, action=action), MAKE.get(table)
-        for rows in some:
-            appender.append_rows([make(each) for each in rows] if make else rows)
-        appender.flush()
-
-    def _insert(self, table: str, some: Iterator[list[Any]]) -> None:
-        """Insert rows as columns: half of what an appender takes, and most of that while others run."""
+        size = self.rows_at_once
+        some = (added[first : first + size] for first in range(0, len(added), size))
         with columns.Rows(COLUMNS[table], (MAKE[table](each) for each in some)) as rows:
             try:
-                self._db.from_arrow(rows).insert_into(table)
+                found = self._db.from_arrow(rows)
+                if table in UPSERTED:
+                    found.query("made", f"INSERT OR REPLACE INTO {table} FROM made")
+                else:
+                    found.insert_into(table)
             except duckdb.Error as error:
                 raise (rows.error or error) from None
 
@@ -476,10 +497,23 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def _event_columns(events: list[tuple[Any, ...]]) -> list[Sequence[Any]]:
-    """The last column is the event itself, or what is to be said of a message that is none."""
-    *plain, what = zip(*events, strict=True)
-    return [*plain, [each if isinstance(each, str) else _JSON.encode(each) for each in what]]
+def _by_row(row: Callable[[Any], tuple[Any, ...]]) -> "MakeColumns":
+    """Columns, where a row is what is made of each."""
+    return lambda found: list(zip(*map(row, found), strict=True))
+
+
+def _event_columns(events: list[Any]) -> list[Sequence[Any]]:
+    seqs, about, records = zip(*events, strict=True)
+    what = [each if type(each) is Quarantined else each.event for each in records]
+    return [
+        seqs,
+        about,
+        list(map(last_token, about)),
+        [type(each).__name__ for each in what],
+        [each.at_ms for each in records],
+        [each.by for each in records],
+        [each.data if type(each) is Quarantined else _JSON.encode(each) for each in what],
+    ]
 
 
 def _job_row(job: jobs.Job) -> tuple[Any, ...]:
@@ -567,10 +601,11 @@ def _metrics_row(metric: tuple[int, m.TelemetryRecord]) -> tuple[Any, ...]:
     )
 
 
-MAKE: dict[str, Callable[[Any], Any]] = {  # a row of a table, out of what a Batch holds of it
-    "nodes": _node_row,
-    "jobs": _job_row,
-    "metrics": _metrics_row,
-    "events": _event_columns,  # of these two, columns of many rows
+MakeColumns = Callable[[list[Any]], list[Sequence[Any]]]
+MAKE: dict[str, MakeColumns] = {  # columns of a table, out of what a Batch holds of it
+    "nodes": _by_row(_node_row),
+    "jobs": _by_row(_job_row),
+    "metrics": _by_row(_metrics_row),
+    "events": _event_columns,
     "entries": lambda entries: list(zip(*entries, strict=True)),
 }

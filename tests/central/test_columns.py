@@ -4,7 +4,7 @@ import duckdb
 import pytest
 
 from cyxcentral import columns
-from cyxcentral.columns import BIGINT, VARCHAR, Rows
+from cyxcentral.columns import BIGINT, DOUBLE, VARCHAR, Rows
 
 SHAPE = {"seq": BIGINT, "said": VARCHAR}
 
@@ -34,12 +34,25 @@ def test_text_may_be_utf8_already(db):
     assert db.execute("FROM t").fetchall() == [(-(2**31), "ü")]
 
 
+@pytest.mark.parametrize("count", [1, 7, 8, 9, 64, 2_049])
+def test_what_is_missing_is_null_wherever_it_stands(db, count):
+    db.execute("CREATE OR REPLACE TABLE t (seq BIGINT, said VARCHAR, loss DOUBLE, ended BOOLEAN)")
+    shape = SHAPE | {"loss": DOUBLE, "ended": BIGINT}
+    rows = [
+        (seq, None if seq % 3 else f"{seq}", None if seq % 5 == 0 else seq / 7, None if seq % 2 else seq % 4 == 0)
+        for seq in range(count)
+    ]
+    insert(db, Rows(shape, iter([list(zip(*rows, strict=True)), [[None]] * 3 + [[True]]])))
+    assert db.execute("FROM t ORDER BY seq NULLS LAST").fetchall() == [*rows, (None, None, None, True)]
+    assert not columns._held
+
+
 def test_no_rows_are_no_rows(db):
     insert(db, Rows(SHAPE, iter([])))
     assert db.execute("FROM t").fetchall() == []
 
 
-@pytest.mark.parametrize("bad", [[[2**63], ["x"]], [[1], [None]], [[1]]])
+@pytest.mark.parametrize("bad", [[[2**63], ["x"]], [[1], [3]], [[1]]])
 def test_a_block_that_cannot_be_made_ends_the_whole(db, bad):
     rows = Rows(SHAPE, iter([[[1], ["fine"]], bad]))
     with pytest.raises(duckdb.Error):

@@ -164,15 +164,15 @@ async def test_metrics_that_the_broker_lost_make_room_for_those_that_took_their_
 
 async def test_what_could_not_be_written_is_written_later(ledger, monkeypatch):
     # the rows of a failed write were dropped, and the next one moved the position over the hole
-    real_append, failures = Ledger._append, []
+    real_insert, failures = Ledger._insert, []
 
-    def full_disk(self, table, added, action):
+    def full_disk(self, table, added):
         if table == "events" and not failures:
             failures.append(table)
             raise duckdb.IOException("no space left on device")
-        real_append(self, table, added, action)
+        real_insert(self, table, added)
 
-    monkeypatch.setattr(Ledger, "_append", full_disk)
+    monkeypatch.setattr(Ledger, "_insert", full_disk)
     write(ledger, HISTORY[:3])
     with pytest.raises(LedgerError, match="no space left"):
         await ledger.flush()
@@ -184,7 +184,7 @@ async def test_a_long_log_is_written_in_batches_and_waits_for_them(ledger, monke
     # a rebuild held every row that was not yet written in memory, however many, and wrote a thousand at a time
     monkeypatch.setattr("cyxcentral.ledger.BATCH_MESSAGES", 4)
     monkeypatch.setattr("cyxcentral.ledger.MAX_WAITING_MESSAGES", 8)
-    monkeypatch.setattr("cyxcentral.ledger.ROWS_AT_ONCE", 3)
+    monkeypatch.setattr(ledger, "rows_at_once", 3)
     real, sizes, most = ledger._write, [], 0
     monkeypatch.setattr(ledger, "_write", lambda batch: (sizes.append(batch.messages), real(batch)))
     record = m.Record(command_id="c" * 32, at_ms=1, by="central-1", event=f.submitted())

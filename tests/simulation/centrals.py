@@ -169,6 +169,8 @@ class MemoryLedger:
     def put_node(self, node: Any) -> None:
         pass
 
+    filled = staticmethod(contextlib.nullcontext)
+
     async def room(self) -> None:
         pass
 
