@@ -62,6 +62,13 @@ jsonlists = Extension(
     extra_compile_args=FLAGS,
     libraries=["m"],
 )
+curve = Extension(
+    "cyxcentral.curve",
+    sources=["cyxcentral/curve.pyx", "cyxcentral/lanes.c"],
+    depends=["cyxcentral/lanes.h"],
+    include_dirs=["cyxcentral"],
+    extra_compile_args=FLAGS,
+)
 
 
 class BuildInParallel(build_ext):
@@ -86,6 +93,6 @@ class BuildInParallel(build_ext):
 
 
 setup(
-    ext_modules=cythonize([cpu, language, tensors, jsonlists], compiler_directives={"language_level": 3}),
+    ext_modules=cythonize([cpu, language, tensors, jsonlists, curve], compiler_directives={"language_level": 3}),
     cmdclass={"build_ext": BuildInParallel},
 )

@@ -1,15 +1,16 @@
 """Deposits of many at once are looked at in a process beside central: the signature, and the addresses of the escrow.
 
-Both is arithmetic on a curve, 90 µs of processor, a third of what a submission costs, and no library that we know of
-lets other Python run meanwhile. While few ask, it is done here, without a detour, when somebody needs it; so it is when
-the process beside is not there (yet, or any more). It is started before anybody needs it: it takes half a second to
-come, in which a central that is already asked by many would check thousands itself.
+Both is arithmetic on a curve, 90 µs of processor (of many at once 30), a third of what a submission costs, and no
+library that we know of lets other Python run meanwhile. While few ask, it is done here, without a detour, when somebody
+needs it; so it is when the process beside is not there (yet, or any more). It is started before anybody needs it: it
+takes half a second to come, in which a central that is already asked by many would check thousands itself.
 
     python -m cyxcentral.verifier      reads frames from standard input, answers 66 bytes for each deposit
 """
 
 import asyncio
 import contextlib
+import hashlib
 import logging
 import struct
 import sys
@@ -17,16 +18,19 @@ from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import BinaryIO
 
+import cyxcentral.curve as curve
 from cyxnet.escrow import SettlementError, find_accounts, job_key, public_key, remember_accounts, signed_by
 from cyxnet.instructions import solders
 
 log = logging.getLogger(__name__)
+FEWEST_AT_ONCE = 3  # side by side: fewer are sooner looked at one after the other
 FEWEST = 2  # in one frame: one is sooner checked here
 MOST = 24  # in one frame: central goes on with the first answers while the next are found
 START_AGAIN_S = 30.0
 ANSWER_WITHIN_S = 2.0  # a process that takes longer is ended
 SHORTEST = 66  # bytes of a transaction with one signature and anything else
 REMEMBERED = 1024  # signatures that were checked before anybody asked
+_sha256 = hashlib.sha256
 _COUNT = struct.Struct("<I")  # of deposits in a frame
 _QUESTION = struct.Struct(
     "<I32s64s32s32s"
@@ -155,6 +159,34 @@ def look_at(key: bytes, signature: bytes, message: bytes, job: bytes, program: b
     return signed_by(key, signature, message), bytes(state), bytes(vault), bump
 
 
+def look_at_all(questions: list[Question]) -> list[Answer]:
+    """look_at() of each; eight at a time where the processor can, which takes a third of the time."""
+    if len(questions) < FEWEST_AT_ONCE or not curve.PRESENT:
+        return [look_at(*question) for question in questions]
+    good = curve.good([(key, signature, message) for key, signature, message, _, _ in questions])
+    programs = [question[4] for question in questions]
+    states = _derived([b"escrow" + key + job for key, _, _, job, _ in questions], programs)
+    vaults = _derived([b"vault" + state for state, _ in states], programs)
+    return [
+        (yes or signed_by(*question[:3]), state, vault, bump)  # a no is not the last word: see cyxcentral.curve
+        for question, yes, (state, _), (vault, bump) in zip(questions, good, states, vaults, strict=True)
+    ]
+
+
+def _derived(seeds: list[bytes], programs: list[bytes]) -> list[tuple[bytes, int]]:
+    """For each the address that find_program_address() finds, and its bump: the first of these hashes that is no point
+    of the curve."""
+    found: list[tuple[bytes, int]] = [(b"", 0)] * len(seeds)
+    left, bump = list(range(len(seeds))), 255
+    while left:
+        tried = [_sha256(b"%b%c%bProgramDerivedAddress" % (seeds[at], bump, programs[at])).digest() for at in left]
+        on_curve = curve.on_curve(tried)
+        for at, address in zip(left, tried, strict=True):
+            found[at] = address, bump  # the last one that is tried stays
+        left, bump = [at for at, is_point in zip(left, on_curve, strict=True) if is_point], bump - 1
+    return found
+
+
 def frame(questions: list[Question]) -> bytes:
     """Questions as the process reads them."""
     parts = [_COUNT.pack(len(questions))]
@@ -169,14 +201,14 @@ def serve(asked: BinaryIO, answers: BinaryIO) -> None:
     answers.flush()
     while head := asked.read(_COUNT.size):
         [count] = _COUNT.unpack(head)
-        found = []
+        questions = []
         for _ in range(count):
             size, key, signature, job, program = _QUESTION.unpack(asked.read(_QUESTION.size))
-            found.append(_ANSWER.pack(*look_at(key, signature, asked.read(size), job, program)))
-        answers.write(b"".join(found))
+            questions.append((key, signature, asked.read(size), job, program))
+        answers.write(b"".join([_ANSWER.pack(*answer) for answer in look_at_all(questions)]))
         answers.flush()
 
 
 if __name__ == "__main__":
-    look_at(bytes(32), bytes(64), b"", bytes(32), bytes(32))  # loads what it needs
+    look_at_all([(bytes(32), bytes(64), b"", bytes(32), bytes(32))] * FEWEST_AT_ONCE)  # loads what it needs
     serve(sys.stdin.buffer, sys.stdout.buffer)
