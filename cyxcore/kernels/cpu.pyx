@@ -64,6 +64,7 @@ cdef extern from "cyx.h" nogil:
         int64_t lane_bytes
     ctypedef struct cyx_factor
     ctypedef struct cyx_group
+    ctypedef struct cyx_lanes
     ctypedef struct cyx_call:
         cyx_array *inputs "in"
         int32_t op
@@ -80,6 +81,7 @@ cdef extern from "cyx.h" nogil:
         double work
         cyx_factor *packed
         cyx_group *kept
+        cyx_lanes *lane_records
         cyx_factor *pack
         cyx_array out
         cyx_array own_in[5]
@@ -114,6 +116,8 @@ cdef extern from "plan.h" nogil:
         CYX_BLOCK_K
     int cyx_adds_on(const cyx_call *before, const cyx_call *calls)
     int64_t cyx_stretches_pack(const cyx_call *calls, int64_t count)
+    cyx_lanes *cyx_keep_lanes(const cyx_call *calls)
+    void cyx_free_lanes(cyx_lanes *lanes)
 
 cdef extern from "pool.h" nogil:
     int cyx_threads()
@@ -491,6 +495,7 @@ cdef class Program:
         cdef int64_t i
         for i in range(self._count):
             free(self._calls[i].kept)
+            cyx_free_lanes(self._calls[i].lane_records)
             _release(&self._calls[i])
         free(self._calls)
         cyx_free_factors(self._factors)
@@ -597,6 +602,10 @@ cdef class Program:
         if self._factors == NULL:
             self._factors = cyx_share_factors(self._calls, self._count, &self.packed_bytes)
             self.packed_bytes += <size_t>cyx_stretches_pack(self._calls, self._count)
+        for place in range(self._count):  # at last: these are copies of the records
+            if self._calls[place].stretch:
+                cyx_free_lanes(self._calls[place].lane_records)
+                self._calls[place].lane_records = cyx_keep_lanes(&self._calls[place])
         return groups
 
     cdef bint _adds_on(self, int64_t first, int64_t end, list last_read, size_t low, size_t high):

@@ -49,6 +49,7 @@ typedef struct {
 } cyx_array;                        /* always C-contiguous */
 
 typedef struct cyx_group cyx_group; /* fused.c */
+typedef struct cyx_lanes cyx_lanes; /* stretch.c */
 
 typedef struct cyx_call {
     cyx_array *in; /* own_in, or memory of its own where there are more inputs */
@@ -68,6 +69,7 @@ typedef struct cyx_call {
     double work; /* rough number of elementary operations: decides about threads and the interpreter lock */
     struct cyx_factor *packed; /* the right factor of a product, as tiles; NULL: the product makes its own (fast.h) */
     cyx_group *kept; /* of the first call of a group: what need not be found again in every run; or NULL */
+    cyx_lanes *lane_records; /* of the first call of a stretch: what need not be copied in every run; or NULL */
     struct cyx_factor *pack;   /* those to be made before this call, or before the stretch that begins with it */
     cyx_array out;
     cyx_array own_in[CYX_INLINE_INPUTS];

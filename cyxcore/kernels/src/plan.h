@@ -11,6 +11,11 @@ enum { CYX_BLOCK_K = 384 }; /* terms of a product that are summed before anythin
 /* Whether a product and its sum come to what the two calls before them wrote, as they did, in the same place. */
 int cyx_adds_on(const cyx_call *before, const cyx_call *calls);
 
+/* The records of every lane of a stretch each of whose lanes has one band: they are the same in every run. The caller's,
+ * until the stretch has run for the last time; NULL where lanes have more bands, or there is no memory. */
+cyx_lanes *cyx_keep_lanes(const cyx_call *calls);
+void cyx_free_lanes(cyx_lanes *lanes);
+
 int64_t cyx_stretch_packs(const cyx_call *calls, const cyx_table table); /* bytes, of one stretch while it runs */
 int64_t cyx_stretches_pack(const cyx_call *calls, int64_t count);        /* the most that one of these packs */
 

@@ -1,6 +1,7 @@
 /* Calls made band by band: see cyxcore/bands.py for which. Each lane works on copies of the records, whose arrays move on
  * with the bands. */
 #include <pthread.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "elementwise.h"
@@ -41,12 +42,15 @@ static void note_failure(stretch *s, int64_t band, int64_t failed, cyx_status st
     pthread_mutex_unlock(&s->lock);
 }
 
-/* The lane's own records: their many inputs lie behind all of them. NULL without memory. */
-static cyx_call *own_records(const cyx_call *calls) {
+/* Bytes of a lane's own records: their many inputs lie behind all of them. */
+static size_t record_bytes(const cyx_call *calls) {
     int64_t count = calls->stretch, many = 0;
     for (int64_t k = 0; k < count; k++) many += calls[k].in_count > CYX_INLINE_INPUTS ? calls[k].in_count : 0;
-    cyx_call *own = cyx_scratch(3, sizeof(cyx_call) * (size_t)count + sizeof(cyx_array) * (size_t)many);
-    if (!own) return NULL;
+    return sizeof(cyx_call) * (size_t)count + sizeof(cyx_array) * (size_t)many;
+}
+
+static void copy_records(cyx_call *own, const cyx_call *calls) {
+    int64_t count = calls->stretch;
     memcpy(own, calls, sizeof(cyx_call) * (size_t)count);
     own->pack = NULL; /* once for all bands, not for each */
     cyx_array *room = (cyx_array *)(own + count);
@@ -57,7 +61,40 @@ static cyx_call *own_records(const cyx_call *calls) {
         memcpy(room, calls[k].in, sizeof(cyx_array) * (size_t)calls[k].in_count);
         room += calls[k].in_count;
     }
-    return own;
+}
+
+static void move_records(cyx_call *own, const cyx_call *calls, int64_t band, int64_t lane) {
+    for (int64_t k = 0; k < calls->stretch; k++) {
+        move(&own[k].out, &calls[k].out, band, lane);
+        for (int i = 0; i < calls[k].in_count; i++) move(&own[k].in[i], &calls[k].in[i], band, lane);
+    }
+}
+
+struct cyx_lanes {
+    int64_t count;
+    cyx_call *records[];
+};
+
+cyx_lanes *cyx_keep_lanes(const cyx_call *calls) {
+    if (calls->bands != calls->lanes) return NULL;
+    cyx_lanes *lanes = malloc(sizeof *lanes + sizeof(cyx_call *) * (size_t)calls->lanes);
+    if (!lanes) return NULL;
+    for (lanes->count = 0; lanes->count < calls->lanes; lanes->count++) {
+        cyx_call *own = malloc(record_bytes(calls));
+        if (!own) {
+            cyx_free_lanes(lanes);
+            return NULL;
+        }
+        copy_records(own, calls);
+        move_records(own, calls, lanes->count, lanes->count);
+        lanes->records[lanes->count] = own;
+    }
+    return lanes;
+}
+
+void cyx_free_lanes(cyx_lanes *lanes) {
+    for (int64_t lane = 0; lanes && lane < lanes->count; lane++) free(lanes->records[lane]);
+    free(lanes);
 }
 
 static void pack_body(void *context, int64_t begin, int64_t end) {
@@ -124,32 +161,44 @@ static void pack_shared(packing *packed, const cyx_call *calls, const cyx_table 
     cyx_parallel(packed->count, 1, pack_body, packed);
 }
 
+/* Returns whether the band was made. */
+static int run_band(stretch *s, cyx_call *own, int64_t band) {
+    int64_t failed = 0;
+    cyx_band = band;
+    cyx_status status = s->run(own, s->calls->stretch, &failed);
+    cyx_band = 0;
+    if (status != CYX_OK) note_failure(s, band, failed, status);
+    return status == CYX_OK;
+}
+
+static void note_panels(const stretch *s, cyx_call *own) {
+    for (int64_t k = 0; k < s->calls->stretch; k++) {
+        if (s->calls[k].op != CYX_OP_matmul) continue;
+        int matrix = matrix_of(&s->packed, &s->calls[k]);
+        own[k].panels = matrix < 0 ? NULL : s->packed.at[matrix];
+    }
+}
+
 static void lane_body(void *context, int64_t begin, int64_t end) {
     stretch *s = context;
     const cyx_call *calls = s->calls;
-    cyx_call *own = own_records(calls);
+    for (int64_t lane = begin; calls->lane_records && lane < end; lane++) {
+        cyx_call *own = calls->lane_records->records[lane];
+        note_panels(s, own);
+        run_band(s, own, lane);
+    }
+    if (calls->lane_records) return;
+    cyx_call *own = cyx_scratch(3, record_bytes(calls));
     if (!own) {
         note_failure(s, begin, 0, CYX_NO_MEMORY);
         return;
     }
-    for (int64_t k = 0; k < calls->stretch; k++) {
-        int matrix = matrix_of(&s->packed, &calls[k]);
-        own[k].panels = matrix < 0 ? NULL : s->packed.at[matrix];
-    }
+    copy_records(own, calls);
+    note_panels(s, own);
     for (int64_t lane = begin; lane < end; lane++)
         for (int64_t band = lane; band < calls->bands; band += calls->lanes) {
-            for (int64_t k = 0; k < calls->stretch; k++) {
-                move(&own[k].out, &calls[k].out, band, lane);
-                for (int i = 0; i < calls[k].in_count; i++) move(&own[k].in[i], &calls[k].in[i], band, lane);
-            }
-            int64_t failed = 0;
-            cyx_band = band;
-            cyx_status status = s->run(own, calls->stretch, &failed);
-            cyx_band = 0;
-            if (status != CYX_OK) {
-                note_failure(s, band, failed, status);
-                break;
-            }
+            move_records(own, calls, band, lane);
+            if (!run_band(s, own, band)) break;
         }
 }
 
