@@ -6,7 +6,7 @@ from typing import Any
 
 from cyxcore.errors import SpecError
 from cyxcore.optimizer import Optimizer
-from cyxcore.scheduler import LRScheduler, Momenta, of_optimizer, per_group, positive
+from cyxcore.scheduler import LRScheduler, Momenta, number, of_optimizer, per_group, positive
 
 
 class CyclicLR(LRScheduler):
@@ -46,8 +46,11 @@ class CyclicLR(LRScheduler):
             raise SpecError(
                 f"CyclicLR: expected step_size_up and step_size_down above 0, got {self.up} and {self.down}"
             )
-        self.mode, self.gamma, self.scale_fn, self.by_cycle = mode, gamma, scale_fn, scale_mode == "cycle"
+        self.gamma = number("CyclicLR: gamma", gamma)
+        self.mode, self.scale_fn, self.by_cycle = mode, scale_fn, scale_mode == "cycle"
         base, self.max_lrs = per_group(self, "base_lr", base_lr), per_group(self, "max_lr", max_lr)
+        if any(most < least for least, most in zip(base, self.max_lrs, strict=True)):
+            raise SpecError(f"CyclicLR: expected max_lr of at least base_lr, got {max_lr} and {base_lr}")
         if last_epoch == -1:
             for group, rate in zip(optimizer.param_groups, base, strict=True):
                 group["lr"] = rate

@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from cyxcore import schedules
+from cyxcore.attrs import is_whole
 from cyxcore.cycles import CyclicLR as CyclicLR
 from cyxcore.cycles import OneCycleLR as OneCycleLR
 from cyxcore.errors import SpecError
 from cyxcore.optimizer import Optimizer
 from cyxcore.scheduler import LRScheduler as LRScheduler
-from cyxcore.scheduler import of_optimizer, per_group, positive
+from cyxcore.scheduler import number, of_optimizer, per_group, positive
 
 __all__ = (
     "ChainedScheduler ConstantLR CosineAnnealingLR CosineAnnealingWarmRestarts CyclicLR ExponentialLR LRScheduler "
@@ -87,7 +88,7 @@ class StepLR(_Stepwise):
     """Times gamma after every step_size."""
 
     def __init__(self, optimizer: Optimizer, step_size: int, gamma: float = 0.1, last_epoch: int = -1) -> None:
-        self.step_size, self.gamma = positive("StepLR: step_size", step_size), gamma
+        self.step_size, self.gamma = positive("StepLR: step_size", step_size), number("StepLR: gamma", gamma)
         super().__init__(optimizer, last_epoch)
 
     def change(self, t: int) -> float:
@@ -103,7 +104,11 @@ class MultiStepLR(_Stepwise):
     def __init__(
         self, optimizer: Optimizer, milestones: Iterable[int], gamma: float = 0.1, last_epoch: int = -1
     ) -> None:
-        self.milestones, self.gamma = sorted(milestones), gamma
+        given = [*milestones]
+        if not all(map(is_whole, given)):
+            raise SpecError(f"MultiStepLR: expected whole numbers as milestones, got {given!r}")
+        self.milestones = sorted(given)
+        self.gamma = number("MultiStepLR: gamma", gamma)
         self._times = Counter(self.milestones)
         super().__init__(optimizer, last_epoch)
 
@@ -118,7 +123,7 @@ class ExponentialLR(_Stepwise):
     """Times gamma each time."""
 
     def __init__(self, optimizer: Optimizer, gamma: float, last_epoch: int = -1) -> None:
-        self.gamma = gamma
+        self.gamma = number("ExponentialLR: gamma", gamma)
         super().__init__(optimizer, last_epoch)
 
     def change(self, t: int) -> float:

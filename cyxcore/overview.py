@@ -85,7 +85,8 @@ def _shape(shape: tuple[int, ...]) -> str:
 
 
 def summary(model: "Module | Graph", input_shape: Sequence[int] | None = None, batch_size: int = 1) -> Summary:
-    """The summary of a module (for samples of input_shape) or of a graph.
+    """The summary of a module (for samples of input_shape) or of a graph. Of a module that returns several tensors, as
+    a recurrent layer does, it is that of the first.
 
     Raises SpecError when a module comes without input_shape, and what tracing raises when they do not fit.
     """
@@ -96,9 +97,9 @@ def summary(model: "Module | Graph", input_shape: Sequence[int] | None = None, b
     elif input_shape is None:
         raise SpecError("summary: expected input_shape, the shape of one sample, beside a module")
     else:
-        from cyxcore.tracing import trace
+        from cyxcore.tracing import traced
 
-        graph = trace(model, input_shape).graph
+        graph = traced(model, input_shape, first=True).graph
     known, needed = graph.infer(batch_size), graph.reachable(training=False)
     rows: dict[str, dict[str, Any]] = {}
     counted: set[int] = set()

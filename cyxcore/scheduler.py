@@ -1,7 +1,8 @@
 """What the learning-rate schedulers share: first rates, the count of steps, and what is saved of them."""
 
+import math
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, SupportsFloat
 
 from cyxcore.errors import SpecError
 from cyxcore.optimizer import Group, Optimizer
@@ -114,20 +115,31 @@ def of_optimizer(scheduler: Any, optimizer: Any) -> Optimizer:
     return optimizer
 
 
-def per_group(scheduler: Any, name: str, value: Any, kind: Callable[[Any], Any] = float) -> list[Any]:
-    """One value of each group; a single one stands for all. Raises SpecError for another number of them."""
+def per_group(scheduler: Any, name: str, value: Any, kind: Callable[[Any], Any] | None = None) -> list[Any]:
+    """One value of each group; a single one stands for all. Raises SpecError for another number of them, and, unless
+    kind says what they are, for what is no number.
+    """
     groups = len(scheduler.optimizer.param_groups)
     row = list(value) if isinstance(value, (list, tuple)) else [value] * groups
     if len(row) != groups:
         raise SpecError(
             f"{type(scheduler).__name__}: expected one {name} or {groups}, one for each group, got {len(row)}"
         )
-    return [kind(one) for one in row]
+    if kind is not None:
+        return [kind(one) for one in row]
+    return [float(number(f"{type(scheduler).__name__}: {name}", one)) for one in row]
 
 
 def positive(name: str, value: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise SpecError(f"{name}: expected an integer of at least 1, got {value!r}")
+    return value
+
+
+def number(name: str, value: Any) -> Any:
+    """The value itself. Raises SpecError for what is no finite number, such as text from a file of settings."""
+    if isinstance(value, bool) or not isinstance(value, SupportsFloat) or not math.isfinite(float(value)):
+        raise SpecError(f"{name}: expected a number, got {value!r}")
     return value
 
 

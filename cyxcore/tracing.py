@@ -69,10 +69,15 @@ def trace(model: Any, input_shape: Sequence[int] | None = None, dtype: str = "fl
     input_shape is the shape of one sample. Raises GraphError for code a graph cannot hold: a
     condition on values, .numpy(), a dependence on the batch size. Layers of nn label their nodes.
     """
+    return linalg.trace(model) if isinstance(model, Value) else traced(model, input_shape, dtype)
+
+
+def traced(model: Any, input_shape: Sequence[int] | None, dtype: str = "float32", first: bool = False) -> Traced:
+    """trace() of a model. first: of one that returns several tensors, as a recurrent layer does, the graph of the
+    first.
+    """
     from cyxcore.nn.module import Module
 
-    if isinstance(model, Value):
-        return linalg.trace(model)
     if not callable(model):
         raise GraphError(f"trace: expected a module or a function of one tensor, got {type(model).__name__}")
     if isinstance(input_shape, int):
@@ -87,6 +92,8 @@ def trace(model: Any, input_shape: Sequence[int] | None = None, dtype: str = "fl
         try:
             with symbolic(model, builder) if isinstance(model, Module) else nullcontext():
                 result = model(x)
+                while first and isinstance(result, (tuple, list)) and result:
+                    result = result[0]
         except ShapeError as error:
             if f"({batch_size}, " not in str(error):
                 raise

@@ -136,13 +136,17 @@ def random_split(dataset: Any, lengths: Sequence[float], seed: int = 0, *, gener
 def stratified_split(dataset: Any, labels: Any, share: float, seed: int = 0) -> tuple[Subset, Subset]:
     """(to train on, held out): a share 0 < share < 1 of every class is held out, exactly as a job's data is split.
 
-    labels: class index of each row, (N,) integers. Every class keeps a row to train on. Raises DataError when nothing
-    could be held out.
+    labels: class of each row, (N,): its index, or its name as text. Every class keeps a row to train on. Raises
+    DataError when nothing could be held out.
     """
     classes = np.asarray(host_array(labels) if isinstance(labels, Tensor) else labels)
+    if classes.dtype.kind in "UO" and all(isinstance(each, str) for each in classes.flat):
+        classes = np.unique(classes, return_inverse=True)[1].reshape(classes.shape)
     if classes.shape != (len(dataset),) or classes.dtype.kind not in "iu" or classes.size and classes.min() < 0:
         got = f"{classes.dtype} {classes.shape}"
-        raise ShapeError(f"stratified_split: expected a class index >= 0 for each of {len(dataset):,} rows, got {got}")
+        raise ShapeError(
+            f"stratified_split: expected a class index >= 0, or a name, for each of {len(dataset):,} rows, got {got}"
+        )
     if not 0.0 < share < 1.0:
         raise SpecError(f"stratified_split: expected 0 < share < 1, got {share}")
     held = stratified_order(shuffled(len(dataset), seed), classes.astype(np.int64), share)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -98,8 +99,22 @@ def csv_delimiter(path: Path) -> str:
 def csv_header(path: Path, delimiter: str) -> list[str]:
     for row, record in csv_records(path, delimiter):
         if row == 0:
-            return [name.strip() for name in record]
+            names = [name.strip() for name in record]
+            if _is_data(names):
+                got = f"only numbers in the first line: {', '.join(map(shown, names[:3]))}{', …' * (len(names) > 3)}"
+                raise defect(path, "a header line with the column names", got, "write the names above the first row")
+            return names
     raise defect(path, "a header line with the column names", "only empty lines", "write the header first")
+
+
+def _is_data(names: list[str]) -> bool:
+    """Whether a first line is a row of numbers. Whole numbers that go up (0, 1, 2, …, or years) may be names."""
+    try:
+        numbers = [float(name) for name in names]
+    except ValueError:
+        return False
+    ascending = all(one < two for one, two in itertools.pairwise(numbers))
+    return not (ascending and all(name.isdecimal() for name in names))
 
 
 def csv_records(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:

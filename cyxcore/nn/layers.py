@@ -8,7 +8,7 @@ from cyxcore import functional as F
 from cyxcore.attrs import is_whole
 from cyxcore.errors import SpecError
 from cyxcore.functional import Pair, pair
-from cyxcore.nn.module import Module, Parameter, check_sizes
+from cyxcore.nn.module import Module, Parameter, check_sizes, check_windows
 
 
 def _fan(fan_in: int) -> Mapping[str, Any]:
@@ -43,6 +43,10 @@ class _Conv(Module):
             raise SpecError(f"{type(self).__name__}: expected padding_mode zeros, {', '.join(F.BORDERS)}, got {mode!r}")
         if mode != "zeros" and isinstance(padding, str):
             raise SpecError(f"{type(self).__name__}: padding {padding!r} goes with padding_mode zeros; give numbers")
+        if isinstance(padding, str) and padding not in ("same", "valid"):
+            raise SpecError(f"{type(self).__name__}: expected padding valid, same or numbers, got {padding!r}")
+        check_windows(self, stride=stride, dilation=dilation)
+        check_windows(self, 0, padding=None if isinstance(padding, str) else padding)
         self.stride, self.dilation, self.groups = F.numbers(stride, rank), F.numbers(dilation, rank), groups
         self.padding = padding if isinstance(padding, str) else F.numbers(padding, rank)
         self.padding_mode, self._border = mode, self.padding
@@ -181,6 +185,8 @@ class _ConvTranspose(Module):
             raise SpecError(
                 f"{type(self).__name__}: expected padding_mode zeros, the only one there is, got {padding_mode!r}"
             )
+        check_windows(self, stride=stride, dilation=dilation)
+        check_windows(self, 0, padding=padding, output_padding=output_padding)
         self.options = (stride, padding, output_padding, groups, dilation)
         kernel = (kernel_size,) * self.rank if is_whole(kernel_size) else tuple(kernel_size)
         check_sizes(self, groups, kernel, in_channels=in_channels, out_channels=out_channels)

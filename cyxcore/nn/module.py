@@ -61,6 +61,16 @@ def check_sizes(layer: "Module", groups: int = 1, kernel: Sequence[int] = (), **
         raise SpecError(f"{name}: expected channels that groups={groups} divides, got {' and '.join(wrong)}")
 
 
+def check_windows(layer: "Module", least: int = 1, **sizes: Any) -> None:
+    """Raises SpecError for sizes of windows, one or one for each axis, of which one is below the least. None: as the
+    layer has it by default."""
+    for name, value in sizes.items():
+        given = value if isinstance(value, (tuple, list)) else () if value is None else (value,)
+        if not all(is_whole(each) and each >= least for each in given):
+            kind = f"whole numbers of at least {least}" if len(given) > 1 else f"a whole number of at least {least}"
+            raise SpecError(f"{type(layer).__name__}: {name}: expected {kind}, got {value!r}")
+
+
 class Module:
     """Subclass it, set parameters and other modules as attributes in __init__, and write forward()."""
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 from cyxcore import functional as F
-from cyxcore.nn.module import Module
+from cyxcore.nn.module import Module, check_windows
 
 
 class _Pool(Module):
@@ -29,6 +29,8 @@ class _MaxPool(_Pool):
         ceil_mode: bool = False,
     ) -> None:
         super().__init__()
+        check_windows(self, kernel_size=kernel_size, stride=stride, dilation=dilation)
+        check_windows(self, 0, padding=padding)
         self.kernel_size, self.stride, self.padding, self.dilation = kernel_size, stride, padding, dilation
         self.return_indices, self.ceil_mode = return_indices, ceil_mode
 
@@ -62,6 +64,8 @@ class MaxUnpool1d(_Pool):
 
     def __init__(self, kernel_size: Any, stride: Any = None, padding: Any = 0) -> None:
         super().__init__()
+        check_windows(self, kernel_size=kernel_size, stride=stride)
+        check_windows(self, 0, padding=padding)
         self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
 
     def forward(self, x: Any, indices: Any, output_size: Any = None) -> Any:
@@ -92,6 +96,8 @@ class AvgPool1d(_Pool):
         count_include_pad: bool = True,
     ) -> None:
         super().__init__()
+        check_windows(self, kernel_size=kernel_size, stride=stride)
+        check_windows(self, 0, padding=padding)
         self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
         self.ceil_mode, self.count_include_pad = ceil_mode, count_include_pad
 
@@ -111,6 +117,8 @@ class _AvgPool(_Pool):
         divisor_override: int | None = None,
     ) -> None:
         super().__init__()
+        check_windows(self, kernel_size=kernel_size, stride=stride)
+        check_windows(self, 0, padding=padding)
         self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
         self.ceil_mode, self.count_include_pad, self.divisor_override = ceil_mode, count_include_pad, divisor_override
 
@@ -134,6 +142,7 @@ class AvgPool3d(_AvgPool):
 class _LPPool(_Pool):
     def __init__(self, norm_type: float, kernel_size: Any, stride: Any = None, ceil_mode: bool = False) -> None:
         super().__init__()
+        check_windows(self, kernel_size=kernel_size, stride=stride)
         self.norm_type, self.kernel_size, self.stride, self.ceil_mode = norm_type, kernel_size, stride, ceil_mode
 
     def forward(self, x: Any) -> Any:
@@ -173,6 +182,7 @@ class _FractionalMaxPool(Module):
         _random_samples: Any = None,
     ) -> None:
         super().__init__()
+        check_windows(self, kernel_size=kernel_size)
         self.kernel_size, self.output_size, self.output_ratio = kernel_size, output_size, output_ratio
         self.return_indices, self._random_samples = return_indices, _random_samples
 

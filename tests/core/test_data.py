@@ -439,6 +439,8 @@ def test_classes_of_one_row_each_cannot_be_held_out(tmp_path: Path) -> None:
         (b"\x1f\x8b\x08\x00\x00\x00\x00\x00", "a gzip file"),
         (b"PAR1....PAR1", 'set data.format = "parquet"'),
         ("x" * (2**24 + 2) + ",label\n", "a longer one (line 1)"),
+        ("5.1,3.5,1.4,0\n4.9,3,1.4,0\n", "column names, got only numbers in the first line: '5.1', '3.5', '1.4', …"),
+        ("7,3\n1,2\n3,4\n", "write the names above the first row"),
         (",".join(f"c{i}" for i in range(20_001)) + "\n", "at most 20,000 columns in a table, got 20,001"),
     ],
     ids=lambda value: None if isinstance(value, bytes) or len(value) > 50 else repr(value),

@@ -116,6 +116,16 @@ def test_a_stratified_split_is_the_one_that_jobs_make() -> None:
     assert Counter(labels[held.indices].tolist()) == {0: 8, 1: 2}
 
 
+def test_a_stratified_split_takes_the_names_of_classes() -> None:
+    labels = np.array([0] * 40 + [1] * 10)
+    for names in (np.array(["cat", "dog"])[labels], ["cat"] * 40 + ["dog"] * 10):
+        train, held = stratified_split(Squares(50), names, 0.2, seed=5)
+        expected = stratified_split(Squares(50), labels, 0.2, seed=5)
+        assert (train.indices == expected[0].indices).all() and (held.indices == expected[1].indices).all()
+    with pytest.raises(ShapeError, match="a class index >= 0, or a name, for each of 50 rows, got object"):
+        stratified_split(Squares(50), np.array(["cat", None] * 25, dtype=object), 0.2)
+
+
 # order --------------------------------------------------------------------------------------------
 
 

@@ -67,3 +67,10 @@ def test_a_module_alone_does_not_say_its_input() -> None:
 @pytest.mark.parametrize(("number", "text"), [(0, "0 "), (999, "999 "), (999.6, "1 k"), (1234567, "1.23 M")])
 def test_numbers_are_said_with_three_digits(number: float, text: str) -> None:
     assert short(number) == text
+
+
+def test_a_layer_that_returns_several_tensors_has_the_summary_of_the_first() -> None:
+    found = cx.summary(nn.LSTM(3, 4, batch_first=True), (5, 3))
+    assert [row.output_shape for row in found.rows][-1] == (5, 4)
+    assert found.parameters == 4 * 4 * (3 + 4 + 2) and found.flops > 0
+    assert cx.summary(nn.MaxPool2d(2, return_indices=True), (3, 4, 4)).rows[-1].output_shape == (3, 2, 2)

@@ -10,7 +10,7 @@ import pytest
 import cyxcore as cx
 from cyxcore import functional as F
 from cyxcore import nn
-from cyxcore.errors import CyxError
+from cyxcore.errors import CyxError, SpecError
 from tests.core.layer_oracle import agree, floats
 
 SIZES = ((2, 3, 9), (2, 3, 9, 8), (1, 2, 7, 6, 5))
@@ -189,3 +189,27 @@ def test_unpooling_one_sample() -> None:
         return m.nn.MaxUnpool2d(2)(*m.nn.MaxPool2d(2, return_indices=True)(x))
 
     agree(call, floats(3, 4, 6), compiled=False)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: nn.MaxPool2d(0), "MaxPool2d: kernel_size: expected a whole number of at least 1, got 0"),
+        (lambda: nn.MaxPool1d(2, stride=0), "stride: expected a whole number of at least 1, got 0"),
+        (lambda: nn.MaxPool3d((2, 2, -1)), r"whole numbers of at least 1, got \(2, 2, -1\)"),
+        (lambda: nn.MaxPool2d(2, padding="sam"), "padding: expected a whole number of at least 0, got 'sam'"),
+        (lambda: nn.MaxPool2d(2, dilation=0), "dilation: expected a whole number of at least 1, got 0"),
+        (lambda: nn.AvgPool2d(2.5), "AvgPool2d: kernel_size: expected a whole number of at least 1, got 2.5"),
+        (lambda: nn.AvgPool1d(2, padding=-1), "padding: expected a whole number of at least 0, got -1"),
+        (lambda: nn.LPPool2d(2, "2"), "LPPool2d: kernel_size: expected a whole number of at least 1, got '2'"),
+        (lambda: nn.MaxUnpool2d(0), "MaxUnpool2d: kernel_size: expected a whole number of at least 1, got 0"),
+        (lambda: nn.FractionalMaxPool2d(0, 3), "kernel_size: expected a whole number of at least 1, got 0"),
+        (lambda: nn.Conv2d(1, 1, 3, padding="sam"), "Conv2d: expected padding valid, same or numbers, got 'sam'"),
+        (lambda: nn.Conv1d(1, 1, 3, stride=0), "Conv1d: stride: expected a whole number of at least 1, got 0"),
+        (lambda: nn.Conv2d(1, 1, 3, padding=(1, -1)), r"padding: expected whole numbers .* 0, got \(1, -1\)"),
+        (lambda: nn.ConvTranspose2d(1, 1, 3, padding="same"), "padding: expected a whole number .*, got 'same'"),
+    ],
+)
+def test_windows_that_make_no_sense_are_refused_when_the_layer_is_made(make: Callable[[], Any], said: str) -> None:
+    with pytest.raises(SpecError, match=said):
+        make()
