@@ -322,17 +322,40 @@ def _flip(builder: Builder, node: Node, inputs: list[Symbol], shape: Shape) -> S
 
 
 def _slice(builder: Builder, node: Node, inputs: list[Symbol], shape: Shape) -> Symbol | None:
-    """Of a pad: of what was padded, or of nothing but the number around it."""
-    padded = _producer(inputs[0])
-    if padded.op != "pad" or not is_float(inputs[0].dtype) or any(step != 1 for step in node.attrs["steps"]):
+    """Of a pad: of what was padded, or of a number around it; of a concat: of the one piece that it reaches."""
+    source = _producer(inputs[0])
+    if source.op == "concat":
+        return _slice_of_concat(builder, node, source)
+    if source.op == "pad" and is_float(inputs[0].dtype) and all(step == 1 for step in node.attrs["steps"]):
+        return _slice_of_pad(builder, node, source, inputs[0].dtype, shape)
+    return None
+
+
+def _slice_of_concat(builder: Builder, node: Node, joined: Node) -> Symbol | None:
+    axis, begin = joined.attrs["axis"], 0
+    starts, stops = list(node.attrs["starts"]), list(node.attrs["stops"])
+    if node.attrs["steps"][axis] < 1:
         return None
+    for place in joined.inputs:
+        piece = Symbol(builder, place)
+        end = begin + piece.shape[axis]
+        if begin <= starts[axis] and stops[axis] <= end:
+            starts[axis], stops[axis] = starts[axis] - begin, stops[axis] - begin
+            if not any(starts) and tuple(stops) == piece.shape and all(step == 1 for step in node.attrs["steps"]):
+                return piece
+            return builder.apply("slice", [piece], {**node.attrs, "starts": tuple(starts), "stops": tuple(stops)})
+        begin = end
+    return None
+
+
+def _slice_of_pad(builder: Builder, node: Node, padded: Node, dtype: str, shape: Shape) -> Symbol | None:
     source = Symbol(builder, padded.inputs[0])
     starts, stops = list[int](), list[int]()
     for start, stop, (before, _), size in zip(
         node.attrs["starts"], node.attrs["stops"], padded.attrs["pads"], source.shape, strict=True
     ):
         if stop <= before or start >= before + size:
-            return builder.constant(padded.attrs["value"], source.dtype).broadcast_to(*shape)
+            return builder.constant(padded.attrs["value"], dtype).broadcast_to(*shape)
         starts.append(start - before)
         stops.append(stop - before)
     if any(start < 0 for start in starts) or any(stop > size for stop, size in zip(stops, source.shape, strict=True)):

@@ -258,6 +258,49 @@ def test_a_slice_of_a_pad_is_one_of_what_was_padded_or_a_number(
     assert "pad" not in ops or not inside
 
 
+@given(
+    sizes=st.lists(st.integers(1, 4), min_size=1, max_size=4),
+    axis=st.integers(0, 1),
+    cut=st.tuples(*[st.tuples(st.integers(0, 12), st.integers(0, 12))] * 2),
+    steps=st.tuples(*[st.sampled_from([1, 1, 2, -1])] * 2),
+)
+@settings(max_examples=100, deadline=None)
+def test_a_slice_that_reaches_one_piece_of_a_concat_reads_that_alone(
+    sizes: list[int], axis: int, cut: tuple[tuple[int, int], ...], steps: tuple[int, int]
+) -> None:
+    builder = Builder()
+    shapes = [(size, 5) if axis == 0 else (5, size) for size in sizes]
+    pieces = [builder.input(f"x{place}", shape) for place, shape in enumerate(shapes)]
+    joined = apply("concat", *pieces, axis=axis)
+    keys = []
+    for (a, b), size, step in zip(cut, joined.shape, steps, strict=True):
+        low, high = sorted((min(a, size), min(b, size)))
+        keys.append(slice(low, high, step) if step > 0 else slice(size - 1, None, -1))
+    graph = builder.graph(joined[tuple(keys)])
+    rng = np.random.default_rng(0)
+    arrays = [rng.normal(size=shape).astype(np.float32) for shape in shapes]
+    expected = np.concatenate(arrays, axis)[tuple(keys)]
+    for optimised in (True, False):
+        plan = Plan(graph, device="cpu", optimised=optimised)
+        for place, array in enumerate(arrays):
+            plan.inputs[f"x{place}"][...] = array
+        plan.run()
+        assert plan.outputs[0].tobytes() == np.ascontiguousarray(expected).tobytes()
+    ends = np.cumsum([0, *sizes])
+    low, high, step = keys[axis].start, keys[axis].stop, keys[axis].step
+    sliced = "slice" in [node.op for node in graph.nodes]  # not where all is taken
+    within = sliced and step > 0 and any(a <= low and high <= b for a, b in zip(ends, ends[1:], strict=False))
+    assert not (within and "concat" in [node.op for node in optimise(graph).nodes])
+
+
+def test_the_last_state_of_a_recurrence_is_read_where_it_was_made() -> None:
+    builder = Builder()
+    steps = [builder.input(f"h{step}", (3, 4)) for step in range(5)]
+    graph = builder.graph(F.stack(steps, 1)[:, -1] * 2.0)
+    assert {node.op for node in optimise(graph).nodes} <= {"input", "const", "reshape", "mul", "slice"}
+    assert not {"slice", "concat"} & {node.op for node in optimise(graph).nodes}
+
+
 def test_the_shapes_the_passes_hand_on_are_those_of_the_graph() -> None:
     graph = optimise(step_graph())
     assert graph.infer(1) == Graph(graph.nodes, graph.outputs, graph.updates).infer(1)
