@@ -7,6 +7,7 @@
 #pragma GCC target("avx2,fma")
 #endif
 #include "math.inl"
+#include "math_avx2.inl"
 
 #define LANES 8
 #define MR 6

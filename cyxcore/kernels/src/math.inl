@@ -56,55 +56,81 @@ MATH float exp_f32(float x) {
     return e * f32_of_bits((uint32_t)(half + 127) << 23) * f32_of_bits(last);
 }
 
-/* x = 2**e m with m in [sqrt(1/2), sqrt(2)); log x = e ln 2 + log m. */
+/* x = 2**e m with m in [0.703125, 1.40625), which is sixteen parts with equal bits; log x = e ln 2 - log c + log(m c),
+ * where c is near 1 / m in its part, 1 around 1, and such that -log c is within 2**-36 of a float32. */
+static const float log_near[16] = {0x1.641d2cp+0f, 0x1.5564fap+0f, 0x1.47bbccp+0f, 0x1.3b20d8p+0f,
+                                   0x1.2f63fap+0f, 0x1.248eeep+0f, 0x1.1a653ap+0f, 0x1.11031cp+0f,
+                                   0x1.0852e6p+0f, 1.0f,           0x1.e1f452p-1f, 0x1.c711d4p-1f,
+                                   0x1.af1f4ap-1f, 0x1.99a968p-1f, 0x1.8624d2p-1f, 0x1.746c6cp-1f};
+static const float log_part[16] = {-0x1.51febep-2f, -0x1.26c50ep-2f, -0x1.f9e78p-3f,  -0x1.a9944ep-3f,
+                                   -0x1.5bd6dep-3f, -0x1.11616ap-3f, -0x1.91f1a2p-4f, -0x1.07882ap-4f,
+                                   -0x1.061fa2p-5f, 0.0f,            0x1.ef69ap-5f,   0x1.e2d004p-4f,
+                                   0x1.601e68p-3f,  0x1.c8b076p-3f,  0x1.165524p-2f,  0x1.45ee94p-2f};
+
 MATH float log_f32(float x) {
     float scaled = x < 0x1p-126f ? x * 0x1p23f : x;
     int32_t below = x < 0x1p-126f ? 23 : 0;
-    uint32_t bits = bits_of_f32(scaled);
-    int32_t exponent = (int32_t)(bits - 0x3f3504f3u) >> 23;
-    float f = f32_of_bits(bits - ((uint32_t)exponent << 23)) - 1.0f;
-    float e = (float)(exponent - below), z = f * f;
-    float p = 0x1.1d8ea6p-4f; /* (log(1 + f) - f + f**2 / 2) / f**3 */
-    p = FMA32(p, f, -0x1.d635bcp-4f);
-    p = FMA32(p, f, 0x1.dea282p-4f);
-    p = FMA32(p, f, -0x1.fcf4c6p-4f);
-    p = FMA32(p, f, 0x1.23d21ap-3f);
-    p = FMA32(p, f, -0x1.555b4ap-3f);
-    p = FMA32(p, f, 0x1.999d5ap-3f);
-    p = FMA32(p, f, -0x1.fffffcp-3f);
-    p = FMA32(p, f, 0x1.555554p-2f);
-    float y = f * z * p;
-    y = FMA32(e, 0x1.7f7d1cp-20f, y);
-    y = FMA32(-0.5f, z, y);
-    y = FMA32(e, 0x1.62e4p-1f, f + y);
+    uint32_t bits = bits_of_f32(scaled), from = bits - 0x3f340000u, part = from >> 19 & 15;
+    int32_t exponent = (int32_t)from >> 23;
+    float f = FMA32(f32_of_bits(bits - ((uint32_t)exponent << 23)), log_near[part], -1.0f);
+    /* (log(1 + f) - f) / f**2, |f| <= 0.0313 */
+    float z = f * f, p = FMA32(f, 0x1.555554p-2f, -0x1.fffffcp-2f);
+    p = FMA32(z, FMA32(f, 0x1.99e24ap-3f, -0x1.003a74p-2f), p);
+    float y = FMA32((float)(exponent - below), 0x1.62e43p-1f, log_part[part] + FMA32(z, p, f));
     y = x == 0.0f ? -INFINITY : y;
     y = x < 0.0f ? NAN : y;
     return x < INFINITY ? y : x; /* infinity and NaN are their own logarithm */
 }
 
+/* tanh a = h / (h + 1) with h = (e**2a - 1) / 2 = 2**n g + (2**n - 1) / 2 and g = (e**2r - 1) / 2. Up to a = 0.26, n is
+ * 0 and h as good as g, so that nothing cancels. */
 MATH float tanh_f32(float x) {
-    float a = __builtin_fabsf(x), z = a * a;
-    float p = 0x1.2c7d78p-9f; /* (tanh(a) / a - 1) / a**2, a <= 0.625 */
-    p = FMA32(p, z, -0x1.1168b4p-7f);
-    p = FMA32(p, z, 0x1.64a94p-6f);
-    p = FMA32(p, z, -0x1.ba08c2p-5f);
-    p = FMA32(p, z, 0x1.1110eap-3f);
-    p = FMA32(p, z, -0x1.555556p-2f);
-    float small = FMA32(a, z * p, a);
-    float large = 1.0f - 2.0f / (exp_f32(2.0f * a) + 1.0f);
-    return __builtin_copysignf(a < 0.625f ? small : large, x);
+    float a = __builtin_fabsf(x);
+    a = a > 9.02f ? 9.02f : a; /* 1 from 9.011 on */
+    float shifted = FMA32(a, 0x1.715476p+1f, -0.25f) + 0x1.8p23f, k = shifted - 0x1.8p23f;
+    float power = f32_of_bits((bits_of_f32(shifted) << 23) + 0x3f800000u);
+    float half = f32_of_bits((bits_of_f32(shifted) << 23) + 0x3f000000u) - 0.5f;
+    float r = FMA32(k, -0x1.62e43p-2f, a);
+    float z = r * r;
+    float p = FMA32(z, 0x1.a36272p-5f, FMA32(r, 0x1.0f7e94p-3f, 0x1.554936p-2f));
+    p = FMA32(z, p, FMA32(r, 0x1.555634p-1f, 0x1.000002p+0f)); /* (g - r) / r**2, -0.087 <= r <= 0.26 */
+    float h = FMA32(power, FMA32(z, p, r), half), y = h / (h + 1.0f);
+    y = a < 0.35f ? FMA32(-y, h, h) : y; /* where h is small, what h + 1 loses counts less so */
+    return __builtin_copysignf(y, x);
 }
 
-/* 1 / (a + b) for 0 <= b <= a, as if the sum had not been rounded: one division and one Newton step. */
-MATH float reciprocal_f32(float a, float b) {
-    float sum = a + b, lost = b - (sum - a), inverse = 1.0f / sum;
-    return FMA32(inverse, FMA32(-sum, inverse, 1.0f) - lost * inverse, inverse);
-}
-
+/* e / (e + 1) with e = e**x as in exp_f32, less the correction: a unit in the last place more or less counts little. */
 MATH float sigmoid_f32(float x) {
-    float z = exp_f32(-__builtin_fabsf(x));
-    float top = x >= 0.0f ? 1.0f : z;
-    return top * reciprocal_f32(1.0f, z);
+    float c = x > 88.0f ? 88.0f : x;
+    c = c < -104.0f ? -104.0f : c;
+    float shifted = FMA32(c, 0x1.715476p+0f, 0x1.8p23f), k = shifted - 0x1.8p23f;
+    int32_t n = (int32_t)(bits_of_f32(shifted) - 0x4b400000u), half = n >> 1;
+    float r = FMA32(k, -0x1.7f7d1cp-20f, FMA32(k, -0x1.62e4p-1f, c)), z = r * r;
+    float p = FMA32(z, 0x1.6d1606p-10f, FMA32(r, 0x1.12106cp-7f, 0x1.555516p-5f));
+    p = FMA32(z, p, FMA32(r, 0x1.5554d8p-3f, 0.5f));
+    float e = 1.0f + FMA32(z, p, r);
+    e = e * f32_of_bits((uint32_t)(half + 127) << 23) * f32_of_bits((uint32_t)(n - half + 127) << 23);
+    float y = e / (e + 1.0f);
+    return x < -1.0f ? FMA32(-y, e, e) : y; /* as in tanh_f32 */
+}
+
+/* sin (shift 0) and cos (shift 1) for |x| < 2**20: x less the nearest multiple of pi / 2, which is taken off in three
+ * parts. The first difference is exact, since both are multiples of one power of two; the last part is far below a unit
+ * in the last place of any result but those near 0. */
+MATH float sine_f32(float x, int shift) {
+    float a = __builtin_fabsf(x), shifted = FMA32(a, 0x1.45f306p-1f, 0x1.8p23f), k = shifted - 0x1.8p23f;
+    uint32_t quadrant = bits_of_f32(shifted) + (uint32_t)shift;
+    float r = FMA32(k, -0x1.921fb4p+0f, a);
+    r = FMA32(k, -0x1.4442d2p-24f, r);
+    r = FMA32(k, 0x1.ee59dap-50f, r);
+    float z = r * r;
+    int is_cosine = quadrant & 1;
+    float p = is_cosine ? 0x1.993bcep-16f : -0x1.9862b4p-13f; /* (cos(r) - 1 + r**2 / 2) / r**4, (sin(r) - r) / r**3 */
+    p = FMA32(p, z, is_cosine ? -0x1.6c09cp-10f : 0x1.110486p-7f); /* |r| <= 0.83 */
+    p = FMA32(p, z, is_cosine ? 0x1.555546p-5f : -0x1.55553ep-3f);
+    float y = FMA32(z * (is_cosine ? z : r), p, is_cosine ? FMA32(-0.5f, z, 1.0f) : r);
+    uint32_t sign = (quadrant << 30 ^ (shift ? 0 : bits_of_f32(x))) & 0x80000000u;
+    return f32_of_bits(bits_of_f32(y) ^ sign);
 }
 
 /* A polynomial below 0.92; above it 1 - e**-q(a) with q = -log(1 - erf(a)). */
@@ -261,28 +287,6 @@ MATH double erf_f64(double x) {
     g = FMA64(g, t, 0x1.058671b52c776p-2);
     double large = 1.0 - exp_f64(-c * c) * g;
     return __builtin_copysign(a < 1.0 ? small : large, x);
-}
-
-/* sin (shift 0) and cos (shift 1) of float32 in float64, whose two-part pi / 2 is ample for |x| < 2**20. */
-MATH float sine_f32(float given, int shift) {
-    double x = given;
-    double shifted = FMA64(x, 0x1.45f306dc9c883p-1, 0x1.8p52), k = shifted - 0x1.8p52;
-    uint32_t quadrant = (uint32_t)bits_of_f64(shifted) + (uint32_t)shift;
-    double r = FMA64(k, -0x1.1a62633145c07p-54, FMA64(k, -0x1.921fb54442d18p+0, x)), z = r * r;
-    double s = -0x1.ae6453ecab5c4p-26; /* (sin(r) / r - 1) / r**2, |r| <= pi / 4 */
-    s = FMA64(s, z, 0x1.71de3a544a6cep-19);
-    s = FMA64(s, z, -0x1.a01a01a019880p-13);
-    s = FMA64(s, z, 0x1.1111111111110p-7);
-    s = FMA64(s, z, -0x1.5555555555555p-3);
-    double c = 0x1.1eed8ddaa538ep-29; /* (cos(r) - 1 + r**2 / 2) / r**4 */
-    c = FMA64(c, z, -0x1.27e4fb7708fb2p-22);
-    c = FMA64(c, z, 0x1.a01a01a019cb8p-16);
-    c = FMA64(c, z, -0x1.6c16c16c16c16p-10);
-    c = FMA64(c, z, 0x1.5555555555555p-5);
-    double sine = FMA64(r * z, s, r), cosine = FMA64(z * z, c, FMA64(-0.5, z, 1.0));
-    float y = (float)(quadrant & 1 ? cosine : sine);
-    y = quadrant & 2 ? -y : y;
-    return given == 0.0f && !shift ? given : y; /* the sign of zero */
 }
 
 /* The rest goes one element at a time: scalar_math.c. */

@@ -1,6 +1,6 @@
-/* exp, log, tanh, sigmoid and erf of sixteen float32 at once: step by step those of math.inl, so with their bits, but
- * with instructions that no compiler finds there. Minimum and maximum return their second operand where the first is no
- * number less or greater, and scalef multiplies by a power of two with one rounding. */
+/* exp, log, tanh, sigmoid, erf, sin and cos of sixteen float32 at once: step by step those of math.inl, so with their
+ * bits, but with instructions that no compiler finds there. Minimum and maximum return their second operand where the
+ * first is no number less or greater, and scalef multiplies by a power of two with one rounding. */
 
 #define ALL(x) _mm512_set1_ps(x)
 #define FMA16(a, b, c) _mm512_fmadd_ps(a, b, c)
@@ -18,30 +18,6 @@ static inline __attribute__((always_inline)) __m512 exp_16(__m512 x) {
     __m512 e = _mm512_add_ps(ALL(1.0f), _mm512_add_ps(r, FMA16(p, _mm512_mul_ps(r, r), lost)));
     __mmask16 counts = _mm512_cmp_ps_mask(x, ALL(-103.98f), _CMP_NLT_UQ);
     return _mm512_maskz_scalef_ps(counts, e, k);
-}
-
-static inline __attribute__((always_inline)) __m512 tanh_16(__m512 x) {
-    __m512 a = _mm512_abs_ps(x), z = _mm512_mul_ps(a, a);
-    __m512 p = FMA16(ALL(0x1.2c7d78p-9f), z, ALL(-0x1.1168b4p-7f));
-    p = FMA16(p, z, ALL(0x1.64a94p-6f));
-    p = FMA16(p, z, ALL(-0x1.ba08c2p-5f));
-    p = FMA16(p, z, ALL(0x1.1110eap-3f));
-    p = FMA16(p, z, ALL(-0x1.555556p-2f));
-    __m512 small = FMA16(a, _mm512_mul_ps(z, p), a);
-    __m512 sum = _mm512_add_ps(exp_16(_mm512_mul_ps(ALL(2.0f), a)), ALL(1.0f));
-    __m512 large = _mm512_sub_ps(ALL(1.0f), _mm512_div_ps(ALL(2.0f), sum));
-    __m512 y = _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, ALL(0.625f), _CMP_LT_OQ), large, small);
-    return _mm512_or_ps(_mm512_abs_ps(y), _mm512_and_ps(x, ALL(-0.0f)));
-}
-
-static inline __attribute__((always_inline)) __m512 sigmoid_16(__m512 x) {
-    __m512 z = exp_16(_mm512_or_ps(x, ALL(-0.0f)));
-    __m512 top = _mm512_mask_blend_ps(_mm512_cmp_ps_mask(x, ALL(0.0f), _CMP_GE_OQ), z, ALL(1.0f));
-    __m512 sum = _mm512_add_ps(ALL(1.0f), z);
-    __m512 lost = _mm512_sub_ps(z, _mm512_sub_ps(sum, ALL(1.0f)));
-    __m512 inverse = _mm512_div_ps(ALL(1.0f), sum);
-    __m512 off = _mm512_sub_ps(_mm512_fnmadd_ps(sum, inverse, ALL(1.0f)), _mm512_mul_ps(lost, inverse));
-    return _mm512_mul_ps(top, FMA16(inverse, off, inverse));
 }
 
 static inline __attribute__((always_inline)) __m512 erf_16(__m512 x) {
@@ -79,47 +55,159 @@ static inline __attribute__((always_inline)) __m512 erf_16(__m512 x) {
                               FUNCTION(_mm512_sub_ps(_mm512_maskz_loadu_ps(rest, x + i), ALL(shift))));      \
     }
 
-/* The natural logarithm of normal numbers above 0. */
-static inline __attribute__((always_inline)) __m512 log_16(__m512 x) {
-    __m512i bits = _mm512_castps_si512(x);
-    __m512i exponent = _mm512_srai_epi32(_mm512_sub_epi32(bits, _mm512_set1_epi32(0x3f3504f3)), 23);
-    __m512i scaled = _mm512_sub_epi32(bits, _mm512_slli_epi32(exponent, 23));
-    __m512 f = _mm512_sub_ps(_mm512_castsi512_ps(scaled), ALL(1.0f));
-    __m512 e = _mm512_cvtepi32_ps(exponent), z = _mm512_mul_ps(f, f);
-    __m512 p = FMA16(ALL(0x1.1d8ea6p-4f), f, ALL(-0x1.d635bcp-4f));
-    p = FMA16(p, f, ALL(0x1.dea282p-4f));
-    p = FMA16(p, f, ALL(-0x1.fcf4c6p-4f));
-    p = FMA16(p, f, ALL(0x1.23d21ap-3f));
-    p = FMA16(p, f, ALL(-0x1.555b4ap-3f));
-    p = FMA16(p, f, ALL(0x1.999d5ap-3f));
-    p = FMA16(p, f, ALL(-0x1.fffffcp-3f));
-    p = FMA16(p, f, ALL(0x1.555554p-2f));
-    __m512 y = _mm512_mul_ps(_mm512_mul_ps(f, z), p);
-    y = FMA16(e, ALL(0x1.7f7d1cp-20f), y);
-    y = FMA16(ALL(-0.5f), z, y);
-    return FMA16(e, ALL(0x1.62e4p-1f), _mm512_add_ps(f, y));
-}
+/* The others take `count` vectors at once, a stage of all before the next stage: so more of them are under way than the
+ * processor finds by itself. x is overwritten by the results. */
+#define EACH _Pragma("GCC unroll 4") for (int k = 0; k < count; k++)
+#define STAGES static inline __attribute__((always_inline)) void
 
-/* Rows of it. Sixteen among which there is another number, or a NaN, go the compiler's way. */
-static void log_16_row(float *out, const float *x, float shift, int64_t n) {
-    (void)shift;
-    for (int64_t i = 0; i < n; i += 16) {
-        __mmask16 there = n - i < 16 ? (__mmask16)((1u << (n - i)) - 1) : 0xffff;
-        __m512 own = _mm512_mask_loadu_ps(ALL(1.0f), there, x + i);
-        __m512i above = _mm512_sub_epi32(_mm512_castps_si512(own), _mm512_set1_epi32(0x00800000));
-        __m512 y = log_16(own);
-        if (_mm512_cmpge_epu32_mask(above, _mm512_set1_epi32(0x7f000000))) {
-            float each[16];
-            _mm512_storeu_ps(each, own);
-            INDEPENDENT for (int k = 0; k < 16; k++) each[k] = log_f32(each[k]);
-            y = _mm512_loadu_ps(each);
-        }
-        _mm512_mask_storeu_ps(out + i, there, y);
+STAGES tanh_of(__m512 *x, const int count) {
+    __m512 a[4], n[4], h[4];
+    __m512i power[4];
+    EACH {
+        a[k] = _mm512_min_ps(ALL(9.02f), _mm512_abs_ps(x[k]));
+        n[k] = _mm512_add_ps(FMA16(a[k], ALL(0x1.715476p+1f), ALL(-0.25f)), ALL(0x1.8p23f));
+        power[k] = _mm512_slli_epi32(_mm512_castps_si512(n[k]), 23);
+        n[k] = _mm512_sub_ps(n[k], ALL(0x1.8p23f));
+    }
+    EACH {
+        __m512 half = _mm512_castsi512_ps(_mm512_add_epi32(power[k], _mm512_set1_epi32(0x3f000000)));
+        __m512 whole = _mm512_castsi512_ps(_mm512_add_epi32(power[k], _mm512_set1_epi32(0x3f800000)));
+        __m512 r = FMA16(n[k], ALL(-0x1.62e43p-2f), a[k]), z = _mm512_mul_ps(r, r);
+        __m512 p = FMA16(z, ALL(0x1.a36272p-5f), FMA16(r, ALL(0x1.0f7e94p-3f), ALL(0x1.554936p-2f)));
+        p = FMA16(z, p, FMA16(r, ALL(0x1.555634p-1f), ALL(0x1.000002p+0f)));
+        h[k] = FMA16(whole, FMA16(z, p, r), _mm512_sub_ps(half, ALL(0.5f)));
+    }
+    EACH {
+        __m512 y = _mm512_div_ps(h[k], _mm512_add_ps(h[k], ALL(1.0f)));
+        __mmask16 small = _mm512_cmp_ps_mask(_mm512_abs_ps(x[k]), ALL(0.35f), _CMP_LT_OQ);
+        y = _mm512_mask_fnmadd_ps(y, small, h[k], h[k]);
+        x[k] = _mm512_or_ps(y, _mm512_and_ps(x[k], ALL(-0.0f)));
     }
 }
 
+STAGES sigmoid_of(__m512 *x, const int count) {
+    __m512 c[4], n[4], e[4];
+    EACH {
+        c[k] = _mm512_max_ps(ALL(-104.0f), _mm512_min_ps(ALL(88.0f), x[k]));
+        n[k] = _mm512_sub_ps(FMA16(c[k], ALL(0x1.715476p+0f), ALL(0x1.8p23f)), ALL(0x1.8p23f));
+    }
+    EACH {
+        __m512 r = FMA16(n[k], ALL(-0x1.7f7d1cp-20f), FMA16(n[k], ALL(-0x1.62e4p-1f), c[k])), z = _mm512_mul_ps(r, r);
+        __m512 p = FMA16(z, ALL(0x1.6d1606p-10f), FMA16(r, ALL(0x1.12106cp-7f), ALL(0x1.555516p-5f)));
+        p = FMA16(z, p, FMA16(r, ALL(0x1.5554d8p-3f), ALL(0.5f)));
+        e[k] = _mm512_scalef_ps(_mm512_add_ps(ALL(1.0f), FMA16(z, p, r)), n[k]);
+    }
+    EACH {
+        __m512 y = _mm512_div_ps(e[k], _mm512_add_ps(e[k], ALL(1.0f)));
+        __mmask16 small = _mm512_cmp_ps_mask(x[k], ALL(-1.0f), _CMP_LT_OQ);
+        x[k] = _mm512_mask_fnmadd_ps(y, small, e[k], e[k]);
+    }
+}
+
+/* Of numbers below 2**20; others are found and mended by the row. */
+STAGES sine_of(__m512 *x, const int count, const int shift) {
+    __m512 a[4], n[4];
+    __m512i quadrant[4];
+    EACH {
+        a[k] = _mm512_abs_ps(x[k]);
+        n[k] = FMA16(a[k], ALL(0x1.45f306p-1f), ALL(0x1.8p23f));
+        quadrant[k] = _mm512_add_epi32(_mm512_castps_si512(n[k]), _mm512_set1_epi32(shift));
+        n[k] = _mm512_sub_ps(n[k], ALL(0x1.8p23f));
+    }
+    EACH {
+        __m512 r = FMA16(n[k], ALL(-0x1.921fb4p+0f), a[k]);
+        r = FMA16(n[k], ALL(-0x1.4442d2p-24f), r);
+        a[k] = FMA16(n[k], ALL(0x1.ee59dap-50f), r);
+    }
+    EACH {
+        __mmask16 is_cosine = _mm512_test_epi32_mask(quadrant[k], _mm512_set1_epi32(1));
+#define EITHER(sine, cosine) _mm512_mask_blend_ps(is_cosine, sine, cosine)
+        __m512 r = a[k], z = _mm512_mul_ps(r, r);
+        __m512 p = FMA16(EITHER(ALL(-0x1.9862b4p-13f), ALL(0x1.993bcep-16f)), z,
+                         EITHER(ALL(0x1.110486p-7f), ALL(-0x1.6c09cp-10f)));
+        p = FMA16(p, z, EITHER(ALL(-0x1.55553ep-3f), ALL(0x1.555546p-5f)));
+        __m512 y = FMA16(_mm512_mul_ps(z, EITHER(r, z)), p, EITHER(r, FMA16(ALL(-0.5f), z, ALL(1.0f))));
+#undef EITHER
+        __m512i sign = _mm512_slli_epi32(quadrant[k], 30);
+        if (!shift) sign = _mm512_xor_si512(sign, _mm512_castps_si512(x[k]));
+        x[k] = _mm512_xor_ps(y, _mm512_and_ps(_mm512_castsi512_ps(sign), ALL(-0.0f)));
+    }
+}
+
+/* The same, where a number may be 2**20 or more, infinite or NaN: such go one at a time. */
+STAGES sine_anywhere(__m512 *x, const int count, const int shift) {
+    __m512i greatest = _mm512_setzero_si512();
+    EACH greatest = _mm512_max_epi32(greatest, _mm512_castps_si512(_mm512_abs_ps(x[k])));
+    if (__builtin_expect(_mm512_cmpge_epi32_mask(greatest, _mm512_castps_si512(ALL(0x1p20f))), 0)) {
+        float each[64];
+        EACH _mm512_storeu_ps(each + 16 * k, x[k]);
+        for (int i = 0; i < 16 * count; i++)
+            each[i] = __builtin_fabsf(each[i]) < 0x1p20f ? sine_f32(each[i], shift)
+                                                        : (float)(shift ? cyx_cos(each[i]) : cyx_sin(each[i]));
+        EACH x[k] = _mm512_loadu_ps(each + 16 * k);
+    } else {
+        sine_of(x, count, shift);
+    }
+}
+
+/* Where a number is not a normal one above 0, all go the compiler's way. A shuffle looks at four bits of `part`. */
+STAGES log_of(__m512 *x, const int count) {
+    __m512 e[4], f[4], near[4];
+    __m512i greatest = _mm512_setzero_si512();
+    EACH {
+        __m512i above = _mm512_sub_epi32(_mm512_castps_si512(x[k]), _mm512_set1_epi32(0x00800000));
+        greatest = _mm512_max_epu32(greatest, above);
+    }
+    if (__builtin_expect(_mm512_cmpge_epu32_mask(greatest, _mm512_set1_epi32(0x7f000000)), 0)) {
+        float each[64];
+        EACH _mm512_storeu_ps(each + 16 * k, x[k]);
+        INDEPENDENT for (int i = 0; i < 16 * count; i++) each[i] = log_f32(each[i]);
+        EACH x[k] = _mm512_loadu_ps(each + 16 * k);
+        return;
+    }
+    EACH {
+        __m512i bits = _mm512_castps_si512(x[k]), from = _mm512_sub_epi32(bits, _mm512_set1_epi32(0x3f340000));
+        __m512i exponent = _mm512_srai_epi32(from, 23), part = _mm512_srli_epi32(from, 19);
+        __m512 m = _mm512_castsi512_ps(_mm512_sub_epi32(bits, _mm512_slli_epi32(exponent, 23)));
+        e[k] = _mm512_cvtepi32_ps(exponent);
+        f[k] = FMA16(m, _mm512_permutexvar_ps(part, _mm512_loadu_ps(log_near)), ALL(-1.0f));
+        near[k] = _mm512_permutexvar_ps(part, _mm512_loadu_ps(log_part));
+    }
+    EACH {
+        __m512 z = _mm512_mul_ps(f[k], f[k]), p = FMA16(f[k], ALL(0x1.555554p-2f), ALL(-0x1.fffffcp-2f));
+        p = FMA16(z, FMA16(f[k], ALL(0x1.99e24ap-3f), ALL(-0x1.003a74p-2f)), p);
+        x[k] = FMA16(e[k], ALL(0x1.62e43p-1f), _mm512_add_ps(near[k], FMA16(z, p, f[k])));
+    }
+}
+
+STAGES sin_of(__m512 *x, const int count) { sine_anywhere(x, count, 0); }
+STAGES cos_of(__m512 *x, const int count) { sine_anywhere(x, count, 1); }
+
+#define ROW_OF_64(FUNCTION)                                                                                  \
+    static void FUNCTION##_row(float *out, const float *x, float shift, int64_t n) {                         \
+        enum { count = 4 };                                                                                  \
+        int64_t i = 0;                                                                                       \
+        (void)shift;                                                                                         \
+        for (; i + 64 <= n; i += 64) {                                                                       \
+            __m512 own[4];                                                                                   \
+            EACH own[k] = _mm512_loadu_ps(x + i + 16 * k);                                                   \
+            FUNCTION(own, 4);                                                                                \
+            EACH _mm512_storeu_ps(out + i + 16 * k, own[k]);                                                 \
+        }                                                                                                    \
+        for (; i < n; i += 16) {                                                                             \
+            __mmask16 there = n - i < 16 ? (__mmask16)((1u << (n - i)) - 1) : 0xffff;                        \
+            __m512 own = _mm512_mask_loadu_ps(ALL(1.0f), there, x + i);                                      \
+            FUNCTION(&own, 1);                                                                               \
+            _mm512_mask_storeu_ps(out + i, there, own);                                                      \
+        }                                                                                                    \
+    }
+
 ROW_OF_16(exp_16)
-ROW_OF_16(tanh_16)
-ROW_OF_16(sigmoid_16)
 ROW_OF_16(erf_16)
+ROW_OF_64(log_of)
+ROW_OF_64(tanh_of)
+ROW_OF_64(sigmoid_of)
+ROW_OF_64(sin_of)
+ROW_OF_64(cos_of)
 #define VECTOR_MATH
+#define LOG_ROW log_of_row
