@@ -7,7 +7,7 @@ enum { CANVAS_BYTES = 1 << 20, PANELS_AT_ONCE = 4, IMAGES_PER_THREAD = 4 };
  * lies (conv2d_blocks.inl), otherwise its columns are made a panel at a time, in the panel's layout, and used at
  * once. Every output is the chain of fused multiply-adds of the plain definition,
  * zeros around the image included: over (channel, kh, kw) forward, (output channel, kh, kw) for the input,
- * (image, oh, ow) for the weight. */
+ * (image, oh, ow) for the weight. Most 3 x 3 kernels are made otherwise: winograd.inl. */
 
 /* The unfolded matrix reads a canvas: each plane of the image on a field of zeros as large as the windows
  * reach, its pixels `spacing` apart. Row (plane, kh, kw), column (y, x) is then canvas[y * y_step + kh' ][x *

@@ -33,6 +33,7 @@
 #include "gemm.inl"
 #include "conv2d_blocks.inl"
 #include "conv2d.inl"
+#include "winograd.inl"
 #undef T
 #undef V
 #undef MASK
@@ -86,4 +87,5 @@ static void fill_isa(cyx_table table) {
     fill_softmax_f32(table), fill_softmax_f64(table);
     fill_gemm_f32(table), fill_gemm_f64(table);
     fill_conv2d_f32(table), fill_conv2d_f64(table);
+    fill_winograd_f32(table);
 }

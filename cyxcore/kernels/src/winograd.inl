@@ -1,0 +1,444 @@
+/* 3 x 3 convolutions of float32 at stride 1, and their gradients, by Winograd's minimal filtering F(2 x 2, 3 x 3) (A. Lavin
+ * and S. Gray, Fast Algorithms for Convolutional Neural Networks, 2016): sixteen products for a tile of 2 x 2 outputs, where
+ * the plain definition takes 36.
+ *
+ *     y = A' [ sum over channels of (G w G') * (B' d B) ] A     of a tile's 4 x 4 inputs d, and each 3 x 3 kernel w
+ *     gradient of w = G' [ sum over tiles of (A g A') * (B' d B) ] G     of the 2 x 2 gradients g of its outputs
+ *
+ *     B' = 1  0 -1  0    G = 1    0    0      A' = 1  1  1  0
+ *          0  1  1  0        1/2  1/2  1/2         0  1 -1 -1
+ *          0 -1  1  0        1/2 -1/2  1/2
+ *          0  1  0 -1        0    0    1
+ *
+ * What the bits are: each transform sums as written here, first along rows, then along columns; between them every one of the
+ * sixteen positions is a chain of fused multiply-adds from zero, over channels in order, or for the weight over images and
+ * their tiles in order. Which convolutions are made so depends on their shapes alone. */
+
+enum { POSITIONS = 16, TILED_CHANNELS = 16, LEAST_TILES = 128, TILED_BYTES = 1 << 20 };
+
+#define EVEN_LANE(j, h) (2 * (j) + (h))
+#define WOVEN_LANE(j, h) ((j) / 2 + (j) % 2 * VN + (h))
+/* Every second element of two vectors, from the first or the second on; and back. */
+#define EVENS(a, b) TWO_VECTORS(a, b, EACH_LANE(EVEN_LANE, 0))
+#define ODDS(a, b) TWO_VECTORS(a, b, EACH_LANE(EVEN_LANE, 1))
+#define MIX_LOW(a, b) TWO_VECTORS(a, b, EACH_LANE(WOVEN_LANE, 0))
+#define MIX_HIGH(a, b) TWO_VECTORS(a, b, EACH_LANE(WOVEN_LANE, VN / 2))
+
+/* A convolution of `planes` channels to `rows` in each group; the canvas is one group of an image with its border of zeros,
+ * as large as its tiles reach. */
+typedef struct {
+    NAME(unfolding) canvas;
+    int64_t images, groups, planes, rows, out_h, out_w, tiles_w, tiles; /* tiles: of one image */
+    const T *image;
+    T *out;
+    const T *weight; /* transformed: [group][rows / MR][position][plane][MR] */
+    int64_t panels;  /* of NR tiles, through all images */
+    _Atomic int no_memory;
+} NAME(tiled);
+
+/* Tiles next to each other in one line of them: `count`, beginning at tile (y, x) of image n. */
+typedef struct {
+    int64_t n, y, x, count;
+} NAME(run);
+
+/* The tiles from `first` on that lie in one line, at most `most`. */
+static inline NAME(run) NAME(run_from)(const NAME(tiled) * p, int64_t first, int64_t most) {
+    int64_t n = first / p->tiles, tile = first % p->tiles, y = tile / p->tiles_w, x = tile % p->tiles_w;
+    return (NAME(run)){n, y, x, p->tiles_w - x < most ? p->tiles_w - x : most};
+}
+
+/* How many lines of image n's canvas its tiles before `stop`, counted through all images, reach. */
+static inline int64_t NAME(lines_to)(const NAME(tiled) * p, int64_t n, int64_t stop) {
+    int64_t tiles = stop - n * p->tiles < p->tiles ? stop - n * p->tiles : p->tiles;
+    return 2 * ((tiles - 1) / p->tiles_w) + 4;
+}
+
+/* Lines [begin, end) of `planes` planes onto a canvas of these lines alone. */
+static void NAME(paint_lines)(const NAME(unfolding) * u, const T *image, int64_t planes, T *canvas, int64_t begin,
+                              int64_t end) {
+    int64_t left = u->left > 0 ? u->left : 0, skipped = u->left < 0 ? -u->left : 0, count = u->w - skipped;
+    if (count > u->canvas_w - left) count = u->canvas_w - left;
+    if (count < 0) count = 0;
+    for (int64_t plane = 0; plane < planes; plane++)
+        for (int64_t line = begin; line < end; line++, canvas += u->canvas_w) {
+            int64_t y = line - u->top;
+            if (y < 0 || y >= u->h || !count) {
+                memset(canvas, 0, sizeof(T) * (size_t)u->canvas_w);
+                continue;
+            }
+            const T *from = image + (plane * u->h + y) * u->w + skipped;
+            for (int64_t x = 0; x < count; x += LINE) __builtin_prefetch(from + u->h * u->w + x); /* of the next plane */
+            for (int64_t x = 0; x < left; x++) canvas[x] = 0;
+            NAME(copy)(canvas + left, from, count);
+            for (int64_t x = left + count; x < u->canvas_w; x++) canvas[x] = 0;
+        }
+}
+
+/* B' d B of VN tiles, d being the first pixel of the first: position i of tile j to[i * apart + j], of which `room` may be
+ * written. */
+static inline __attribute__((always_inline)) void NAME(see_tiles)(const T *d, int64_t line, T *to, int64_t apart,
+                                                                  int64_t room) {
+    V t[4][4];
+    _Pragma("GCC unroll 4") for (int i = 0; i < 4; i++, d += line) {
+        V a = *(const V *)d, b = *(const V *)(d + VN), c = *(const V *)(d + 2), e = *(const V *)(d + VN + 2);
+        V d0 = EVENS(a, b), d1 = ODDS(a, b), d2 = EVENS(c, e), d3 = ODDS(c, e);
+        t[i][0] = d0 - d2, t[i][1] = d1 + d2, t[i][2] = d2 - d1, t[i][3] = d1 - d3;
+    }
+    _Pragma("GCC unroll 4") for (int j = 0; j < 4; j++) {
+        V v[4] = {t[0][j] - t[2][j], t[1][j] + t[2][j], t[2][j] - t[1][j], t[1][j] - t[3][j]};
+        _Pragma("GCC unroll 4") for (int i = 0; i < 4; i++) NAME(put_part)(to + (4 * i + j) * apart, v[i], room);
+    }
+}
+
+/* One task: G w G' of MR rows of one group, which lie side by side from the first on. */
+typedef struct {
+    const NAME(tiled) * p;
+    const T *weight;
+    T *packed;
+    int turned; /* rows are the weight's input channels, and its taps are read backwards */
+    _Atomic int no_memory;
+} NAME(tiled_weights);
+
+static inline int64_t NAME(weights_apart)(const NAME(tiled) * p) { return p->planes * MR + APART; } /* from position to position */
+
+static void NAME(tiled_weights_body)(void *context, int64_t begin, int64_t end) {
+    NAME(tiled_weights) *own = context;
+    const NAME(tiled) *p = own->p;
+    int64_t blocks = (p->rows + MR - 1) / MR, apart = NAME(weights_apart)(p);
+    T *taps = cyx_scratch(1, sizeof(T) * (size_t)(9 * p->planes * MR + NAME(SLACK))); /* [plane][9][MR] */
+    if (!taps) {
+        own->no_memory = 1;
+        return;
+    }
+    for (int64_t task = begin; task < end; task++) {
+        int64_t group = task / blocks, first = task % blocks * MR, rows = p->rows - first < MR ? p->rows - first : MR;
+        if (!own->turned)
+            NAME(transpose)(own->weight + 9 * (group * p->rows + first) * p->planes, 9 * p->planes, taps, MR, rows, 9 * p->planes);
+        for (int64_t c = 0; own->turned && c < p->planes; c++)
+            NAME(transpose_columns)(own->weight + 9 * ((group * p->planes + c) * p->rows + first), 9, taps + 9 * c * MR, MR,
+                                    rows, 0, 9);
+        T *to = own->packed + task * POSITIONS * apart;
+        for (int64_t c = 0; c < p->planes; c++, to += MR) {
+            V t[4][3];
+            for (int j = 0; j < 3; j++) {
+                const T *tap = taps + (9 * c + (own->turned ? 8 - j : j)) * MR;
+                int64_t next = own->turned ? -3 * MR : 3 * MR;
+                V w0 = *(const V *)tap, w1 = *(const V *)(tap + next), w2 = *(const V *)(tap + 2 * next), sum = w0 + w2;
+                t[0][j] = w0, t[1][j] = (sum + w1) * SPLAT((T)0.5), t[2][j] = (sum - w1) * SPLAT((T)0.5), t[3][j] = w2;
+            }
+            for (int i = 0; i < 4; i++) {
+                V sum = t[i][0] + t[i][2], *at = (V *)(to + 4 * i * apart);
+                at[0] = t[i][0];
+                *(V *)((T *)at + apart) = (sum + t[i][1]) * SPLAT((T)0.5);
+                *(V *)((T *)at + 2 * apart) = (sum - t[i][1]) * SPLAT((T)0.5);
+                *(V *)((T *)at + 3 * apart) = t[i][2];
+            }
+        }
+    }
+}
+
+/* Where the outputs of the first row of a run begin. */
+static inline T *NAME(outputs_of)(const NAME(tiled) * p, const NAME(run) * run, int64_t group, int64_t row) {
+    return p->out + (((run->n * p->groups + group) * p->rows + row) * p->out_h + 2 * run->y) * p->out_w + 2 * run->x;
+}
+
+/* The lines of the cache that a panel's outputs will be written to: on their way while they are computed. */
+static void NAME(fetch_tiles)(const NAME(tiled) * p, const NAME(run) * runs, int64_t group, int64_t first, int64_t rows) {
+    for (const NAME(run) *run = runs; run->count; run++) {
+        const T *to = NAME(outputs_of)(p, run, group, first);
+        for (int64_t r = 0; r < rows; r++, to += p->out_h * p->out_w)
+            for (int64_t x = 0; x < 2 * run->count; x += LINE)
+                __builtin_prefetch(to + x, 1), __builtin_prefetch(to + p->out_w + x, 1);
+    }
+}
+
+/* A' m A of the tiles of a panel, rows [first, first + rows) of the group: position i of row r and tile j is
+ * m[(i * MR + r) * NR + j]. */
+static void NAME(emit_tiles)(const NAME(tiled) * p, const T *m, const NAME(run) * runs, int64_t vectors, int64_t group,
+                             int64_t first, int64_t rows) {
+    for (int64_t r = 0; r < rows; r++, m += NR) {
+        T lines[2][2 * NR];
+        for (int64_t w = 0; w < vectors; w++) {
+            V t[2][4];
+            _Pragma("GCC unroll 4") for (int j = 0; j < 4; j++) {
+                V a = *(const V *)(m + (j * MR) * NR + w * VN), b = *(const V *)(m + ((4 + j) * MR) * NR + w * VN),
+                  c = *(const V *)(m + ((8 + j) * MR) * NR + w * VN), d = *(const V *)(m + ((12 + j) * MR) * NR + w * VN);
+                t[0][j] = (a + b) + c, t[1][j] = (b - c) - d;
+            }
+            _Pragma("GCC unroll 2") for (int i = 0; i < 2; i++) {
+                V even = (t[i][0] + t[i][1]) + t[i][2], odd = (t[i][1] - t[i][2]) - t[i][3];
+                *(V *)(lines[i] + 2 * w * VN) = MIX_LOW(even, odd);
+                *(V *)(lines[i] + 2 * w * VN + VN) = MIX_HIGH(even, odd);
+            }
+        }
+        int64_t at = 0;
+        for (const NAME(run) *run = runs; run->count; at += 2 * run->count, run++) {
+            T *to = NAME(outputs_of)(p, run, group, first + r);
+            int64_t count = p->out_w - 2 * run->x < 2 * run->count ? p->out_w - 2 * run->x : 2 * run->count;
+            NAME(copy)(to, lines[0] + at, count);
+            if (2 * run->y + 1 < p->out_h) NAME(copy)(to + p->out_w, lines[1] + at, count);
+        }
+    }
+}
+
+/* One task: a panel of tiles of one group, by all of its rows. */
+static void NAME(tiled_body)(void *context, int64_t begin, int64_t end) {
+    NAME(tiled) *p = context;
+    const NAME(unfolding) *u = &p->canvas;
+    int64_t total = p->images * p->tiles, apart = p->planes * NR + APART, of_canvas = NAME(canvas_size)(u);
+    T *seen = cyx_scratch(1, sizeof(T) * (size_t)(POSITIONS * (apart + MR * NR) + of_canvas + NAME(SLACK)));
+    T *m = seen + POSITIONS * apart, *canvas = m + POSITIONS * MR * NR;
+    if (!seen) {
+        p->no_memory = 1;
+        return;
+    }
+    int64_t painted = -1, top = 0, lines = 0;
+    for (int64_t task = begin; task < end; task++) {
+        int64_t group = task / p->panels, first = task % p->panels * NR;
+        int64_t count = total - first < NR ? total - first : NR, vectors = (count + VN - 1) / VN;
+        NAME(run) runs[NR + 1], *last = runs;
+        for (int64_t done = 0; done < count; done += last++->count) {
+            *last = NAME(run_from)(p, first + done, count - done);
+            int64_t pair = last->n * p->groups + group;
+            if (pair != painted) { /* as far as this thread reads it */
+                int64_t stop = task / p->panels == (end - 1) / p->panels ? (end - 1) % p->panels + 1 : p->panels;
+                top = 2 * last->y;
+                lines = NAME(lines_to)(p, last->n, stop * NR) - top;
+                NAME(paint_lines)(u, p->image + pair * p->planes * u->h * u->w, p->planes, canvas, top, top + lines);
+                painted = pair;
+            }
+            const T *d = canvas + (2 * last->y - top) * u->canvas_w + 2 * last->x;
+            for (int64_t c = 0; c < p->planes; c++, d += lines * u->canvas_w)
+                for (int64_t i = 0; i < last->count; i += VN)
+                    NAME(see_tiles)(d + 2 * i, u->canvas_w, seen + c * NR + done + i, apart, NR - done - i);
+        }
+        last->count = 0;
+        const T *weight = p->weight + group * ((p->rows + MR - 1) / MR) * POSITIONS * NAME(weights_apart)(p);
+        for (int64_t r = 0; r < p->rows; r += MR) {
+            int64_t rows = p->rows - r < MR ? p->rows - r : MR;
+            NAME(fetch_tiles)(p, runs, group, r, rows);
+            for (int i = 0; i < POSITIONS; i++, weight += NAME(weights_apart)(p))
+                NAME(packed_kernels)[rows - 1][vectors - 1](weight, MR, seen + i * apart, NR, m + i * MR * NR, NR,
+                                                            p->planes, 0, NO_ADDEND);
+            NAME(emit_tiles)(p, m, runs, vectors, group, r, rows);
+        }
+    }
+}
+
+static cyx_status NAME(run_tiled)(NAME(tiled) * p, const T *weight, int turned) {
+    int64_t blocks = p->groups * ((p->rows + MR - 1) / MR), of_block = POSITIONS * NAME(weights_apart)(p);
+    T *packed = cyx_scratch(0, sizeof(T) * (size_t)(blocks * of_block));
+    if (!packed) return CYX_NO_MEMORY;
+    NAME(tiled_weights) weights = {.p = p, .weight = weight, .packed = packed, .turned = turned};
+    cyx_parallel(blocks, cyx_grain(blocks, (double)of_block, 100000), NAME(tiled_weights_body), &weights);
+    if (weights.no_memory) return CYX_NO_MEMORY;
+    p->weight = packed;
+    p->panels = (p->images * p->tiles + NR - 1) / NR;
+    double work = (double)(p->rows * p->planes) * POSITIONS * NR / 8.0;
+    cyx_parallel(p->groups * p->panels, cyx_grain(p->groups * p->panels, work, 100000), NAME(tiled_body), p);
+    return p->no_memory ? CYX_NO_MEMORY : CYX_OK;
+}
+
+/* Whether (planes -> rows) channels by a kernel of this shape, to out_h x out_w, are made by tiles: their 16 products
+ * must be at least a third fewer than 9 for each output. ints as conv2d's. */
+static int NAME(fits_tiles)(const int64_t *ints, const int64_t *weight, int64_t planes, int64_t rows, int64_t out_h,
+                            int64_t out_w) {
+    int64_t tiles = (out_h + 1) / 2 * ((out_w + 1) / 2);
+    return weight[2] == 3 && weight[3] == 3 && ints[0] == 1 && ints[1] == 1 && ints[4] == 1 && ints[5] == 1 &&
+           planes >= TILED_CHANNELS && rows >= TILED_CHANNELS && 8 * tiles <= 3 * out_h * out_w;
+}
+
+/* The image x, and y of out_h x out_w made of it, by windows that begin `top` and `left` pixels outside of it. */
+static NAME(tiled) NAME(cut_tiles)(const cyx_array *x, const cyx_array *y, int64_t groups, int64_t top, int64_t left) {
+    int64_t tiles_h = (y->shape[2] + 1) / 2, tiles_w = (y->shape[3] + 1) / 2;
+    return (NAME(tiled)){.canvas = {.planes = x->shape[1] / groups,
+                                    .h = x->shape[2],
+                                    .w = x->shape[3],
+                                    .top = top,
+                                    .left = left,
+                                    .canvas_h = 2 * tiles_h + 2,
+                                    .canvas_w = 2 * tiles_w + 2},
+                         .images = x->shape[0],
+                         .groups = groups,
+                         .planes = x->shape[1] / groups,
+                         .rows = y->shape[1] / groups,
+                         .out_h = y->shape[2],
+                         .out_w = y->shape[3],
+                         .tiles_w = tiles_w,
+                         .tiles = tiles_h * tiles_w,
+                         .image = x->data,
+                         .out = y->data};
+}
+
+static cyx_status NAME(conv2d_by_tiles)(const cyx_call *call) {
+    const cyx_array *x = &call->in[0], *w = &call->in[1], *y = &call->out;
+    const int64_t *i = call->ints;
+    if (!y->size || !NAME(fits_tiles)(i, w->shape, w->shape[1], w->shape[0] / i[6], y->shape[2], y->shape[3]))
+        return NAME(conv2d)(call);
+    NAME(tiled) p = NAME(cut_tiles)(x, y, i[6], i[2], i[3]);
+    return NAME(run_tiled)(&p, w->data, 0);
+}
+
+/* The input's gradient is a convolution of the output's: the kernel turned round, its border 2 less the padding. */
+static cyx_status NAME(conv2d_grad_input_by_tiles)(const cyx_call *call) {
+    const cyx_array *g = &call->in[0], *w = &call->in[1], *x = &call->out;
+    const int64_t *i = call->ints;
+    if (!x->size || !g->size ||
+        !NAME(fits_tiles)(i, w->shape, w->shape[0] / i[6], w->shape[1], x->shape[2], x->shape[3]))
+        return NAME(conv2d_grad_input)(call);
+    NAME(tiled) p = NAME(cut_tiles)(g, x, i[6], 2 - i[2], 2 - i[3]);
+    return NAME(run_tiled)(&p, w->data, 1);
+}
+
+/* The weight's gradient: some tiles at a time, of all images in order, are transformed on both sides; then each position of
+ * theirs is added to its sums. */
+typedef struct {
+    NAME(tiled) of; /* .out is not used */
+    const T *g;
+    T *seen, *panels, *sums, *taps; /* [position][plane][tile]; [position][panel][tile][NR]; [position][plane][width]; [plane][9][width] */
+    int64_t group, first, count, stride, width; /* the tiles at work; `stride` elements from plane to plane of `seen` */
+    _Atomic int no_memory;
+} NAME(tiled_sums);
+
+/* A g A' of NR channels of a run of tiles: to[i * apart + tile * NR + channel]; pixels: [2][2 * count][NR]. */
+static void NAME(see_gradient)(const T *pixels, int64_t line, int64_t count, T *to, int64_t apart) {
+    for (int64_t tile = 0; tile < count; tile++, pixels += 2 * NR, to += NR)
+        _Pragma("GCC unroll 4") for (int w = 0; w < NV; w++) {
+            V t[4][2];
+            _Pragma("GCC unroll 2") for (int j = 0; j < 2; j++) {
+                V a = *(const V *)(pixels + j * NR + w * VN), b = *(const V *)(pixels + line + j * NR + w * VN);
+                t[0][j] = a, t[1][j] = a + b, t[2][j] = a - b, t[3][j] = -b;
+            }
+            _Pragma("GCC unroll 4") for (int i = 0; i < 4; i++) {
+                V *first = (V *)(to + 4 * i * apart + w * VN);
+                *first = t[i][0];
+                *(V *)((T *)first + apart) = t[i][0] + t[i][1];
+                *(V *)((T *)first + 2 * apart) = t[i][0] - t[i][1];
+                *(V *)((T *)first + 3 * apart) = -t[i][1];
+            }
+        }
+}
+
+/* One task: a plane of the image, or, behind the last one, a panel of the gradient's channels. */
+static void NAME(tiled_prepare_body)(void *context, int64_t begin, int64_t end) {
+    NAME(tiled_sums) *s = context;
+    const NAME(tiled) *p = &s->of;
+    const NAME(unfolding) *u = &p->canvas;
+    int64_t pixels = p->out_h * p->out_w, of_line = 2 * p->tiles_w * NR;
+    T *own = cyx_scratch(1, sizeof(T) * (size_t)(u->canvas_h * u->canvas_w + 2 * of_line + NAME(SLACK)));
+    if (!own) {
+        s->no_memory = 1;
+        return;
+    }
+    for (int64_t task = begin; task < end; task++) {
+        NAME(run) run;
+        int64_t painted = -1, top = 0;
+        for (int64_t done = 0; done < s->count; done += run.count) {
+            run = NAME(run_from)(p, s->first + done, s->count - done);
+            if (task < p->planes) {
+                int64_t plane = (run.n * p->groups + s->group) * p->planes + task;
+                if (plane != painted) {
+                    top = 2 * run.y;
+                    NAME(paint_lines)(u, p->image + plane * u->h * u->w, 1, own, top,
+                                      NAME(lines_to)(p, run.n, s->first + s->count));
+                    painted = plane;
+                }
+                for (int64_t i = 0; i < run.count; i += VN)
+                    NAME(see_tiles)(own + (2 * run.y - top) * u->canvas_w + 2 * (run.x + i), u->canvas_w,
+                                    s->seen + task * s->stride + done + i, p->planes * s->stride, s->stride - done - i);
+                continue;
+            }
+            int64_t panel = task - p->planes, channels = p->rows - panel * NR < NR ? p->rows - panel * NR : NR;
+            const T *g = s->g + ((run.n * p->groups + s->group) * p->rows + panel * NR) * pixels + 2 * run.y * p->out_w + 2 * run.x;
+            int64_t count = p->out_w - 2 * run.x < 2 * run.count ? p->out_w - 2 * run.x : 2 * run.count;
+            for (int i = 0; i < 2; i++) {
+                T *line = own + i * of_line;
+                int64_t there = 2 * run.y + i < p->out_h ? count : 0;
+                if (there) NAME(pack_panel)(g + i * p->out_w, pixels, 1, line, there, channels);
+                memset(line + there * NR, 0, sizeof(T) * (size_t)((2 * run.count - there) * NR));
+            }
+            NAME(see_gradient)(own, of_line, run.count, s->panels + (panel * s->count + done) * NR, s->width * s->count);
+        }
+    }
+}
+
+/* One task: MR planes of one position. */
+static void NAME(tiled_sums_body)(void *context, int64_t begin, int64_t end) {
+    NAME(tiled_sums) *s = context;
+    int64_t planes = s->of.planes, blocks = (planes + MR - 1) / MR;
+    for (int64_t task = begin; task < end; task++) {
+        int64_t position = task / blocks, r = task % blocks * MR, rows = planes - r < MR ? planes - r : MR;
+        for (int64_t column = 0; column < s->width; column += NR) {
+            int64_t vectors = s->of.rows - column < NR ? (s->of.rows - column + VN - 1) / VN : NV;
+            NAME(rows_kernels)[rows - 1][vectors - 1](
+                s->seen + (position * planes + r) * s->stride, s->stride,
+                s->panels + (position * s->width + column) * s->count, NR,
+                s->sums + (position * planes + r) * s->width + column, s->width, s->count, 1, NO_ADDEND);
+        }
+    }
+}
+
+/* One task: G' m G of one plane. */
+static void NAME(tiled_taps_body)(void *context, int64_t begin, int64_t end) {
+    NAME(tiled_sums) *s = context;
+    int64_t apart = s->of.planes * s->width;
+    for (int64_t plane = begin; plane < end; plane++)
+        for (int64_t column = 0; column < s->width; column += VN) {
+            const T *m = s->sums + plane * s->width + column;
+            T *to = s->taps + plane * 9 * s->width + column;
+            V t[3][4];
+            for (int j = 0; j < 4; j++) {
+                V a = *(const V *)(m + j * apart), b = *(const V *)(m + (4 + j) * apart),
+                  c = *(const V *)(m + (8 + j) * apart), d = *(const V *)(m + (12 + j) * apart), sum = (b + c) * SPLAT((T)0.5);
+                t[0][j] = a + sum, t[1][j] = (b - c) * SPLAT((T)0.5), t[2][j] = sum + d;
+            }
+            for (int i = 0; i < 3; i++) {
+                V sum = (t[i][1] + t[i][2]) * SPLAT((T)0.5);
+                *(V *)(to + 3 * i * s->width) = t[i][0] + sum;
+                *(V *)(to + (3 * i + 1) * s->width) = (t[i][1] - t[i][2]) * SPLAT((T)0.5);
+                *(V *)(to + (3 * i + 2) * s->width) = sum + t[i][3];
+            }
+        }
+}
+
+static cyx_status NAME(conv2d_grad_weight_by_tiles)(const cyx_call *call) {
+    const cyx_array *g = &call->in[0], *x = &call->in[1], *w = &call->out;
+    const int64_t *i = call->ints;
+    if (!w->size || !g->size || !x->size ||
+        !NAME(fits_tiles)(i, w->shape, w->shape[1], w->shape[0] / i[6], g->shape[2], g->shape[3]))
+        return NAME(conv2d_grad_weight)(call);
+    NAME(tiled_sums) s = {.of = NAME(cut_tiles)(x, g, i[6], i[2], i[3]), .g = g->data};
+    const NAME(tiled) *p = &s.of;
+    int64_t panels = (p->rows + NR - 1) / NR, total = p->images * p->tiles;
+    s.width = panels * NR;
+    int64_t near = TILED_BYTES / ((int64_t)sizeof(T) * POSITIONS * (p->planes + s.width));
+    int64_t at_once = near < LEAST_TILES ? LEAST_TILES : near < total ? near : total;
+    if (at_once > total) at_once = total;
+    s.stride = at_once + APART;
+    int64_t of_seen = POSITIONS * p->planes * s.stride, of_panels = POSITIONS * s.width * at_once,
+            of_sums = POSITIONS * p->planes * s.width;
+    T *memory = cyx_scratch(0, sizeof(T) * (size_t)(of_seen + of_panels + of_sums + 9 * p->planes * s.width));
+    if (!memory) return CYX_NO_MEMORY;
+    s.seen = memory, s.panels = s.seen + of_seen, s.sums = s.panels + of_panels, s.taps = s.sums + of_sums;
+    int64_t prepared = p->planes + panels, blocks = POSITIONS * ((p->planes + MR - 1) / MR);
+    for (s.group = 0; s.group < p->groups; s.group++) {
+        memset(s.sums, 0, sizeof(T) * (size_t)of_sums);
+        for (s.first = 0; s.first < total; s.first += s.count) {
+            s.count = total - s.first < at_once ? total - s.first : at_once;
+            cyx_parallel(prepared, cyx_grain(prepared, (double)(POSITIONS * s.count), LEAST_PACKED), NAME(tiled_prepare_body), &s);
+            if (s.no_memory) return CYX_NO_MEMORY;
+            double work = (double)(MR * s.width) * (double)s.count / 8.0;
+            cyx_parallel(blocks, cyx_grain(blocks, work, 100000), NAME(tiled_sums_body), &s);
+        }
+        cyx_parallel(p->planes, cyx_grain(p->planes, (double)(25 * s.width), LEAST_PACKED), NAME(tiled_taps_body), &s);
+        int64_t k = 9 * p->planes;
+        NAME(transpose)(s.taps, s.width, (T *)w->data + s.group * p->rows * k, k, k, p->rows);
+    }
+    return CYX_OK;
+}
+
+static void NAME(fill_winograd)(cyx_table table) {
+    table[CYX_OP_conv2d][DTYPE] = NAME(conv2d_by_tiles);
+    table[CYX_OP_conv2d_grad_input][DTYPE] = NAME(conv2d_grad_input_by_tiles);
+    table[CYX_OP_conv2d_grad_weight][DTYPE] = NAME(conv2d_grad_weight_by_tiles);
+}
