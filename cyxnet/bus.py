@@ -392,7 +392,8 @@ class Bus:
         except nats.errors.NoRespondersError:
             raise BusError(f"nobody serves {subject}; is the other side running?") from None
         except (TimeoutError, nats.errors.Error, OSError) as error:
-            raise BusError(f"no answer to {subject} within {timeout_s:g} s ({error or type(error).__name__})") from None
+            why = "" if isinstance(error, TimeoutError) else f" ({error or type(error).__name__})"
+            raise BusError(f"no answer to {subjects.asked(subject)} within {timeout_s:.3g} s{why}") from None
         finally:
             self._asking -= 1
         answer_headers = dict(message.headers or {})

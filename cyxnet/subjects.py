@@ -109,6 +109,12 @@ def api(caller: str, verb: str) -> str:
     return f"{ROOT}.api.{caller}.{verb}"
 
 
+def asked(subject: str) -> str:
+    """What a subject asks for, for people: of a request of a caller, who knows who he is, the verb alone."""
+    tokens = subject.split(".")
+    return ".".join(tokens[4:]) if tokens[2:3] == ["api"] else subject
+
+
 def node(node_id: str, verb: str) -> str:
     return f"{ROOT}.node.{node_id}.{verb}"
 

@@ -197,9 +197,12 @@ async def job(args: argparse.Namespace, screen: Screen) -> int:
     return DONE
 
 
+WHY = {"failed": "error", "cancelled": "reason"}  # what the text is called that says how it came to this
+
+
 def _facts_of(view: m.JobView) -> list[list[str]]:
     """The rows of `cyx job`: only what there is to say."""
-    attempt = f"{view.attempt} of at most {view.max_attempts}"
+    attempt = f"{view.attempt}; at most {view.max_attempts} may fail"  # who is paused has not failed
     facts: list[tuple[str, Any]] = [
         ("job", view.job_id),
         ("name", view.name),
@@ -214,7 +217,7 @@ def _facts_of(view: m.JobView) -> list[list[str]]:
         ("priority", view.priority),
         ("checkpoint", view.checkpoint and _checkpoint(view.checkpoint)),
         ("check", view.check),
-        ("error", view.error),
+        (WHY.get(view.status, "last attempt"), view.error),
         ("model", view.model and f"{human_bytes(view.model.size)}, SHA-256 {view.model.sha256}"),
         ("metrics", view.summary and ", ".join(validation(msgspec.to_builtins(view.summary)))),
         ("escrow", view.terms and view.terms.escrow),

@@ -802,3 +802,10 @@ async def test_nothing_is_left_of_a_connection_that_nobody_waits_for_any_more() 
         await asyncio.wait_for(gone.wait(), 20)
         assert connecting.cancelled()
         assert not {task for task in asyncio.all_tasks() - before if "silent" not in repr(task)}
+
+
+async def test_a_request_that_nobody_answers_says_what_was_asked_and_not_on_which_subject(broker, edge):
+    stands_still = await edge.attend(subjects.api("c-1", "job.status"), lambda message: None)
+    with pytest.raises(BusError, match="^no answer to job.status within 0.05 s$"):
+        await edge.request(subjects.api("c-1", "job.status"), b"{}", timeout_s=0.05)
+    await stands_still.unsubscribe()

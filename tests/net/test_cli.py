@@ -497,6 +497,21 @@ async def test_watching_a_job_that_failed_is_exit_code_1(central: FakeCentral, c
     assert code == 1 and f"{JOB} is failed" in out
 
 
+@pytest.mark.parametrize(
+    ("status", "label"),
+    [("paused", "last attempt"), ("leased", "last attempt"), ("failed", "error"), ("cancelled", "reason")],
+)
+async def test_why_an_attempt_ended_is_an_error_of_a_job_that_failed_only(
+    central: FakeCentral, cyx: Run, status: m.JobStatus, label: str
+) -> None:
+    central.add_job(JOB)
+    central.status[JOB] = status
+    central.views[JOB] = replace(central.view(JOB), attempt=2, max_attempts=1, error="as it was told")
+    _, out, _ = await cyx("job", JOB)
+    assert re.search(rf"^{label} +as it was told$", out, re.MULTILINE)
+    assert re.search(r"^attempt +2; at most 1 may fail$", out, re.MULTILINE)
+
+
 async def test_an_unknown_job_is_one_line_and_exit_code_2(cyx: Run) -> None:
     code, out, err = await cyx("job", "nothing")
     assert (code, out, err) == (2, "", "cyx: 0 jobs start with nothing; see: cyx jobs\n")
