@@ -6,7 +6,7 @@ batch norm then goes over its images once and keeps nothing of what only the sum
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from cyxcore.graph import Graph, Inferred, Node
 from cyxcore.infer import Shape
@@ -17,6 +17,7 @@ try:
 except ImportError:  # plans run on other devices without them, and make nothing in one pass
     SHORTEST_RUN, LONGEST_RUN, MOST_CALLS = 1, 0, 1
 
+SUMS = ("sum", "mean")
 LEAST_ELEMENTS = 65536  # smaller arrays stay in the cache
 MASKS = frozenset(
     "cast equal not_equal less less_equal greater greater_equal logical_not logical_and logical_or".split()
@@ -26,7 +27,7 @@ AHEAD = 96  # nodes in which members of a row are looked for
 
 def run_of(node: Node, shape: Shape) -> int:
     """How many terms lie in a row, of a sum that can be made with the calls before it; 0: it cannot."""
-    if node.op not in ("sum", "mean"):
+    if node.op not in SUMS:
         return 0
     axes, run = node.attrs["axes"], 1
     for axis in reversed(range(len(shape))):
@@ -38,15 +39,15 @@ def run_of(node: Node, shape: Shape) -> int:
 
 def gather(graph: Graph) -> Graph:
     """The graph with its nodes in an order in which such calls follow each other, where that saves passes."""
-    known = graph.infer(1)
-    readers = _readers(graph)
-    order = _late(graph, known)
+    rows = _Rows(graph, graph.infer(1))
+    known = rows.known
+    order = _late(graph, rows.sizes)
     at = 0
     while at < len(order):
-        window = order[at : at + AHEAD]
-        row = _row(graph, known, window, readers)
+        row = rows.row(order, at, AHEAD)
         if row:
             members = set(row)
+            window = order[at : at + AHEAD]
             order[at : at + AHEAD] = [*row, *(place for place in window if place not in members)]
         at += len(row) or 1
     if order == list(range(len(order))):
@@ -64,11 +65,10 @@ def gather(graph: Graph) -> Graph:
     )
 
 
-def _late(graph: Graph, known: Inferred) -> list[int]:
+def _late(graph: Graph, sizes: Sequence[int]) -> list[int]:
     """The nodes in order, but masks and slices as late as their first reader, where that is an element-wise call of
     their size.
     """
-    sizes = [math.prod(shape) for shape in known.shapes]
     anchor = list(range(len(graph.nodes)))  # before which node each comes; itself, where it stays
     first = [len(anchor)] * len(anchor)  # the first that reads it, as they are ordered now
     for place in reversed(range(len(anchor))):
@@ -85,59 +85,66 @@ def _late(graph: Graph, known: Inferred) -> list[int]:
 
 def rows_across(graph: Graph, known: Inferred, order: Sequence[int]) -> list[tuple[int, int]]:
     """(first, behind the last) in `order` of rows with a sum over axis 0, which no band of axis 0 can make."""
-    readers = _readers(graph)
+    rows = _Rows(graph, known)
     found = []
     at = 0
     while at < len(order):
-        row = _row(graph, known, order[at : at + MOST_CALLS], readers, in_order=True)
-        sums = [place for place in row if run_of(graph.nodes[place], known.shapes[graph.nodes[place].inputs[0]])]
+        row = rows.row(order, at, MOST_CALLS, in_order=True)
+        sums = [place for place in row if rows.run_of(place)]
         if any(0 in graph.nodes[place].attrs["axes"] for place in sums):
             found.append((at, at + len(row)))
         at += len(row) or 1
     return found
 
 
-def _readers(graph: Graph) -> Counter[int]:
-    readers = Counter(i for node in graph.nodes for i in node.inputs)
-    readers.update((*graph.outputs, *(value for _, value in graph.updates)))
-    return readers
+class _Rows:
+    """Looks for rows in a graph; what that asks of its nodes many times is found out once."""
 
+    def __init__(self, graph: Graph, known: Inferred) -> None:
+        self.nodes, self.known = graph.nodes, known
+        self.sizes = [math.prod(shape) for shape in known.shapes]
+        self.groups = [OPS[node.op].group for node in graph.nodes]
+        self.readers = Counter(i for node in graph.nodes for i in node.inputs)
+        self.readers.update((*graph.outputs, *(value for _, value in graph.updates)))
 
-def _row(
-    graph: Graph, known: Inferred, window: Sequence[int], readers: Mapping[int, int], in_order: bool = False
-) -> list[int]:
-    """The row that begins with the first of `window`, up to its last sum; empty where a row saves nothing.
+    def run_of(self, place: int) -> int:
+        """As run_of() above, of a node."""
+        node = self.nodes[place]
+        return run_of(node, self.known.shapes[node.inputs[0]]) if node.op in SUMS else 0
 
-    in_order: only calls that follow each other as it is.
-    """
-    size = math.prod(known.shapes[window[0]])
-    if OPS[graph.nodes[window[0]].op].group != "elementwise" or size < LEAST_ELEMENTS:
-        return []
-    taken, made = [], set[int]()
-    later: set[int] = set()  # left where it is, or known only when the row is through
-    run = calls = length = saved = 0
-    for place in window:
-        if calls == MOST_CALLS:
-            break
-        node, shape = graph.nodes[place], known.shapes[place]
-        if not any(i in later for i in node.inputs):
-            if OPS[node.op].group == "source":
-                taken.append(place)
-                continue
-            if OPS[node.op].group == "elementwise" and math.prod(shape) == size:
-                taken.append(place)
-                made.add(place)
-                calls += 1
-                continue
-            source = node.inputs[0] if node.inputs else place
-            own_run = run_of(node, known.shapes[source])
-            if own_run and source in made and own_run == (run or own_run):
-                taken.append(place)
-                later.add(place)
-                calls, run, length = calls + 1, own_run, len(taken)
-                saved += 2 if readers[source] == 1 else 1
-                continue
-        if in_order:
-            break
-        later.add(place)
-    return taken[:length] if saved > 1 else []
+    def row(self, order: Sequence[int], at: int, ahead: int, in_order: bool = False) -> list[int]:
+        """The row that begins with the call at `at` of the order, up to its last sum; empty where a row saves nothing.
+
+        ahead: how far it goes at most. in_order: only calls that follow each other as it is.
+        """
+        sizes, groups, nodes = self.sizes, self.groups, self.nodes
+        size = sizes[order[at]]
+        if groups[order[at]] != "elementwise" or size < LEAST_ELEMENTS:
+            return []
+        taken, made = [], set[int]()
+        later: set[int] = set()  # left where it is, or known only when the row is through
+        run = calls = length = saved = 0
+        for place in order[at : at + ahead]:
+            if calls == MOST_CALLS:
+                break
+            if later.isdisjoint(nodes[place].inputs):
+                group = groups[place]
+                if group == "source":
+                    taken.append(place)
+                    continue
+                if group == "elementwise" and sizes[place] == size:
+                    taken.append(place)
+                    made.add(place)
+                    calls += 1
+                    continue
+                own_run = self.run_of(place)
+                if own_run and nodes[place].inputs[0] in made and own_run == (run or own_run):
+                    taken.append(place)
+                    later.add(place)
+                    calls, run, length = calls + 1, own_run, len(taken)
+                    saved += 2 if self.readers[nodes[place].inputs[0]] == 1 else 1
+                    continue
+            if in_order:
+                break
+            later.add(place)
+        return taken[:length] if saved > 1 else []

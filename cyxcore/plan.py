@@ -31,7 +31,7 @@ from cyxcore.infer import Shape
 from cyxcore.onepass import gather
 from cyxcore.ops import OPS
 from cyxcore.passes import cut_products, optimise, turn_once
-from cyxcore.recompute import recompute
+from cyxcore.recompute import recompute, recompute_in_bands
 
 Array = Any  # numpy.ndarray, or cupy.ndarray on a device with its own memory
 
@@ -94,9 +94,13 @@ class Schedule(NamedTuple):
     stretches: list[Stretch]  # calls that follow each other in `order` and run band by band
     onto: dict[int, int]  # sum -> what it adds to, whose memory it has
 
+    def stretch_of(self) -> dict[int, int]:
+        """The number of the stretch of each call in bands."""
+        return {place: number for number, each in enumerate(self.stretches) for place in each.places}
+
     def within(self, graph: Graph, known: Inferred) -> set[int]:
         """The nodes that nothing outside of their own stretch reads: they need memory for one band only."""
-        stretch_of = {place: number for number, each in enumerate(self.stretches) for place in each.places}
+        stretch_of = self.stretch_of()
         kept = {self.alias.get(i, i) for i in (*graph.outputs, *(value for _, value in self.copies), *self.in_place)}
         for place in self.order:
             sources = {self.alias.get(i, i) for i in graph.nodes[place].inputs}
@@ -211,11 +215,15 @@ class Plan:
             if self.numerics == "exact":  # in other classes the bits of a product depend on its size
                 graph = cut_products(graph)
             self.graph = graph = recompute(gather(turn_once(graph)))
-        known = graph.infer(1)
         self.backend = precision.backend(self.device, self.numerics)
         self._lanes: int = getattr(self.backend, "lanes", 0)
-        in_bands = optimised and self._lanes > 0 and set(known.dtypes) <= IN_GRAPHS
+        in_bands = optimised and self._lanes > 0 and set(graph.infer(1).dtypes) <= IN_GRAPHS
         decided = schedule(graph, in_bands, self._lanes)
+        shorter = recompute_in_bands(graph, decided.order, decided.alias, decided.stretch_of())
+        if shorter is not graph:
+            self.graph = graph = shorter
+            decided = schedule(graph, in_bands, self._lanes)
+        known = graph.infer(1)
         self._within = decided.within(graph, known)
         slots, self._lane_bytes, self.arena_bytes = _place(graph, known, decided, self._within, self._lanes)
         arena = self.backend.memory(self.arena_bytes)

@@ -2,10 +2,12 @@
 
 A kernel of a chain that runs tile by tile (kernels/src/fused.c) costs a fraction of what it takes to write an array
 of megabytes and to read it again later. So what the backward pass wants of an activation is computed a second time
-from the arrays that are kept in any case, inside the chain that wants it.
+from the arrays that are kept in any case, inside the chain that wants it. So is what one stretch of bands would keep
+for a later one or for gradients of weights behind that.
 """
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cyxcore.graph import Graph, Inferred, Node
@@ -21,6 +23,9 @@ CHEAP = frozenset(
 LEAST_ELEMENTS = 16384  # smaller arrays stay in the cache
 MOST_AGAIN = 8  # calls made again for one value
 SMALL = 16  # an input of that fraction of the result costs nothing to read
+IN_BANDS = CHEAP | {"tanh"}  # the same where what they read is in the cache
+LEAST_BYTES = 2 * 1024 * 1024  # of what is not kept for later bands; for less the calls made again take longer
+MOST_IN_BANDS = 16  # calls made again for one of them
 
 
 def recompute(graph: Graph) -> Graph:
@@ -121,3 +126,119 @@ class _Again:
         known = Inferred(tuple(self.known.shapes[i] for i in origin), tuple(self.known.dtypes[i] for i in origin))
         updates: list[Any] = [(new[target], new[value]) for target, value in self.source.updates]
         return Graph(nodes, [new[place] for place in self.source.outputs], updates, known)
+
+
+def recompute_in_bands(
+    graph: Graph, order: Sequence[int], alias: Mapping[int, int], stretch: Mapping[int, int]
+) -> Graph:
+    """The graph without cheap arrays that one stretch of bands would keep for a later one, which reads anyway what they
+    are made of: there they are made again. The same graph where there are none.
+
+    order: the calls; alias: what shares the memory of which; stretch: the number of the stretch of a call in bands.
+    """
+    return _InBands(graph, order, alias, stretch).graph() if stretch else graph
+
+
+class _InBands:
+    def __init__(
+        self, graph: Graph, order: Sequence[int], alias: Mapping[int, int], stretch: Mapping[int, int]
+    ) -> None:
+        self.nodes, self.source, self.alias, self.stretch = graph.nodes, graph, alias, stretch
+        self.known = graph.infer(1)
+        at = {place: index for index, place in enumerate(order)}
+        self.begins: dict[int, int] = {}  # of each stretch, where in the order
+        for place in order:
+            if place in stretch:
+                self.begins.setdefault(stretch[place], at[place])
+        self.read_in: dict[int, list[int]] = {}  # by which calls each array is read, outside of its own stretch
+        self.first: dict[int, int] = {}  # and where in the order first
+        for place in order:
+            for source in {alias.get(i, i) for i in graph.nodes[place].inputs}:
+                if stretch.get(source, -1) != stretch.get(place, -2):
+                    self.read_in.setdefault(source, []).append(place)
+                    self.first.setdefault(source, at[place])
+        self.results = {alias.get(i, i) for i in (*graph.outputs, *(i for update in graph.updates for i in update))}
+        self.calls: dict[int, set[int]] = {}  # array that is not kept -> the calls that make it again
+        self.reads: dict[int, set[int]] = {}  # and the kept arrays that these read
+        for place in sorted(self.read_in, reverse=True):
+            self._leave(place)
+
+    def _leave(self, place: int) -> None:
+        """Not to keep an array, if that pays."""
+        made, later = self.stretch.get(place, -1), None
+        if made >= 0 and self.nodes[place].op in IN_BANDS and place not in self.results:
+            later = self.begins.get(made + 1)
+        if later is None or self.first[place] < later or self.known.bytes_of(place) < LEAST_BYTES:
+            return
+        relying = [other for other, reads in self.reads.items() if place in reads]
+        # What a call behind the bands reads is written once in any case, earlier or later; the rest pays only with it.
+        written = relying or any(reader not in self.stretch for reader in self.read_in[place])
+        found = self._again(place) if written else None
+        if found is None:
+            return
+        if any(len(self.calls[other] | found[0]) > MOST_IN_BANDS for other in relying):
+            return
+        self.calls[place], self.reads[place] = found
+        for other in relying:
+            self.calls[other] |= found[0]
+            self.reads[other] = self.reads[other] - {place} | found[1]
+
+    def _again(self, place: int) -> tuple[set[int], set[int]] | None:
+        """(the calls that make it again, the large arrays these read), if all of those are there."""
+        calls, reads = {place}, set[int]()
+        waiting = list(self.nodes[place].inputs)
+        while waiting:
+            at = waiting.pop()
+            root = self.alias.get(at, at)
+            if self._is_there(root, self.known.bytes_of(place)):
+                reads.add(root)
+            elif at != root:
+                waiting.append(root)
+            elif self.nodes[at].op in IN_BANDS and self.known.bytes_of(at) == self.known.bytes_of(place):
+                calls.add(at)
+                waiting += self.nodes[at].inputs
+            else:
+                return None
+            if len(calls) > MOST_IN_BANDS:
+                return None
+        return calls, reads
+
+    def _is_there(self, root: int, size: int) -> bool:
+        """Whether an array costs nothing: it is small, or another call in later bands reads it."""
+        if OPS[self.nodes[root].op].group == "source" or self.known.bytes_of(root) * SMALL <= size:
+            return True
+        return root not in self.calls and any(reader in self.stretch for reader in self.read_in.get(root, ()))
+
+    def graph(self) -> Graph:
+        if not self.calls:
+            return self.source
+        nodes: list[Node] = []
+        new: list[int] = []
+        origin: list[int] = []
+        again: dict[int, int] = {}  # what is made again -> where
+
+        def emit(place: int, inputs: tuple[int, ...]) -> int:
+            node = self.nodes[place]
+            nodes.append(Node(node.op, inputs, node.attrs, node.layer))
+            origin.append(place)
+            return len(nodes) - 1
+
+        def made_again(place: int, calls: set[int]) -> int:
+            root = self.alias.get(place, place)
+            if root not in calls:
+                return new[place]
+            if place not in again:
+                calls = self.calls.get(root, calls)
+                again[place] = emit(place, tuple(made_again(i, calls) for i in self.nodes[place].inputs))
+            return again[place]
+
+        for place, node in enumerate(self.nodes):
+            given = []
+            for i in node.inputs:
+                root = self.alias.get(i, i)
+                inside = place in self.alias or self.stretch.get(place, -1) == self.stretch.get(root, -2)
+                given.append(made_again(i, self.calls[root]) if root in self.calls and not inside else new[i])
+            new.append(emit(place, tuple(given)))
+        known = Inferred(tuple(self.known.shapes[i] for i in origin), tuple(self.known.dtypes[i] for i in origin))
+        updates: list[Any] = [(new[target], new[value]) for target, value in self.source.updates]
+        return dead_code(Graph(nodes, [new[place] for place in self.source.outputs], updates, known))

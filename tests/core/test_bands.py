@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import cyxcore as cx
-from cyxcore import bands
+from cyxcore import bands, recompute
 from cyxcore import functional as F
 from cyxcore.errors import DataError
 from cyxcore.gradients import backward
@@ -337,12 +337,17 @@ def graphs(draw: Any) -> Graph:
     return optimise(builder.graph(*(values[place] for place in results), weight_like.mT @ weight_like))
 
 
-@given(graphs(), st.integers(1, 3), st.sampled_from((1, bands.LEAST_FREED)))
+@given(graphs(), st.integers(1, 3), st.booleans(), st.booleans())
 @settings(max_examples=120, deadline=None)
-def test_any_mixture_has_the_bits_of_one_call_after_the_other(graph: Graph, threads: int, least_freed: int) -> None:
+def test_any_mixture_has_the_bits_of_one_call_after_the_other(
+    graph: Graph, threads: int, cut: bool, again: bool
+) -> None:
     cpu.set_num_threads(threads)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bands, "LEAST_FREED", least_freed)
+        if cut:
+            patch.setattr(bands, "LEAST_FREED", 1)
+        if again:
+            patch.setattr(recompute, "LEAST_BYTES", 1)
         plan = Plan(graph, state_of(graph), "cpu")
     assert run(plan) == run(Plan(graph, state_of(graph), "cpu", optimised=False))
 
@@ -367,6 +372,32 @@ def test_a_stretch_is_cut_where_that_frees_memory(monkeypatch: pytest.MonkeyPatc
     # Of the 8 gradients that whole stretches keep at once, one or two are there at a time.
     assert cut.arena_bytes <= whole.arena_bytes - 5 * array_bytes
     assert run(cut) == run(whole) == run(Plan(graph, state_of(graph), "cpu", optimised=False))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_later_bands_make_cheap_arrays_again(monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
+    """Of layers of gelu what goes into each is kept for the backward pass: not its tanh, and not what comes out."""
+    builder = Builder()
+    x = builder.input("x", (ROWS, 4, WIDTH)).reshape(4 * ROWS, WIDTH)
+    layers = 6
+    for layer in range(layers + 1):
+        weight = builder.param(f"{layer}", (WIDTH, WIDTH), {"kind": "constant", "value": 0.0})
+        x = F.linear(F.gelu(x, "tanh") if layer else x, weight)
+    trained = [builder.at(place) for place, node in enumerate(builder.nodes) if node.op == "param"]
+    loss = (x * x.mean((0,), keepdims=True)).sum()  # which divides the bands of the two passes
+    graph = optimise(builder.graph(loss, *backward(builder, loss, trained)))
+    cpu.set_num_threads(threads)
+    monkeypatch.setattr(bands, "LEAST_FREED", 1)
+    kept = Plan(graph, state_of(graph), "cpu")
+    monkeypatch.setattr(recompute, "LEAST_BYTES", 1)
+    again = Plan(graph, state_of(graph), "cpu")
+
+    def tanhs(plan: Plan) -> int:
+        return sum(call.op == "tanh" for call in plan.calls)
+
+    assert (tanhs(kept), tanhs(again)) == (layers, 2 * layers)
+    assert again.arena_bytes <= kept.arena_bytes - layers * 4 * ROWS * WIDTH * 4
+    assert run(again) == run(kept) == run(Plan(graph, state_of(graph), "cpu", optimised=False))
 
 
 @pytest.mark.parametrize("threads", [1, 3])
