@@ -65,6 +65,8 @@ DISCOVERY_CLOSED_S = 5.0
 INBOX = re.compile(subjects.inbox(r"[A-Za-z0-9_-]{1,64}"))  # of an identity: longer names would only fill the memory
 SHUT_OUT_S = 60.0  # who floods
 PATIENCE = Rate(per_s=500, burst=500)  # with who goes on although refused
+LOOK_S = 0.5  # how often it is looked whether this process runs: one that was stopped hears at once what came meanwhile
+DEAF_S, CATCH_UP_S = 2.0, 5.0  # it was stopped for longer than that; and then reads for so long at the most
 COSTS_ONE_MORE_BYTES = {"api": 65_536, "node": 8_192}  # so large a message counts as two; nodes send data as "api"
 MAX_BATCH_MESSAGES = 1_000  # the broker's own limit of an atomic batch
 # 10164: another write to this subject is in flight (R3, batches). 10070: the last message has another id
@@ -89,6 +91,8 @@ class Bus:
         self._limiters: dict[str, RateLimiter] = {}
         self._floods: Floods | None = None
         self._on_flood: Callable[[str], None] = lambda identity: None
+        self._looked_s = self._caught_up_s = 0.0
+        self._look: asyncio.TimerHandle | None = None
         self._discovered, self._discovered_by_all = RateLimiter(DISCOVERY), RateLimiter(DISCOVERY_BY_ALL)
         self._discovery_floods = Floods(DISCOVERY_PATIENCE, DISCOVERY_CLOSED_S)
         self._asking = 0  # requests that wait for their answer
@@ -244,6 +248,26 @@ class Bus:
         """
         self._limiters = {family: RateLimiter(rate) for family, rate in rates.items()}
         self._floods, self._on_flood = Floods(PATIENCE, SHUT_OUT_S), on_flood
+        self._look_around()
+
+    def _look_around(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._notice_deafness(loop.time())
+        if self._look is not None:
+            self._look.cancel()
+        self._look = loop.call_later(LOOK_S, self._look_around)
+
+    def _notice_deafness(self, now_s: float) -> None:
+        """Who did not speak too often while this process was stopped floods it with nothing when it goes on."""
+        if self._looked_s and now_s - self._looked_s > DEAF_S:
+            self._caught_up_s = now_s + CATCH_UP_S
+            for limiter in self._limiters.values():
+                limiter.not_heard(now_s - self._looked_s)
+        elif self._caught_up_s and now_s >= self._caught_up_s:
+            self._caught_up_s = 0.0
+            for limiter in self._limiters.values():
+                limiter.not_heard(0.0)
+        self._looked_s = now_s
 
     def shut_out(self, identity: str) -> bool:
         """Whether this sender has flooded us a short while ago."""
@@ -264,7 +288,12 @@ class Bus:
     def over_limit_ms(self, family: str, identity: str, cost: float = 1.0) -> int:
         """0 when who asks may go on (and is charged for it), else how long he has to wait: see limit()."""
         limiter = self._limiters.get(family)
-        return limiter.wait_ms(identity, asyncio.get_running_loop().time(), cost) if limiter else 0
+        if limiter is None:
+            return 0
+        now_s = asyncio.get_running_loop().time()
+        if now_s - self._looked_s > DEAF_S:  # what came is read before timers are looked at
+            self._notice_deafness(now_s)
+        return limiter.wait_ms(identity, now_s, cost)
 
     def _refused(self, identity: str, cost: float = 1.0) -> None:
         if self._floods and self._floods.refused(identity, asyncio.get_running_loop().time(), cost):
@@ -275,6 +304,8 @@ class Bus:
     async def close(self) -> None:
         if self._renewing:
             self._renewing.cancel()
+        if self._look is not None:
+            self._look.cancel()
         for follower in self._followers:
             follower.close()
         self._mux.close()

@@ -41,6 +41,7 @@ class RateLimiter:
         if rate.per_s <= 0 or rate.burst < 1:
             raise ValueError(f"expected a positive rate and a burst of at least 1, got {rate}")
         self._rate = rate
+        self._missed = 0.0  # what each may have sent while nobody listened
         self._identities = identities
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # identity -> (tokens, at_s)
 
@@ -50,14 +51,18 @@ class RateLimiter:
         What costs more than a bucket holds takes a full one: else it would wait for ever.
         """
         cost = min(cost, self._rate.burst)
-        tokens, at_s = self._buckets.get(identity, (self._rate.burst, now_s))
-        tokens = min(self._rate.burst, tokens + max(0.0, now_s - at_s) * self._rate.per_s)
+        tokens, at_s = self._buckets.get(identity, (self._rate.burst + self._missed, now_s))
+        tokens = min(self._rate.burst + self._missed, tokens + max(0.0, now_s - at_s) * self._rate.per_s)
         missing = cost - tokens
         self._buckets[identity] = (tokens if missing > 0 else tokens - cost, now_s)
         self._buckets.move_to_end(identity)
         if len(self._buckets) > self._identities:
             self._buckets.popitem(last=False)
         return int(min(1000 * missing / self._rate.per_s, LONGEST_WAIT_MS)) + 1 if missing > 0 else 0
+
+    def not_heard(self, seconds: float) -> None:
+        """From now on a bucket holds besides what may come in so many seconds, in which nobody listened; 0: no more."""
+        self._missed = seconds * self._rate.per_s
 
     def give_back(self, identity: str, cost: float) -> None:
         """What was charged a moment ago is not used after all."""

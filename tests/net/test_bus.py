@@ -722,6 +722,30 @@ async def test_metrics_of_who_sends_too_many_are_passed_over_and_nobody_elses(ed
     assert floods == ["flood"]
 
 
+async def test_who_spoke_while_this_process_was_stopped_is_no_flood(edge):
+    # central stood still for 25 s; when it went on, the metrics that had come meanwhile had their node thrown out for
+    # a minute, and its lease with it
+    heard, floods = [], []
+
+    async def take(subject, payload, headers):
+        heard.append(payload)
+
+    edge.limit({"node": Rate(per_s=50, burst=50)}, floods.append)
+    await edge.subscribe(subjects.node("*", "hardware"), take, strangers=True)
+    edge._looked_s -= 30
+    for number in range(700):
+        await edge.publish(subjects.node("honest", "hardware"), b"%d" % number)
+    await edge.publish(subjects.node("another", "hardware"), b"last")
+    await until(lambda: b"last" in heard, edge)
+    assert (len(heard), floods) == (701, [])
+    edge._caught_up_s = edge._looked_s  # it has read what came: the rate is what it was
+    edge._look_around()
+    for _ in range(700):
+        await edge.publish(subjects.node("flood", "hardware"), b"x")
+    await until(lambda: floods, edge)
+    assert floods == ["flood"] and heard.count(b"x") <= 60
+
+
 async def test_a_large_message_counts_as_several(edge):
     heard = []
 

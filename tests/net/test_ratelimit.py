@@ -121,3 +121,13 @@ def test_newcomers_of_one_address_or_network_are_limited_and_those_of_this_machi
     assert [newcomers.wait_ms(address, 0.0) > 0 for address in same_network] == [False, False, True]
     assert newcomers.wait_ms("203.0.113.9", 10.0) == 0
     assert not any(newcomers.wait_ms(address, 0.0) for address in ["127.0.0.1"] * 5 + ["::1"] * 5)
+
+
+def test_what_came_while_nobody_listened_is_no_flood_and_more_than_that_is():
+    limiter = RateLimiter(Rate(per_s=100, burst=50))
+    assert not any(limiter.wait_ms("a", 0.0) for _ in range(50))
+    limiter.not_heard(10.0)
+    assert sum(not limiter.wait_ms("a", 10.0) for _ in range(5_000)) == 1_000, "the ten seconds that it had no answer"
+    assert sum(not limiter.wait_ms("new", 10.0) for _ in range(5_000)) == 1_050
+    limiter.not_heard(0.0)
+    assert sum(not limiter.wait_ms("a", 100.0) for _ in range(5_000)) == 50
