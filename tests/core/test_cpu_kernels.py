@@ -339,6 +339,12 @@ BIG = [
     Case("transpose", [values((390, 270))], {"axes": (1, 0)}),
     Case("transpose", [values((3, 170, 210), "float64")], {"axes": (0, 2, 1)}),
     Case("max", [values((9000, 70))], {"axes": (0,), "keepdims": False}),
+    *[
+        Case(op, [pooled(shape)], {"axes": (axis,), "keepdims": False})
+        for op in ("sum", "max", "min")
+        for shape in [(3, 37), (70, 1037), (37, 999)]
+        for axis in (0, 1)
+    ],
     Case("softmax", [values((700, 130))], {"axis": 1}),
     Case("cross_entropy_grad", [values((900,)), values((900, 130)), np.arange(900) % 130]),
     Case("matmul", [values((130, 600)), values((600, 90))], {"transpose_a": False, "transpose_b": False}),

@@ -63,24 +63,29 @@ static inline __attribute__((always_inline)) __m512 erf_16(__m512 x) {
 STAGES tanh_of(__m512 *x, const int count) {
     __m512 a[4], n[4], h[4];
     __m512i power[4];
+    __mmask16 small[4];
     EACH {
         a[k] = _mm512_min_ps(ALL(9.02f), _mm512_abs_ps(x[k]));
+        small[k] = _mm512_cmp_ps_mask(a[k], ALL(0.35f), _CMP_LT_OQ);
         n[k] = _mm512_add_ps(FMA16(a[k], ALL(0x1.715476p+1f), ALL(-0.25f)), ALL(0x1.8p23f));
         power[k] = _mm512_slli_epi32(_mm512_castps_si512(n[k]), 23);
         n[k] = _mm512_sub_ps(n[k], ALL(0x1.8p23f));
     }
+    EACH a[k] = FMA16(n[k], ALL(-0x1.62e43p-2f), a[k]);
+    EACH {
+        __m512 r = a[k], z = _mm512_mul_ps(r, r);
+        __m512 p = FMA16(z, ALL(0x1.a36272p-5f), FMA16(r, ALL(0x1.0f7e94p-3f), ALL(0x1.554936p-2f)));
+        p = FMA16(z, p, FMA16(r, ALL(0x1.555634p-1f), ALL(0x1.000002p+0f)));
+        a[k] = FMA16(z, p, r);
+    }
     EACH {
         __m512 half = _mm512_castsi512_ps(_mm512_add_epi32(power[k], _mm512_set1_epi32(0x3f000000)));
         __m512 whole = _mm512_castsi512_ps(_mm512_add_epi32(power[k], _mm512_set1_epi32(0x3f800000)));
-        __m512 r = FMA16(n[k], ALL(-0x1.62e43p-2f), a[k]), z = _mm512_mul_ps(r, r);
-        __m512 p = FMA16(z, ALL(0x1.a36272p-5f), FMA16(r, ALL(0x1.0f7e94p-3f), ALL(0x1.554936p-2f)));
-        p = FMA16(z, p, FMA16(r, ALL(0x1.555634p-1f), ALL(0x1.000002p+0f)));
-        h[k] = FMA16(whole, FMA16(z, p, r), _mm512_sub_ps(half, ALL(0.5f)));
+        h[k] = FMA16(whole, a[k], _mm512_sub_ps(half, ALL(0.5f)));
     }
     EACH {
         __m512 y = _mm512_div_ps(h[k], _mm512_add_ps(h[k], ALL(1.0f)));
-        __mmask16 small = _mm512_cmp_ps_mask(_mm512_abs_ps(x[k]), ALL(0.35f), _CMP_LT_OQ);
-        y = _mm512_mask_fnmadd_ps(y, small, h[k], h[k]);
+        y = _mm512_mask_fnmadd_ps(y, small[k], h[k], h[k]);
         x[k] = _mm512_or_ps(y, _mm512_and_ps(x[k], ALL(-0.0f)));
     }
 }

@@ -9,7 +9,7 @@
 
 #ifndef REDUCE_ONCE
 #define REDUCE_ONCE
-enum { BLOCK_ROWS = 32, GROUP_BLOCKS = 64, RUN_BLOCK = 1024, TREE_DEPTH = 48, TILE = 256, LEAST_TILE = 64, LEAST_SUMMED = 65000 };
+enum { BLOCK_ROWS = 32, GROUP_BLOCKS = 64, RUN_BLOCK = 1024, TREE_DEPTH = 48, TILE = 1024, LEAST_TILE = 64, LEAST_SUMMED = 65000 };
 #endif
 
 #define SELECT(mask, a, b) ((V)(((MASK)(a) & (MASK)(mask)) | ((MASK)(b) & ~(MASK)(mask))))
@@ -106,7 +106,9 @@ enum { BLOCK_ROWS = 32, GROUP_BLOCKS = 64, RUN_BLOCK = 1024, TREE_DEPTH = 48, TI
         return NAME(NAME_##_finish)(tree, height);                                                           \
     }                                                                                                        \
     static T NAME(NAME_##_run)(const T *x, int64_t n) {                                                      \
-        return n <= 128 ? NAME(NAME_##_block16)(x, n) : NAME(NAME_##_blocks)(x, n);                          \
+        return n <= 128         ? NAME(NAME_##_block16)(x, n)                                                \
+               : n <= RUN_BLOCK ? NAME(BLOCK64)(x, n)                                                        \
+                                : NAME(NAME_##_blocks)(x, n);                                                \
     }                                                                                                        \
     /* `into` meets `next`, element by element, in n columns. */                                             \
     static void NAME(NAME_##_columns)(T * into, const T *next, int64_t n) {                                  \
@@ -116,46 +118,56 @@ enum { BLOCK_ROWS = 32, GROUP_BLOCKS = 64, RUN_BLOCK = 1024, TREE_DEPTH = 48, TI
         }                                                                                                    \
     }
 
-/* `rows` rows, `stride` apart, folded in order into n columns: a few vectors of columns stay in registers
- * throughout. */
+/* `rows` rows, `stride` apart, folded in order into n columns. Four rows at a time, each from its beginning to its end:
+ * that is the order of memory, which processors fetch ahead, while `into` stays in the nearest cache. FOUR(into, x,
+ * stride, n, from) takes up to a vector of columns: of rows 0 to 3, or on top of `into` where from is 0. */
+#define ROWS_BY_FOUR(FOUR, COLUMNS, ...)                                                                     \
+    int64_t whole = n - n % VN, r = 4;                                                                       \
+    if (rows < 4) {                                                                                          \
+        NAME(copy)(into, x, n);                                                                              \
+        r = 1;                                                                                               \
+    } else {                                                                                                 \
+        for (int64_t j = 0; j < whole; j += VN) FOUR(into + j, x + j, stride, VN, 1, ##__VA_ARGS__);         \
+        if (whole < n) FOUR(into + whole, x + whole, stride, n - whole, 1, ##__VA_ARGS__);                   \
+    }                                                                                                        \
+    for (; r + 4 <= rows; r += 4) {                                                                          \
+        const T *row = x + r * stride;                                                                       \
+        for (int64_t j = 0; j < whole; j += VN) FOUR(into + j, row + j, stride, VN, 0, ##__VA_ARGS__);       \
+        if (whole < n) FOUR(into + whole, row + whole, stride, n - whole, 0, ##__VA_ARGS__);                 \
+    }                                                                                                        \
+    for (; r < rows; r++) COLUMNS(into, x + r * stride, n)
+
 #define FOLD_BLOCK(NAME_, JOIN_V)                                                                            \
-    static void NAME(NAME_##_block)(T * into, const T *x, int64_t stride, int64_t rows, int64_t n) {         \
-        int64_t j = 0;                                                                                       \
-        for (; j + 4 * VN <= n; j += 4 * VN) {                                                               \
-            V a[4];                                                                                          \
-            _Pragma("GCC unroll 4") for (int v = 0; v < 4; v++) a[v] = *(const V *)(x + j + v * VN);         \
-            for (int64_t r = 1; r < rows; r++) _Pragma("GCC unroll 4") for (int v = 0; v < 4; v++) {         \
-                    V next = *(const V *)(x + r * stride + j + v * VN);                                      \
-                    a[v] = JOIN_V(a[v], next);                                                               \
-                }                                                                                            \
-            _Pragma("GCC unroll 4") for (int v = 0; v < 4; v++) * (V *)(into + j + v * VN) = a[v];           \
+    static inline __attribute__((always_inline)) void NAME(NAME_##_four)(T * into, const T *x,               \
+                                                                         int64_t stride, int64_t n,          \
+                                                                         const int from) {                   \
+        V a = NAME(part)(from ? x : into, n, 0);                                                             \
+        _Pragma("GCC unroll 4") for (int k = from; k < 4; k++) {                                             \
+            V next = NAME(part)(x + k * stride, n, 0);                                                       \
+            a = JOIN_V(a, next);                                                                             \
         }                                                                                                    \
-        if (j == n) return;                                                                                  \
-        memcpy(into + j, x + j, sizeof(T) * (size_t)(n - j));                                                \
-        for (int64_t r = 1; r < rows; r++) NAME(NAME_##_columns)(into + j, x + r * stride + j, n - j);       \
+        NAME(put_part)(into, a, n);                                                                          \
+    }                                                                                                        \
+    static void NAME(NAME_##_block)(T * into, const T *x, int64_t stride, int64_t rows, int64_t n) {         \
+        ROWS_BY_FOUR(NAME(NAME_##_four), NAME(NAME_##_columns));                                             \
     }
 
-/* Rows in the same way. */
+/* Rows in the same way, and again by joins where there was a NaN. */
 #define QUICK_ROWS(FOLD, QUICK)                                                                              \
+    static inline __attribute__((always_inline)) void NAME(FOLD##_quick_four)(                               \
+        T * into, const T *x, int64_t stride, int64_t n, const int from, UNORDERED *odd) {                   \
+        V next[4];                                                                                           \
+        _Pragma("GCC unroll 4") for (int k = 0; k < 4; k++) next[k] = NAME(part)(x + k * stride, n, 0);      \
+        V a = from ? next[0] : NAME(part)(into, n, 0);                                                       \
+        _Pragma("GCC unroll 4") for (int k = from; k < 4; k++) a = QUICK(a, next[k]);                        \
+        NOTE_UNORDERED(*odd, next[0], next[1]);                                                              \
+        NOTE_UNORDERED(*odd, next[2], next[3]);                                                              \
+        NAME(put_part)(into, a, n);                                                                          \
+    }                                                                                                        \
     static void NAME(FOLD##_quick_rows)(T * into, const T *x, int64_t stride, int64_t rows, int64_t n) {     \
         UNORDERED odd = {0};                                                                                 \
-        int64_t j = 0;                                                                                       \
-        for (; j + 4 * VN <= n; j += 4 * VN) {                                                               \
-            V a[4];                                                                                          \
-            _Pragma("GCC unroll 4") for (int v = 0; v < 4; v++) a[v] = *(const V *)(x + j + v * VN);         \
-            for (int64_t r = 1; r < rows; r++) {                                                             \
-                V next[4];                                                                                   \
-                _Pragma("GCC unroll 4") for (int v = 0; v < 4; v++) {                                        \
-                    next[v] = *(const V *)(x + r * stride + j + v * VN);                                     \
-                    a[v] = QUICK(a[v], next[v]);                                                             \
-                }                                                                                            \
-                NOTE_UNORDERED(odd, next[0], next[1]);                                                       \
-                NOTE_UNORDERED(odd, next[2], next[3]);                                                       \
-            }                                                                                                \
-            _Pragma("GCC unroll 4") for (int v = 0; v < 4; v++) * (V *)(into + j + v * VN) = a[v];           \
-        }                                                                                                    \
-        int64_t done = ANY_UNORDERED(odd) ? 0 : j;                                                           \
-        if (done < n) NAME(FOLD##_block)(into + done, x + done, stride, rows, n - done);                     \
+        ROWS_BY_FOUR(NAME(FOLD##_quick_four), NAME(FOLD##_columns), &odd);                                   \
+        if (ANY_UNORDERED(odd)) NAME(FOLD##_block)(into, x, stride, rows, n);                                \
     }
 
 LANES_OF(sum, ADD_V)
@@ -223,6 +235,11 @@ static void NAME(reduce_runs)(void *context, int64_t begin, int64_t end) {
     T tree[TREE_DEPTH];
     for (int64_t o = begin; o < end; o++) {
         const T *x = r->x + cyx_offset_of(o, plan->kept_count, plan->kept, plan->kept_stride);
+        if (plan->terms == 1) {
+            T value = r->fold->run(x, plan->inner);
+            r->out[o] = r->divisor == 1 ? value : value / r->divisor;
+            continue;
+        }
         int height = 0;
         for (int64_t t = 0; t < plan->terms; t++) {
             int64_t offset = cyx_offset_of(t, plan->reduced_count, plan->reduced, plan->reduced_stride);
