@@ -3,12 +3,16 @@
 They come right behind each other, and each sum lies in the place of the one before it: kernels/src/gemm.inl then adds
 all of them to a few rows of the result while those are in the cache, and threads share the rows instead of meeting
 after every product. The sums keep their order, so no bit changes.
+
+And concatenations of which only rows are read, as of the gradients of all steps' gates, by products and sums over rows:
+where these come right behind one, they read the pieces and it is never made (kernels/src/fused.c).
 """
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
+from cyxcore.dtype import is_float
 from cyxcore.graph import Graph, Inferred
 
 try:
@@ -16,6 +20,7 @@ try:
 except ImportError:  # plans run on other devices without them
     MOST_TERMS = 0
 
+LEAST_PIECES = 8  # of a concatenation that is not made
 LEAST_PRODUCTS = 5  # fewer are not worth keeping what they multiply
 
 
@@ -70,3 +75,63 @@ def together(order: Sequence[int], found: Sequence[Accumulation]) -> list[int]:
     last = {each.places[-1]: each.places for each in found}
     moved = {place for each in found for place in each.places}
     return [each for place in order if place in last or place not in moved for each in last.get(place, [place])]
+
+
+class Joined(NamedTuple):
+    """A concatenation that need not be made, and the products and sums that read its rows."""
+
+    place: int
+    readers: list[int]
+
+
+def joined_rows(graph: Graph, known: Inferred, order: Sequence[int], alias: Mapping[int, int]) -> list[Joined]:
+    """Those of `order`."""
+    readers: dict[int, list[int]] = {}
+    for place in order:
+        for source in {alias.get(i, i) for i in graph.nodes[place].inputs}:
+            readers.setdefault(source, []).append(place)
+    outside = {alias.get(i, i) for i in (*graph.outputs, *(value for _, value in graph.updates))}
+    found = []
+    for place in order:
+        node = graph.nodes[place]
+        if node.op != "concat" or len(node.inputs) < LEAST_PIECES or place in outside:
+            continue
+        if is_float(known.dtypes[place]) and node.attrs["axis"] < len(known.shapes[place]) - 1:
+            if all(_reads_rows(graph, known, reader, place, alias) for reader in readers.get(place, ())):
+                found.append(Joined(place, readers.get(place, [])))
+    return [each for each in found if each.readers]
+
+
+def _reads_rows(graph: Graph, known: Inferred, reader: int, place: int, alias: Mapping[int, int]) -> bool:
+    node, length = graph.nodes[reader], known.shapes[place][-1]
+    shape = known.shapes[node.inputs[0]]
+    if node.op in ("sum", "mean"):
+        return shape[-1:] == (length,) and sorted(node.attrs["axes"]) == list(range(len(shape) - 1))
+    if node.op != "matmul" or not node.attrs["transpose_a"]:
+        return False
+    other = node.inputs[1]
+    return len(shape) == 2 and shape[1] == length and len(known.shapes[other]) == 2 and alias.get(other, other) != place
+
+
+def beside_readers(
+    graph: Graph, order: Sequence[int], alias: Mapping[int, int], found: Sequence[Joined], elsewhere: Collection[int]
+) -> tuple[list[int], list[Joined]]:
+    """The calls with each concatenation and its readers where the last of these was, and those of which that holds.
+
+    elsewhere: calls that have their place already.
+    """
+    position = {place: index for index, place in enumerate(order)}
+    first_read: dict[int, int] = {}
+    for index, place in enumerate(order):
+        for i in graph.nodes[place].inputs:
+            first_read.setdefault(alias.get(i, i), index)
+    fitting = []
+    for each in found:
+        last = max(position[reader] for reader in each.readers)
+        free = not any(place in elsewhere for place in (each.place, *each.readers))
+        if free and all(first_read.get(reader, last + 1) > last for reader in each.readers):
+            fitting.append(each)
+    at = {max(each.readers, key=position.__getitem__): [each.place, *each.readers] for each in fitting}
+    moved = {place for places in at.values() for place in places}
+    arranged = [each for place in order if place in at or place not in moved for each in at.get(place, [place])]
+    return arranged, fitting

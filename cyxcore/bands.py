@@ -6,7 +6,7 @@ calls, and a kernel's sums have an order that no cut changes: the bits are those
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from cyxcore.graph import Graph, Inferred, Node
@@ -38,15 +38,22 @@ class Stretch(NamedTuple):
 
 
 def arrange(
-    graph: Graph, known: Inferred, order: Sequence[int], alias: Mapping[int, int], lanes: int = 1
+    graph: Graph,
+    known: Inferred,
+    order: Sequence[int],
+    alias: Mapping[int, int],
+    lanes: int = 1,
+    unmade: Collection[int] = (),
 ) -> tuple[list[int], list[Stretch]]:
     """The calls in an order in which those of a stretch follow each other, and the stretches. lanes: how many threads
-    there are to take bands.
+    there are to take bands. unmade: what nobody makes where it is in no band.
     """
     bands, least_rows = _recurrence(graph, known, order, lanes), LEAST_SHORT_ROWS
     if bands == 1:
         bands, least_rows = _band_count(graph, known, order), LEAST_ROWS
     cuts = _cuts(graph, known, order, bands, least_rows) if bands > 1 else {}
+    for place in unmade:
+        cuts.pop(place, None)
     needed = _needed(graph, order, alias, cuts)
     found: list[Stretch] = []
     arranged: list[int] = []

@@ -21,7 +21,7 @@ import numpy as np
 
 from cyxcore import device as devices
 from cyxcore import precision
-from cyxcore.accumulating import accumulations, together
+from cyxcore.accumulating import Joined, accumulations, beside_readers, joined_rows, together
 from cyxcore.bands import Stretch, arrange, attrs_of_band
 from cyxcore.device import ALIGN_BYTES, Banded, Call
 from cyxcore.dtype import IN_GRAPHS
@@ -93,6 +93,7 @@ class Schedule(NamedTuple):
     copies: list[tuple[int, int]]  # (param, value) written at the end
     stretches: list[Stretch]  # calls that follow each other in `order` and run band by band
     onto: dict[int, int]  # sum -> what it adds to, whose memory it has
+    joined: list[Joined]  # concatenations that are not made: what they join is there until their readers are through
 
     def stretch_of(self) -> dict[int, int]:
         """The number of the stretch of each call in bands."""
@@ -139,13 +140,17 @@ def schedule(graph: Graph, in_bands: bool = False, lanes: int = 1) -> Schedule:
     early = _products_before_sums(graph, [place for place in order if place not in late], alias)
     stretches: list[Stretch] = []
     onto: dict[int, int] = {}
+    joined: list[Joined] = []
     if in_bands:
         known = graph.infer(1)
-        early, stretches = arrange(graph, known, early, alias, lanes)
+        joined = joined_rows(graph, known, early, alias)
+        early, stretches = arrange(graph, known, early, alias, lanes, [each.place for each in joined])
         elsewhere = {place for each in stretches for place in each.places}
         added_up = accumulations(graph, known, early, alias, elsewhere)
         if lanes > 1:  # one thread finds in its cache what it multiplies right behind its making
             early = together(early, added_up)
+        elsewhere |= {place for each in added_up for place in each.places}
+        early, joined = beside_readers(graph, early, alias, joined, elsewhere)
         onto = {place: source for each in added_up for place, source in each.onto().items()}
     order = early + [place for place in order if place in late]
     position = {place: index for index, place in enumerate(order)}
@@ -157,7 +162,7 @@ def schedule(graph: Graph, in_bands: bool = False, lanes: int = 1) -> Schedule:
             copies.append((target, value))
         else:
             in_place[value] = target
-    return Schedule(order, alias, in_place, copies, stretches, onto)
+    return Schedule(order, alias, in_place, copies, stretches, onto, joined)
 
 
 def _products_before_sums(graph: Graph, order: list[int], alias: Mapping[int, int]) -> list[int]:
@@ -387,6 +392,9 @@ def _place(
     last = {root(source): step for step, places in enumerate(steps) for p in places for source in graph.nodes[p].inputs}
     for place in (*graph.outputs, *(value for _, value in decided.copies)):
         last[root(place)] = end
+    for each in decided.joined:
+        for source in graph.nodes[each.place].inputs:
+            last[root(source)] = max(last[root(source)], last[each.place])
     ending: dict[int, list[int]] = {}
     for place, step in last.items():
         ending.setdefault(step, []).append(place)

@@ -102,6 +102,7 @@ cdef extern from "cyx.h" nogil:
     cyx_group *cyx_keep_group(const cyx_call *calls)
     int64_t cyx_sums_runs(const cyx_call *call)
     int cyx_adds_to_product(const cyx_call *calls)
+    int cyx_reads_rows(const cyx_call *joined, const cyx_call *call)
     int cyx_is_adam(const cyx_call *calls, int64_t count)
     cyx_status cyx_run(const cyx_call *calls, int64_t count, int64_t *failed, cyx_message *message)
 
@@ -577,6 +578,8 @@ cdef class Program:
                 end = first + 2
                 while self._adds_on(first, end, last_read, low, high):
                     end += 2
+            elif self._readers_end(first, last_read, low, high) > end:
+                end = self._readers_end(first, last_read, low, high)
             elif (
                 (self._calls[first].out.size >= LEAST_FUSED and cyx_call_is_fusible(&self._calls[first]))
                 or (first + 3 <= self._count and cyx_is_adam(&self._calls[first], 3))
@@ -619,6 +622,19 @@ cdef class Program:
             if place in self._edges:
                 return False
         return cyx_adds_on(&self._calls[end - 2], &self._calls[end])
+
+    cdef int64_t _readers_end(self, int64_t first, list last_read, size_t low, size_t high):
+        """Behind the calls that alone read the concat at `first`, row by row, so that it need not be made; 0: it must be."""
+        cdef int64_t end = first + 1
+        cdef int i
+        if not low <= <size_t>self._calls[first].out.data < high:
+            return 0
+        while end < self._count and end not in self._edges and cyx_reads_rows(&self._calls[first], &self._calls[end]):
+            for i in range(self._calls[first].in_count):  # which are read until the last of them is through
+                if _meets(&self._calls[end].out, &self._calls[first].inputs[i], cyx_dtype_bytes):
+                    return 0
+            end += 1
+        return end if last_read[first] == end - 1 else 0
 
     cdef bint _is_elided(self, int64_t place, int64_t end, list last_read, size_t low, size_t high):
         """Whether the output of a call in a group that ends before `end` need not be stored."""

@@ -15,7 +15,7 @@ from cyxcore import onepass
 from cyxcore.graph import Graph
 from cyxcore.kernels import cpu
 from cyxcore.passes import optimise
-from cyxcore.plan import Plan
+from cyxcore.plan import Plan, schedule
 from cyxcore.recompute import recompute
 from cyxcore.symbols import Builder
 
@@ -550,3 +550,90 @@ def test_a_product_of_another_kind_ends_those_that_are_added_up() -> None:
     assert groups(16, {"transpose_a": True, "transpose_b": False}) == [2, 2]
     assert groups(16, {"transpose_a": False, "transpose_b": True}) == [2, 2]
     assert groups(20, {"transpose_a": False, "transpose_b": False}) == [2, 2]
+
+
+def joined(dtype: Any, shape: tuple[int, ...], axis: int, n: int) -> tuple[Any, list[Any], list[tuple[Any, ...]]]:
+    """(memory, nine pieces, the calls) of a concat of rows, the sum over them and their product with other rows."""
+    rng, rows = np.random.default_rng(3), 9 * int(np.prod(shape[:-1]))
+    pieces = [rng.normal(size=shape).astype(dtype) for _ in range(9)]
+    m, whole = shape[-1], [*shape]
+    whole[axis] *= 9
+    arena = np.zeros(rows * m, dtype)
+    made, other = arena.reshape(whole), rng.normal(size=(rows, n)).astype(dtype)
+    summed, product = np.empty(m, dtype), np.empty((m, n), dtype)
+    axes = {"axes": tuple(range(len(shape) - 1)), "keepdims": False}
+    return (
+        arena,
+        pieces,
+        [
+            ("concat", made, pieces, {"axis": axis}),
+            ("sum", summed, [made], axes),
+            ("matmul", product, [arena.reshape(rows, m), other], {"transpose_a": True, "transpose_b": False}),
+        ],
+    )
+
+
+@pytest.mark.parametrize("isa", ["avx512", "avx2", "portable"])
+@pytest.mark.parametrize(
+    ("dtype", "shape", "axis", "n", "threads"),
+    [
+        (np.float32, (61, 1, 160), 1, 70, 2),  # more rows than are multiplied at once
+        (np.float32, (7, 33), 0, 10, 1),
+        (np.float64, (3, 2, 5, 200), 1, 40, 2),
+        (np.float32, (2, 500), 0, 2, 1),
+    ],
+)
+def test_rows_of_a_concat_are_read_where_they_lie(
+    isa: str, dtype: Any, shape: tuple[int, ...], axis: int, n: int, threads: int
+) -> None:
+    with kernels(isa, threads):
+        arena, _, calls = joined(dtype, shape, axis, n)
+        for op, out, inputs, attrs in calls:
+            cpu.call(op, out, inputs, attrs)
+        expected = [out.tobytes() for _, out, *_ in calls[1:]]
+        program = cpu.Program()
+        for op, out, inputs, attrs in calls:
+            program.add(op, out, inputs, attrs)
+        assert program.fuse(arena) == [(0, [False, True, True])]
+        arena[...] = np.nan
+        for _, out, *_ in calls[1:]:
+            out[...] = np.nan
+        program.run()
+        assert [out.tobytes() for _, out, *_ in calls[1:]] == expected
+        assert np.isnan(arena).all()  # nothing was joined
+
+
+def test_a_concat_is_made_where_somebody_needs_it_or_writes_over_what_it_joins() -> None:
+    def groups(change: Any = None, results: Any = ()) -> list[tuple[int, list[bool]]]:
+        arena, pieces, calls = joined(np.float32, (7, 33), 0, 10)
+        calls = change(arena, pieces, calls) if change else calls
+        program = cpu.Program()
+        for op, out, inputs, attrs in calls:
+            program.add(op, out, inputs, attrs)
+        return program.fuse(arena, [arena] if results else ())
+
+    assert groups() == [(0, [False, True, True])]
+    assert groups(results=True) == []
+    assert groups(lambda arena, pieces, calls: [*calls, ("neg", np.empty_like(arena), [arena], {})]) == []
+    over = lambda arena, pieces, calls: [calls[0], ("sum", pieces[3].reshape(-1)[:33], *calls[1][2:]), calls[2]]  # noqa: E731
+    assert groups(over) == []
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_recurrence_does_not_join_the_gradients_of_its_steps(threads: int) -> None:
+    with kernels(cpu.isa(), threads):
+        builder = Builder()
+        x = builder.input("x", (32, 12, 256))
+        steps = [x[:, step].tanh() * builder.input("h", (32, 256)) for step in range(12)]
+        rows = F.stack(steps, 1)
+        weight = builder.apply("matmul", [rows.reshape(-1, 256), x.reshape(-1, 256)], {"transpose_a": True})
+        total = F.concat([rows.sum((0, 1)), weight.sum(0)])
+        graph = builder.graph(weight * 2.0, total)
+        plan = Plan(graph, device="cpu")
+        assert [each.place for each in schedule(plan.graph, in_bands=True, lanes=threads).joined]
+        calls = plan.calls
+        first = next(place for place, call in enumerate(calls) if call.op == "concat" and len(call.inputs) == 12)
+        assert {call.op for call in calls[first + 1 : first + 3]} == {"matmul", "sum"}
+        timed = plan.program.__self__.timed()  # type: ignore[attr-defined]
+        assert (first, 3) in [(place, count) for place, count, *_ in timed]
+        check_against_one_call_after_the_other(graph, {"x": (32, 12, 256), "h": (32, 256)}, runs=2)

@@ -66,6 +66,7 @@ typedef struct cyx_call {
     int32_t bands;          /* of every call of a stretch: how often it is made */
     int32_t terms; /* 0: exact; 1 to 3: bfloat16 terms into which a product may split its float32 factors (fast.h) */
     const void *panels; /* in a stretch: the right factor of an exact product as its kernel reads it; else NULL */
+    const void *const *lines; /* in a group that begins with a concat: where the rows of the first input lie; else NULL */
     double work; /* rough number of elementary operations: decides about threads and the interpreter lock */
     struct cyx_factor *packed; /* the right factor of a product, as tiles; NULL: the product makes its own (fast.h) */
     cyx_group *kept; /* of the first call of a group: what need not be found again in every run; or NULL */
@@ -119,6 +120,8 @@ cyx_status cyx_run_group(const cyx_call *calls, const cyx_table table);
 cyx_group *cyx_look_at_group(const cyx_call *calls, const cyx_table table);
 int cyx_fusible(const cyx_call *call, const cyx_table table);
 int64_t cyx_sums_runs(const cyx_call *call); /* the terms that lie in a row of a sum that a group can make; 0: it cannot */
+/* Whether a call reads the rows of a concat one by one, so that nobody has to make that. */
+int cyx_reads_rows(const cyx_call *joined, const cyx_call *call);
 int cyx_adds_to_product(const cyx_call *calls); /* whether two calls can be made as one product */
 int cyx_is_adam(const cyx_call *calls, int64_t count); /* whether a group is that of three calls for each parameter */
 enum { CYX_MAX_GROUP = 32 };

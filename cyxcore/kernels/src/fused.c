@@ -58,6 +58,49 @@ int64_t cyx_sums_runs(const cyx_call *call) {
     return fits && call->in[0].size && call->in[0].dtype == call->dtype ? plan.inner : 0;
 }
 
+enum { LEAST_ROW = 32 }; /* elements */
+
+int cyx_reads_rows(const cyx_call *joined, const cyx_call *call) {
+    const cyx_array *made = &joined->out, *in = &call->in[0];
+    if (joined->op != CYX_OP_concat || made->ndim < 2 || joined->ints[0] == made->ndim - 1 || !made->size) return 0;
+    int64_t length = made->shape[made->ndim - 1];
+    if ((made->dtype != CYX_F32 && made->dtype != CYX_F64) || call->dtype != made->dtype || length < LEAST_ROW) return 0;
+    if (in->data != made->data || in->size != made->size || joined->bands || call->bands || call->terms) return 0;
+    if (call->op == CYX_OP_sum || call->op == CYX_OP_mean) {
+        cyx_reduce_plan plan = cyx_plan_reduction(call);
+        return !plan.inner_is_reduced && plan.inner == length && plan.outputs == 1;
+    }
+    return call->op == CYX_OP_matmul && in->ndim == 2 && in->shape[1] == length && call->ints[0] &&
+           call->in[1].ndim == 2 && call->in[1].data != made->data;
+}
+
+/* Where each row of a concat lies, in the order of its rows. */
+static void find_lines(const cyx_call *joined, const void **lines) {
+    const cyx_array *made = &joined->out;
+    int64_t axis = joined->ints[0], outer = 1, inner = 1, row = made->shape[made->ndim - 1] * cyx_dtype_bytes[made->dtype];
+    for (int64_t d = 0; d < axis; d++) outer *= made->shape[d];
+    for (int64_t d = axis + 1; d < made->ndim - 1; d++) inner *= made->shape[d];
+    for (int64_t o = 0; o < outer; o++)
+        for (int i = 0; i < joined->in_count; i++) {
+            int64_t rows = joined->in[i].shape[axis] * inner;
+            for (int64_t r = 0; r < rows; r++) *lines++ = (const char *)joined->in[i].data + (o * rows + r) * row;
+        }
+}
+
+static cyx_status run_joined(const cyx_call *calls, const cyx_table table) {
+    const cyx_array *made = &calls->out;
+    const void **lines = cyx_scratch(4, sizeof *lines * (size_t)(made->size / made->shape[made->ndim - 1]));
+    if (!lines) return CYX_NO_MEMORY;
+    find_lines(calls, lines);
+    cyx_status status = CYX_OK;
+    for (int32_t k = 1; k < calls->group && status == CYX_OK; k++) {
+        cyx_call reader = calls[k];
+        reader.lines = lines;
+        status = table[reader.op][reader.dtype](&reader);
+    }
+    return status;
+}
+
 enum { TILE = 512 }; /* elements; eight tiles of float32 take half of the first-level cache, and what is read from outside the rest */
 
 __thread cyx_loop *cyx_asked;
@@ -191,6 +234,7 @@ static void look_at_group(cyx_group *g, const cyx_call *calls, const cyx_table t
 }
 
 cyx_group *cyx_look_at_group(const cyx_call *calls, const cyx_table table) {
+    if (calls->op == CYX_OP_concat) return NULL;
     for (int k = 0; k < calls->group; k++) /* products are made otherwise; the loops of updates hold numbers of one run */
         if (calls[k].op == CYX_OP_matmul || calls[k].op >= CYX_OP_sgd_update) return NULL;
     cyx_group *g = malloc(sizeof *g);
@@ -212,6 +256,7 @@ int cyx_is_adam(const cyx_call *calls, int64_t count) {
 }
 
 cyx_status cyx_run_group(const cyx_call *calls, const cyx_table table) {
+    if (calls->op == CYX_OP_concat) return run_joined(calls, table);
     if (calls->op == CYX_OP_matmul || cyx_is_adam(calls, calls->group)) return table[calls->op][calls->dtype](calls);
     cyx_group own;
     group g = {.calls = calls, .made = calls->kept && calls->kept->table == table ? calls->kept : &own};

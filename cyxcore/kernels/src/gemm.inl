@@ -239,6 +239,7 @@ typedef struct {
     T *c;
     int64_t m, n, k, a_row, b_row; /* leading dimensions as stored; c is m by n, contiguous */
     int a_transposed, b_transposed;
+    const T *const *lines; /* of a transposed A whose lines do not lie one behind the other; or NULL */
     NAME(addend) plus;
     /* of the current block */
     int64_t n0, n_count, k0, k_count, m_block, n_block;
@@ -276,12 +277,15 @@ static void NAME(pack_b_body)(void *context, int64_t begin, int64_t end) {
 
 /* `rows` columns of a transposed A as panels [k][MR]. Line by line as it lies: a panel at a time would wait for memory at
  * every line. Where there is more behind a panel's columns, they are moved as whole vectors: what is too much of one line
- * is overwritten by the next. */
-static void NAME(pack_rows)(const T *a, int64_t a_row, T *packed, int64_t k_count, int64_t rows) {
+ * is overwritten by the next. lines: where each line lies, if not one behind the other;
+ * of them the first `column` elements are left out. */
+static void NAME(pack_rows)(const T *from, int64_t a_row, const T *const *lines, int64_t column, T *packed,
+                            int64_t k_count, int64_t rows) {
     int64_t whole = rows / MR, panel = ROWS_PANEL(k_count), vectors = (MR + VN - 1) / VN;
     int64_t swift = rows < vectors * VN ? 0 : (rows - vectors * VN) / MR + 1;
     if (swift > whole) swift = whole;
-    for (int64_t k = 0; k < k_count; k++, a += a_row) {
+    for (int64_t k = 0; k < k_count; k++) {
+        const T *a = lines ? lines[k] + column : from + k * a_row;
         T *to = packed + k * MR;
         for (int64_t i = 0; i < swift; i++)
             _Pragma("GCC unroll 4") for (int64_t v = 0; v < vectors; v++)
@@ -306,7 +310,7 @@ static inline void NAME(fetch_next)(const NAME(product) * p, const T *c, int64_t
 static void NAME(product_body)(void *context, int64_t begin, int64_t end) {
     NAME(product) *p = context;
     int64_t groups = (p->n_count + p->n_block - 1) / p->n_block;
-    int pack_a = p->a_transposed ? p->m > TRANSPOSED_A_ROWS && p->n_count > TRANSPOSED_A_COLUMNS
+    int pack_a = p->lines ? 1 : p->a_transposed ? p->m > TRANSPOSED_A_ROWS && p->n_count > TRANSPOSED_A_COLUMNS
                                  : p->n_count > DIRECT_A_COLUMNS;
     int far = p->m * p->n >= FAR_ELEMENTS; /* the next block of c is fetched while one is computed */
     int64_t of_a = pack_a ? (p->m_block / MR + 1) * ROWS_PANEL(p->k_count) : 0, packed_m0 = -1;
@@ -324,7 +328,7 @@ static void NAME(product_body)(void *context, int64_t begin, int64_t end) {
         const T *a = p->a + (p->a_transposed ? p->k0 * p->a_row + m0 : m0 * p->a_row + p->k0);
         int fresh_a = pack_a && m0 != packed_m0; /* the columns of one block of rows follow each other */
         packed_m0 = m0;
-        if (fresh_a && p->a_transposed) NAME(pack_rows)(a, p->a_row, packed, p->k_count, rows);
+        if (fresh_a && p->a_transposed) NAME(pack_rows)(a, p->a_row, p->lines ? p->lines + p->k0 : NULL, m0, packed, p->k_count, rows);
         for (int64_t r = 0; fresh_a && !p->a_transposed && r < rows; r += MR)
             NAME(transpose)(a + r * p->a_row, p->a_row, packed + r / MR * ROWS_PANEL(p->k_count), MR,
                             rows - r < MR ? rows - r : MR, p->k_count);
@@ -503,7 +507,7 @@ static void NAME(many_body)(void *context, int64_t begin, int64_t end) {
             const cyx_call *products = many->calls + first;
             int32_t left = (many->calls->group - first) / 2, count = left < PRODUCTS_AT_ONCE ? left : PRODUCTS_AT_ONCE;
             for (int32_t i = 0; packed && i < count; i++)
-                NAME(pack_rows)((const T *)products[2 * i].in[0].data + m0, m, packed + i * of_a, k, rows);
+                NAME(pack_rows)((const T *)products[2 * i].in[0].data + m0, m, NULL, 0, packed + i * of_a, k, rows);
             for (int64_t column = 0; column < n; column += NR)
                 for (int64_t r = 0; r < rows; r += MR)
                     for (int32_t i = 0; i < count; i++) {
@@ -544,6 +548,7 @@ static cyx_status NAME(matmul)(const cyx_call *call) {
          .a_row = call->ints[0] ? m : k,
          .b_row = call->ints[1] ? k : n,
          .a_transposed = (int)call->ints[0],
+         .lines = (const T *const *)call->lines,
          .b_transposed = (int)call->ints[1]};
     cyx_array stacks[2] = {NAME(stack_of)(a), NAME(stack_of)(b)}, results = NAME(stack_of)(out);
     if (cyx_asked) { /* what a stretch may pack for all of its bands */

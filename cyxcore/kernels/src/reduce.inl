@@ -222,6 +222,7 @@ typedef struct {
     cyx_reduce_plan plan;
     const T *x;
     T *out;
+    const T *const *lines; /* the rows, where a concat joins them that is not made; else NULL */
     T *partial; /* one per group, where a reduction is cut into groups; else NULL */
     int64_t groups, tile; /* tile: columns of one task, at most TILE */
     T divisor;            /* of a mean; else 1 */
@@ -265,7 +266,8 @@ static void NAME(fold_scattered)(const NAME(reduction) * r, const T *x, int64_t 
                                  int64_t n, T *into) {
     const cyx_reduce_plan *plan = &r->plan;
     for (int64_t t = 0; t < rows; t++) {
-        const T *row = x + cyx_offset_of(first + t, plan->reduced_count, plan->reduced, plan->reduced_stride);
+        const T *row = r->lines ? r->lines[first + t] + (x - r->x)
+                                : x + cyx_offset_of(first + t, plan->reduced_count, plan->reduced, plan->reduced_stride);
         if (t)
             r->fold->columns(into, row, n);
         else
@@ -281,7 +283,7 @@ static void NAME(reduce_tile)(const NAME(reduction) * r, const T *x, int64_t fir
     for (int64_t t = 0, blocks = 0; t < count; blocks++) {
         T *block = tree + height * TILE;
         int64_t stop = t + BLOCK_ROWS < count ? t + BLOCK_ROWS : count;
-        if (plan->reduced_count == 1) {
+        if (plan->reduced_count == 1 && !r->lines) {
             int64_t stride = plan->reduced_stride[0];
             r->fold->block(block, x + (first + t) * stride, stride, stop - t, n);
         } else {
@@ -403,6 +405,7 @@ static cyx_status NAME(reduce)(const cyx_call *call, const NAME(fold) * fold, in
     r = {.fold = fold,
          .plan = cyx_plan_reduction(call),
          .x = call->in[0].data,
+         .lines = (const T *const *)call->lines,
          .out = call->out.data,
          .divisor = 1};
     if (cyx_asked && fold == &NAME(fold_sum)) {
