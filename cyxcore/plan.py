@@ -12,6 +12,7 @@ and a partial batch) can share them. On a device with its own memory they must b
 and out, unless the plan is made resident.
 """
 
+import math
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -152,7 +153,10 @@ def schedule(graph: Graph, in_bands: bool = False, lanes: int = 1) -> Schedule:
         elsewhere |= {place for each in added_up for place in each.places}
         early, joined = beside_readers(graph, early, alias, joined, elsewhere)
         onto = {place: source for each in added_up for place, source in each.onto().items()}
-    order = early + [place for place in order if place in late]
+        fixed = {*elsewhere, *onto, *onto.values()}
+        order = _terms_before_updates(graph, known, early, [p for p in order if p in late], alias, fixed)
+    else:
+        order = early + [place for place in order if place in late]
     position = {place: index for index, place in enumerate(order)}
     last_read = {alias.get(i, i): position[place] for place in order for i in graph.nodes[place].inputs}
     results = {alias.get(place, place) for place in graph.outputs}
@@ -181,6 +185,44 @@ def _products_before_sums(graph: Graph, order: list[int], alias: Mapping[int, in
     for product, place in held.items():
         waiting.setdefault(place, []).append(product)
     return [each for place in order if place not in held for each in (*waiting.get(place, ()), place)]
+
+
+def _terms_before_updates(
+    graph: Graph, known: Inferred, early: list[int], late: list[int], alias: Mapping[int, int], fixed: set[int]
+) -> list[int]:
+    """An element-wise call that only one late call of its size reads comes right before that: both are made tile by
+    tile. fixed: calls that stay where they are.
+    """
+    written: dict[int, int] = {}  # what late calls may write in place -> the first that does
+    for index, place in enumerate(late):
+        if OPS[graph.nodes[place].op].group == "update":
+            written.setdefault(graph.nodes[place].inputs[0], index)
+    readers: dict[int, list[int]] = {}
+    for place in (*early, *late):
+        for source in {alias.get(i, i) for i in graph.nodes[place].inputs}:
+            readers.setdefault(source, []).append(place)
+    results = {alias.get(i, i) for i in (*graph.outputs, *(value for _, value in graph.updates))}
+    at = {place: index for index, place in enumerate(late)}  # of the late call before which each comes
+    moved: dict[int, list[int]] = {}
+    for place in reversed(early):
+        node, reading = graph.nodes[place], readers.get(place, [])
+        if len(reading) != 1 or reading[0] not in at or place in fixed or place in results:
+            continue
+        index, sources = at[reading[0]], {alias.get(i, i) for i in node.inputs}
+        same_size = math.prod(known.shapes[place]) == math.prod(known.shapes[late[index]])
+        in_time = all(written.get(source, index) >= index for source in sources)
+        # What only it reads is kept until then: no more than one array, in place of what it makes itself.
+        alone = [
+            source for source in sources if readers[source] == [place] and OPS[graph.nodes[source].op].group != "source"
+        ]
+        with_product = node.op == "add" and any(graph.nodes[source].op == "matmul" for source in sources)
+        if OPS[node.op].group == "elementwise" and same_size and in_time and len(alone) <= 1 and not with_product:
+            at[place] = index
+            moved.setdefault(index, []).append(place)
+    order = [place for place in early if place not in at]
+    for index, place in enumerate(late):
+        order += [*reversed(moved.get(index, [])), place]
+    return order
 
 
 def _after(graph: Graph, updates: set[int]) -> set[int]:

@@ -357,6 +357,54 @@ def test_an_old_value_read_after_its_update_is_kept(each_device: str) -> None:
     assert plan.outputs[0].tolist() == [-1.0, -2.0] and state["p"].tolist() == [0.0, 0.0]
 
 
+def moments(after: bool) -> Graph:
+    """Two moments m that follow their gradients at a rate computed last; after: the second follows the first one, as
+    it was before.
+    """
+    builder, none = Builder(), {"kind": "constant", "value": 0.0}
+    sizes = ("a", (40, 64)), ("b", (40, 64))
+    m, p, g = ({name: builder.param(kind + name, size, none) for name, size in sizes} for kind in "mpg")
+    terms = {name: m[name] - (m["a"] if after and name == "b" else g[name] + p[name] * 0.01) for name in m}
+    rate = (builder.input("rate", (1,)).sum() * 0.5).tanh()
+    for name in m:
+        new = m[name]._next("axpy_update", terms[name], rate)
+        builder.updates[m[name].node] = new.node
+        builder.updates[p[name].node] = p[name]._next("axpy_update", new, rate).node
+    return optimise(builder.graph(rate))
+
+
+def test_the_term_of_an_update_is_made_with_it() -> None:
+    graph = moments(after=False)
+    decided, plain = schedule(graph, in_bands=True), schedule(graph)
+    ops = [graph.nodes[place].op for place in decided.order]
+    assert ops[-10:] == 2 * ["mul", "add", "sub", "axpy_update", "axpy_update"]
+    assert sorted(decided.order) == sorted(plain.order) and decided.order != plain.order
+    plan = Plan(graph, _normal(graph), "cpu")
+    stored = [call.out for call in plan.calls if call.op == "sub"]
+    assert len(stored) == 2 and len({array.ctypes.data for array in stored}) == 1  # one after the other
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_no_term_of_an_update_reads_what_is_updated_before(after: bool) -> None:
+    graph = moments(after)
+    assert not schedule(graph, in_bands=True).copies
+    found = []
+    for optimised in (True, False):
+        state = _normal(graph)
+        plan = Plan(graph, state, "cpu", optimised)
+        plan.inputs["rate"][...] = 0.3
+        for _ in range(3):
+            plan.run()
+        found.append({name: array.tobytes() for name, array in state.items()})
+    assert found[0] == found[1]
+
+
+def _normal(graph: Graph) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(2)
+    params = [node.attrs for node in graph.nodes if node.op == "param"]
+    return {each["name"]: rng.normal(size=each["shape"]).astype(np.float32) for each in params}
+
+
 def test_parameters_cannot_swap_in_place() -> None:
     builder = Builder()
     a, b = builder.param("a", (1,), {"kind": "zeros"}), builder.param("b", (1,), {"kind": "ones"})
