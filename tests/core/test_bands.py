@@ -1,6 +1,5 @@
 """Calls that run band by band: which ones, in what memory, and that no bit changes."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -23,15 +22,11 @@ ROWS, LENGTH, WIDTH, HEADS = 6, 5, 8, 2
 
 
 @pytest.fixture(autouse=True)
-def _small_is_large(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Arrays of a test count as too large for a cache; the number of threads is put back."""
+def _small_is_large(monkeypatch: pytest.MonkeyPatch, own_machine: None) -> None:
+    """Arrays of a test count as too large for a cache."""
     monkeypatch.setattr(bands, "BAND_BYTES", 256)
     monkeypatch.setattr(bands, "LEAST_BYTES", 1)
     monkeypatch.setattr(bands, "LEAST_ROWS", 1)
-    threads, isa = cpu.get_num_threads(), cpu.isa()
-    yield
-    cpu.set_num_threads(threads)
-    cpu.set_isa(isa)
 
 
 def state_of(graph: Graph, seed: int = 3) -> dict[str, Any]:

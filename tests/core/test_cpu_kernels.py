@@ -420,13 +420,7 @@ ODD = [Case(op, [special(dtype)]) for op in (*ROUNDED_UNARY, *EXACT_UNARY) for d
 ]
 
 
-@pytest.fixture(autouse=True)
-def _restored() -> Iterator[None]:
-    """Whatever a test chooses, the next one starts from the machine's own."""
-    threads, isa = cpu.get_num_threads(), cpu.isa()
-    yield
-    cpu.set_num_threads(threads)
-    cpu.set_isa(isa)
+pytestmark = pytest.mark.usefixtures("own_machine")
 
 
 def machine_isas() -> list[str]:

@@ -2,7 +2,6 @@
 and no element written but their own.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -25,14 +24,7 @@ SHAPES = [  # images, channels, outputs, height, width, padding, groups
 ]
 FLOAT = np.dtype(np.float32)
 Call = tuple[str, tuple[int, ...], list[Array], dict[str, Any]]
-
-
-@pytest.fixture(autouse=True)
-def _restored() -> Iterator[None]:
-    threads, isa = cpu.get_num_threads(), cpu.isa()
-    yield
-    cpu.set_num_threads(threads)
-    cpu.set_isa(isa)
+pytestmark = pytest.mark.usefixtures("own_machine")
 
 
 def calls(shape: tuple[Any, ...], seed: int = 0) -> list[Call]:
