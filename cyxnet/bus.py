@@ -22,7 +22,7 @@ from nats.aio.msg import Msg
 from nats.js import api
 
 from cyxcore.errors import CyxError
-from cyxnet import subjects, tls
+from cyxnet import openapi, subjects, tls
 from cyxnet.codec import JSON, MAX_MESSAGE_BYTES, MSGPACK, BadMessage, decode, encode
 from cyxnet.config import addresses
 from cyxnet.connection import LINK_DOWN_PAUSE_S, Connection, Message, Take, block_of, is_refusal
@@ -991,4 +991,6 @@ def _describe(verb: subjects.Verb) -> dict[str, str]:
     }
     if verb.raw_request:
         return about | {"request": "the bytes of one chunk"}
-    return about | {"request_schema": json.dumps(msgspec.json.schema(verb.request), separators=(",", ":"))}
+    return about | {
+        "request_schema": json.dumps(openapi.portable(msgspec.json.schema(verb.request)), separators=(",", ":"))
+    }

@@ -1,4 +1,4 @@
-"""Pieces of OpenAPI 3.1 documents that are made of Structs. Pure."""
+"""JSON Schemas of Structs as others read them, and pieces of OpenAPI 3.1 documents that are made of them. Pure."""
 
 import re
 from typing import Any
@@ -25,7 +25,7 @@ def reference(kind: Any) -> dict[str, Any]:
 
 def finished(said: dict[str, Any]) -> dict[str, Any]:
     """A document with patterns as browsers read them, less the schemas that nothing refers to."""
-    said = _for_browsers(said)
+    said = portable(said)
     schemas = said["components"]["schemas"]
     wanted, used = set(_names(said["paths"])), set()
     while wanted:
@@ -40,13 +40,13 @@ def _names(value: Any) -> list[str]:
     return re.findall(r'"#/components/schemas/(\w+)"', msgspec.json.encode(value).decode())
 
 
-def _for_browsers(value: Any) -> Any:
-    """Patterns as ECMAScript writes them: it has no \\A and \\Z."""
+def portable(value: Any) -> Any:
+    """A schema, or a part of one, with patterns as ECMAScript writes them: it has no \\A and \\Z."""
     if isinstance(value, dict):
         return {
             key: re.sub(r"\\Z$", "$", re.sub(r"^\\A", "^", item))
             if key == "pattern" and isinstance(item, str)
-            else _for_browsers(item)
+            else portable(item)
             for key, item in value.items()
         }
-    return [_for_browsers(item) for item in value] if isinstance(value, list) else value
+    return [portable(item) for item in value] if isinstance(value, list) else value

@@ -436,12 +436,11 @@ class Checks:
         }
 
     def _to_full_node(self, job_id: str, node_id: str) -> None:
-        """I12. Two centrals may fill the last slot of a node at the same moment; the node refuses one of the two."""
-        known = [
-            other_id
-            for other_id, lease in self._runs_of(node_id).items()
-            if lease.by == self.by or self._has_read(lease.since_s)
-        ]
+        """I12. Two centrals may fill the last slot of a node at the same moment; the node refuses one of the two.
+
+        So may one, of whose first lease it has not read yet that it is stored: its append got no answer.
+        """
+        known = [other_id for other_id, lease in self._runs_of(node_id).items() if self._has_read(lease.since_s)]
         slots = self.slots.get(node_id, 0)
         self.expect(len(known) < slots, f"I12: {job_id} is leased to {node_id}, whose {slots} slots have {known}")
 

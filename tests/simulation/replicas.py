@@ -75,7 +75,7 @@ async def serve(run: "Run") -> m.RunFailed:
     await asyncio.sleep(0.02 + dice.random() * LOADS_WITHIN_S)
     if faults.hit("run_hangs"):
         await asyncio.sleep(10_000)
-    if faults.hit("run_is_too_large"):
+    if run.is_too_large():
         return run.failed("out_of_memory", "too little", memory_bytes=2**29)
     if run.assign.job.name.startswith("broken"):
         return run.failed("bad_model", "no model can be read in it", deterministic=True)
