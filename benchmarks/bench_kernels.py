@@ -1,10 +1,11 @@
-"""CPU kernels against NumPy, side by side in one process: time of each, and how many times faster ours is.
+"""CPU kernels against NumPy and PyTorch, side by side in one process: time of each, and how many times faster ours is.
 
     python -m benchmarks.bench_kernels [--quick] [--threads N] [--isa NAME] [--only TEXT] [--numerics CLASS]
 
-Rounds of the two alternate, so that a busy machine slows both; each figure is the median. NumPy's BLAS gets as many
-threads as we do: the program starts itself again with OPENBLAS_NUM_THREADS set, because it is read at import. Beside
-products stands the error of ours against float64, of the norm: docs/numerics.md.
+Rounds of the three alternate, so that a busy machine slows all; each figure is the median, with --processor-time the
+least. NumPy's BLAS (OpenBLAS) and PyTorch (MKL, oneDNN) get as many threads as we do: the program starts itself again
+with OPENBLAS_NUM_THREADS set, because it is read at import. PyTorch takes part where it is installed. Beside products
+stands the error of ours against float64, of the norm: docs/numerics.md.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import os
 import statistics
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -23,7 +25,9 @@ from cyxcore import precision
 from cyxcore.kernels import cpu, reference
 
 Array = np.ndarray[Any, Any]
-Row = tuple[str, str, Array, list[Array], dict[str, Any], Callable[[], object], float]
+Attrs = dict[str, Any]
+Work = Callable[[], object]
+Row = tuple[str, str, Array, list[Array], Attrs, Work | None, float]  # name, op, output, inputs, attrs, NumPy's, flops
 
 
 def f32(*shape: int) -> Array:
@@ -49,8 +53,10 @@ def elementwise() -> Iterator[Row]:
         0.0,
     )
     yield "less 1M", "less", truth, [x, y], {}, lambda: np.less(x, y), 0.0
-    for op, unary in (("exp", np.exp), ("log", np.log), ("tanh", np.tanh), ("sqrt", np.sqrt), ("sin", np.sin)):
-        yield f"{op} 1M", op, out, [np.abs(x)], {}, partial(unary, np.abs(x), out=target), 0.0
+    for op in UNARY:
+        unary = getattr(np, op, None)  # NumPy has no sigmoid and no erf
+        positive = np.abs(x)
+        yield f"{op} 1M", op, out, [positive], {}, unary and partial(unary, positive, out=target), 0.0
     yield "transpose 1M", "transpose", out, [x], {"axes": (1, 0)}, lambda: np.copyto(target, x.T), 0.0
 
 
@@ -68,8 +74,15 @@ def reductions() -> Iterator[Row]:
             partial(np.sum, x, axis=axes),
             0.0,
         )
-    out = np.empty(1024, np.float32)
-    yield "max first axis 2M", "max", out, [x], {"axes": (0,), "keepdims": False}, lambda: x.max(0), 0.0
+        yield (
+            f"max {name} 2M",
+            "max",
+            np.empty_like(out),
+            [x],
+            {"axes": axes, "keepdims": False},
+            partial(np.max, x, axis=axes),
+            0.0,
+        )
     for op in ("softmax", "log_softmax"):
         attrs = {"axis": 1}
         yield (
@@ -151,26 +164,89 @@ def networks() -> Iterator[Row]:
     ), 0.0  # fmt: skip
 
 
-def seconds(function: Callable[[], object], budget: float) -> float:
+# -- PyTorch's ----------------------------------------------------------------------------------------------------
+
+
+def _convolution(a: Attrs) -> tuple[Any, ...]:
+    return a["stride"], a["padding"], a["dilation"]
+
+
+def _gradient(torch: Any, g: Any, x: Any, w: Any, a: Attrs, wanted: list[bool]) -> Any:
+    sizes = (*_convolution(a), False, [0, 0], a["groups"])
+    return torch.ops.aten.convolution_backward(g, x, w, None, *sizes, [*wanted, False])
+
+
+def _pool_gradient(torch: Any, g: Any, x: Any, a: Attrs) -> Work:
+    """PyTorch looked for the places of the maxima in the forward pass; ours finds them again."""
+    window = (a["kernel"], a["stride"], a["padding"], (1, 1), False)
+    _, places = torch.ops.aten.max_pool2d_with_indices(x, *window)
+    return lambda: torch.ops.aten.max_pool2d_with_indices_backward(g, x, *window, places)
+
+
+def _named(name: str) -> Callable[..., Work]:
+    return lambda torch, a, out, *inputs: partial(getattr(torch, name), *inputs, out=out)
+
+
+UNARY = ("exp", "log", "tanh", "sqrt", "sin", "cos", "sigmoid", "erf")
+IN_TORCH: dict[str, Callable[..., Work]] = {  # op -> (torch, attributes, output, inputs) -> the same work
+    **{op: _named(op) for op in ("add", "mul", "div", "maximum", "less", *UNARY)},
+    "transpose": lambda t, a, out, x: partial(out.copy_, x.T),
+    "sum": lambda t, a, out, x: lambda: t.sum(x, a["axes"], out=out),
+    "max": lambda t, a, out, x: lambda: t.amax(x, a["axes"], out=out),
+    "softmax": lambda t, a, out, x: lambda: t.softmax(x, a["axis"]),
+    "log_softmax": lambda t, a, out, x: lambda: t.log_softmax(x, a["axis"]),
+    "cross_entropy": lambda t, a, out, x, y: lambda: t.nn.functional.cross_entropy(x, y, reduction="none"),
+    "matmul": lambda t, a, out, x, y: partial(
+        t.matmul, x.T if a["transpose_a"] else x, y.T if a["transpose_b"] else y, out=out
+    ),
+    "conv2d": lambda t, a, out, x, w: lambda: t.nn.functional.conv2d(x, w, None, *_convolution(a), a["groups"]),
+    "conv2d_grad_input": lambda t, a, out, g, w: partial(_gradient, t, g, out, w, a, [True, False]),
+    "conv2d_grad_weight": lambda t, a, out, g, x: partial(_gradient, t, g, x, out, a, [False, True]),
+    "max_pool2d": lambda t, a, out, x: lambda: t.nn.functional.max_pool2d(x, a["kernel"], a["stride"], a["padding"]),
+    "max_pool2d_grad": lambda t, a, out, g, x: _pool_gradient(t, g, x, a),
+}
+
+
+def torch_here(threads: int) -> Any:
+    """PyTorch on as many threads; None where it is not installed."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import torch
+    except ImportError:
+        return None
+    torch.set_num_threads(threads)
+    torch.set_grad_enabled(False)
+    return torch
+
+
+# -- measured -----------------------------------------------------------------------------------------------------
+
+
+def seconds(function: Work, budget: float, clock: Callable[[], float]) -> float:
     """Mean time of a burst that fills about `budget` seconds."""
-    started, count = time.perf_counter(), 0
+    started, count = clock(), 0
     while True:
         function()
         count += 1
-        spent = time.perf_counter() - started
+        spent = clock() - started
         if spent > budget:
             return spent / count
 
 
-def measure(row: Row, rounds: int, budget: float) -> tuple[float, float]:
-    """Median seconds of ours and of NumPy's, in alternating bursts."""
-    _, op, out, inputs, attrs, theirs, _ = row
-    ours = [0.0] * rounds
-    others = [0.0] * rounds
-    for i in range(rounds):
-        ours[i] = seconds(lambda: cpu.call(op, out, inputs, attrs), budget)
-        others[i] = seconds(theirs, budget)
-    return statistics.median(ours), statistics.median(others)
+def measure(row: Row, torch: Any, rounds: int, budget: float, processor: bool) -> dict[str, float]:
+    """Seconds of ours, NumPy's and PyTorch's, in alternating bursts: {name: seconds} of those that have the work."""
+    _, op, out, inputs, attrs, numpys, _ = row
+    works: dict[str, Work] = {"cyx": lambda: cpu.call(op, out, inputs, attrs)}
+    if numpys is not None:
+        works["numpy"] = numpys
+    if torch is not None and op in IN_TORCH:
+        works["torch"] = IN_TORCH[op](torch, attrs, *map(torch.from_numpy, (np.zeros_like(out), *inputs)))
+    found: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(rounds):
+        for name, work in works.items():
+            found[name].append(seconds(work, budget, time.process_time if processor else time.perf_counter))
+    return {name: (min if processor else statistics.median)(times) for name, times in found.items()}
 
 
 def error(row: Row) -> float:
@@ -189,6 +265,11 @@ def main() -> None:
     parser.add_argument("--isa", default=cpu.isa(), help="avx512, avx2 or portable")
     parser.add_argument("--only", default="", help="rows whose name contains this")
     parser.add_argument(
+        "--processor-time",
+        action="store_true",
+        help="the least time of the processor instead of the median of the clock, for a machine that others use too",
+    )
+    parser.add_argument(
         "--numerics", choices=list(precision.CLASSES), default="exact", help="the class of our products (default exact)"
     )
     add_save(parser)
@@ -199,20 +280,25 @@ def main() -> None:
     cpu.set_num_threads(options.threads)
     cpu.set_isa(options.isa)
     precision.set_numerics(options.numerics)
+    torch = torch_here(options.threads)
     rounds, budget = (3, 0.01) if options.quick else (7, 0.05)
     used = precision.numerics()
-    print(f"{cpu.isa()}, {used.name} by {used.by}, {cpu.get_num_threads()} thread(s); numpy {np.__version__}")
-    print(f"{'':34}{'cyx us':>10}{'numpy us':>11}{'GFLOP/s':>9}{'ratio':>8}{'error':>10}")
-    sizes = (64, 128, 256, 512, 1024) if options.quick else (16, 32, 64, 128, 256, 512, 1024, 2048)
+    print(f"{cpu.isa()}, {used.name} by {used.by}, {cpu.get_num_threads()} thread(s); numpy {np.__version__}", end="; ")
+    print(f"torch {torch.__version__}" if torch else "no torch here")
+    print(f"{'':34}{'cyx us':>10}{'numpy us':>11}{'torch us':>11}{'GFLOP/s':>9}{'x faster':>10}{'error':>10}")
+    sizes = (64, 128, 256, 512, 1024) if options.quick else (16, 32, 48, 64, 96, 128, 256, 512, 1024, 2048)
     figures: dict[str, dict[str, float]] = {}
     for row in (*elementwise(), *reductions(), *products(sizes), *networks()):
         if options.only not in row[0]:
             continue
-        ours, theirs = measure(row, rounds, budget)
+        found = measure(row, torch, rounds, budget, options.processor_time)
+        ours, *others = found.values()
+        peers = "".join(f"{found[name] * 1e6:11.1f}" if name in found else " " * 11 for name in ("numpy", "torch"))
         rate = f"{row[6] / ours / 1e9:9.1f}" if row[6] else " " * 9
+        ratio = f"{min(others) / ours:10.2f}" if others else " " * 10
         lost = f"{error(row):10.1e}" if row[6] else ""
-        print(f"{row[0]:34}{ours * 1e6:10.1f}{theirs * 1e6:11.1f}{rate}{theirs / ours:8.2f}{lost}", flush=True)
-        figures[row[0]] = {"cyx": round(ours * 1e6, 2), "numpy": round(theirs * 1e6, 2)}
+        print(f"{row[0]:34}{ours * 1e6:10.1f}{peers}{rate}{ratio}{lost}", flush=True)
+        figures[row[0]] = {name: round(time_s * 1e6, 2) for name, time_s in found.items()}
     save(options.save, {"isa": cpu.isa(), "numerics": used.name, "threads": options.threads, "us": figures})
 
 
