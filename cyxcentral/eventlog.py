@@ -381,19 +381,19 @@ class EventLog:
         sequel: Sequel | None,
     ) -> list[E | None] | None:
         """Append one set of events; they, or None to decide again. Raises AppendUnknown after many without answer."""
-        records = [
-            (subject, self._record_of(subject, command_id, event))
-            for (subject, _), event in zip(parts, events, strict=True)
-            if event is not None
-        ]
-        last_seq = self.world.last_seq
-        messages = [(subject, encode(record), last_seq.get(subject, 0)) for subject, record in records]
-        for (subject, payload, _), (_, record) in zip(messages, records, strict=True):
-            self._sent[subject] = payload, record
+        records: list[Record] = []
+        messages: list[tuple[str, bytes, int]] = []
+        for (subject, _), event in zip(parts, events, strict=True):
+            if event is not None:
+                record = self._record_of(subject, command_id, event)
+                payload = encode(record)
+                records.append(record)
+                messages.append((subject, payload, self.world.last_seq.get(subject, 0)))
+                self._sent[subject] = payload, record
         unknown: AppendUnknown | None = None
         try:
             if sequel and self._sends_ahead and self._commits.idle:
-                seqs = [await self._append_with(sequel, messages[0], records[0][1])]
+                seqs = [await self._append_with(sequel, messages[0], records[0])]
             else:
                 seqs = await self._append(messages)
         except AppendUnknown as error:
@@ -401,8 +401,9 @@ class EventLog:
         except Conflict:
             pass
         else:
-            for (subject, payload, _), (_, record), seq in zip(messages, records, seqs, strict=True):
-                self._acknowledged(Stored(subject, seq, payload), record)
+            for (subject, payload, _), record, seq in zip(messages, records, seqs, strict=True):
+                if seq > self.world.seq:  # of a batch, the follower has brought it mostly
+                    self._acknowledged(Stored(subject, seq, payload), record)
             if self.world.seq < seqs[-1]:
                 await self._reached(seqs[-1])
             return events

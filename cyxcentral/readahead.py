@@ -98,7 +98,7 @@ class Reader:
             if stalled := message.headers.get("Nats-Consumer-Stalled") or message.reply:
                 self._bus.say(stalled, b"")
             return
-        seq, _ = place_of(message.reply)
+        seq, _, _ = place_of(message.reply)
         if seq != self.due:
             self.done.set_exception(BusError(f"event {seq} came, expected event {self.due}"))
             return

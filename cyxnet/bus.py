@@ -273,13 +273,8 @@ class Bus:
         """Whether this sender has flooded us a short while ago."""
         return self._floods is not None and self._floods.is_out(identity, asyncio.get_running_loop().time())
 
-    def _wait_ms(self, message: Message) -> int:
-        """0 when the sender of this message may go on (and is charged for it), else how long he has to wait.
-
-        A large message counts as several.
-        """
-        _, _, family, identity, *_ = message.subject.split(".")
-        cost = _cost(message)
+    def _wait_ms(self, family: str, identity: str, cost: int) -> int:
+        """0 when who sent this message may go on (and is charged for it), else how long he has to wait."""
         wait_ms = self.over_limit_ms(family, identity, cost)
         if wait_ms:
             self._refused(identity, cost)
@@ -377,7 +372,8 @@ class Bus:
                     log.exception("handler of %s failed", message.subject)
 
         def take(message: Message) -> None:
-            if self.shut_out(message.subject.split(".")[3]) or self._wait_ms(message) or waiting.full():
+            family, identity, cost = _sender(message)
+            if self.shut_out(identity) or self._wait_ms(family, identity, cost) or waiting.full():
                 self._passed_over += 1
             else:
                 waiting.put_nowait(message)
@@ -473,15 +469,15 @@ class Bus:
                 self._refuse(message, error)
 
         def take(message: Message) -> None:
-            asker = message.subject.split(".")[3]
+            family, asker, cost = _sender(message)
             if self.shut_out(asker):
                 self._passed_over += 1
-            elif not message.reply or strangers and not self._own_inbox(message):
+            elif not message.reply or strangers and not self._own_inbox(message, asker):
                 self._refused(asker)  # it counts although nobody is told: a flood may want no answer
-            elif why_not := self._no_room(message, asker, places):
+            elif why_not := self._no_room(family, asker, cost, places):
                 self._refuse(message, why_not)
             else:
-                self._spawn(work(message), asker, places, _cost(message))
+                self._spawn(work(message), asker, places, cost)
 
         await self._nc.listen(subject, take)
         await self.round_trip()
@@ -577,11 +573,10 @@ class Bus:
         endpoint: Endpoint,
         places: Places,
     ) -> Take:
-        async def work(message: Message) -> None:
+        async def work(message: Message, caller: str) -> None:
             begun_ns = time.perf_counter_ns()
             try:
                 content_type = _content_type(message)
-                caller = message.subject.split(".")[3]
                 if verb.raw_request:
                     asked = message.data
                     content_type = content_type if content_type in _CONTENT else JSON  # bytes of any type will do
@@ -598,32 +593,31 @@ class Bus:
                         f"the answer has {len(reply)} bytes, a message has room for {room}; ask for less",
                         413,
                     )
-                await self._nc.publish(message.reply, reply, block=block)
+                self._nc.send(message.reply, reply, block=block)
                 endpoint.ended(time.perf_counter_ns() - begun_ns)
             except Exception as error:
                 self._refuse(message, error)
                 endpoint.ended(time.perf_counter_ns() - begun_ns, error)
 
         def take(message: Message) -> None:
-            asker = message.subject.split(".")[3]
+            family, asker, cost = _sender(message)
             if self.shut_out(asker):
                 self._passed_over += 1
-            elif not message.reply or not self._own_inbox(message):
+            elif not message.reply or not self._own_inbox(message, asker):
                 self._refused(asker)
-            elif why_not := self._no_room(message, asker, places):
+            elif why_not := self._no_room(family, asker, cost, places):
                 self._refuse(message, why_not)
                 endpoint.ended(0, why_not)
             else:
-                self._spawn(work(message), asker, places, _cost(message))
+                self._spawn(work(message, asker), asker, places, cost)
 
         return take
 
-    def _own_inbox(self, message: Message) -> bool:
+    def _own_inbox(self, message: Message, asker: str) -> bool:
         """Whether the answer goes to who asked. The broker lets one name any reply subject, and we may publish on all:
 
         with the subject of another's command there, what we answer would be taken for a command of ours.
         """
-        asker = message.subject.split(".")[3]
         if not message.reply or message.reply.startswith(f"{subjects.inbox(asker)}."):
             return True
         self.foreign_replies += 1
@@ -636,12 +630,12 @@ class Bus:
             )
         return False
 
-    def _no_room(self, message: Message, identity: str, places: Places) -> ApiError | None:
+    def _no_room(self, family: str, identity: str, cost: int, places: Places) -> ApiError | None:
         """Why a request is not even looked at now: its sender asks too much, or all do. None: it has a place."""
-        if wait_ms := self._wait_ms(message):
+        if wait_ms := self._wait_ms(family, identity, cost):
             return ApiError("rate_limited", f"{identity} asks too often; again in {wait_ms} ms", 429, wait_ms)
-        if not places.take(identity, _cost(message)):
-            self._refused(identity, _cost(message))
+        if not places.take(identity, cost):
+            self._refused(identity, cost)
             return ApiError("busy", "too many requests in flight; try again", 429, retry_after_ms=500)
         return None
 
@@ -962,9 +956,12 @@ async def _until_first(connecting: "asyncio.Future[Any]", failed: asyncio.Event,
         failure.cancel()
 
 
-def _cost(message: Message) -> int:
-    """As how many messages it counts: a large one takes as much memory and time as several."""
-    return 1 + len(message.data) // COSTS_ONE_MORE_BYTES.get(message.subject.split(".", 3)[2], 2**31)
+def _sender(message: Message) -> tuple[str, str, int]:
+    """What who sent it is ("api", "node"), his identity, and as how many messages it counts: a large one takes as much
+    memory and time as several.
+    """
+    _, _, family, identity, *_ = message.subject.split(".", 4)
+    return family, identity, 1 + len(message.data) // COSTS_ONE_MORE_BYTES.get(family, 2**31)
 
 
 def _content_type(message: Message) -> str:

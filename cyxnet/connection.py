@@ -25,6 +25,7 @@ UNANSWERED_PAUSE_S = 0.03
 RECONNECT_PAUSES_S = (0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 10.0)  # of who is refused
 _STATUS_LINE = b"NATS/1.0 "  # followed by a number: the broker itself speaks
 _LINK_STAYS = ("permissions violation", "maximum subscriptions exceeded")  # though the broker says -ERR
+CONNECTED = nats.NATS.CONNECTED  # as most of the time: asked first, because asking nats-py takes longer than sending
 _NO_HEADERS: dict[str, str] = {}
 
 Take = Callable[["Message"], None]
@@ -135,7 +136,7 @@ class Connection(nats.NATS):
 
     def send(self, subject: str, payload: bytes, reply: str = "", block: bytes = b"") -> None:
         """Send a message; block: its headers, from block_of. Raises nats.errors.Error when it cannot be sent now."""
-        if not self.is_connected or self.is_draining_pubs:
+        if self._status != CONNECTED and (not self.is_connected or self.is_draining_pubs):
             raise nats.errors.ConnectionClosedError if self.is_closed else nats.errors.OutboundBufferLimitError
         if len(block) + len(payload) > self._max_payload:  # the broker counts both, and would end the connection
             raise nats.errors.MaxPayloadError

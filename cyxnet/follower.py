@@ -212,7 +212,7 @@ class Follower:
 
     async def _next(self, message: Message) -> bool:
         """Take in a message of the stream. True when that was all there was as it was sent."""
-        seq, consumer_seq = place_of(message.reply)
+        seq, consumer_seq, left = place_of(message.reply)
         self._consumer_seq += 1
         if consumer_seq != self._consumer_seq:
             self._consumer_seq = -1  # whatever comes now comes after a hole
@@ -223,7 +223,7 @@ class Follower:
             stored = Stored(message.subject, seq, message.data)
             self._remembered.append(stored)
             await self._handler(stored)
-        return left_of(message.reply) == 0
+        return left == 0
 
     async def _control(self, message: Message) -> bool:
         """A heartbeat, or flow control: the broker waits with more until what it sent was taken.
@@ -240,18 +240,13 @@ class Follower:
         return delivered is not None and not stalled
 
 
-def place_of(reply: str) -> tuple[int, int]:
-    """(stream sequence, consumer sequence) from the reply subject of a delivery.
+def place_of(reply: str) -> tuple[int, int, int]:
+    """(stream sequence, consumer sequence, how many the consumer has to deliver after this one) of a delivery, from its
+    reply subject.
 
     $JS.ACK.<stream>.<consumer>.<tries>.<stream seq>.<consumer seq>.<time>.<pending>, with <domain>.<account> before
     <stream> and a last token more where JetStream has domains.
     """
     tokens = reply.split(".")
     at = 5 if len(tokens) == 9 else 7
-    return int(tokens[at]), int(tokens[at + 1])
-
-
-def left_of(reply: str) -> int:
-    """How many messages the consumer still had to deliver after this one: see place_of."""
-    tokens = reply.split(".")
-    return int(tokens[8 if len(tokens) == 9 else 10])
+    return int(tokens[at]), int(tokens[at + 1]), int(tokens[at + 3])

@@ -19,7 +19,7 @@ from cyxnet.codec import JSON
 from cyxnet.connection import Message, block_of
 from cyxnet.credentials import as_client
 from cyxnet.escrow import SettlementError
-from cyxnet.follower import Follower, left_of, place_of
+from cyxnet.follower import Follower, place_of
 from cyxnet.identity import Identity
 from cyxnet.ratelimit import Rate
 
@@ -323,7 +323,7 @@ async def test_a_delivery_that_was_dropped_is_asked_for_again(core):
     ["$JS.ACK.S.C.1.42.7.1700.3", "$JS.ACK.hub.ABC.S.C.1.42.7.1700.3.x"],
 )
 def test_the_place_of_a_delivery_is_read_with_and_without_domains(reply):
-    assert (place_of(reply), left_of(reply)) == ((42, 7), 3)
+    assert place_of(reply) == (42, 7, 3)
 
 
 async def full(bus):
