@@ -41,6 +41,28 @@ class _Known(NamedTuple):
     replay: Any
 
 
+class State(dict[int, dict[str, Any]]):
+    """What rules keep, by place of the parameter. What is put into it anew or taken out of it makes `changed` another
+    object, at which compiled steps look.
+    """
+
+    def __init__(self, held: Mapping[int, dict[str, Any]] | None = None) -> None:
+        super().__init__(held or {})
+        self.changed = object()
+
+
+def _noting(verb: str) -> Callable[..., Any]:
+    def changing(self: State, *given: Any, **named: Any) -> Any:
+        self.changed = object()
+        return getattr(dict, verb)(self, *given, **named)
+
+    return changing
+
+
+for _verb in ("clear", "pop", "popitem", "update", "__delitem__", "__ior__", "__setitem__"):
+    setattr(State, _verb, _noting(_verb))
+
+
 class _ByParameter(dict[int, dict[str, Any]]):
     """The state that an optimiser of somebody else's keeps: also by the parameter itself, which then has some."""
 
@@ -81,7 +103,7 @@ class Optimizer(Hooked):
     def __init__(self, params: Parameters, defaults: Mapping[str, Any] | None = None, **options: Any) -> None:
         self.defaults: Group = {**(defaults or {}), **options}
         self.param_groups: list[Group] = []
-        self.state: dict[int, dict[str, Any]] = {}  # by place of the parameter, counted through the groups
+        self.state: dict[int, dict[str, Any]] = State()  # by place of the parameter, counted through the groups
         if not self.rule:
             self.state = _ByParameter(self)
         self.steps = 0
@@ -331,7 +353,7 @@ class Optimizer(Hooked):
                     taken[place][name] = held
         for group, given in zip(self.param_groups, state["param_groups"], strict=True):
             group.update({key: value for key, value in given.items() if key != "params" and key not in self.unread})
-        self.steps, self.state, self.missed = int(state["steps"]), taken, dict(state["missed"])
+        self.steps, self.state, self.missed = int(state["steps"]), State(taken), dict(state["missed"])
         self.irregular = set()
         if not self.rule:
             self.state = _ByParameter(self, taken)

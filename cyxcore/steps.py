@@ -37,7 +37,7 @@ from cyxcore.gradients import reached
 from cyxcore.held import Watch, is_recording, refilled
 from cyxcore.keys import Draw, Generator, drawing_again
 from cyxcore.nn.module import Module
-from cyxcore.optimizer import NO_OPTIONS, Optimizer
+from cyxcore.optimizer import NO_OPTIONS, Optimizer, State
 from cyxcore.plan import Plan
 from cyxcore.surroundings import NUMBERS, Surroundings, codes, is_ours
 from cyxcore.symbols import Builder, Symbol, ValueNeeded
@@ -289,7 +289,7 @@ class CompiledStep:
             tuple(map(_is_training, self._bound.parts)),
             tuple(map(_is_trained, held)),
             tuple([x.grad is None for x in held]),
-            tuple([(id(optimizer.state), *sorted(optimizer.irregular)) for optimizer in self.optimizers]),
+            tuple([(*_state(optimizer), *sorted(optimizer.irregular)) for optimizer in self.optimizers]),
             *[_options(optimizer, group) for optimizer in self.optimizers for group in optimizer.param_groups],
         )
 
@@ -410,10 +410,17 @@ def _options(optimizer: Optimizer, group: dict[str, Any]) -> tuple[Any, ...]:
     return (*map(id, group["params"]), *optimizer.constants(group).values())
 
 
+def _state(optimizer: Optimizer) -> tuple[Any, ...]:
+    """Equal only as long as a step keeps its state where it was."""
+    return id(optimizer.state), getattr(optimizer.state, "changed", None)
+
+
 def _note(optimizer: Optimizer, watch: Any) -> None:
     """Tell a Watch what a step depends on of an optimiser."""
     for name in ("state", "param_groups", "irregular", "cycles_momentum"):
         watch.attribute(optimizer, name)
+    if isinstance(optimizer.state, State):
+        watch.attribute(optimizer.state, "changed")
     watch.answer(optimizer.irregular.copy)
     watch.items(optimizer.param_groups)
     for group in optimizer.param_groups:

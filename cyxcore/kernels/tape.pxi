@@ -390,7 +390,7 @@ cdef size_t _bytes_of(Held tensor) except? 0:
     return found
 
 
-def watched(update, tuple given, dict states, place):
+def watched(update, tuple given, states, place):
     """(what update(*given) gives, {old: new}; a Replay of it, or None).
 
     update: writes into tensors that are always the same, and computes what to write into others. states[place]: what

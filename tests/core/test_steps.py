@@ -438,6 +438,17 @@ CHANGES: dict[str, Callable[[Any, Any], Any]] = {
     "the optimiser's state before its first step": lambda model, optimizer: optimizer.load_state_dict(
         optim.Adam(model.parameters(), lr=0.05).state_dict()
     ),
+    "the optimiser's state cleared": lambda model, optimizer: optimizer.state.clear(),
+    "the state of a parameter taken out": lambda model, optimizer: optimizer.state.pop(2),
+    "the state of a parameter deleted": lambda model, optimizer: optimizer.state.__delitem__(0),
+    "the state of the last parameter taken out": lambda model, optimizer: optimizer.state.popitem(),
+    "the state of a parameter replaced": lambda model, optimizer: optimizer.state.__setitem__(
+        0, {name: slot * 0.5 for name, slot in optimizer.state[0].items()}
+    ),
+    "the state of parameters updated": lambda model, optimizer: optimizer.state.update(
+        {2: {name: slot * 0.5 for name, slot in optimizer.state[2].items()}}
+    ),
+    "a state of the user's": lambda model, optimizer: setattr(optimizer, "state", {}),
     "betas in a list": lambda model, optimizer: optimizer.param_groups[0].update(betas=[0.5, 0.5]),
     "threads": lambda model, optimizer: cpu.set_num_threads(3),
     "a momentum that is cycled from now on": lambda model, optimizer: vars(optimizer).update(cycles_momentum=True),
