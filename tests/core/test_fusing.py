@@ -637,3 +637,50 @@ def test_a_recurrence_does_not_join_the_gradients_of_its_steps(threads: int) -> 
         timed = plan.program.__self__.timed()  # type: ignore[attr-defined]
         assert (first, 3) in [(place, count) for place, count, *_ in timed]
         check_against_one_call_after_the_other(graph, {"x": (32, 12, 256), "h": (32, 256)}, runs=2)
+
+
+@st.composite
+def chains(draw: Any) -> Any:
+    """(size, its calls): sums, differences and products, most of them of what the one before made."""
+    size = draw(st.sampled_from([256, 300, 511, 1000]))
+    calls = []
+    for place in range(draw(st.integers(2, 12))):
+        made = place - 1 if draw(st.integers(0, 9)) else draw(st.integers(-3, place - 1))
+        other = draw(st.sampled_from(["number", "array", "itself"] + ["earlier"] * (place > 0)))
+        with_it = {"number": -3, "array": -2, "itself": made}.get(other, draw(st.integers(-2, max(place - 1, -2))))
+        if made == -3 and with_it == -3:
+            made = -1
+        pair = (made, with_it) if draw(st.booleans()) else (with_it, made)
+        calls.append((draw(st.sampled_from(["add", "sub", "mul"])), pair))
+    return size, calls
+
+
+@settings(max_examples=150, deadline=None)
+@given(chains(), st.sampled_from(["avx512", "avx2", "portable"]), st.integers(0, 2**12 - 1))
+def test_chains_of_sums_and_products_have_the_bits_of_their_calls(
+    chain: tuple[int, list[tuple[str, tuple[int, int]]]], isa: str, kept: int
+) -> None:
+    size, calls = chain
+    rng = np.random.default_rng(size)
+    sources = {-1: rng.normal(size=size), -2: rng.normal(size=size), -3: np.array([0.75])}
+    fed = {place: x.astype(np.float32) for place, x in sources.items()}
+    fed[-1][:5], fed[-2][3:6] = [np.inf, -np.inf, -0.0, 0.0, 1e-42], [-np.inf, -0.0, 3e38]
+    arena = np.zeros(len(calls) * size, np.float32)
+    made = {place: arena[place * size : (place + 1) * size] for place in range(len(calls))}
+    arrays = {**fed, **made}
+    stored = [place for place in made if kept >> place & 1 or place == len(calls) - 1]
+    with kernels(isa, 1):
+        for place, (op, (one, other)) in enumerate(calls):
+            cpu.call(op, made[place], [arrays[one], arrays[other]], {})
+        expected = {place: made[place].copy() for place in stored}
+        program = cpu.Program()
+        for place, (op, (one, other)) in enumerate(calls):
+            program.add(op, made[place], [arrays[one], arrays[other]], {})
+        ((first, _),) = program.fuse(arena, [made[place] for place in stored])
+        assert first == 0
+        arena[...] = 7.0
+        program.run()
+    for place in stored:
+        one, other = made[place], expected[place]
+        np.testing.assert_array_equal(np.isnan(one), np.isnan(other))
+        assert one[~np.isnan(one)].tobytes() == other[~np.isnan(other)].tobytes()

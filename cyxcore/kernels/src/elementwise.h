@@ -25,6 +25,14 @@ typedef struct {
     double constants[CYX_LOOP_CONSTANTS]; /* what the kernel made of its scalars, where it has any */
 } cyx_rows;
 
+/* One of a chain of sums, differences and products of float32: made = made + other, and so on. */
+typedef struct {
+    enum { CYX_LINK_ADD, CYX_LINK_SUB, CYX_LINK_FROM, CYX_LINK_MUL } kind; /* FROM: other - made */
+    enum { CYX_LINK_ARRAY, CYX_LINK_NUMBER, CYX_LINK_ITSELF } form;         /* of the other operand */
+    const float *other;
+    float *out; /* where what is made goes; NULL: only the next of the chain reads it */
+} cyx_link;
+
 /* Where a kernel that is asked for its loop, instead of being run, leaves it: see fused.c. */
 typedef struct {
     cyx_body body; /* NULL: the kernel is not one of these */
@@ -34,6 +42,8 @@ typedef struct {
     /* Of a product whose second factor may be packed before: how, and into how many bytes. */
     void (*pack)(const cyx_call *call, void *packed);
     int64_t packed_bytes;
+    /* Of what can be one of a chain: makes all of it, for n elements, beginning with those of `from`. */
+    void (*links)(const float *from, const cyx_link *links, int count, int64_t n);
 } cyx_loop;
 extern __thread cyx_loop *cyx_asked;
 void cyx_ask(const cyx_call *call, const cyx_table table, cyx_loop *loop);

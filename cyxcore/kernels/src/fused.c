@@ -112,6 +112,8 @@ struct cyx_group {
     cyx_loop loops[CYX_MAX_GROUP];
     int made_by[CYX_MAX_GROUP][CYX_INLINE_INPUTS]; /* which elided call of the group an input comes from, or -1 */
     int tile[CYX_MAX_GROUP];                       /* where an elided call leaves its output */
+    int chain[CYX_MAX_GROUP];  /* how many calls from this one on are links of one chain; 1: it is none */
+    char inner[CYX_MAX_GROUP]; /* whether only the next link reads the output */
     int tiles, element_bytes;
     int64_t tile_size; /* elements */
     int64_t sums, run; /* how many calls are sums, and of how many terms in a row */
@@ -126,7 +128,7 @@ typedef struct {
 } group;
 
 void cyx_ask(const cyx_call *call, const cyx_table table, cyx_loop *loop) {
-    loop->body = NULL, loop->finish = NULL, loop->pack = NULL;
+    loop->body = NULL, loop->finish = NULL, loop->pack = NULL, loop->links = NULL;
     cyx_asked = loop;
     table[call->op][call->dtype](call);
     cyx_asked = NULL;
@@ -164,6 +166,29 @@ static void copy_rows(cyx_rows *own, const cyx_rows *from) {
     for (int i = 0; i < CYX_LOOP_CONSTANTS; i++) own->constants[i] = from->constants[i];
 }
 
+/* `made`: what the links before it left, or what a chain begins with. */
+static cyx_link link_of(const cyx_rows *rows, const void *made, int64_t at, int inner) {
+    const cyx_call *call = rows->call;
+    int second = call->in[0].data != made || !rows->walk.stride[0][0], other = !second; /* which input was made */
+    int itself = call->in[other].data == made && rows->walk.stride[other][0], number = !rows->walk.stride[other][0];
+    return (cyx_link){
+        .kind = call->op == CYX_OP_add ? CYX_LINK_ADD : call->op == CYX_OP_mul ? CYX_LINK_MUL : second ? CYX_LINK_FROM : CYX_LINK_SUB,
+        .form = itself ? CYX_LINK_ITSELF : number ? CYX_LINK_NUMBER : CYX_LINK_ARRAY,
+        .other = (const float *)call->in[other].data + (number ? 0 : at),
+        .out = inner ? NULL : (float *)call->out.data + at,
+    };
+}
+
+static void run_chain(const cyx_group *g, const cyx_rows *rows, int first, int64_t at, int64_t stop) {
+    cyx_link links[CYX_MAX_GROUP];
+    const void *from = rows[first].call->in[!rows[first].walk.stride[0][0]].data, *made = from;
+    for (int k = 0; k < g->chain[first]; k++) {
+        links[k] = link_of(&rows[first + k], made, at, g->inner[first + k]);
+        made = rows[first + k].call->out.data;
+    }
+    g->loops[first].links((const float *)from + at, links, g->chain[first], stop - at);
+}
+
 static void group_body(void *context, int64_t begin, int64_t end) {
     group *running = context;
     const cyx_group *g = running->made;
@@ -183,13 +208,18 @@ static void group_body(void *context, int64_t begin, int64_t end) {
     }
     for (int64_t at = begin; at < end; at += g->tile_size) {
         int64_t stop = end - at < g->tile_size ? end : at + g->tile_size;
-        for (int k = 0; k < g->count; k++) {
+        for (int k = 0, first = 0; k < g->count; k++) {
             /* Loops count from the start of the whole array: element `at` is the tile's first. */
             if (own[k].elided)
                 own[k].out.data = tiles + g->tile[k] * tile_bytes - at * cyx_dtype_bytes[own[k].out.dtype];
             for (int i = 0; i < own[k].in_count; i++)
                 if (g->made_by[k][i] >= 0) own[k].in[i].data = own[g->made_by[k][i]].out.data;
-            g->loops[k].body(&rows[k], at, stop);
+            if (k + 1 - first < g->chain[first]) continue; /* the last of its chain makes all of it */
+            if (g->chain[first] > 1)
+                run_chain(g, rows, first, at, stop);
+            else
+                g->loops[k].body(&rows[k], at, stop);
+            first = k + 1;
         }
     }
 }
@@ -215,6 +245,29 @@ static void share_tiles(cyx_group *g, const cyx_call *calls) {
     }
 }
 
+/* Whether a call goes on from what the one before it made; both are of those that can be links. */
+static int is_next_link(const cyx_group *g, const cyx_call *calls, int k) {
+    const cyx_rows *rows = &g->loops[k].rows;
+    if (!g->loops[k].links || !g->loops[k - 1].links || rows->walk.ndim != 1 || g->loops[k - 1].rows.walk.ndim != 1) return 0;
+    for (int i = 0; i < 2; i++)
+        if (rows->walk.stride[i][0] && calls[k].in[i].data == calls[k - 1].out.data) return 1;
+    return 0;
+}
+
+static void find_chains(cyx_group *g, const cyx_call *calls) {
+    for (int first = 0, k; first < g->count; first = k) {
+        for (k = first + 1; k < g->count && is_next_link(g, calls, k);) k++;
+        g->chain[first] = k - first;
+    }
+    for (int k = 0; k < g->count; k++) {
+        g->inner[k] = (char)(calls[k].elided && k + 1 < g->count);
+        for (int later = k + 2; later < g->count; later++)
+            for (int i = 0; i < calls[later].in_count; i++)
+                if (g->made_by[later][i] == k) g->inner[k] = 0;
+    }
+    for (int first = 0; first < g->count; first += g->chain[first]) g->inner[first + g->chain[first] - 1] = 0;
+}
+
 /* Not set to zero before, as a whole: that is the larger part of a small group's work. */
 static void look_at_group(cyx_group *g, const cyx_call *calls, const cyx_table table) {
     g->table = table, g->count = calls->group, g->tiles = 0, g->element_bytes = 0, g->sums = 0, g->run = 0, g->work = 0;
@@ -229,6 +282,7 @@ static void look_at_group(cyx_group *g, const cyx_call *calls, const cyx_table t
                     g->made_by[k][i] = calls[earlier].elided ? earlier : -1;
         }
     }
+    find_chains(g, calls);
     share_tiles(g, calls);
     g->tile_size = g->run && g->run < TILE ? TILE / g->run * g->run : g->run ? g->run : TILE; /* of whole runs */
 }

@@ -27,6 +27,7 @@
 #define QUICK_MIN QUICK_MIN_f32
 #endif
 #include "parts.inl"
+#include "links.inl"
 #include "reduce.inl"
 #include "softmax.inl"
 #include "gemv.inl"
@@ -81,6 +82,7 @@
 
 static void fill_isa(cyx_table table) {
     fill_elementwise(table);
+    fill_links(table);
     fill_optimizer(table);
     fill_pool2d(table);
     fill_reduce_f32(table), fill_reduce_f64(table);

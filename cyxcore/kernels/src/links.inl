@@ -1,0 +1,57 @@
+/* Sums, differences and products of which each takes what the one before it made: see cyx_link. What is made stays in
+ * registers, LINKED vectors at a time, where calls of their own would store and load it. */
+
+enum { LINKED = MR >= 12 ? 8 : 4 }; /* with what they meet they fit the registers */
+
+#define ON_ALL(...) _Pragma("GCC unroll 8") for (int i = 0; i < W; i++) __VA_ARGS__
+
+/* W vectors from element `at` on, of which `left` elements are there. */
+static inline __attribute__((always_inline)) void make_links(const int W, const float *from, const cyx_link *links,
+                                                             int count, int64_t at, int64_t left) {
+    V made[LINKED];
+    ON_ALL(made[i] = W > 1 ? *(const V *)(from + at + i * VN) : NAME(part)(from + at, left, 0));
+    for (int k = 0; k < count; k++) {
+        const float *other = links[k].other;
+        V with[LINKED];
+        switch (links[k].form) {
+        case CYX_LINK_ARRAY:
+            ON_ALL(with[i] = W > 1 ? *(const V *)(other + at + i * VN) : NAME(part)(other + at, left, 0));
+            break;
+        case CYX_LINK_NUMBER: {
+            V number = SPLAT(*other);
+            ON_ALL(with[i] = number);
+            break;
+        }
+        default: ON_ALL(with[i] = made[i]);
+        }
+        switch (links[k].kind) {
+        case CYX_LINK_ADD: ON_ALL(made[i] = made[i] + with[i]); break;
+        case CYX_LINK_SUB: ON_ALL(made[i] = made[i] - with[i]); break;
+        case CYX_LINK_FROM: ON_ALL(made[i] = with[i] - made[i]); break;
+        default: ON_ALL(made[i] = made[i] * with[i]);
+        }
+        if (links[k].out) ON_ALL(if (W > 1) *(V *)(links[k].out + at + i * VN) = made[i];
+                                 else NAME(put_part)(links[k].out + at, made[i], left));
+    }
+}
+
+static void run_links(const float *from, const cyx_link *links, int count, int64_t n) {
+    int64_t at = 0;
+    for (; at + LINKED * VN <= n; at += LINKED * VN) make_links(LINKED, from, links, count, at, LINKED * VN);
+    for (; at < n; at += VN) make_links(1, from, links, count, at, n - at);
+}
+
+#define LINKED_CALL(OP)                                                                                      \
+    static cyx_status OP##_linked(const cyx_call *call) {                                                    \
+        cyx_status status = OP##_f32(call);                                                                  \
+        if (cyx_asked) cyx_asked->links = run_links;                                                         \
+        return status;                                                                                       \
+    }
+LINKED_CALL(add)
+LINKED_CALL(sub)
+LINKED_CALL(mul)
+
+static void fill_links(cyx_table table) {
+    table[CYX_OP_add][CYX_F32] = add_linked, table[CYX_OP_sub][CYX_F32] = sub_linked;
+    table[CYX_OP_mul][CYX_F32] = mul_linked;
+}
