@@ -14,7 +14,12 @@
  * sixteen positions is a chain of fused multiply-adds from zero, over channels in order, or for the weight over images and
  * their tiles in order. Which convolutions are made so depends on their shapes alone. */
 
-enum { POSITIONS = 16, TILED_CHANNELS = 16, LEAST_TILES = 128, TILED_BYTES = 1 << 20 };
+enum {
+    POSITIONS = 16,
+    TILED_CHANNELS = 16, /* with fewer, the transforms cost more than they save */
+    LEAST_TILES = 128,   /* of the weight's gradient at once; more where they fit in TILED_BYTES */
+    TILED_BYTES = 1 << 20
+};
 
 #define EVEN_LANE(j, h) (2 * (j) + (h))
 #define WOVEN_LANE(j, h) ((j) / 2 + (j) % 2 * VN + (h))
@@ -90,7 +95,7 @@ static inline __attribute__((always_inline)) void NAME(see_tiles)(const T *d, in
     }
 }
 
-/* One task: G w G' of MR rows of one group, which lie side by side from the first on. */
+/* G w G' of all kernels. */
 typedef struct {
     const NAME(tiled) * p;
     const T *weight;
@@ -101,6 +106,7 @@ typedef struct {
 
 static inline int64_t NAME(weights_apart)(const NAME(tiled) * p) { return p->planes * MR + APART; } /* from position to position */
 
+/* One task: MR rows of one group, side by side in vectors. */
 static void NAME(tiled_weights_body)(void *context, int64_t begin, int64_t end) {
     NAME(tiled_weights) *own = context;
     const NAME(tiled) *p = own->p;
