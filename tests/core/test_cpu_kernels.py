@@ -496,6 +496,29 @@ def test_any_float32_has_one_result_whatever_the_instruction_set(op: str) -> Non
             assert same_bits(first, case.run()), isa
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_a_small_product_has_the_bits_of_its_rows_in_a_tall_one(isa: str, dtype: str) -> None:
+    """A short way of its own leads to the blocks of a small one."""
+    cpu.set_isa(isa)
+    for m, k, n in [
+        (2, 1, 1),
+        (8, 8, 8),
+        (13, 7, 70),
+        (48, 48, 48),
+        (5, 64, 500),
+        (61, 130, 35),
+        (128, 64, 48),
+        (6, 3, 0),
+    ]:
+        a, b = values((m, k), dtype), values((k, n), dtype, seed=1)
+        for ta in (False, True):
+            left = np.ascontiguousarray(a.T) if ta else a
+            small = Case("matmul", [left, b], {"transpose_a": ta, "transpose_b": False}).run()
+            tall = Case("matmul", [np.tile(a, (40, 1)), b], {"transpose_a": False, "transpose_b": False}).run()
+            assert same_bits(small, np.ascontiguousarray(tall[:m])), (m, k, n, ta)
+
+
 @pytest.mark.parametrize("case", BIG, ids=lambda case: f"{case.op}-{'x'.join(map(str, case.inputs[0].shape))}")
 def test_bits_do_not_depend_on_the_number_of_threads(case: Case) -> None:
     cpu.set_num_threads(1)

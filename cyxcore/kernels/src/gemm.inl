@@ -33,6 +33,7 @@ enum {
     LEAST_SHARED = 1500000, /* multiply-adds of a product that threads share: what half of fewer saves, meeting costs */
     ROWS_ALIKE = 4, /* threads take whole fours of rows */
     LEAST_PACKED = 16384, /* elements that a thread packs for the others */
+    SMALL_TAIL = 2048,    /* elements of a panel of B that is not whole, in a small product */
     NEAR_RESULT = 1 << 16, /* elements of a result to which products are added */
     APART = 16 /* elements between packed panels, so that they do not meet in the same lines of the cache */
 };
@@ -68,6 +69,7 @@ static inline __attribute__((always_inline)) void NAME(block)(const int R, const
             _Pragma("GCC unroll 4") for (int w = 0; w < W; w++) sum[r][w] = FMA_V(row, column[w], sum[r][w]);
         }
     }
+    __asm__("" : "+r"(c), "+r"(c_row)); /* or the places of all rows are computed, and kept, before the first product */
     if (plus.at)
         _Pragma("GCC unroll 16") for (int r = 0; r < R; r++) _Pragma("GCC unroll 4") for (int w = 0; w < W; w++)
             sum[r][w] += *(const V *)(plus.at + r * plus.row + w * VN);
@@ -446,6 +448,28 @@ static cyx_status NAME(multiply)(NAME(product) * p) {
     return CYX_OK;
 }
 
+/* A product for which there is nothing to decide: one thread reads both factors where they lie, in the blocks of
+ * product_body(). What multiply() asks takes as long as 8 x 8 of it. 0: it is not as small. */
+static int NAME(multiply_small)(const NAME(product) * p) {
+    int64_t m = p->m, n = p->n, k = p->k, whole = n / NR * NR, tail = (n - whole) % VN ? k * NR : 0;
+    if (p->packed || p->lines || p->b_transposed || !k || k > BLOCK_K || n > DIRECT_A_COLUMNS || tail > SMALL_TAIL) return 0;
+    if (m * n >= FAR_ELEMENTS || (m > DIRECT_B_ROWS && k * n > DIRECT_B_SIZE)) return 0;
+    if (p->a_transposed && m > TRANSPOSED_A_ROWS) return 0;
+    uint32_t heights = (uint32_t)(m + MR - 1) / MR;
+    int64_t height = ((uint32_t)m + heights - 1) / heights, a_step = p->a_transposed ? 1 : p->a_row;
+    T last[SMALL_TAIL];
+    if (tail) NAME(pack_panel)(p->b + whole, p->b_row, 0, last, k, n - whole);
+    for (int64_t column = 0; column < n; column += NR) {
+        int packed = tail && column == whole;
+        for (int64_t r = 0; r < m; r += height)
+            NAME(run_block)(p->a_transposed ? NAME(packed_kernels) : NAME(rows_kernels),
+                            m - r < height ? m - r : height, n - column < NR ? n - column : NR, p->a + r * a_step,
+                            p->a_row, packed ? last : p->b + column, packed ? NR : p->b_row, p->c + r * n + column, n,
+                            k, 0, (NAME(addend)){p->plus.at ? p->plus.at + r * p->plus.row + column : NULL, p->plus.row});
+    }
+    return 1;
+}
+
 typedef struct {
     const cyx_call *call;
     NAME(product) one;
@@ -550,6 +574,8 @@ static cyx_status NAME(matmul)(const cyx_call *call) {
          .a_transposed = (int)call->ints[0],
          .lines = (const T *const *)call->lines,
          .b_transposed = (int)call->ints[1]};
+    if (!cyx_asked && a->ndim == 2 && b->ndim == 2 && m > 1 && n && call->group <= 2 && NAME(multiply_small)(&p))
+        return CYX_OK;
     cyx_array stacks[2] = {NAME(stack_of)(a), NAME(stack_of)(b)}, results = NAME(stack_of)(out);
     if (cyx_asked) { /* what a stretch may pack for all of its bands */
         if (b->ndim != 2 || n > BLOCK_N || n < NR || !k) return CYX_OK;
