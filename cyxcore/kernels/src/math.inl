@@ -2,8 +2,8 @@
  *
  * Every step is an IEEE operation or a fused multiply-add written as such, so a compiler can only choose how
  * many elements go at once. No branch in the functions that matter for speed: the loops around them
- * vectorise. Coefficients are Chebyshev fits made for this file with 50-digit arithmetic, over the interval
- * named at each. */
+ * vectorise. Coefficients are Chebyshev or minimax fits made for this file with 50-digit arithmetic, over the
+ * interval named at each. */
 
 static inline uint32_t bits_of_f32(float x) {
     uint32_t bits;
