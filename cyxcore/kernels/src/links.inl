@@ -30,8 +30,15 @@ static inline __attribute__((always_inline)) void make_links(const int W, const 
         case CYX_LINK_FROM: ON_ALL(made[i] = with[i] - made[i]); break;
         default: ON_ALL(made[i] = made[i] * with[i]);
         }
-        if (links[k].out) ON_ALL(if (W > 1) *(V *)(links[k].out + at + i * VN) = made[i];
-                                 else NAME(put_part)(links[k].out + at, made[i], left));
+        float *out = links[k].out;
+        if (out) {
+            ON_ALL({
+                if (W > 1)
+                    *(V *)(out + at + i * VN) = made[i];
+                else
+                    NAME(put_part)(out + at, made[i], left);
+            })
+        }
     }
 }
 
