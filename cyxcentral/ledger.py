@@ -34,6 +34,7 @@ RETRY_AFTER_S = 1.0
 BATCH_MESSAGES = 20_000  # waiting: then they are written at once
 MAX_WAITING_MESSAGES = 2 * BATCH_MESSAGES  # then whoever reads a long log waits until a batch is written
 ROWS_AT_ONCE = 1_000  # made and handed over to DuckDB: for that, and for nothing else, the others wait
+LONG_LOG_ROWS_AT_ONCE = 5_000  # while nobody is served; still more would leave the processor's cache
 MAX_UNWRITTEN_MESSAGES = 1_000_000  # while DuckDB refuses them; more would fill the memory
 PAGE_BYTES = 400_000  # of each source in one page of updates: two of them fit a message with room to spare
 QUERY_TIMEOUT_S = 3.0  # below what a caller waits for an answer
@@ -196,11 +197,11 @@ class Ledger:
 
     @contextlib.contextmanager
     def filled(self) -> Iterator[None]:
-        """While a long log is read, and nobody is served yet: a batch is handed over in one piece.
+        """While a long log is read, and nobody is served yet: rows are handed over in larger blocks.
 
-        Each piece waits for Python's lock some times, for 5 ms each while the log is taken in.
+        Each block waits for Python's lock some times, for 5 ms each while the log is taken in.
         """
-        self.rows_at_once = MAX_WAITING_MESSAGES
+        self.rows_at_once = LONG_LOG_ROWS_AT_ONCE
         try:
             yield
         finally:
