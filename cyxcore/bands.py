@@ -7,6 +7,7 @@ calls, and a kernel's sums have an order that no cut changes: the bits are those
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
+from itertools import accumulate, compress
 from typing import Any, NamedTuple
 
 from cyxcore.graph import Graph, Inferred, Node
@@ -48,10 +49,11 @@ def arrange(
     """The calls in an order in which those of a stretch follow each other, and the stretches. lanes: how many threads
     there are to take bands. unmade: what nobody makes where it is in no band.
     """
-    bands, least_rows = _recurrence(graph, known, order, lanes), LEAST_SHORT_ROWS
+    rules = _rules(graph, known, order)
+    bands, least_rows = _recurrence(graph, known, rules, lanes), LEAST_SHORT_ROWS
     if bands == 1:
-        bands, least_rows = _band_count(graph, known, order), LEAST_ROWS
-    cuts = _cuts(graph, known, order, bands, least_rows) if bands > 1 else {}
+        bands, least_rows = _band_count(graph, known, rules), LEAST_ROWS
+    cuts = _cuts(graph, known, rules, bands, least_rows) if bands > 1 else {}
     for place in unmade:
         cuts.pop(place, None)
     needed = _needed(graph, order, alias, cuts)
@@ -92,12 +94,12 @@ def _arranged(
     return arranged
 
 
-def _recurrence(graph: Graph, known: Inferred, order: Sequence[int], lanes: int) -> int:
+def _recurrence(graph: Graph, known: Inferred, rules: Mapping[int, tuple[bool, ...]], lanes: int) -> int:
     """As many bands as threads for a recurrence, each step of which is too short to be shared out; 1: it is none."""
     rows = _common_rows(graph, known)
     if lanes == 1 or rows % lanes or not LEAST_SHORT_ROWS <= rows // lanes < LEAST_ROWS:
         return 1
-    cuts = _cuts(graph, known, order, lanes, LEAST_SHORT_ROWS)
+    cuts = _cuts(graph, known, rules, lanes, LEAST_SHORT_ROWS)
     products = [known.shapes[place] for place in cuts if graph.nodes[place].op == "matmul"]
     short = [shape for shape in products if len(shape) == 2 and shape[0] == rows]  # not stacks, as of attention
     return lanes if len(short) >= MANY_PRODUCTS else 1
@@ -109,10 +111,10 @@ def _common_rows(graph: Graph, known: Inferred) -> int:
     return math.gcd(*rows) if rows else 1
 
 
-def _band_count(graph: Graph, known: Inferred, order: Sequence[int]) -> int:
+def _band_count(graph: Graph, known: Inferred, rules: Mapping[int, tuple[bool, ...]]) -> int:
     """How many bands: the fewest into which the rows of all inputs can be cut that are small enough; 1: tiny ones."""
     together = _common_rows(graph, known)
-    found = _cuts(graph, known, order, together, LEAST_ROWS) if together > 1 else {}
+    found = _cuts(graph, known, rules, together, LEAST_ROWS) if together > 1 else {}
     largest = max(map(known.bytes_of, found), default=0)
     divisors = [count for count in range(1, together + 1) if together % count == 0]
     count = next((count for count in divisors if count * BAND_BYTES >= largest), together)
@@ -124,16 +126,20 @@ def _is_batch(node: Node, shape: Shape) -> bool:
 
 
 def _cuts(
-    graph: Graph, known: Inferred, order: Sequence[int], bands: int, least_rows: int
+    graph: Graph, known: Inferred, rules: Mapping[int, tuple[bool, ...]], bands: int, least_rows: int
 ) -> dict[int, tuple[bool, ...]]:
     """The calls that can run in bands, whose rows come from those of an input; and which of their inputs are cut.
     least_rows: of a band of a product.
     """
     batch = {place for place, node in enumerate(graph.nodes) if _is_batch(node, known.shapes[place])}
-    calls, found = set(order), dict[int, tuple[bool, ...]]()
+    found = dict[int, tuple[bool, ...]]()
     for place, node in enumerate(graph.nodes):
-        cut = _rows(node, known, place, bands, least_rows) if place in calls else None
-        if cut and any(rows and source in batch for source, rows in zip(node.inputs, cut, strict=True)):
+        cut = rules.get(place)
+        if (
+            cut
+            and _fits(node, known, place, cut, bands, least_rows)
+            and not batch.isdisjoint(compress(node.inputs, cut))
+        ):
             found[place] = cut
             batch.add(place)
         elif node.op in ROWS_STAY and node.inputs[0] in batch:
@@ -204,31 +210,39 @@ def _pieces(
         freed[index] += known.bytes_of(source)
     for source, index in last.items():
         if source not in read_until:
-            for between in range(at[source], index):
-                carried[between] += known.bytes_of(source)
+            carried[at[source]] += known.bytes_of(source)
+            carried[index] -= known.bytes_of(source)
     pieces: list[tuple[list[int], list[int]]] = []
     begin, together = 0, 0
-    for index in range(len(taken)):
+    for index, goes_on in enumerate(accumulate(carried)):
         together += freed[index]
         end = index + 1 == len(taken)
-        if end or together >= LEAST_FREED and carried[index] <= MOST_CARRIED * together:
+        if end or together >= LEAST_FREED and goes_on <= MOST_CARRIED * together:
             pieces.append((taken[begin : index + 1], [p for p in put_off if begin <= ready[p] <= index]))
             begin, together = index + 1, 0
     return pieces
 
 
-def _rows(node: Node, known: Inferred, place: int, bands: int, least_rows: int) -> tuple[bool, ...] | None:
-    """What the rule of the op says, if the arrays can be cut into so many bands."""
-    find = RULES.get(node.op) or GROUP_RULES.get(OPS[node.op].group)
-    shapes, out = [known.shapes[i] for i in node.inputs], known.shapes[place]
-    if find is None or not out or out[0] % bands or not out[0]:
-        return None
-    if node.op == "matmul" and len(out) == 2 and out[0] // bands < least_rows:
-        return None
-    cut = find(node, shapes, out)
-    if cut is None or any(rows and (not shape or shape[0] % bands) for rows, shape in zip(cut, shapes, strict=True)):
-        return None
-    return cut
+def _rules(graph: Graph, known: Inferred, order: Sequence[int]) -> dict[int, tuple[bool, ...]]:
+    """What the rules of the ops say of calls whose rows do not depend on each other, whatever the number of bands."""
+    found = dict[int, tuple[bool, ...]]()
+    for place in order:
+        node, out = graph.nodes[place], known.shapes[place]
+        find = RULES.get(node.op) or GROUP_RULES.get(OPS[node.op].group)
+        if find is not None and out and out[0]:
+            cut = find(node, [known.shapes[i] for i in node.inputs], out)
+            if cut is not None:
+                found[place] = cut
+    return found
+
+
+def _fits(node: Node, known: Inferred, place: int, cut: tuple[bool, ...], bands: int, least_rows: int) -> bool:
+    """Whether the arrays of a call can be cut into so many bands."""
+    out = known.shapes[place]
+    if out[0] % bands or node.op == "matmul" and len(out) == 2 and out[0] // bands < least_rows:
+        return False
+    shapes = [known.shapes[i] for i in compress(node.inputs, cut)]
+    return all([shape and not shape[0] % bands for shape in shapes])
 
 
 def attrs_of_band(node: Node, bands: int) -> Mapping[str, Any]:
