@@ -39,6 +39,7 @@ class Summary(Struct, frozen=True, kw_only=True):
     flops: int
     inference_bytes: int
     training_bytes: int
+    results: int = 1  # tensors that the model returns; all the rest is that of the first
 
     def __repr__(self) -> str:
         return str(self)  # what a prompt and a notebook show is the table too
@@ -64,6 +65,10 @@ class Summary(Struct, frozen=True, kw_only=True):
             f"row{'s' * (self.batch_size != 1)} of {_shape(self.input_shape)}: {short(self.flops)}flop, about "
             f"{size(self.inference_bytes)} for inference and {size(self.training_bytes)} for training"
         )
+        if self.results > 1:
+            lines.append(
+                f"This is what the first of the {self.results} tensors it returns needs; the others are not counted"
+            )
         return "\n".join(lines)
 
 
@@ -86,20 +91,22 @@ def _shape(shape: tuple[int, ...]) -> str:
 
 def summary(model: "Module | Graph", input_shape: Sequence[int] | None = None, batch_size: int = 1) -> Summary:
     """The summary of a module (for samples of input_shape) or of a graph. Of a module that returns several tensors, as
-    a recurrent layer does, it is that of the first.
+    a recurrent layer does, it is that of the first, and says so: layers that only the others need are not counted.
+    Recurrent and attention layers need batch_first=True, since the first axis of samples is the batch.
 
     Raises SpecError when a module comes without input_shape, and what tracing raises when they do not fit.
     """
     if not isinstance(batch_size, int) or batch_size < 1:
         raise SpecError(f"summary: expected batch_size of at least 1, got {batch_size!r}")
+    results = 1
     if isinstance(model, Graph):
         graph = model
     elif input_shape is None:
         raise SpecError("summary: expected input_shape, the shape of one sample, beside a module")
     else:
-        from cyxcore.tracing import traced
+        from cyxcore.tracing import traced_first
 
-        graph = traced(model, input_shape, first=True).graph
+        (graph, _), results = traced_first(model, input_shape)
     known, needed = graph.infer(batch_size), graph.reachable(training=False)
     rows: dict[str, dict[str, Any]] = {}
     counted: set[int] = set()
@@ -124,6 +131,7 @@ def summary(model: "Module | Graph", input_shape: Sequence[int] | None = None, b
         flops=graph.flops(batch_size),
         inference_bytes=graph.memory_bytes(batch_size, training=False),
         training_bytes=graph.memory_bytes(batch_size, training=True),
+        results=results,
     )
 
 

@@ -523,7 +523,7 @@ def tidy(graph: Graph) -> Graph:
 def _tied(why: str) -> str:
     return (
         f"trace: the model depends on the batch size: {why}; write it for any number of rows "
-        "(reshape(len(x), -1), .mean() instead of dividing by a size)"
+        "(reshape(len(x), -1), .mean() instead of dividing by a size, batch_first=True for layers of sequences)"
     )
 
 

@@ -72,10 +72,17 @@ def trace(model: Any, input_shape: Sequence[int] | None = None, dtype: str = "fl
     return linalg.trace(model) if isinstance(model, Value) else traced(model, input_shape, dtype)
 
 
-def traced(model: Any, input_shape: Sequence[int] | None, dtype: str = "float32", first: bool = False) -> Traced:
-    """trace() of a model. first: of one that returns several tensors, as a recurrent layer does, the graph of the
-    first.
-    """
+def traced(model: Any, input_shape: Sequence[int] | None, dtype: str = "float32") -> Traced:
+    """trace() of a model."""
+    return _traced(model, input_shape, dtype, first=False)[0]
+
+
+def traced_first(model: Any, input_shape: Sequence[int] | None) -> tuple[Traced, int]:
+    """trace() of the first tensor a model returns, and how many it returns, as a recurrent layer does several."""
+    return _traced(model, input_shape, "float32", first=True)
+
+
+def _traced(model: Any, input_shape: Sequence[int] | None, dtype: str, first: bool) -> tuple[Traced, int]:
     from cyxcore.nn.module import Module
 
     if not callable(model):
@@ -86,14 +93,17 @@ def traced(model: Any, input_shape: Sequence[int] | None, dtype: str = "float32"
         got = "" if input_shape is None else f", got {type(input_shape).__name__}"
         raise GraphError(f"trace: expected input_shape, the shape of one sample{got}")
 
+    results = 1
+
     def at(batch_size: int) -> Graph:
+        nonlocal results
         builder = Builder(batch_size, MOST_NODES)
         x = builder.input("x", (batch_size, *input_shape), dtype)
         try:
             with symbolic(model, builder) if isinstance(model, Module) else nullcontext():
                 result = model(x)
-                while first and isinstance(result, (tuple, list)) and result:
-                    result = result[0]
+                if first and (found := _tensors(result)):
+                    result, results = found[0], len(found)
         except ShapeError as error:
             if f"({batch_size}, " not in str(error):
                 raise
@@ -110,4 +120,13 @@ def traced(model: Any, input_shape: Sequence[int] | None, dtype: str = "float32"
     if isinstance(model, Module):
         held = model.state_dict()
         weights = {param.name: held[param.name].copy() for param in graph.all_parameters}
-    return Traced(graph, weights)
+    return Traced(graph, weights), results
+
+
+def _tensors(result: Any) -> list[Any]:
+    """The tensors among what a model returned, which may lie in tuples, lists and dicts."""
+    if isinstance(result, dict):
+        result = tuple(result.values())
+    if isinstance(result, (tuple, list)):
+        return [each for part in result for each in _tensors(part)]
+    return [result] if isinstance(result, Symbol) else []

@@ -74,3 +74,23 @@ def test_a_layer_that_returns_several_tensors_has_the_summary_of_the_first() -> 
     assert [row.output_shape for row in found.rows][-1] == (5, 4)
     assert found.parameters == 4 * 4 * (3 + 4 + 2) and found.flops > 0
     assert cx.summary(nn.MaxPool2d(2, return_indices=True), (3, 4, 4)).rows[-1].output_shape == (3, 2, 2)
+
+
+def test_a_model_of_two_heads_says_that_one_is_counted() -> None:
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.one, self.two = nn.Linear(4, 4), nn.Linear(4, 3), nn.Linear(4, 5)
+
+        def forward(self, x: cx.Tensor) -> dict[str, cx.Tensor]:
+            return {"one": self.one(self.body(x)), "two": self.two(self.body(x))}
+
+    found = cx.summary(Heads(), (4,))
+    assert (found.parameters, found.results) == (20 + 15, 2)
+    assert "the first of the 2 tensors it returns" in str(found).splitlines()[-1]
+    assert "tensors it returns" not in str(cx.summary(NET, (4,)))
+
+
+def test_a_layer_that_does_not_take_the_batch_first_is_told_of_it() -> None:
+    with pytest.raises(GraphError, match="batch_first=True"):
+        cx.summary(nn.LSTM(4, 8), (5, 4))
