@@ -33,15 +33,15 @@ class Answers:
 
     def __init__(self, seed: int):
         self.dice = Random(f"answers of {seed}")
-        self._lies = self.dice.random() < 0.6
+        self.lies = self.dice.random() < 0.6
         self.first: dict[str, str] = {}  # job id -> where the answer goes to the first question about it
 
     def kind(self) -> str:
-        return self.dice.choices(list(KINDS), list(KINDS.values()))[0] if self._lies else "answers"
+        return self.dice.choices(list(KINDS), list(KINDS.values()))[0] if self.lies else "answers"
 
     def seconds(self, bought: int) -> int:
         """For how long a replica is bought: where some lie, long enough to be found."""
-        return self.dice.choice([bought, 16, 40]) if self._lies else bought
+        return self.dice.choice([bought, 16, 40]) if self.lies else bought
 
 
 class Asked:

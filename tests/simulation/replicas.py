@@ -32,6 +32,11 @@ class Wishes:
         self.limit_base_units = strangers.choice([0, 0, STRANGERS_LIMIT])  # of jobs for nodes that are not proven
         self.clocks_agree = bool(self._share) and self._dice.random() < 0.5  # else none has its time, by some central
 
+    @property
+    def any(self) -> bool:
+        """Whether replicas are bought in this seed."""
+        return bool(self._share)
+
     def holder_dies(self) -> bool:
         """Whether the node dies that has just made a replica ready."""
         return self._dice.random() < 0.4

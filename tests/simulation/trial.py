@@ -69,6 +69,8 @@ class Network:
         self.cheats = Cheats(seed)
         if self.faults.weeks_pass_at_s is not None:  # a ban would be over by itself
             self.cheats.cheater = None
+        if self.wishes.any and self.answers.lies:  # replicas that hang there are what is looked for
+            self.faults.halt_ignored = 0.0
         self.hash = hashlib.blake2b(digest_size=8)
         self.lines: list[str] | None = [] if keep_trace else None
         self.edge = Edge(self.scheduler, self.faults)
