@@ -45,8 +45,10 @@ class _Conv(Module):
             raise SpecError(f"{type(self).__name__}: padding {padding!r} goes with padding_mode zeros; give numbers")
         if isinstance(padding, str) and padding not in ("same", "valid"):
             raise SpecError(f"{type(self).__name__}: expected padding valid, same or numbers, got {padding!r}")
-        check_windows(self, stride=stride, dilation=dilation)
-        check_windows(self, 0, padding=None if isinstance(padding, str) else padding)
+        check_windows(self, rank, stride=stride, dilation=dilation)
+        check_windows(self, rank, 0, padding=0 if isinstance(padding, str) else padding)
+        if padding == "same" and any(step != 1 for step in F.numbers(stride, rank)):
+            raise SpecError(f"{type(self).__name__}: padding same keeps the sizes, which a stride of {stride} does not")
         self.stride, self.dilation, self.groups = F.numbers(stride, rank), F.numbers(dilation, rank), groups
         self.padding = padding if isinstance(padding, str) else F.numbers(padding, rank)
         self.padding_mode, self._border = mode, self.padding
@@ -185,8 +187,13 @@ class _ConvTranspose(Module):
             raise SpecError(
                 f"{type(self).__name__}: expected padding_mode zeros, the only one there is, got {padding_mode!r}"
             )
-        check_windows(self, stride=stride, dilation=dilation)
-        check_windows(self, 0, padding=padding, output_padding=output_padding)
+        check_windows(self, self.rank, stride=stride, dilation=dilation)
+        check_windows(self, self.rank, 0, padding=padding, output_padding=output_padding)
+        extra, steps, spread = (F.numbers(each, self.rank) for each in (output_padding, stride, dilation))
+        if any(more >= max(step, wide) for more, step, wide in zip(extra, steps, spread, strict=True)):
+            raise SpecError(
+                f"{type(self).__name__}: output_padding {extra} must be below stride {steps} or dilation {spread}"
+            )
         self.options = (stride, padding, output_padding, groups, dilation)
         kernel = (kernel_size,) * self.rank if is_whole(kernel_size) else tuple(kernel_size)
         check_sizes(self, groups, kernel, in_channels=in_channels, out_channels=out_channels)

@@ -61,11 +61,14 @@ def check_sizes(layer: "Module", groups: int = 1, kernel: Sequence[int] = (), **
         raise SpecError(f"{name}: expected channels that groups={groups} divides, got {' and '.join(wrong)}")
 
 
-def check_windows(layer: "Module", least: int = 1, **sizes: Any) -> None:
-    """Raises SpecError for sizes of windows, one or one for each axis, of which one is below the least. None: as the
-    layer has it by default."""
+def check_windows(layer: "Module", rank: int, least: int = 1, **sizes: Any) -> None:
+    """Raises SpecError for sizes of windows that are neither one number nor one for each of rank axes, or of which one
+    is below the least."""
     for name, value in sizes.items():
-        given = value if isinstance(value, (tuple, list)) else () if value is None else (value,)
+        several = isinstance(value, (tuple, list))
+        given = value if several else (value,)
+        if several and len(given) != rank:
+            raise SpecError(f"{type(layer).__name__}: {name}: expected one whole number or {rank}, got {value!r}")
         if not all(is_whole(each) and each >= least for each in given):
             kind = f"whole numbers of at least {least}" if len(given) > 1 else f"a whole number of at least {least}"
             raise SpecError(f"{type(layer).__name__}: {name}: expected {kind}, got {value!r}")

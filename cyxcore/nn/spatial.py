@@ -7,7 +7,7 @@ from typing import Any
 from cyxcore import functional as F
 from cyxcore.attrs import is_whole, several
 from cyxcore.errors import SpecError
-from cyxcore.nn.module import Module
+from cyxcore.nn.module import Module, check_windows
 
 
 class _Pad(Module):
@@ -166,6 +166,8 @@ class Unfold(Module):
 
     def __init__(self, kernel_size: F.Pair, dilation: F.Pair = 1, padding: F.Pair = 0, stride: F.Pair = 1) -> None:
         super().__init__()
+        check_windows(self, 2, kernel_size=kernel_size, dilation=dilation, stride=stride)
+        check_windows(self, 2, 0, padding=padding)
         self.kernel_size, self.dilation, self.padding, self.stride = kernel_size, dilation, padding, stride
 
     def forward(self, x: Any) -> Any:
@@ -184,6 +186,7 @@ class Fold(Unfold):
         stride: F.Pair = 1,
     ) -> None:
         super().__init__(kernel_size, dilation, padding, stride)
+        check_windows(self, 2, output_size=output_size)
         self.output_size = output_size
 
     def forward(self, x: Any) -> Any:
