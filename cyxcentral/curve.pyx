@@ -1,5 +1,6 @@
 # cython: boundscheck=False, wraparound=False, freethreading_compatible=False
-"""Ed25519 of many at once, eight side by side (lanes.c): for the process that looks at deposits beside central.
+"""Ed25519 of many at once, eight side by side (lanes.c): for the process that looks at deposits beside central, and
+for central itself while that one is not there.
 
 That takes a third of the time that one after the other takes. A yes here is a yes of ed25519-dalek's verify_strict,
 which the chain uses too; whoever hears no asks that one.

@@ -367,7 +367,6 @@ static int below_order(const uint8_t *scalar) {
     return 0;
 }
 
-
 void lanes_good(const uint8_t *keys, const uint8_t *signatures, const uint8_t *hashes, uint8_t *good) {
     __mmask8 known, signs, right;
     int64_t of_key[DIGITS][LANES], of_base_point[DIGITS][LANES];

@@ -420,7 +420,7 @@ class Bus:
             raise BusError(f"nobody serves {subject}; is the other side running?") from None
         except (TimeoutError, nats.errors.Error, OSError) as error:
             why = "" if isinstance(error, TimeoutError) else f" ({error or type(error).__name__})"
-            raise BusError(f"no answer to {subjects.asked(subject)} within {timeout_s:.3g} s{why}") from None
+            raise BusError(f"no answer to {subjects.asked(subject)} within {round(timeout_s, 3):g} s{why}") from None
         finally:
             self._asking -= 1
         answer_headers = dict(message.headers or {})
