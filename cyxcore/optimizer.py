@@ -41,26 +41,67 @@ class _Known(NamedTuple):
     replay: Any
 
 
-class State(dict[int, dict[str, Any]]):
-    """What rules keep, by place of the parameter. What is put into it anew or taken out of it makes `changed` another
-    object, at which compiled steps look.
-    """
+class _Changes:
+    """changed: another object after each change of a state, at which compiled steps look."""
 
-    def __init__(self, held: Mapping[int, dict[str, Any]] | None = None) -> None:
-        super().__init__(held or {})
+    def __init__(self) -> None:
         self.changed = object()
+
+
+class _Noted(dict[Any, Any]):
+    """Notes whatever is put into it anew or taken out of it."""
+
+    def __init__(self, held: Mapping[Any, Any], changes: _Changes) -> None:
+        super().__init__(held)
+        self.changes = changes
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dict, (dict(self),)  # a copy of its own is noted by the State that it is put into
 
 
 def _noting(verb: str) -> Callable[..., Any]:
-    def changing(self: State, *given: Any, **named: Any) -> Any:
-        self.changed = object()
+    def changing(self: _Noted, *given: Any, **named: Any) -> Any:
+        self.changes.changed = object()
         return getattr(dict, verb)(self, *given, **named)
 
     return changing
 
 
-for _verb in ("clear", "pop", "popitem", "update", "__delitem__", "__ior__", "__setitem__"):
-    setattr(State, _verb, _noting(_verb))
+for _verb in ("clear", "pop", "popitem", "setdefault", "update", "__delitem__", "__ior__", "__setitem__"):
+    setattr(_Noted, _verb, _noting(_verb))
+
+
+class State(_Noted):
+    """What rules keep, by place of the parameter and by name. Dicts that are put into it are copied."""
+
+    def __init__(self, held: Mapping[int, Mapping[str, Any]] | None = None) -> None:
+        changes = _Changes()
+        super().__init__({place: _Noted(slots, changes) for place, slots in (held or {}).items()}, changes)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return State, ({place: dict(slots) for place, slots in self.items()},)
+
+    def __setitem__(self, place: int, slots: Mapping[str, Any]) -> None:
+        super().__setitem__(place, _Noted(slots, self.changes))
+
+    def update(self, *given: Any, **named: Any) -> None:
+        for place, slots in dict(*given, **named).items():
+            self[place] = slots
+
+    def __ior__(self, given: Any) -> "State":  # type: ignore[misc]
+        self.update(given)
+        return self
+
+    def setdefault(self, place: int, slots: Mapping[str, Any] | None = None) -> Any:
+        if place not in self:
+            self[place] = {} if slots is None else slots
+        return self[place]
+
+    def of_rule(self, place: int) -> Any:
+        """What a rule keeps for a parameter. A rule's own state is no change."""
+        if place not in self:
+            dict.__setitem__(self, place, _Noted({}, self.changes))
+        return self[place]
 
 
 class _ByParameter(dict[int, dict[str, Any]]):
@@ -289,9 +330,10 @@ class Optimizer(Hooked):
 
     def slot(self, place: int, p: Any, kind: str, start: float = 0.0, shape: tuple[int, ...] | None = None) -> Any:
         """State of one parameter; see cyxcore.updates.Slot."""
-        state = self.state.setdefault(place, {})
+        state = self.state.of_rule(place) if isinstance(self.state, State) else self.state.setdefault(place, {})
         if kind not in state:
-            state[kind] = Tensor(np.full(p.shape if shape is None else shape, start, p.dtype)).to(p.device)
+            made = Tensor(np.full(p.shape if shape is None else shape, start, p.dtype)).to(p.device)
+            dict.__setitem__(state, kind, made)  # which is no change that a compiled step has to see
         return state[kind]
 
     def _spec(self, group: Group) -> OptimizerSpec:

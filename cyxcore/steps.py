@@ -412,7 +412,8 @@ def _options(optimizer: Optimizer, group: dict[str, Any]) -> tuple[Any, ...]:
 
 def _state(optimizer: Optimizer) -> tuple[Any, ...]:
     """Equal only as long as a step keeps its state where it was."""
-    return id(optimizer.state), getattr(optimizer.state, "changed", None)
+    state = optimizer.state
+    return id(state), state.changes.changed if isinstance(state, State) else None
 
 
 def _note(optimizer: Optimizer, watch: Any) -> None:
@@ -420,7 +421,7 @@ def _note(optimizer: Optimizer, watch: Any) -> None:
     for name in ("state", "param_groups", "irregular", "cycles_momentum"):
         watch.attribute(optimizer, name)
     if isinstance(optimizer.state, State):
-        watch.attribute(optimizer.state, "changed")
+        watch.attribute(optimizer.state.changes, "changed")
     watch.answer(optimizer.irregular.copy)
     watch.items(optimizer.param_groups)
     for group in optimizer.param_groups:

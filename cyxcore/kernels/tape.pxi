@@ -343,7 +343,7 @@ cdef class Replay:
     cdef list targets  # what an outcome of the program is written into
     cdef tuple state
 
-    def run(self, tuple given, dict state) -> bool:
+    def run(self, tuple given, state) -> bool:
         """Make the update of other gradients and scalars. False, and nothing is done, where it would not be the same."""
         cdef PyObject *slots[MOST_SLOTS]
         cdef Program program = self.program
@@ -354,7 +354,7 @@ cdef class Replay:
         cdef PyObject *held
         cdef int i = 0, kept = <int>len(program.kept)
         memset(slots, 0, program.slot_count * sizeof(PyObject *))
-        if len(given) != program.given or len(state) != len(self.state):
+        if not isinstance(state, dict) or len(given) != program.given or len(state) != len(self.state):
             return False
         while PyDict_Next(state, &place, &name, &held):
             if held != <PyObject *>self.state[i]:

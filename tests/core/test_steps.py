@@ -448,6 +448,19 @@ CHANGES: dict[str, Callable[[Any, Any], Any]] = {
     "the state of parameters updated": lambda model, optimizer: optimizer.state.update(
         {2: {name: slot * 0.5 for name, slot in optimizer.state[2].items()}}
     ),
+    "state added for a place that has none": lambda model, optimizer: (
+        dict.pop(optimizer.state, 0),
+        optimizer.state.setdefault(0, {}),
+    ),
+    "an array of a state replaced": lambda model, optimizer: optimizer.state[0].update(
+        {name: slot * 0.5 for name, slot in optimizer.state[0].items()}
+    ),
+    "an array of a state assigned": lambda model, optimizer: optimizer.state[2].__setitem__(
+        "adam_m", cx.zeros_like(optimizer.state[2]["adam_m"])
+    ),
+    "the arrays of a state cleared": lambda model, optimizer: optimizer.state[0].clear(),
+    "an array of a state taken out": lambda model, optimizer: optimizer.state[0].pop("adam_v"),
+    "an array of a state deleted": lambda model, optimizer: optimizer.state[2].__delitem__("adam_m"),
     "a state of the user's": lambda model, optimizer: setattr(optimizer, "state", {}),
     "betas in a list": lambda model, optimizer: optimizer.param_groups[0].update(betas=[0.5, 0.5]),
     "threads": lambda model, optimizer: cpu.set_num_threads(3),
@@ -470,7 +483,8 @@ def test_what_changes_between_steps_changes_a_compiled_step_as_a_plain_one(name:
             if number == 2:
                 CHANGES[name](model, optimizer)
             step(*batch(number))
-        return {name: value.tolist() for name, value in model.state_dict().items()}
+        state = {place: [held.tolist() for held in own.values()] for place, own in optimizer.state.items()}
+        return {name: value.tolist() for name, value in model.state_dict().items()} | {"optimizer": state}
 
     threads = cpu.get_num_threads()
     try:
