@@ -42,6 +42,8 @@ class CyclicLR(LRScheduler):
         if scale_mode not in ("cycle", "iterations"):
             raise SpecError(f"CyclicLR: expected scale_mode cycle or iterations, got {scale_mode!r}")
         self.up, self.down = step_size_up, step_size_up if step_size_down is None else step_size_down
+        for name, steps in (("step_size_up", self.up), ("step_size_down", self.down)):
+            number(f"CyclicLR: {name}", steps)
         if not (self.up > 0 and self.down > 0):
             raise SpecError(
                 f"CyclicLR: expected step_size_up and step_size_down above 0, got {self.up} and {self.down}"
@@ -121,8 +123,11 @@ class OneCycleLR(LRScheduler):
                 "OneCycleLR: steps_per_epoch", steps_per_epoch
             )
         total = self.total_steps = positive("OneCycleLR: total_steps", total_steps)
-        if not 0.0 <= pct_start <= 1.0:
+        if not 0.0 <= number("OneCycleLR: pct_start", pct_start) <= 1.0:
             raise SpecError(f"OneCycleLR: expected a pct_start from 0 to 1, got {pct_start}")
+        for name, factor in (("div_factor", div_factor), ("final_div_factor", final_div_factor)):
+            if not number(f"OneCycleLR: {name}", factor) > 0.0:
+                raise SpecError(f"OneCycleLR: expected a {name} above 0, got {factor}")
         if anneal_strategy not in ("cos", "linear"):
             raise SpecError(f"OneCycleLR: expected anneal_strategy cos or linear, got {anneal_strategy!r}")
         self.strategy = anneal_strategy

@@ -104,8 +104,8 @@ class MultiStepLR(_Stepwise):
     def __init__(
         self, optimizer: Optimizer, milestones: Iterable[int], gamma: float = 0.1, last_epoch: int = -1
     ) -> None:
-        given = [*milestones]
-        if not all(map(is_whole, given)):
+        given: Any = [*milestones] if isinstance(milestones, Iterable) else milestones
+        if not isinstance(given, list) or not all(map(is_whole, given)):
             raise SpecError(f"MultiStepLR: expected whole numbers as milestones, got {given!r}")
         self.milestones = sorted(given)
         self.gamma = number("MultiStepLR: gamma", gamma)
@@ -137,7 +137,7 @@ class ConstantLR(_Stepwise):
     """Times factor for the first total_iters."""
 
     def __init__(self, optimizer: Optimizer, factor: float = 1 / 3, total_iters: int = 5, last_epoch: int = -1) -> None:
-        if not 0.0 < factor <= 1.0:
+        if not 0.0 < number("ConstantLR: factor", factor) <= 1.0:
             raise SpecError(f"ConstantLR: expected a factor above 0, at most 1, got {factor}")
         self.first, self.total_iters = factor, total_iters
         super().__init__(optimizer, last_epoch)
@@ -162,6 +162,8 @@ class LinearLR(_Stepwise):
         total_iters: int = 5,
         last_epoch: int = -1,
     ) -> None:
+        for name, factor in (("start_factor", start_factor), ("end_factor", end_factor)):
+            number(f"LinearLR: {name}", factor)
         if not (0.0 < start_factor <= 1.0 and 0.0 <= end_factor <= 1.0):
             raise SpecError(
                 f"LinearLR: expected a start_factor above 0 and an end_factor of at least 0, both at most 1, got "
@@ -187,7 +189,8 @@ class PolynomialLR(_Stepwise):
     """(1 - t / total_iters) ** power."""
 
     def __init__(self, optimizer: Optimizer, total_iters: int = 5, power: float = 1.0, last_epoch: int = -1) -> None:
-        self.total_iters, self.power = positive("PolynomialLR: total_iters", total_iters), power
+        self.total_iters = positive("PolynomialLR: total_iters", total_iters)
+        self.power = number("PolynomialLR: power", power)
         super().__init__(optimizer, last_epoch)
 
     def change(self, t: int) -> float:
@@ -204,7 +207,8 @@ class CosineAnnealingLR(LRScheduler):
     """Half a wave down to eta_min in T_max, and up again."""
 
     def __init__(self, optimizer: Optimizer, T_max: int, eta_min: float = 0.0, last_epoch: int = -1) -> None:
-        self.T_max, self.eta_min = positive("CosineAnnealingLR: T_max", T_max), eta_min
+        self.T_max = positive("CosineAnnealingLR: T_max", T_max)
+        self.eta_min = number("CosineAnnealingLR: eta_min", eta_min)
         super().__init__(optimizer, last_epoch)
 
     def get_lr(self) -> list[float]:
@@ -239,7 +243,8 @@ class CosineAnnealingWarmRestarts(LRScheduler):
     ) -> None:
         self.T_0 = self.T_i = positive("CosineAnnealingWarmRestarts: T_0", T_0)
         self.T_mult = positive("CosineAnnealingWarmRestarts: T_mult", T_mult)
-        self.eta_min, self.T_cur = eta_min, float(last_epoch)
+        self.eta_min = number("CosineAnnealingWarmRestarts: eta_min", eta_min)
+        self.T_cur = float(last_epoch)
         super().__init__(optimizer, last_epoch)
 
     def step(self, epoch: float | None = None) -> None:
@@ -418,6 +423,8 @@ class ReduceLROnPlateau(LRScheduler):
             raise SpecError(f"ReduceLROnPlateau: expected mode min or max, got {mode!r}")
         if threshold_mode not in ("rel", "abs"):
             raise SpecError(f"ReduceLROnPlateau: expected threshold_mode rel or abs, got {threshold_mode!r}")
+        for name, value in (("factor", factor), ("threshold", threshold), ("eps", eps)):
+            number(f"ReduceLROnPlateau: {name}", value)
         if not 0.0 < factor < 1.0:
             raise SpecError(f"ReduceLROnPlateau: expected a factor between 0 and 1, got {factor}")
         self.mode, self.threshold_mode, self.threshold = mode, threshold_mode, threshold

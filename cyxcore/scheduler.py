@@ -1,10 +1,11 @@
 """What the learning-rate schedulers share: first rates, the count of steps, and what is saved of them."""
 
 import math
+import reprlib
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, SupportsFloat
 
-from cyxcore.errors import SpecError
+from cyxcore.errors import CyxError, SpecError
 from cyxcore.optimizer import Group, Optimizer
 
 
@@ -138,8 +139,12 @@ def positive(name: str, value: int) -> int:
 
 def number(name: str, value: Any) -> Any:
     """The value itself. Raises SpecError for what is no finite number, such as text from a file of settings."""
-    if isinstance(value, bool) or not isinstance(value, SupportsFloat) or not math.isfinite(float(value)):
-        raise SpecError(f"{name}: expected a number, got {value!r}")
+    try:
+        finite = not isinstance(value, bool) and isinstance(value, SupportsFloat) and math.isfinite(float(value))
+    except (TypeError, ValueError, OverflowError, CyxError):  # several numbers, or one beyond float64
+        finite = False
+    if not finite:
+        raise SpecError(f"{name}: expected a number, got {reprlib.repr(value)}")
     return value
 
 
