@@ -191,7 +191,9 @@ static void NAME(emit_tiles)(const NAME(tiled) * p, const T *m, const NAME(run) 
 static void NAME(tiled_body)(void *context, int64_t begin, int64_t end) {
     NAME(tiled) *p = context;
     const NAME(unfolding) *u = &p->canvas;
-    int64_t total = p->images * p->tiles, apart = p->planes * NR + APART, of_canvas = NAME(canvas_size)(u);
+    int64_t total = p->images * p->tiles, apart = p->planes * NR + APART;
+    int64_t reach = 2 * (((end - begin) * NR + p->tiles_w - 1) / p->tiles_w + 1) + 2; /* lines that these tiles read */
+    int64_t of_canvas = p->planes * u->canvas_w * (reach < u->canvas_h ? reach : u->canvas_h);
     T *seen = cyx_scratch(1, sizeof(T) * (size_t)(POSITIONS * (apart + MR * NR) + of_canvas + NAME(SLACK)));
     T *m = seen + POSITIONS * apart, *canvas = m + POSITIONS * MR * NR;
     if (!seen) {
