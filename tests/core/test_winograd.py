@@ -112,7 +112,7 @@ def test_nothing_is_written_beside_the_output_and_nothing_beside_the_inputs_is_u
 def test_what_is_not_finite_reaches_the_outputs_that_read_it_and_no_others(odd: float, isa: str) -> None:
     cpu.set_isa(isa)
     for at in [(0, 0), (3, 4), (4, 3), (5, 5), (7, 8)]:
-        for op, shape, (first, second), attrs in calls((1, 16, 16, 8, 9, (1, 1), 1)):
+        for op, shape, (first, second), attrs in calls((1, 16, 16, 8, 9, (1, 1), 1))[:2]:
             first[0, 3, at[0], at[1]] = odd
             found = [made((op, shape, [first, second], attrs), dtype) for dtype in (FLOAT, np.float64)]
             assert np.array_equal(*map(np.isfinite, found)), (op, at)
