@@ -6,6 +6,7 @@ import csv
 import itertools
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import IO, Any
@@ -107,14 +108,24 @@ def csv_header(path: Path, delimiter: str) -> list[str]:
     raise defect(path, "a header line with the column names", "only empty lines", "write the header first")
 
 
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)  # float() also takes 1_1
+_NOT_FINITE = frozenset({"nan", "inf", "infinity"})
+
+
 def _is_data(names: list[str]) -> bool:
-    """Whether a first line is a row of numbers. Whole numbers that go up (0, 1, 2, …, or years) may be names."""
-    try:
-        numbers = [float(name) for name in names]
-    except ValueError:
+    """Whether a first line is a row of numbers, of which some may be NaN or infinite.
+
+    Whole numbers that go up (0, 1, 2, …) may be names, and so may three or more that go up or, whole, down: wavelengths
+    and years. A first row that is one of these by chance goes for names.
+    """
+    numbers = [float(name) for name in names if _NUMBER.fullmatch(name)]
+    others = [name for name in names if not _NUMBER.fullmatch(name)]
+    if not numbers or any(name.lower().lstrip("+-") not in _NOT_FINITE for name in others):
         return False
-    ascending = all(one < two for one, two in itertools.pairwise(numbers))
-    return not (ascending and all(name.isdecimal() for name in names))
+    whole, pairs = all(map(str.isdecimal, names)), list(itertools.pairwise(numbers))
+    up, down = all(one < two for one, two in pairs), all(one > two for one, two in pairs)
+    many = len(names) > 2
+    return bool(others) or not (up and (whole or many) or down and whole and many)
 
 
 def csv_records(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:

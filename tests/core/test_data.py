@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 
 from cyxcore.data import check_labels, detect_format, inspect, load, pack, pack_images, task_of
+from cyxcore.data.sources import csv_header
 from cyxcore.data.split import shuffled, split
 from cyxcore.data.tables import confined
 from cyxcore.errors import DataError, MissingExtra, SpecError
@@ -138,6 +139,21 @@ def test_features_come_in_the_order_asked_for(same_table: tuple[Path, DataSpec])
 def test_an_ignored_column_may_hold_anything(tmp_path: Path) -> None:
     path = csv_file(tmp_path, "id,u,label\nx1,1,a\n,2,b\n")
     assert inspect(path, DataSpec(ignore=["id"], validation=0.0)).feature_names == ["u"]
+
+
+@pytest.mark.parametrize(
+    "first", ["0,1,2", "3,7", "5", "1_1,1_2,1_3", "nan,inf", "2024,2023,2022", "1.0,2.5,3.0", "-1,0,1", "5.1,3.5,label"]
+)
+def test_numbers_in_order_may_be_names_of_columns(tmp_path: Path, first: str) -> None:
+    assert csv_header(csv_file(tmp_path, first + "\n1,2,3\n"), ",") == first.split(",")
+
+
+@pytest.mark.parametrize(
+    "first", ["5.1,3.5,1.4,0.2", "7,3", "1,1,2", "2.5,3.5", "5.0", "1,nan,3", "-inf,1,2", "1e3,1E3"]
+)
+def test_a_first_row_of_numbers_is_no_header(tmp_path: Path, first: str) -> None:
+    with pytest.raises(DataError, match="got only numbers in the first line"):
+        csv_header(csv_file(tmp_path, first + "\n1,2,3\n"), ",")
 
 
 def test_a_constant_column_is_data(tmp_path: Path) -> None:
