@@ -2,8 +2,9 @@
 
     python -m benchmarks.bench_kernels [--quick] [--threads N] [--isa NAME] [--only TEXT] [--numerics CLASS]
 
-Rounds of the three alternate, so that a busy machine slows all; each figure is the median, with --processor-time the
-least. NumPy's BLAS (OpenBLAS) and PyTorch (MKL, oneDNN) get as many threads as we do: the program starts itself again
+Rounds of the three alternate, so that a busy machine slows all, and each comes first in turn, since who does finds a
+colder cache; each figure is the median, with --processor-time the least. NumPy's BLAS (OpenBLAS) and PyTorch (MKL,
+oneDNN) get as many threads as we do: the program starts itself again
 with OPENBLAS_NUM_THREADS set, because it is read at import. PyTorch takes part where it is installed. Beside products
 stands the error of ours against float64, of the norm: docs/numerics.md.
 """
@@ -243,9 +244,10 @@ def measure(row: Row, torch: Any, rounds: int, budget: float, processor: bool) -
     if torch is not None and op in IN_TORCH:
         works["torch"] = IN_TORCH[op](torch, attrs, *map(torch.from_numpy, (np.zeros_like(out), *inputs)))
     found: dict[str, list[float]] = {name: [] for name in works}
-    for _ in range(rounds):
-        for name, work in works.items():
-            found[name].append(seconds(work, budget, time.process_time if processor else time.perf_counter))
+    names = list(works)
+    for turn in range(rounds):
+        for name in (*names[turn % len(names) :], *names[: turn % len(names)]):
+            found[name].append(seconds(works[name], budget, time.process_time if processor else time.perf_counter))
     return {name: (min if processor else statistics.median)(times) for name, times in found.items()}
 
 

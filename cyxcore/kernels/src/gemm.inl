@@ -363,10 +363,14 @@ static void NAME(product_body)(void *context, int64_t begin, int64_t end) {
     }
 }
 
+/* Whether threads share a product of these sizes, where there are several. */
+static int NAME(is_large)(int64_t m, int64_t n, int64_t k) {
+    return (double)m * (double)((n + VN - 1) / VN * VN) * (double)k >= LEAST_SHARED;
+}
+
 /* How many threads take part in the current block. */
 static int64_t NAME(threads_of)(const NAME(product) * p) {
-    double columns = (double)((p->n_count + VN - 1) / VN * VN);
-    return (double)p->m * columns * (double)p->k_count < LEAST_SHARED ? 1 : cyx_threads();
+    return NAME(is_large)(p->m, p->n_count, p->k_count) ? cyx_threads() : 1;
 }
 
 /* How one (n, k) block is cut into tasks: by rows while there are enough of them, else also by columns. */
@@ -448,13 +452,14 @@ static cyx_status NAME(multiply)(NAME(product) * p) {
     return CYX_OK;
 }
 
-/* A product for which there is nothing to decide: one thread reads both factors where they lie, in the blocks of
- * product_body(). What multiply() asks takes as long as 8 x 8 of it. 0: it is not as small. */
+/* A product for which there is nothing to decide: the one thread it has reads both factors where they lie, in the
+ * blocks of product_body(). What multiply() asks takes as long as 8 x 8 of it. 0: it is not as small. */
 static int NAME(multiply_small)(const NAME(product) * p) {
     int64_t m = p->m, n = p->n, k = p->k, whole = n / NR * NR, tail = (n - whole) % VN ? k * NR : 0;
     if (p->packed || p->lines || p->b_transposed || !k || k > BLOCK_K || n > DIRECT_A_COLUMNS || tail > SMALL_TAIL) return 0;
     if (m * n >= FAR_ELEMENTS || (m > DIRECT_B_ROWS && k * n > DIRECT_B_SIZE)) return 0;
     if (p->a_transposed && m > TRANSPOSED_A_ROWS) return 0;
+    if (NAME(is_large)(m, n, k) && cyx_threads() > 1) return 0;
     uint32_t heights = (uint32_t)(m + MR - 1) / MR;
     int64_t height = ((uint32_t)m + heights - 1) / heights, a_step = p->a_transposed ? 1 : p->a_row;
     T last[SMALL_TAIL];
