@@ -65,8 +65,8 @@ DISCOVERY_CLOSED_S = 5.0
 INBOX = re.compile(subjects.inbox(r"[A-Za-z0-9_-]{1,64}"))  # of an identity: longer names would only fill the memory
 SHUT_OUT_S = 60.0  # who floods
 PATIENCE = Rate(per_s=500, burst=500)  # with who goes on although refused
-LOOK_S = 0.5  # how often it is looked whether this process runs: one that was stopped hears at once what came meanwhile
-DEAF_S, CATCH_UP_S = 2.0, 5.0  # it was stopped for longer than that; and then reads for so long at the most
+LOOK_S = 0.5  # how often it is looked whether this process and its broker run: what came meanwhile is heard at once
+DEAF_S, CATCH_UP_S = 2.0, 5.0  # one was stopped for longer than that; and then is read for so long at the most
 COSTS_ONE_MORE_BYTES = {"api": 65_536, "node": 8_192}  # so large a message counts as two; nodes send data as "api"
 MAX_BATCH_MESSAGES = 1_000  # the broker's own limit of an atomic batch
 # 10164: another write to this subject is in flight (R3, batches). 10070: the last message has another id
@@ -91,7 +91,8 @@ class Bus:
         self._limiters: dict[str, RateLimiter] = {}
         self._floods: Floods | None = None
         self._on_flood: Callable[[str], None] = lambda identity: None
-        self._looked_s = self._caught_up_s = 0.0
+        self._looked_s = self._read_s = 0.0  # when this process ran, and when it heard the broker, for the last time
+        self._caught_up_s = self._missed_s = 0.0
         self._look: asyncio.TimerHandle | None = None
         self._discovered, self._discovered_by_all = RateLimiter(DISCOVERY), RateLimiter(DISCOVERY_BY_ALL)
         self._discovery_floods = Floods(DISCOVERY_PATIENCE, DISCOVERY_CLOSED_S)
@@ -248,11 +249,14 @@ class Bus:
         """
         self._limiters = {family: RateLimiter(rate) for family, rate in rates.items()}
         self._floods, self._on_flood = Floods(PATIENCE, SHUT_OUT_S), on_flood
+        self._read_s = asyncio.get_running_loop().time()
+        self._nc.on_read = self._notice_silence
         self._look_around()
 
     def _look_around(self) -> None:
         loop = asyncio.get_running_loop()
         self._notice_deafness(loop.time())
+        self._nc.probe()
         if self._look is not None:
             self._look.cancel()
         self._look = loop.call_later(LOOK_S, self._look_around)
@@ -260,14 +264,24 @@ class Bus:
     def _notice_deafness(self, now_s: float) -> None:
         """Who did not speak too often while this process was stopped floods it with nothing when it goes on."""
         if self._looked_s and now_s - self._looked_s > DEAF_S:
-            self._caught_up_s = now_s + CATCH_UP_S
-            for limiter in self._limiters.values():
-                limiter.not_heard(now_s - self._looked_s)
+            self._was_deaf(now_s - self._looked_s, now_s)
         elif self._caught_up_s and now_s >= self._caught_up_s:
-            self._caught_up_s = 0.0
+            self._caught_up_s = self._missed_s = 0.0
             for limiter in self._limiters.values():
                 limiter.not_heard(0.0)
         self._looked_s = now_s
+
+    def _notice_silence(self) -> None:
+        """The same while the broker was stopped: it is asked every LOOK_S, so that it is silent at no other time."""
+        now_s = asyncio.get_running_loop().time()
+        if now_s - self._read_s > DEAF_S:
+            self._was_deaf(now_s - self._read_s, now_s)
+        self._read_s = now_s
+
+    def _was_deaf(self, seconds: float, now_s: float) -> None:
+        self._caught_up_s, self._missed_s = now_s + CATCH_UP_S, max(self._missed_s, seconds)
+        for limiter in self._limiters.values():
+            limiter.not_heard(self._missed_s)
 
     def shut_out(self, identity: str) -> bool:
         """Whether this sender has flooded us a short while ago."""

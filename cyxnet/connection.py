@@ -90,6 +90,7 @@ class Connection(nats.NATS):
         self._takers: dict[int, Take] = {}  # by the number of the subscription
         self._unheard: set[bytes] = set()  # see pass_over()
         self.unread = 0  # messages that pass_over() cost nobody the time to read
+        self.on_read: Callable[[], None] = lambda: None  # called at each read, before what it brought is given
 
     async def _process_connect_init(self) -> None:
         """Again and again: soon while nobody answers, later and later while one is refused."""
@@ -181,6 +182,12 @@ class Connection(nats.NATS):
             return
         self._pongs.append(future or asyncio.get_running_loop().create_future())
         self._put(b"PING\r\n")
+
+    def probe(self) -> None:
+        """Have the broker say something, if there is a link: its answer is one more read."""
+        if self.is_connected:
+            self._pongs.append(asyncio.get_running_loop().create_future())
+            self._put(b"PING\r\n")
 
     async def _process_err(self, err_msg: str) -> None:
         """What the broker says in -ERR. It ends the link upon most of it; nats-py would never connect again."""
@@ -293,6 +300,7 @@ class _Parser(Parser):
         self._wanted = 0  # bytes, before looking at the buffer again makes sense
 
     async def parse(self, data: bytes = b"") -> None:
+        self.nc.on_read()
         self.buf += data
         if len(self.buf) < self._wanted:
             return

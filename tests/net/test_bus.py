@@ -749,6 +749,39 @@ async def test_who_spoke_while_this_process_was_stopped_is_no_flood(edge, monkey
     assert floods == ["flood"] and heard.count(b"x") == 50
 
 
+async def test_who_spoke_while_the_broker_was_stopped_is_no_flood(broker, edge, monkeypatch):
+    # only central itself standing still was noticed: 390 messages a second, where 500 were allowed, were a flood when
+    # the broker had stood still for eight seconds
+    monkeypatch.setattr("cyxnet.bus.LOOK_S", 0.05)
+    monkeypatch.setattr("cyxnet.bus.DEAF_S", 0.5)
+    monkeypatch.setattr("cyxnet.bus.CATCH_UP_S", 1_000.0)
+    monkeypatch.setattr("cyxnet.bus.PATIENCE", Rate(per_s=0.01, burst=50))
+    heard, floods = [], []
+
+    async def take(subject, payload, headers):
+        heard.append(payload)
+
+    node = await Bus.connect(broker.url("edge"), name="node")
+    try:
+        edge.limit({"node": Rate(per_s=500, burst=10)}, floods.append)
+        await edge.subscribe(subjects.node("*", "hardware"), take, strangers=True)
+        stopped, loop = broker.process.pid, asyncio.get_running_loop()
+        os.kill(stopped, signal.SIGSTOP)
+        try:
+            over = loop.create_future()
+            loop.call_later(0.7, over.set_result, None)
+            await over  # this process goes on meanwhile
+            for number in range(250):
+                await node.publish(subjects.node("honest", "hardware"), b"%d" % number)
+        finally:
+            os.kill(stopped, signal.SIGCONT)
+        await node.publish(subjects.node("another", "hardware"), b"last")
+        await until(lambda: b"last" in heard, edge)
+        assert (len(heard), floods) == (251, [])
+    finally:
+        await node.close()
+
+
 async def test_a_large_message_counts_as_several(edge):
     heard = []
 
