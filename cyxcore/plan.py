@@ -12,9 +12,7 @@ and a partial batch) can share them. On a device with its own memory they must b
 and out, unless the plan is made resident.
 """
 
-import math
 from bisect import bisect_left
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -31,6 +29,7 @@ from cyxcore.graph import Graph, Inferred
 from cyxcore.infer import Shape
 from cyxcore.onepass import gather
 from cyxcore.ops import OPS
+from cyxcore.order import products_before_sums, terms_before_updates
 from cyxcore.passes import cut_products, optimise, turn_once
 from cyxcore.recompute import recompute, recompute_in_bands
 
@@ -38,7 +37,6 @@ Array = Any  # numpy.ndarray, or cupy.ndarray on a device with its own memory
 
 
 SMALL = 16  # an array this many times smaller than what a call writes is kept until its readers are through
-NEAR = 4  # calls by which a product may come later than it could: what it multiplies needs memory until then
 
 observer: "Callable[[Plan], None] | None" = None  # makes the calls of a plan while it is profiled (profiling.py)
 
@@ -138,7 +136,7 @@ def schedule(graph: Graph, in_bands: bool = False, lanes: int = 1) -> Schedule:
         else:
             copies.append((target, value))
     late = _after(graph, set(target_of))
-    early = _products_before_sums(graph, [place for place in order if place not in late], alias)
+    early = products_before_sums(graph, [place for place in order if place not in late], alias)
     stretches: list[Stretch] = []
     onto: dict[int, int] = {}
     joined: list[Joined] = []
@@ -154,7 +152,7 @@ def schedule(graph: Graph, in_bands: bool = False, lanes: int = 1) -> Schedule:
         early, joined = beside_readers(graph, early, alias, joined, elsewhere)
         onto = {place: source for each in added_up for place, source in each.onto().items()}
         fixed = {*elsewhere, *onto, *onto.values()}
-        order = _terms_before_updates(graph, known, early, [p for p in order if p in late], alias, fixed)
+        order = terms_before_updates(graph, known, early, [p for p in order if p in late], alias, fixed)
     else:
         order = early + [place for place in order if place in late]
     position = {place: index for index, place in enumerate(order)}
@@ -167,62 +165,6 @@ def schedule(graph: Graph, in_bands: bool = False, lanes: int = 1) -> Schedule:
         else:
             in_place[value] = target
     return Schedule(order, alias, in_place, copies, stretches, onto, joined)
-
-
-def _products_before_sums(graph: Graph, order: list[int], alias: Mapping[int, int]) -> list[int]:
-    """A product that only a sum soon after it reads comes right before that: a kernel can make both at once."""
-    read = Counter(alias.get(i, i) for place in order for i in graph.nodes[place].inputs)
-    read.update(alias.get(i, i) for i in (*graph.outputs, *(value for _, value in graph.updates)))
-    index_of = {place: index for index, place in enumerate(order)}
-    held: dict[int, int] = {}  # product -> the sum it waits for
-    for index, place in enumerate(order):
-        if graph.nodes[place].op == "add":
-            for product in {alias.get(i, i) for i in graph.nodes[place].inputs}:
-                alone = read[product] == 1 and graph.nodes[product].op == "matmul"
-                if alone and product in index_of and index - index_of[product] <= NEAR:
-                    held[product] = place
-    waiting: dict[int, list[int]] = {}
-    for product, place in held.items():
-        waiting.setdefault(place, []).append(product)
-    return [each for place in order if place not in held for each in (*waiting.get(place, ()), place)]
-
-
-def _terms_before_updates(
-    graph: Graph, known: Inferred, early: list[int], late: list[int], alias: Mapping[int, int], fixed: set[int]
-) -> list[int]:
-    """An element-wise call that only one late call of its size reads comes right before that: both are made tile by
-    tile. fixed: calls that stay where they are.
-    """
-    written: dict[int, int] = {}  # what late calls may write in place -> the first that does
-    for index, place in enumerate(late):
-        if OPS[graph.nodes[place].op].group == "update":
-            written.setdefault(graph.nodes[place].inputs[0], index)
-    readers: dict[int, list[int]] = {}
-    for place in (*early, *late):
-        for source in {alias.get(i, i) for i in graph.nodes[place].inputs}:
-            readers.setdefault(source, []).append(place)
-    results = {alias.get(i, i) for i in (*graph.outputs, *(value for _, value in graph.updates))}
-    at = {place: index for index, place in enumerate(late)}  # of the late call before which each comes
-    moved: dict[int, list[int]] = {}
-    for place in reversed(early):
-        node, reading = graph.nodes[place], readers.get(place, [])
-        if len(reading) != 1 or reading[0] not in at or place in fixed or place in results:
-            continue
-        index, sources = at[reading[0]], {alias.get(i, i) for i in node.inputs}
-        same_size = math.prod(known.shapes[place]) == math.prod(known.shapes[late[index]])
-        in_time = all(written.get(source, index) >= index for source in sources)
-        # What only it reads is kept until then: no more than one array, in place of what it makes itself.
-        alone = [
-            source for source in sources if readers[source] == [place] and OPS[graph.nodes[source].op].group != "source"
-        ]
-        with_product = node.op == "add" and any(graph.nodes[source].op == "matmul" for source in sources)
-        if OPS[node.op].group == "elementwise" and same_size and in_time and len(alone) <= 1 and not with_product:
-            at[place] = index
-            moved.setdefault(index, []).append(place)
-    order = [place for place in early if place not in at]
-    for index, place in enumerate(late):
-        order += [*reversed(moved.get(index, [])), place]
-    return order
 
 
 def _after(graph: Graph, updates: set[int]) -> set[int]:
