@@ -597,6 +597,28 @@ def test_every_four_thousandth_float32_has_its_function_within_two_units(op: str
 
 
 @pytest.mark.parametrize(
+    ("op", "x", "units"),
+    [
+        ("exp", 80.75206756591797, "0.94"),
+        ("log", 0.9836542010307312, "1.24"),
+        ("tanh", 0.23814699053764343, "1.86"),
+        ("sigmoid", -1.1041656732559204, "1.69"),
+        ("erf", 0.9237464666366577, "1.12"),
+        ("sin", 931878.125, "1.67"),
+        ("cos", 993335.5, "1.81"),
+    ],
+)
+def test_the_largest_error_of_a_function_is_the_one_that_is_written_down(
+    op: str, x: float, units: str, fresh_process: Executor
+) -> None:
+    """Of every float32 there is: docs/numerics.md. Its bits are those of every processor."""
+    at = np.array([x], np.float32)
+    got = np.empty_like(at)
+    cpu.call(op, got, [at], {})
+    assert f"{fresh_process.submit(units_off, op, at, got).result():.2f}" == units
+
+
+@pytest.mark.parametrize(
     ("op", "x", "true"),
     [
         ("sin", 1e22, -0.8522008497671888),
