@@ -242,7 +242,11 @@ async def test_without_checkers_a_delivery_is_the_event_that_it_always_was(broke
 
 
 async def test_of_deliveries_in_one_moment_nothing_is_paid_behind_one_that_is_drawn(central, tmp_path, monkeypatch):
+    async def stored(ref, node_id):
+        """Looked for without waiting: so all are decided in their order, before the first of them is in the log."""
+
     monkeypatch.setattr(segments, "_spared", lambda policy, job, *_: "" if job.job_id == "job-4" else "not drawn")
+    monkeypatch.setattr(central.reports, "_check_stored", stored)
     await central.dispatch._register(register())
     names = ["job-4", "job-1", "job-2", "job-3"]
     for name in names:
