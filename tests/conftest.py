@@ -1,10 +1,11 @@
-"""Servers for tests: real ones, on free ports, in folders of their own."""
+"""Servers for tests: real ones, on free ports, in folders of their own; and the kernels as they were."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from cyxcore.kernels import cpu
 from cyxnet.broker import Broker, Passwords
 from tests.doorkeeper import CENTRAL, door_of
 
@@ -16,3 +17,12 @@ def broker(tmp_path: Path) -> Iterator[Broker]:
     with door_of(running.url("client")):
         yield running
     running.stop()
+
+
+@pytest.fixture
+def own_machine() -> Iterator[None]:
+    """Whatever threads and instruction set a test chooses, the next one starts from the machine's own."""
+    threads, isa = cpu.get_num_threads(), cpu.isa()
+    yield
+    cpu.set_num_threads(threads)
+    cpu.set_isa(isa)

@@ -15,15 +15,6 @@ def plain_registers() -> None:
 
 
 @pytest.fixture
-def own_machine() -> Iterator[None]:
-    """Whatever threads and instruction set a test chooses, the next one starts from the machine's own."""
-    threads, isa = cpu.get_num_threads(), cpu.isa()
-    yield
-    cpu.set_num_threads(threads)
-    cpu.set_isa(isa)
-
-
-@pytest.fixture
 def gpu() -> None:
     """Skips the test where the device cuda does not run."""
     reason = device.missing("cuda")
