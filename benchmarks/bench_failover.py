@@ -40,10 +40,11 @@ from cyxnet import jobfile, subjects
 from cyxnet import messages as m
 from cyxnet.broker import Passwords
 from cyxnet.brokers import Brokers, Ports
-from cyxnet.bus import Bus, BusError, Stored
+from cyxnet.bus import Bus, BusError
 from cyxnet.client import AsyncClient
 from cyxnet.codec import MSGPACK, decode
 from cyxnet.local import LocalNetwork
+from cyxnet.outcomes import Stored
 from cyxnet.parts import Part
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "digits.toml"

@@ -41,8 +41,9 @@ from cyxcore.spec import ModelSpec, TrainingSummary
 from cyxnet import messages as m
 from cyxnet import subjects
 from cyxnet.broker import Broker, Passwords
-from cyxnet.bus import AppendUnknown, Bus, Conflict, Stored
+from cyxnet.bus import Bus
 from cyxnet.codec import encode
+from cyxnet.outcomes import AppendUnknown, Conflict, Stored
 
 EVENTS_PER_JOB, NODES, BATCH = 8, 100, 1_000
 FEWEST = NODES + 100 * EVENTS_PER_JOB  # of fewer, the start is all that would be measured

@@ -26,9 +26,10 @@ from cyxcentral.machine import Machine
 from cyxcore.errors import CyxError
 from cyxnet import messages as m
 from cyxnet import subjects
-from cyxnet.bus import ApiError, AppendUnknown, Bus, BusError, Conflict, Stored
+from cyxnet.bus import ApiError, Bus, BusError
 from cyxnet.codec import MSGPACK, BadMessage, decode, encode
 from cyxnet.follower import Follower
+from cyxnet.outcomes import AppendUnknown, Conflict, Stored
 
 KEYS_PER_IDENTITY, SESSIONS_PER_IDENTITY = 100, 64
 SESSIONS_REMEMBERED = 1_000  # of one identity: those that newer ones took the place of are remembered for a day

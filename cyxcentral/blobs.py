@@ -21,8 +21,9 @@ from cyxcentral.machine import MACHINE, Machine
 from cyxcore.errors import CyxError
 from cyxnet import subjects
 from cyxnet.artifacts import CHUNK_BYTES, MAX_ARTIFACT_BYTES
-from cyxnet.bus import AppendUnknown, Bus, Conflict
+from cyxnet.bus import Bus
 from cyxnet.messages import ArtifactManifest, ArtifactRef, ArtifactStatReply, ChunkReply
+from cyxnet.outcomes import AppendUnknown, Conflict
 
 READ_AHEAD = 8  # chunks
 READ_BACK_AT_ONCE, READ_BACK_OF_ONE = 8, 2  # artifacts, each with twice READ_AHEAD chunks in memory; of one sender

@@ -34,11 +34,12 @@ from cyxcore.errors import CyxError
 from cyxnet import messages as m
 from cyxnet import subjects, tls, watchdog
 from cyxnet.broker import BrokerError, syncs_always
-from cyxnet.bus import Bus, Stored
+from cyxnet.bus import Bus
 from cyxnet.commands import Commander
 from cyxnet.config import NetworkFile, without_passwords
 from cyxnet.credentials import as_system, replica_id
 from cyxnet.escrow import LOCAL_PROGRAM
+from cyxnet.outcomes import Stored
 from cyxnet.ratelimit import Newcomers, Rate
 from cyxnet.solana import Settlement
 

@@ -27,9 +27,10 @@ from cyxcentral.snapshot import NOT_USED, Snapshot, Unusable
 from cyxcentral.world import UnknownEvent, World
 from cyxcore.errors import CyxError
 from cyxnet import subjects
-from cyxnet.bus import AppendUnknown, Bus, BusError, Conflict, StorageFull, Stored
+from cyxnet.bus import Bus, BusError
 from cyxnet.codec import MSGPACK, BadMessage, decode, encode, may_hold_non_finite, occurs
 from cyxnet.messages import AnyEvent, Funded, Record, Submitted
+from cyxnet.outcomes import AppendUnknown, Conflict, StorageFull, Stored
 
 log = logging.getLogger(__name__)
 E = TypeVar("E", bound=AnyEvent)

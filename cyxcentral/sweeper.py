@@ -30,8 +30,9 @@ from cyxcentral.blobs import FRESH_MS
 from cyxcentral.eventlog import EventLog
 from cyxcore.errors import CyxError
 from cyxnet import subjects
-from cyxnet.bus import Bus, Conflict, Stored
+from cyxnet.bus import Bus
 from cyxnet.messages import ArtifactManifest
+from cyxnet.outcomes import Conflict, Stored
 
 log = logging.getLogger(__name__)
 

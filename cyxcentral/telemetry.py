@@ -19,8 +19,9 @@ from cyxcore.errors import CyxError
 from cyxcore.spec import BatchMetrics, EpochMetrics
 from cyxnet import messages as m
 from cyxnet import subjects
-from cyxnet.bus import Bus, Stored
+from cyxnet.bus import Bus
 from cyxnet.codec import JSON, MSGPACK, BadMessage, decode, encode
+from cyxnet.outcomes import Stored
 
 log = logging.getLogger(__name__)
 MOST_WAITING = 10_000  # metrics; more are lost, which costs points on curves

@@ -1,4 +1,5 @@
-"""The broker, seen from Cyx: connect, ask, answer, append, follow. The only file that imports nats.
+"""The broker, seen from Cyx: connect, ask, answer, and what cyxnet.streams adds. Only these two, and the connection
+under them, import nats.
 
 nats-py's pitfalls are handled here once: no publish is buffered while disconnected (pending_size=0), so nothing is
 delivered later than its caller believes; the error callback never raises (that would silently end the read loop);
@@ -17,32 +18,19 @@ from typing import Any, TypeVar
 
 import msgspec
 import nats.errors
-import nats.js.errors
 from nats.aio.msg import Msg
-from nats.js import api
 
-from cyxcore.errors import CyxError
 from cyxnet import openapi, subjects, tls
 from cyxnet.codec import JSON, MAX_MESSAGE_BYTES, MSGPACK, BadMessage, decode, encode
 from cyxnet.config import addresses
-from cyxnet.connection import LINK_DOWN_PAUSE_S, Connection, Message, Take, block_of, is_refusal
+from cyxnet.connection import Connection, Message, Take, block_of, is_refusal
 from cyxnet.credentials import Credentials
-from cyxnet.follower import STALL_S, Follower
+from cyxnet.hearing import SHUT_OUT_S, Hearing
 from cyxnet.messages import ErrorBody
-from cyxnet.mux import Mux
-from cyxnet.outcomes import (
-    ApiError,
-    AppendUnknown,
-    BusError,
-    Conflict,
-    NotAdmitted,
-    NotTrusted,
-    StorageFull,
-    Stored,
-    refusal,
-)
+from cyxnet.outcomes import ApiError, BusError, NotAdmitted, NotTrusted, refusal
 from cyxnet.ratelimit import Floods, Places, Rate, RateLimiter
 from cyxnet.service import QUEUE, TYPES, Endpoint, Service, now
+from cyxnet.streams import Streams
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -54,45 +42,27 @@ QUIET_CHECK_S = 0.05
 CANCEL_AGAIN_S = 0.05
 FIRST_ERROR_GRACE_S = 0.5  # nats-py would try the first connection for ever
 REQUEST_TIMEOUT_S = 5.0
-APPEND_TIMEOUT_S = 4.0  # shorter: what became of an append is found out while its caller still waits
-NO_SUCH_MESSAGE = (10037, 10057)  # JetStream's codes for it
-STREAM_PAUSE_S, STREAM_PATIENCE_S = 0.02, 25.0  # an election takes up to nine seconds
 MAX_REQUESTS_IN_FLIGHT = 1024  # of which one caller gets half at the most
 DISCOVERY = Rate(per_s=5, burst=30)  # answers into one inbox, and into all: they are large, and the asker is unknown
 DISCOVERY_BY_ALL = Rate(per_s=200, burst=400)
 DISCOVERY_PATIENCE = Rate(per_s=1_000, burst=1_000)  # with questions beyond that: then it is closed for a while
 DISCOVERY_CLOSED_S = 5.0
 INBOX = re.compile(subjects.inbox(r"[A-Za-z0-9_-]{1,64}"))  # of an identity: longer names would only fill the memory
-SHUT_OUT_S = 60.0  # who floods
-PATIENCE = Rate(per_s=500, burst=500)  # with who goes on although refused
 LOOK_S = 0.5  # how often it is looked whether this process and its broker run: what came meanwhile is heard at once
-DEAF_S, CATCH_UP_S = 2.0, 5.0  # one was stopped for longer than that; and then is read for so long at the most
 COSTS_ONE_MORE_BYTES = {"api": 65_536, "node": 8_192}  # so large a message counts as two; nodes send data as "api"
-MAX_BATCH_MESSAGES = 1_000  # the broker's own limit of an atomic batch
-# 10164: another write to this subject is in flight (R3, batches). 10070: the last message has another id
-_WRONG_LAST_SEQUENCE = {10071, 10164, 10070}
-# No room: of the whole store, of the account, of this stream (or of the disk, which the store finds out).
-_STORAGE_FULL = {10023, 10047, 10077}
-_BATCH_END_BYTES = 32  # of the headers that end a batch
-_EXPECTED_SEQ = "Nats-Expected-Last-Subject-Sequence"
-_ID, _EXPECTED_ID = "Nats-Msg-Id", "Nats-Expected-Last-Msg-Id"
 _CONTENT = {kind: block_of({"Content-Type": kind}) for kind in (MSGPACK, JSON, "application/octet-stream")}
 
 
-class Bus:
+class Bus(Streams):
     """One connection to the broker, in one account."""
 
     def __init__(self, connection: Any):
-        self._nc = connection
-        self._js = connection.jetstream(timeout=REQUEST_TIMEOUT_S)
+        super().__init__(connection)
         self._tasks: set[asyncio.Task[None]] = set()
         self._workers: set[asyncio.Task[None]] = set()
         self._services: list[Any] = []
-        self._limiters: dict[str, RateLimiter] = {}
-        self._floods: Floods | None = None
+        self._hearing: Hearing | None = None  # None: everybody is heard
         self._on_flood: Callable[[str], None] = lambda identity: None
-        self._looked_s = self._read_s = 0.0  # when this process ran, and when it heard the broker, for the last time
-        self._caught_up_s = self._missed_s = 0.0
         self._look: asyncio.TimerHandle | None = None
         self._discovered, self._discovered_by_all = RateLimiter(DISCOVERY), RateLimiter(DISCOVERY_BY_ALL)
         self._discovery_floods = Floods(DISCOVERY_PATIENCE, DISCOVERY_CLOSED_S)
@@ -101,8 +71,6 @@ class Bus:
         self._renewing: asyncio.Task[None] | None = None
         self._passed_over = 0
         self.foreign_replies = 0  # requests whose answer would have gone to somebody else
-        self._followers: list[Follower] = []
-        self._mux = Mux(connection, APPEND_TIMEOUT_S)
 
     @classmethod
     async def connect(
@@ -150,13 +118,12 @@ class Bus:
         async def on_disconnect() -> None:
             connection.drop_unsent()
             if bus:
-                bus._mux.lost("the link to the broker broke")
+                bus._link_broke()
 
         async def on_reconnect() -> None:
             refused.clear()
             if bus:
-                for follower in bus._followers:
-                    follower.doubt()
+                bus._link_is_back()
 
         bus: Bus | None = None
         connection = Connection(credentials.nkey if credentials else None, encrypted)
@@ -228,10 +195,6 @@ class Bus:
                 await self._nc.force_reconnect()
 
     @property
-    def connected(self) -> bool:
-        return bool(self._nc.is_connected)
-
-    @property
     def requests_in_flight(self) -> int:
         """How many requests are being answered here now."""
         return len(self._tasks)
@@ -247,65 +210,39 @@ class Bus:
         subject ("api", "node"); the fourth names him. on_flood: told of a sender who goes on although refused. He is
         not even answered from then on, for SHUT_OUT_S.
         """
-        self._limiters = {family: RateLimiter(rate) for family, rate in rates.items()}
-        self._floods, self._on_flood = Floods(PATIENCE, SHUT_OUT_S), on_flood
-        self._read_s = asyncio.get_running_loop().time()
-        self._nc.on_read = self._notice_silence
-        self._look_around()
-
-    def _look_around(self) -> None:
         loop = asyncio.get_running_loop()
-        self._notice_deafness(loop.time())
-        self._nc.probe()
+        hearing = self._hearing = Hearing(rates, loop.time())
+        self._on_flood = on_flood
+        self._nc.on_read = lambda: hearing.read(loop.time())
+
+        def look_around() -> None:
+            hearing.ran(loop.time())
+            self._nc.probe()
+            self._look = loop.call_later(LOOK_S, look_around)
+
         if self._look is not None:
             self._look.cancel()
-        self._look = loop.call_later(LOOK_S, self._look_around)
-
-    def _notice_deafness(self, now_s: float) -> None:
-        """Who did not speak too often while this process was stopped floods it with nothing when it goes on."""
-        if self._looked_s and now_s - self._looked_s > DEAF_S:
-            self._was_deaf(now_s - self._looked_s, now_s)
-        elif self._caught_up_s and now_s >= self._caught_up_s:
-            self._caught_up_s = self._missed_s = 0.0
-            for limiter in self._limiters.values():
-                limiter.not_heard(0.0)
-        self._looked_s = now_s
-
-    def _notice_silence(self) -> None:
-        """The same while the broker was stopped: it is asked every LOOK_S, so that it is silent at no other time."""
-        now_s = asyncio.get_running_loop().time()
-        if now_s - self._read_s > DEAF_S:
-            self._was_deaf(now_s - self._read_s, now_s)
-        self._read_s = now_s
-
-    def _was_deaf(self, seconds: float, now_s: float) -> None:
-        self._caught_up_s, self._missed_s = now_s + CATCH_UP_S, max(self._missed_s, seconds)
-        for limiter in self._limiters.values():
-            limiter.not_heard(self._missed_s)
+        look_around()
 
     def shut_out(self, identity: str) -> bool:
         """Whether this sender has flooded us a short while ago."""
-        return self._floods is not None and self._floods.is_out(identity, asyncio.get_running_loop().time())
+        return self._hearing is not None and self._hearing.is_out(identity, asyncio.get_running_loop().time())
+
+    def over_limit_ms(self, family: str, identity: str, cost: float = 1.0) -> int:
+        """0 when who asks may go on (and is charged for it), else how long he has to wait: see limit()."""
+        if self._hearing is None:
+            return 0
+        return self._hearing.wait_ms(family, identity, asyncio.get_running_loop().time(), cost)
 
     def _wait_ms(self, family: str, identity: str, cost: int) -> int:
-        """0 when who sent this message may go on (and is charged for it), else how long he has to wait."""
+        """over_limit_ms() of a message that came; that it has to wait is counted."""
         wait_ms = self.over_limit_ms(family, identity, cost)
         if wait_ms:
             self._refused(identity, cost)
         return wait_ms
 
-    def over_limit_ms(self, family: str, identity: str, cost: float = 1.0) -> int:
-        """0 when who asks may go on (and is charged for it), else how long he has to wait: see limit()."""
-        limiter = self._limiters.get(family)
-        if limiter is None:
-            return 0
-        now_s = asyncio.get_running_loop().time()
-        if now_s - self._looked_s > DEAF_S:  # what came is read before timers are looked at
-            self._notice_deafness(now_s)
-        return limiter.wait_ms(identity, now_s, cost)
-
     def _refused(self, identity: str, cost: float = 1.0) -> None:
-        if self._floods and self._floods.refused(identity, asyncio.get_running_loop().time(), cost):
+        if self._hearing and self._hearing.refused(identity, asyncio.get_running_loop().time(), cost):
             log.warning("%s floods: it is not heard for %g s", identity, SHUT_OUT_S)
             self._nc.pass_over(identity, SHUT_OUT_S)
             self._on_flood(identity)
@@ -315,9 +252,7 @@ class Bus:
             self._renewing.cancel()
         if self._look is not None:
             self._look.cancel()
-        for follower in self._followers:
-            follower.close()
-        self._mux.close()
+        self._end()
         for task in (*self._tasks, *self._workers):
             task.cancel()
         for subscription in self._services:
@@ -674,291 +609,6 @@ class Bus:
             places.give_back(identity, cost)
 
         task.add_done_callback(ended)
-
-    # -- streams --------------------------------------------------------------------------------------
-
-    async def ensure_stream(self, name: str, stream_subjects: list[str], *, replicas: int = 1, **options: Any) -> Any:
-        """Create a stream, or bring an existing one to these options. Returns the configuration it has now.
-
-        Brokers that are still electing who leads them do not answer at first: they are asked again for a while.
-        """
-        config = api.StreamConfig(
-            name=name,
-            subjects=stream_subjects,
-            storage=api.StorageType.FILE,
-            allow_direct=True,
-            num_replicas=replicas,
-            **options,
-        )
-        try:
-            async with asyncio.timeout(STREAM_PATIENCE_S):
-                made = await self._until_made(config)
-                await self._until_known(name)
-            return made.config
-        except (TimeoutError, nats.errors.Error, OSError) as error:
-            raise BusError(f"cannot create the stream {name}: {error or type(error).__name__}") from None
-
-    async def _until_made(self, config: Any) -> Any:
-        asking = self._nc.jetstream(timeout=REQUEST_TIMEOUT_S)
-        make = asking.add_stream
-        while True:
-            try:
-                return await make(config)
-            except nats.js.errors.BadRequestError:
-                if make == asking.update_stream:
-                    raise
-                make = asking.update_stream  # it exists, with other options
-            except (TimeoutError, nats.js.errors.ServiceUnavailableError) as error:
-                log.info("the stream %s is not made yet: %s", config.name, error or type(error).__name__)
-                await asyncio.sleep(STREAM_PAUSE_S)
-
-    async def _until_known(self, name: str) -> None:
-        """A stream that another central made a moment ago is not known to every broker of a cluster yet."""
-        asking = self._nc.jetstream(timeout=REQUEST_TIMEOUT_S / 2)
-        while True:
-            with contextlib.suppress(TimeoutError, nats.js.errors.NotFoundError):
-                await asking.stream_info(name)
-                return
-            await asyncio.sleep(STREAM_PAUSE_S)
-
-    async def append(
-        self,
-        subject: str,
-        payload: bytes,
-        expected_seq: int | None = None,
-        *,
-        name: str = "",
-        right_after: str = "",
-        keep_s: int = 0,
-    ) -> int:
-        """Store a message and return its stream sequence.
-
-        keep_s: so long it is kept, 0 for ever (a stream must be made for that: allow_msg_ttl).
-        expected_seq: sequence of the subject's last message (0: none yet). name: of this message, never used before;
-        right_after: the name of the message that must be the last one of the whole stream, so that this one can be sent
-        before that one is acknowledged. Raises Conflict when the last message is another, AppendUnknown when no answer
-        came, StorageFull when there is no room, BusError when the broker refused for another reason.
-        """
-        lines = "" if expected_seq is None else f"{_EXPECTED_SEQ}: {expected_seq}\r\n"
-        if name:
-            lines += f"{_ID}: {name}\r\n"
-        lines += f"Nats-TTL: {keep_s}s\r\n" if keep_s else ""
-        if right_after:
-            lines += f"{_EXPECTED_ID}: {right_after}\r\n"
-        return await self._store(subject, payload, f"NATS/1.0\r\n{lines}\r\n".encode() if lines else b"")
-
-    async def append_all(self, messages: list[tuple[str, bytes, int]]) -> list[int]:
-        """Store (subject, payload, expected_seq) messages of different subjects in one atomic batch: all or none.
-
-        Returns their stream sequences. At most MAX_BATCH_MESSAGES. Raises as append() does, for all of them
-        together; a Conflict does not say whose it is.
-        """
-        assert 0 < len(messages) <= MAX_BATCH_MESSAGES, f"a batch holds 1 to {MAX_BATCH_MESSAGES} messages"
-        batch = self._nc._nuid.next().decode()
-        last = len(messages)
-        blocks = [
-            f"NATS/1.0\r\nNats-Batch-Id: {batch}\r\nNats-Batch-Sequence: {number}\r\n{_EXPECTED_SEQ}: {seq}\r\n"
-            for number, (_, _, seq) in enumerate(messages, start=1)
-        ]
-        for (subject, payload, _), lines in zip(messages, blocks, strict=True):  # before any of them is sent
-            if len(payload) + len(lines) + _BATCH_END_BYTES > self._nc.max_payload:
-                raise _too_large(subject, len(payload))
-        try:
-            for (subject, payload, _), lines in zip(messages[:-1], blocks, strict=False):
-                self._nc.send(subject, payload, block=f"{lines}\r\n".encode())
-        except (nats.errors.Error, OSError) as error:
-            await asyncio.sleep(LINK_DOWN_PAUSE_S)
-            raise AppendUnknown(f"the link broke within a batch: {error or type(error).__name__}") from None
-        subject, payload, _ = messages[-1]
-        block = f"{blocks[-1]}Nats-Batch-Commit: 1\r\n\r\n".encode()
-        last_seq = await self._store(subject, payload, block)
-        return list(range(last_seq - last + 1, last_seq + 1))
-
-    async def _store(self, subject: str, payload: bytes, block: bytes) -> int:
-        try:
-            answer = await self._mux.ask(subject, payload, block)
-        except AppendUnknown as error:
-            raise AppendUnknown(f"no answer to the append to {subject}: {error}") from None
-        except nats.errors.MaxPayloadError:
-            raise _too_large(subject, len(payload)) from None
-        except (TimeoutError, nats.errors.Error, OSError) as error:
-            raise AppendUnknown(f"no answer to the append to {subject}: {error or type(error).__name__}") from None
-        try:
-            ack = _ACK.decode(answer)
-        except msgspec.MsgspecError:
-            raise AppendUnknown(f"unreadable answer to the append to {subject}") from None
-        if ack.error is not None:
-            raise _refused_append(subject, ack.error)
-        if ack.duplicate:
-            raise BusError(f"the broker took {subject} for a duplicate; nothing was stored")
-        return ack.seq
-
-    async def last(self, stream: str, subject: str, *, any_replica: bool = False) -> Stored | None:
-        """The newest message on `subject`: from the stream's leader, or faster from a replica that may lag."""
-        try:
-            found = await self._js.get_last_msg(stream, subject, direct=any_replica)
-        except nats.js.errors.NotFoundError:
-            return None
-        except (TimeoutError, nats.errors.Error, OSError) as error:
-            raise BusError(f"cannot read {subject}: {error or type(error).__name__}") from None
-        return Stored(found.subject or subject, found.seq or 0, found.data or b"")
-
-    async def at(self, stream: str, seq: int) -> Stored | None:
-        """The message at a sequence, from the stream's leader."""
-        try:
-            found = await self._js.get_msg(stream, seq)
-        except nats.js.errors.NotFoundError:
-            return None
-        except (TimeoutError, nats.errors.Error, OSError) as error:
-            raise BusError(f"cannot read message {seq} of {stream}: {error or type(error).__name__}") from None
-        return Stored(found.subject or "", found.seq or 0, found.data or b"")
-
-    async def dated(self, stream: str, subject: str) -> tuple[Stored, int] | None:
-        """The newest message on `subject`, from the stream's leader, and when it was stored (Unix ms, its clock)."""
-        try:
-            found = await self._js.get_last_msg(stream, subject)
-        except nats.js.errors.NotFoundError:
-            return None
-        except (TimeoutError, nats.errors.Error, OSError) as error:
-            raise BusError(f"cannot read {subject}: {error or type(error).__name__}") from None
-        assert found.time is not None
-        return Stored(subject, found.seq or 0, found.data or b""), int(found.time.timestamp() * 1000)
-
-    async def delete(self, stream: str, seq: int) -> bool:
-        """Delete one message; False when there is none at this sequence. Raises BusError."""
-        try:
-            return bool(await self._js.delete_msg(stream, seq))
-        except (nats.js.errors.NotFoundError, nats.js.errors.BadRequestError):
-            return False
-        except nats.js.errors.APIError as error:
-            if error.err_code in NO_SUCH_MESSAGE:
-                return False
-            raise BusError(f"cannot delete message {seq} of {stream}: {error.description}") from None
-        except (TimeoutError, nats.errors.Error, OSError) as error:
-            raise BusError(f"cannot delete message {seq} of {stream}: {error or type(error).__name__}") from None
-
-    async def subjects_of(self, stream: str, pattern: str) -> list[str]:
-        """Every subject of `pattern` that has a message. Raises BusError, also when they change meanwhile."""
-        found: dict[str, int] = {}
-        while True:
-            ask = msgspec.json.encode({"subjects_filter": pattern, "offset": len(found)})
-            said, _ = await self.request(f"$JS.API.STREAM.INFO.{stream}", ask)
-            page = msgspec.json.decode(said, type=_SubjectsPage)
-            if page.error:
-                raise BusError(f"cannot read the subjects of {stream}: {page.error.description}")
-            before = len(found)
-            found |= page.state.subjects or {}
-            if len(found) >= page.total:
-                return list(found)
-            if len(found) == before:
-                raise BusError(f"the subjects of {stream} changed while they were read")
-
-    async def holds(self, stream: str, subject: str) -> bool:
-        """Whether the stream has a message on `subject`, without fetching it."""
-        return bool((await self._state(stream, subjects_filter=subject)).subjects)
-
-    async def last_seq(self, stream: str) -> int:
-        return int((await self._state(stream)).last_seq)
-
-    async def _state(self, stream: str, subjects_filter: str | None = None) -> Any:
-        try:
-            return (await self._js.stream_info(stream, subjects_filter=subjects_filter)).state
-        except (TimeoutError, nats.errors.Error, OSError) as error:
-            raise BusError(f"cannot read the state of {stream}: {error or type(error).__name__}") from None
-
-    async def follow(
-        self,
-        stream: str,
-        subject: str,
-        after_seq: int,
-        handler: Callable[[Stored], Awaitable[None]],
-        rewound: Callable[[int], None],
-        stall_s: float = STALL_S,
-        after_sha256: str = "",
-    ) -> Follower:
-        """Call handler for every message after `after_seq`, in order and each once, now and in future.
-
-        See cyxnet.follower for `rewound`, `after_sha256` and for what happens when nothing comes for `stall_s`.
-        """
-        follower = Follower(self, stream, subject, after_seq, handler, rewound, stall_s, after_sha256)
-        await follower.start()
-        self._followers.append(follower)
-        return follower
-
-    async def consume(self, stream: str, subject: str, first_seq: int, deliver: Any, heartbeat_s: float) -> Any:
-        """Have the broker push every message from `first_seq` on to `deliver`, once and unasked. For followers."""
-        inbox = self._nc.new_inbox()
-        config = api.ConsumerConfig(
-            deliver_policy=api.DeliverPolicy.BY_START_SEQUENCE,
-            opt_start_seq=first_seq,
-            deliver_subject=inbox,
-            filter_subject=subject,
-            ack_policy=api.AckPolicy.NONE,
-            max_deliver=1,
-            flow_control=True,
-            idle_heartbeat=heartbeat_s,
-            num_replicas=1,
-            mem_storage=True,
-        )
-        subscription = None
-        try:
-            subscription = await self._nc.listen(inbox, deliver)
-            await self._js.add_consumer(stream, config)
-            return subscription
-        except (TimeoutError, nats.errors.Error, OSError) as error:
-            if subscription is not None:
-                with contextlib.suppress(Exception):
-                    await subscription.unsubscribe()
-            raise BusError(f"cannot follow {stream}: {error or type(error).__name__}") from None
-
-    async def reply(self, subject: str) -> None:
-        with contextlib.suppress(nats.errors.Error, OSError):
-            await self._nc.publish(subject, b"")
-
-
-class _Failure(msgspec.Struct):
-    """Why JetStream did not do what it was asked to."""
-
-    err_code: int = 0
-    description: str = ""
-
-
-class _Subjects(msgspec.Struct):
-    subjects: dict[str, int] | None = None
-
-
-class _SubjectsPage(msgspec.Struct):
-    """JetStream's answer about a stream: at most 100,000 of its subjects, of `total`."""
-
-    state: _Subjects = msgspec.field(default_factory=_Subjects)
-    total: int = 0
-    error: _Failure | None = None
-
-
-class _Ack(msgspec.Struct):
-    """JetStream's answer to an append."""
-
-    seq: int = 0
-    duplicate: bool = False
-    error: _Failure | None = None
-
-
-_ACK = msgspec.json.Decoder(_Ack)
-
-
-def _too_large(subject: str, size: int) -> BusError:
-    return BusError(f"the {size} bytes for {subject} are more than a message of the broker holds; nothing was stored")
-
-
-def _refused_append(subject: str, failure: _Failure) -> CyxError:
-    if failure.err_code in _WRONG_LAST_SEQUENCE:
-        return Conflict(f"{subject}: {failure.description}")
-    if failure.err_code in _STORAGE_FULL:
-        return StorageFull(
-            f"the broker has no room to store {subject} ({failure.description}); nothing was stored. "
-            "Free disk space, or raise max_file in the broker's configuration"
-        )
-    return BusError(f"the broker refused to store {subject}: {failure.description}")
 
 
 async def _until_first(connecting: "asyncio.Future[Any]", failed: asyncio.Event, timeout_s: float) -> None:

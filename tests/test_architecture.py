@@ -95,7 +95,7 @@ cyxnet.config cyxnet.tls cyxnet.httpclient cyxnet.solana cyxnet.lifetime cyxnet.
 cyxnet.connection
 cyxnet.service cyxnet.mux cyxnet.inference cyxnet.httpserver cyxnet.openapi cyxnet.openai
 cyxnet.asking
-cyxnet.follower cyxnet.bus cyxnet.artifacts
+cyxnet.follower cyxnet.hearing cyxnet.streams cyxnet.bus cyxnet.artifacts
 cyxnet.broker cyxnet.brokers cyxnet.watchdog cyxnet.parts
 cyxnet.local
 cyxnet.amounts cyxnet.jobtoml cyxnet.jobgraph cyxnet.fetch cyxnet.jobfile cyxnet.follow cyxnet.outbox cyxnet.questions
@@ -144,7 +144,7 @@ cyxcentral.localvm cyxcentral.localrpc cyxcentral.localchain cyxcentral cyxcentr
 # Each outside system has one door. DuckDB is two systems to us: a reader of tables and a database. solders is the
 # vocabulary of transactions for who builds them, and the chain itself for who is one.
 DOORS = {
-    "nats": {"cyxnet.bus", "cyxnet.connection"},
+    "nats": {"cyxnet.bus", "cyxnet.connection", "cyxnet.streams"},
     "duckdb": {"cyxcore.data.tables", "cyxcentral.ledger"},
     "redis": {"cyxcentral.cache"},
     "jwt": {"cyxcentral.http.tokens"},

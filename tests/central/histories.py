@@ -20,8 +20,8 @@ from cyxcentral.world import World
 from cyxcore.spec import ModelSpec
 from cyxnet import messages as m
 from cyxnet import subjects
-from cyxnet.bus import Stored
 from cyxnet.codec import MSGPACK, encode
+from cyxnet.outcomes import Stored
 from tests.central import facts as f
 
 FOLDER = Path(__file__).parents[1] / "golden" / "histories"

@@ -7,7 +7,7 @@ per subject, batches that are stored whole or not at all.
 import asyncio
 
 from cyxnet import subjects
-from cyxnet.bus import AppendUnknown, Conflict, Stored
+from cyxnet.outcomes import AppendUnknown, Conflict, Stored
 
 
 class MemoryLog:

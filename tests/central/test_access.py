@@ -20,7 +20,8 @@ from cyxcentral.access import (
 from cyxcentral.machine import Machine
 from cyxnet import messages as m
 from cyxnet import subjects
-from cyxnet.bus import ApiError, Bus, BusError, Stored
+from cyxnet.bus import ApiError, Bus, BusError
+from cyxnet.outcomes import Stored
 
 ALICE, BOB, OPERATOR = ("c-" + letter * 32 for letter in "abc")
 SECRET = b"s" * 32

@@ -19,8 +19,9 @@ from cyxcentral.world import World
 from cyxnet import messages as m
 from cyxnet import subjects, watchdog
 from cyxnet.broker import Broker
-from cyxnet.bus import AppendUnknown, Bus, BusError, Conflict, StorageFull, Stored
+from cyxnet.bus import Bus, BusError
 from cyxnet.codec import BadMessage, encode
+from cyxnet.outcomes import AppendUnknown, Conflict, StorageFull, Stored
 from tests.central import facts as f
 from tests.central.memory_log import MemoryLog
 

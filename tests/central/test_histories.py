@@ -6,8 +6,8 @@ import pytest
 
 from cyxcentral import jobrules
 from cyxnet import messages as m
-from cyxnet.bus import Stored
 from cyxnet.codec import MSGPACK, decode
+from cyxnet.outcomes import Stored
 from tests.central.histories import FOLDER, HISTORIES, fold, path_of, plain, state_of
 
 KEPT = sorted(FOLDER.glob("*.json"))

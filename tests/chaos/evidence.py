@@ -12,9 +12,10 @@ from cyxcentral.ledger import Ledger
 from cyxcore.errors import CyxError
 from cyxnet import messages as m
 from cyxnet import subjects
-from cyxnet.bus import Bus, Stored
+from cyxnet.bus import Bus
 from cyxnet.client import AsyncClient
 from cyxnet.codec import MSGPACK, BadMessage, decode
+from cyxnet.outcomes import Stored
 from cyxnet.solana import HistoryEntry, Settlement
 from tests.chaos.fleet import Fleet, Restart
 from tests.chaos.load import Load, Told

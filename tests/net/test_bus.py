@@ -14,13 +14,14 @@ from cyxcore.errors import CyxError
 from cyxnet import messages as m
 from cyxnet import subjects
 from cyxnet.broker import Broker, BrokerError, Passwords, syncs_always
-from cyxnet.bus import ApiError, AppendUnknown, Bus, BusError, Conflict
+from cyxnet.bus import ApiError, Bus, BusError
 from cyxnet.codec import JSON
 from cyxnet.connection import Message, block_of
 from cyxnet.credentials import as_client
 from cyxnet.escrow import SettlementError
 from cyxnet.follower import Follower, place_of
 from cyxnet.identity import Identity
+from cyxnet.outcomes import AppendUnknown, Conflict
 from cyxnet.ratelimit import Rate
 
 ME = as_client(Identity(b"m" * 32))
@@ -725,9 +726,9 @@ async def test_metrics_of_who_sends_too_many_are_passed_over_and_nobody_elses(ed
 async def test_who_spoke_while_this_process_was_stopped_is_no_flood(edge, monkeypatch):
     # central stood still for 25 s; when it went on, the metrics that had come meanwhile had their node thrown out for
     # a minute, and its lease with it. The rates are so low that no speed of this test changes what is counted.
-    monkeypatch.setattr("cyxnet.bus.PATIENCE", Rate(per_s=0.01, burst=500))
-    monkeypatch.setattr("cyxnet.bus.DEAF_S", 1_000.0)
-    monkeypatch.setattr("cyxnet.bus.CATCH_UP_S", 1_000.0)
+    monkeypatch.setattr("cyxnet.hearing.PATIENCE", Rate(per_s=0.01, burst=500))
+    monkeypatch.setattr("cyxnet.hearing.DEAF_S", 1_000.0)
+    monkeypatch.setattr("cyxnet.hearing.CATCH_UP_S", 1_000.0)
     heard, floods = [], []
 
     async def take(subject, payload, headers):
@@ -735,14 +736,14 @@ async def test_who_spoke_while_this_process_was_stopped_is_no_flood(edge, monkey
 
     edge.limit({"node": Rate(per_s=0.01, burst=50)}, floods.append)
     await edge.subscribe(subjects.node("*", "hardware"), take, strangers=True)
-    edge._looked_s -= 100_000
+    hearing = edge._hearing
+    hearing._ran_s -= 100_000
     for number in range(700):
         await edge.publish(subjects.node("honest", "hardware"), b"%d" % number)
     await edge.publish(subjects.node("another", "hardware"), b"last")
     await until(lambda: b"last" in heard, edge)
     assert (len(heard), floods) == (701, [])
-    edge._caught_up_s = edge._looked_s  # it has read what came: the rate is what it was
-    edge._look_around()
+    hearing.ran(hearing._caught_up_s)  # it has read what came: the rate is what it was
     for _ in range(700):
         await edge.publish(subjects.node("flood", "hardware"), b"x")
     await until(lambda: floods, edge)
@@ -753,9 +754,9 @@ async def test_who_spoke_while_the_broker_was_stopped_is_no_flood(broker, edge, 
     # only central itself standing still was noticed: 390 messages a second, where 500 were allowed, were a flood when
     # the broker had stood still for eight seconds
     monkeypatch.setattr("cyxnet.bus.LOOK_S", 0.05)
-    monkeypatch.setattr("cyxnet.bus.DEAF_S", 0.5)
-    monkeypatch.setattr("cyxnet.bus.CATCH_UP_S", 1_000.0)
-    monkeypatch.setattr("cyxnet.bus.PATIENCE", Rate(per_s=0.01, burst=50))
+    monkeypatch.setattr("cyxnet.hearing.DEAF_S", 0.5)
+    monkeypatch.setattr("cyxnet.hearing.CATCH_UP_S", 1_000.0)
+    monkeypatch.setattr("cyxnet.hearing.PATIENCE", Rate(per_s=0.01, burst=50))
     heard, floods = [], []
 
     async def take(subject, payload, headers):

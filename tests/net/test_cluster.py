@@ -10,7 +10,8 @@ import pytest
 
 from cyxnet.broker import Passwords, free_ports, syncs_always
 from cyxnet.brokers import Brokers, Ports
-from cyxnet.bus import AppendUnknown, Bus, BusError
+from cyxnet.bus import Bus, BusError
+from cyxnet.outcomes import AppendUnknown
 from tests.net.streams import in_sync, leader_of
 
 STREAM, WRITERS = "LOG", 8

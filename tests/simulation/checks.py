@@ -32,9 +32,9 @@ from cyxcentral.eventlog import read
 from cyxcentral.world import World
 from cyxnet import messages as m
 from cyxnet import subjects
-from cyxnet.bus import Stored
 from cyxnet.codec import MSGPACK, decode
 from cyxnet.connection import Message
+from cyxnet.outcomes import Stored
 from tests.simulation.answers import Asked
 from tests.simulation.centrals import AGREE_WITHIN_MS, LEASE_MS, REFERENCE_FEE, VOUCHED
 from tests.simulation.cheats import end_of

@@ -14,10 +14,10 @@ from nats.js.api import StreamConfig
 
 from cyxcore.errors import CyxError
 from cyxnet import subjects
-from cyxnet.bus import ApiError, AppendUnknown, BusError, Conflict, Stored
+from cyxnet.bus import ApiError, BusError
 from cyxnet.codec import JSON, MAX_MESSAGE_BYTES, MSGPACK, decode, encode
 from cyxnet.connection import Message, block_of
-from cyxnet.outcomes import TEMPORARY_CODES
+from cyxnet.outcomes import TEMPORARY_CODES, AppendUnknown, Conflict, Stored
 from tests.simulation.faults import FIRST_WALL_MS, Faults
 from tests.simulation.loop import Nap, ProcessLoop, Scheduler
 
