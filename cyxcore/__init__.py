@@ -296,6 +296,8 @@ def __getattr__(name: str) -> Any:
         value = name
     elif name in PYTORCHS:
         return PYTORCHS[name]
+    elif said := torchpaths.absent(name):
+        raise AttributeError(said)
     else:
         near = importlib.import_module("difflib").get_close_matches(name, __all__, 3)
         hint = f"; did you mean {' or '.join(near)}?" if near else "; dir(cyxcore) names what it has"

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from cyxcore import eager
+from cyxcore import eager, torchpaths
 from cyxcore import gradients as rules
 from cyxcore.dtype import INEXACT
 from cyxcore.eager import Tensor, enable_grad, no_grad
@@ -27,6 +27,7 @@ from cyxcore.tape import pull
 from cyxcore.values import Value, apply
 
 __path__: list[str] = []  # cyxcore.autograd.functional: cyxcore/torchpaths.py
+__getattr__ = torchpaths.below("autograd")
 
 
 class _Depth(threading.local):

@@ -1,8 +1,10 @@
 """PyTorch's torch.cuda, as far as programs ask it: whether a GPU is there. Tensors go there with x.to("cuda")."""
 
+from cyxcore import torchpaths
 from cyxcore.device import backend, missing
 
 __path__: list[str] = []  # cyxcore.cuda.amp: cyxcore/torchpaths.py
+__getattr__ = torchpaths.below("cuda")
 __all__ = (
     "current_device device_count empty_cache is_available is_bf16_supported manual_seed manual_seed_all set_device "
     "synchronize"

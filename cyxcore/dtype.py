@@ -78,6 +78,11 @@ def dtype_name(dtype: object) -> str:
         return DEFAULTS[dtype]
     name = dtype if isinstance(dtype, str) else getattr(dtype, "name", None) or getattr(dtype, "__name__", None)
     if name not in DTYPES:
+        if type(dtype) is int:
+            raise DtypeError(
+                f"dtype: expected one of {', '.join(ALL)}, got the number {dtype}; sizes are given to cx.empty: "
+                "cx.empty(2, 3), where PyTorch has Tensor(2, 3)"
+            )
         raise DtypeError(f"dtype: expected one of {', '.join(ALL)}, got {dtype!r}; convert the array with astype first")
     return str(name)
 

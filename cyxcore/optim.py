@@ -12,6 +12,7 @@ import importlib
 from collections.abc import Iterable
 from typing import Any
 
+from cyxcore import torchpaths
 from cyxcore.eager import Tensor
 from cyxcore.errors import SpecError
 from cyxcore.lbfgs import LBFGS as LBFGS
@@ -438,6 +439,4 @@ def __getattr__(name: str) -> Any:
     """optim.lr_scheduler and optim.swa_utils, as PyTorch's code writes them."""
     if name in ("lr_scheduler", "swa_utils"):
         return importlib.import_module(f"cyxcore.{name}")
-    if name == "SparseAdam":
-        raise AttributeError("cyxcore.optim has no SparseAdam: no gradient is sparse here; use Adam")
-    raise AttributeError(f"cyxcore.optim has no {name!r}")
+    return torchpaths.below("optim")(name)

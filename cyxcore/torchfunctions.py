@@ -256,6 +256,7 @@ def _typed(name: str, dtype: str) -> Any:
         return creation.zeros(data or (0,), dtype=dtype)
 
     make.__name__ = make.__qualname__ = name
+    make.name = dtype  # type: ignore[attr-defined]  # what x.type(FloatTensor) asks for
     make.__doc__ = f"A tensor of {dtype} of data; of sizes, zeros. Newer code writes tensor(data, dtype=...)."
     return make
 

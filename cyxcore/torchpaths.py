@@ -6,7 +6,7 @@ imported; nothing of it is loaded before.
 
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
@@ -52,7 +52,17 @@ PATHS = {
     },
 }
 
+# Base classes that PyTorch has below nn.modules only, which programs ask with isinstance: where they stand here.
+BASES = {
+    "_BatchNorm": "nn.norms:_BatchNorm",
+    "_InstanceNorm": "nn.norms:_InstanceNorm",
+    "_Loss": "nn.losses:_Loss",
+    "RNNBase": "nn.recurrent:_Recurrent",
+    "RNNCellBase": "nn.recurrent:_Cell",
+}
+
 # What is not here, and what to do instead.
+_ONE_DEVICE = "a process uses one device; leave the wrapper out"
 INSTEAD = {
     "_dynamo": "cx.compile compiles; leave it out",
     "ao": "cx.quantize works on whole models",
@@ -63,7 +73,7 @@ INSTEAD = {
     "hub": "download the weights and load them: cx.load, model.load_state_dict",
     "jit": "cx.compile compiles, cx.trace gives the graph of a model",
     "multiprocessing": "threads share tensors, and kernels use them",
-    "nn.parallel": "a process uses one device; leave the wrapper out",
+    "nn.parallel": _ONE_DEVICE,
     "nn.utils.prune": "write masked weights with cx.nn.utils.parametrize",
     "profiler": "cx.profile shows what a function costs",
     "sparse": "there are no sparse tensors",
@@ -72,15 +82,51 @@ INSTEAD = {
 }
 
 
+# Names of PyTorch's that are no modules: the same.
+NAMES_INSTEAD = {
+    "nn.DataParallel": _ONE_DEVICE,
+    "optim.SparseAdam": "no gradient is sparse here; use Adam",
+    "nn.SyncBatchNorm": "a process uses one device: BatchNorm2d is in step with itself",
+    "set_default_device": "say device= where a tensor is made, or x.to(device)",
+    "set_default_tensor_type": "floats are float32; say dtype= and device=, or model.double()",
+}
+
+
+def _object(home: str) -> Any:
+    """A module below cyxcore, or after a colon an object in it."""
+    where, _, inner = home.partition(":")
+    found = importlib.import_module(f"cyxcore.{where}")
+    return getattr(found, inner) if inner else found
+
+
+def below(parent: str) -> Callable[[str], Any]:
+    """A module's __getattr__: the paths below it, for a program that imported the module alone: nn.modules.loss.
+
+    parent: its name below cyxcore. Raises AttributeError that says what to do instead, where that is known.
+    """
+
+    def found(name: str) -> Any:
+        path = f"{parent}.{name}"
+        if path in PATHS:
+            return importlib.import_module(f"cyxcore.{path}")
+        raise AttributeError(absent(path) or f"cyxcore.{parent} has no {name!r}")
+
+    return found
+
+
+def absent(path: str) -> str:
+    """What to do instead of a name of PyTorch's that is not here; empty where nothing is known."""
+    said = INSTEAD.get(path) or NAMES_INSTEAD.get(path)
+    return f"cyxcore has no {path}: {said}" if said else ""
+
+
 class _Elsewhere(ModuleType):
     """A module that has the names of another."""
 
     def __init__(self, name: str, home: str) -> None:
         super().__init__(name)
         self.__path__: list[str] = []  # so that there may be paths below it
-        where, _, inner = home.partition(":")
-        found: Any = importlib.import_module(f"cyxcore.{where}")
-        self._home: Any = getattr(found, inner) if inner else found
+        self._home: Any = _object(home)
         self.__doc__ = getattr(self._home, "__doc__", None)
         listed = getattr(self._home, "__all__", None)
         self.__all__ = [each for each in vars(self._home) if each[:1] != "_"] if listed is None else list(listed)
@@ -88,6 +134,11 @@ class _Elsewhere(ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
+        path = f"{self.__name__.removeprefix('cyxcore.')}.{name}"
+        if path in PATHS:
+            return importlib.import_module(f"cyxcore.{path}")
+        if path.startswith("nn.modules.") and name in BASES:
+            return _object(BASES[name])
         return getattr(self._home, name)
 
     def __dir__(self) -> list[str]:
@@ -114,7 +165,7 @@ class _Finder:
         if name in PATHS:
             return ModuleSpec(fullname, _Maker())  # type: ignore[arg-type]
         if name in INSTEAD:
-            raise ModuleNotFoundError(f"cyxcore has no {name}: {INSTEAD[name]}", name=fullname)
+            raise ModuleNotFoundError(absent(name), name=fullname)
         return None
 
 

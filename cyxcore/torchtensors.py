@@ -207,6 +207,12 @@ class InMemory(InPlace):
         """Bytes of an element."""
         return int(self._data.itemsize)
 
+    def new(self, *given: Any) -> Any:
+        """Data as a tensor of this dtype and device, or zeros of sizes given one by one, as in older programs."""
+        if len(given) == 1 and not isinstance(given[0], (int, np.integer)):
+            return self.new_tensor(given[0])
+        return self.new_zeros(*given or (0,))
+
     def new_tensor(self, data: Any, dtype: Any = None) -> Any:
         """Data as a tensor of this dtype and device."""
         return self._constant(data, dtype_name(dtype or self.dtype))

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from cyxcore import data as data
+from cyxcore import torchpaths
 from cyxcore.autograd import remat
 from cyxcore.errors import SpecError
 from cyxcore.overview import Summary as Summary
@@ -11,6 +12,7 @@ from cyxcore.overview import flops as flops
 from cyxcore.overview import summary as summary
 
 __path__: list[str] = []  # cyxcore.utils.data: cyxcore/torchpaths.py
+__getattr__ = torchpaths.below("utils")
 
 
 class checkpoint:  # noqa: N801 - PyTorch's module torch.utils.checkpoint

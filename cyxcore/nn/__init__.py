@@ -1,5 +1,6 @@
 """Layers and losses with torch's names, options, weight layouts and state_dict keys."""
 
+from cyxcore import torchpaths
 from cyxcore.nn import functional, init, utils
 from cyxcore.nn.activations import (
     CELU,
@@ -367,6 +368,8 @@ __all__ = [
     "init",
     "utils",
 ]
+
+__getattr__ = torchpaths.below("nn")
 
 # Words that PyTorch gave up: reduction says it.
 accept(

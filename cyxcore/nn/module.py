@@ -218,26 +218,35 @@ class Module:
     def modules(self) -> Iterator["Module"]:
         return (part for _, part in self.named_modules())
 
-    def _named(self, table: str) -> Iterator[tuple[str, Tensor]]:
+    def _named(
+        self, table: str, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, Tensor]]:
         seen: set[int] = set()
-        for prefix, part in self.named_modules():
+        for place, part in self.named_modules(prefix) if recurse else [(prefix, self)]:
             part._ready()
             for name, value in part.__dict__[table].items():
                 if id(value) not in seen:
-                    seen.add(id(value))
-                    yield f"{prefix}.{name}" if prefix else name, value
+                    if remove_duplicate:
+                        seen.add(id(value))
+                    yield f"{place}.{name}" if place else name, value
 
-    def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
-        return self._named("_parameters")
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, Tensor]]:
+        """(dotted name, parameter) of this, and unless recurse is False of everything in it; each once."""
+        return self._named("_parameters", prefix, recurse, remove_duplicate)
 
-    def parameters(self) -> Iterator[Tensor]:
-        return (value for _, value in self.named_parameters())
+    def parameters(self, recurse: bool = True) -> Iterator[Tensor]:
+        return (value for _, value in self.named_parameters(recurse=recurse))
 
-    def named_buffers(self) -> Iterator[tuple[str, Tensor]]:
-        return self._named("_buffers")
+    def named_buffers(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, Tensor]]:
+        """(dotted name, buffer), as named_parameters() has parameters."""
+        return self._named("_buffers", prefix, recurse, remove_duplicate)
 
-    def buffers(self) -> Iterator[Tensor]:
-        return (value for _, value in self.named_buffers())
+    def buffers(self, recurse: bool = True) -> Iterator[Tensor]:
+        return (value for _, value in self.named_buffers(recurse=recurse))
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:
         """Of every parameter: False freezes them."""

@@ -12,8 +12,8 @@ import pytest
 
 import cyxcore as cx
 from cyxcore import func, nn
-from cyxcore.errors import GradientError, ShapeError, SpecError
-from cyxcore.torchpaths import INSTEAD, PATHS
+from cyxcore.errors import DtypeError, GradientError, ShapeError, SpecError
+from cyxcore.torchpaths import INSTEAD, NAMES_INSTEAD, PATHS
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -22,17 +22,6 @@ with warnings.catch_warnings():
 X = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
 Y = np.random.default_rng(1).normal(size=(5,)).astype(np.float32)
 W = np.random.default_rng(2).normal(size=(3,)).astype(np.float32)
-
-PROGRAM = """
-from cyxcore.optim.lr_scheduler import CosineAnnealingLR
-from cyxcore.optim.swa_utils import AveragedModel
-from cyxcore.utils.data import DataLoader, Dataset, TensorDataset, random_split
-from cyxcore.utils.data.dataset import Subset
-from cyxcore.utils.checkpoint import checkpoint
-from cyxcore.autograd import Function
-from cyxcore.autograd.functional import jacobian
-from cyxcore.nn.modules.loss import _Loss  # noqa
-"""
 
 
 def torchs(path: str) -> Any:
@@ -78,6 +67,52 @@ def test_a_module_that_is_not_here_says_what_to_do(path: str) -> None:
         importlib.import_module(f"cyxcore.{parent}")
     with pytest.raises(ModuleNotFoundError, match=f"cyxcore has no {path}: "):
         importlib.import_module(f"cyxcore.{path}")
+
+
+def test_a_program_that_imported_the_package_alone_finds_paths_as_attributes() -> None:
+    code = (
+        "import cyxcore as torch; from cyxcore import nn; import cyxcore.optim as optim; "
+        "bn = isinstance(nn.BatchNorm2d(3), nn.modules.batchnorm._BatchNorm); "
+        "rnn = isinstance(nn.LSTM(2, 3), nn.modules.rnn.RNNBase) and isinstance(nn.MSELoss(), nn.modules.loss._Loss); "
+        "print(bn, rnn, nn.parameter.Parameter is nn.Parameter, torch.autograd.functional.jacobian.__name__, "
+        "torch.cuda.amp.GradScaler is torch.amp.GradScaler, optim.optimizer.Optimizer is torch.optim.Optimizer, "
+        "torch.nn.modules.linear.Linear is nn.Linear, torch.nn.utils.clip_grad.clip_grad_norm_.__name__)"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert said.split() == ["True", "True", "True", "jacobian", "True", "True", "True", "clip_grad_norm_"]
+
+
+@pytest.mark.parametrize("path", sorted({*INSTEAD, *NAMES_INSTEAD}))
+def test_an_attribute_that_is_not_here_says_what_to_do(path: str) -> None:
+    parent, _, name = path.rpartition(".")
+    owner = importlib.import_module(f"cyxcore.{parent}") if parent else cx
+    with pytest.raises(AttributeError, match=f"cyxcore has no {path}: "):
+        getattr(owner, name)
+
+
+def test_parameters_of_a_module_without_those_in_it() -> None:
+    def run(m: Any) -> Any:
+        torch.manual_seed(0)
+        inner = m.nn.Linear(2, 3)
+        model = m.nn.Sequential(inner, m.nn.BatchNorm1d(3), inner)
+        model.register_parameter("own", m.nn.Parameter(m.zeros(2)))
+        return (
+            [name for name, _ in model.named_parameters(recurse=False)],
+            [name for name, _ in model.named_parameters(prefix="net")],
+            [name for name, _ in model.named_parameters(remove_duplicate=False)],
+            [name for name, _ in model[1].named_buffers("bn", recurse=False) if "num" not in name],
+            (len(list(model.parameters(recurse=False))), len(list(model.buffers(recurse=False)))),
+        )
+
+    assert run(cx) == run(torch)
+
+
+def test_older_constructors() -> None:
+    x = cx.zeros(2, dtype="float64")
+    assert x.new(2, 3).shape == (2, 3) and x.new([1, 2]).tolist() == [1.0, 2.0] and x.new().shape == (0,)
+    assert x.new(2).dtype == "float64" and x.type(cx.FloatTensor).dtype == "float32" and cx.LongTensor.name == "int64"
+    with pytest.raises(DtypeError, match=r"got the number 3; sizes are given to cx.empty: cx.empty\(2, 3\)"):
+        cx.Tensor(2, 3)
 
 
 def test_a_path_that_nobody_has_is_not_found() -> None:

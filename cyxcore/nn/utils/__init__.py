@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+from cyxcore import torchpaths
 from cyxcore.eager import Tensor, no_grad
 from cyxcore.errors import GradientError, ShapeError
 from cyxcore.functional import clip_scale, concat, maximum, minimum, stack, total_norm
@@ -89,4 +90,4 @@ def __getattr__(name: str) -> Any:
     if name in ("remove_weight_norm", "remove_spectral_norm"):
         remove = home("cyxcore.nn.utils.parametrize").remove_parametrizations
         return lambda module, name="weight": remove(module, name)
-    raise AttributeError(f"cyxcore.nn.utils has no {name!r}")
+    return torchpaths.below("nn.utils")(name)
