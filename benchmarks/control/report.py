@@ -7,6 +7,7 @@ from typing import Literal
 
 from msgspec import Struct
 
+WARM_SUBMISSIONS = 300  # of each system, before any is counted
 STUCK_AFTER_S = 60.0  # since the last fault or the last task that ended: who moves for so long no more is stuck
 
 
@@ -25,10 +26,10 @@ class Scale(Struct, frozen=True, kw_only=True):
 
 
 FULL = Scale(
-    rounds=3, submissions=3000, starts=100, slow_starts=4, tasks=2000, task_ms=20, jobs=200, faults=24, fault_gap_s=1.5
+    rounds=3, submissions=5000, starts=100, slow_starts=4, tasks=2000, task_ms=20, jobs=200, faults=24, fault_gap_s=1.5
 )
 QUICK = Scale(
-    rounds=1, submissions=600, starts=30, slow_starts=2, tasks=300, task_ms=40, jobs=60, faults=6, fault_gap_s=1.0
+    rounds=1, submissions=1500, starts=30, slow_starts=2, tasks=300, task_ms=40, jobs=60, faults=6, fault_gap_s=1.0
 )
 
 
