@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from threading import Lock
-from typing import Any
+from typing import Any, NamedTuple
 
 from cyxcore import device as devices
 from cyxcore import precision
@@ -21,7 +21,14 @@ from cyxcore.plan import Plan
 from cyxcore.steps import Bound, CompiledStep, Draws, Plans, Seen, draws_of, in_a_graph, with_values
 from cyxcore.surroundings import Surroundings
 from cyxcore.symbols import Builder, Symbol
-from cyxcore.tracing import symbolic
+from cyxcore.tracing import results_of, symbolic
+
+
+class _Traced(NamedTuple):
+    plan: Plan
+    rebuild: Callable[[tuple[Tensor, ...]], Any]  # what the function returns, of the plan's outputs
+    draws: Draws
+    kept: list[Any]
 
 
 class Compiled:
@@ -39,7 +46,8 @@ class Compiled:
         numerics: str | None = None,
     ) -> None:
         """around: what the function reads besides its arguments; None for a module, which has its own."""
-        self.function, self.device = function, device
+        self.function = self.__wrapped__ = function  # by which a function that is compiled around this finds modules
+        self.device = device
         self.numerics = None if numerics is None else precision.check_name(numerics)
         self._lock = Lock()  # a plan has one memory: threads take turns
         self._seen = Seen()
@@ -52,7 +60,14 @@ class Compiled:
             self.modules = around.modules
         self._plans, self._bound = Plans(), Bound(self.modules)
 
-    def _compile(self, inputs: tuple[Tensor, ...], device: str) -> tuple[Plan, bool, Draws, list[Any]]:
+    def __getattr__(self, name: str) -> Any:
+        """Of a module what it has: parameters(), state_dict(), eval(), its parts."""
+        function = self.__dict__.get("function")
+        if isinstance(function, Module):
+            return getattr(function, name)
+        raise AttributeError(f"a compiled function has no {name!r}")
+
+    def _compile(self, inputs: tuple[Tensor, ...], names: tuple[str, ...], device: str) -> _Traced:
         self._seen.forget()  # what the function reads may be known otherwise afterwards
         builder = Builder(merging=False, travels=device in devices.OWN_MEMORY)
         builder.device = device
@@ -60,35 +75,36 @@ class Compiled:
         state: dict[str, Any] = {}
         with ExitStack() as stack:
             for place, module in enumerate(self.modules):
-                stack.enter_context(symbolic(module, builder, f"{place}."))
+                stack.enter_context(symbolic(module, builder, f"{place}.", mode=False))
             if self.around is not None:
                 there = stack.enter_context(self.around.symbolic(builder, device))
                 state |= {builder.nodes[symbol.node].attrs["name"]: x._data for x, symbol in there.values()}
             stack.enter_context(drawing_again(partial(in_a_graph, builder)))
             options = self._bound.options()
-            result = self.function(*symbols)
+            free = len(symbols) - len(names)
+            result = self.function(*symbols[:free], **dict(zip(names, symbols[free:], strict=True)))
             self._bound.leave_out_changed(options)
         for place, module in enumerate(self.modules):
             state |= {f"{place}.{name}": array for name, array in module.arrays().items()}
-        several = isinstance(result, tuple)
-        outputs = result if several else (result,)
-        if not all(isinstance(value, Symbol) for value in outputs):
-            raise GraphError("compile: expected the function to return tensors computed from its arguments")
-        names = [str(place) for place in range(len(inputs))]
+        outputs, rebuild = results_of(result, "function to return tensors computed from its arguments")
+        fed = [str(place) for place in range(len(inputs))]
         graph = evaluation_graph(builder.graph(*outputs))  # in which nothing is drawn that only training needs
         draws = [node.attrs["stream"] for node in graph.nodes if node.op == "uniform"]
-        plan = Plan(graph, state, device, resident=names, fetch=False, numerics=self.numerics, draws=draws)
+        plan = Plan(graph, state, device, resident=fed, fetch=False, numerics=self.numerics, draws=draws)
         around = [] if self.around is None else self.around.kept()
-        return plan, several, draws_of(plan, builder), [*self._bound.kept(), *around]
+        return _Traced(plan, rebuild, draws_of(plan, builder), [*self._bound.kept(), *around])
 
-    def __call__(self, *inputs: Any) -> Any:
+    def __call__(self, *inputs: Any, **named: Any) -> Any:
+        given = (*inputs, *named.values()) if named else inputs
+        if any(isinstance(x, Symbol) for x in given):
+            return self.function(*inputs, **named)  # a part of what is compiled around it
         with self._lock:
-            return self._run(tuple(x if isinstance(x, Tensor) else Tensor(x) for x in inputs))
+            return self._run(tuple(x if isinstance(x, Tensor) else Tensor(x) for x in given), tuple(named))
 
-    def _traced(self, tensors: tuple[Tensor, ...], device: str) -> tuple[Plan, bool, Draws, list[Any]]:
+    def _traced(self, tensors: tuple[Tensor, ...], names: tuple[str, ...], device: str) -> _Traced:
         if self.around is None:
-            return self._compile(tensors, device)
-        return with_values(self.around, lambda: self._compile(tensors, device))
+            return self._compile(tensors, names, device)
+        return with_values(self.around, lambda: self._compile(tensors, names, device))
 
     def _look(self, watch: Any) -> tuple[Any, ...]:
         """What a plan is chosen by besides the arguments."""
@@ -106,29 +122,44 @@ class Compiled:
             self.around.note(watch)
         return key
 
-    def _run(self, tensors: tuple[Tensor, ...]) -> Any:
+    def _run(self, tensors: tuple[Tensor, ...], names: tuple[str, ...]) -> Any:
         at = self.device or (tensors[0].device if tensors else devices.default_device())
         numerics = self.numerics or precision.current()
-        key = (at, numerics, tuple([(x.shape, x.dtype) for x in tensors]), self._seen.key(self._look))
-        plan, several, draws, _ = self._plans.of(key, lambda: self._traced(tensors, at))
+        key = (at, numerics, tuple([(x.shape, x.dtype) for x in tensors]), names, self._seen.key(self._look))
+        plan, rebuild, draws, _ = self._plans.of(key, lambda: self._traced(tensors, names, at))
         for place, x in enumerate(tensors):
             if not refilled(fed := plan.inputs[str(place)], x):
                 plan.backend.assign(fed, devices.put(x._data, at))
         draws.fill()
         plan.run()
         results = tuple(wrap(array.copy()) for array in plan.outputs)
-        return results if several else results[0]
+        return rebuild(results)
 
 
 def compile(
-    function: "Module | Callable[..., Any]", device: str | None = None, numerics: str | None = None
-) -> "Compiled | CompiledStep":
+    function: "Module | Callable[..., Any] | None" = None,
+    device: str | None = None,
+    numerics: str | None = None,
+    *,
+    mode: str | None = None,
+    fullgraph: bool = False,
+    dynamic: bool | None = None,
+    backend: Any = None,
+    options: Any = None,
+    disable: bool = False,
+) -> Any:
     """A faster callable with the same results: of a module or function in inference mode, or of a training step.
 
     Modules are found among the variables that a function uses. A function that uses an optimiser, or goes backward(),
-    is a training step (cyxcore/steps.py): its gradients and updates are in the plan.
+    is a training step (cyxcore/steps.py): its gradients and updates are in the plan. Without a function a decorator.
     numerics: of its products, see cyxcore.set_numerics; None: the class that is set at each call.
+    mode, fullgraph, dynamic, backend, options: accepted and without effect, as there is one way to compile. disable:
+    True gives the function back.
     """
+    if function is None:
+        return partial(compile, device=device, numerics=numerics, disable=disable)
+    if disable:
+        return function
     if isinstance(function, Module):
         return Compiled(function, None, device, numerics)
     around = Surroundings(function)

@@ -306,7 +306,10 @@ class Tensor(Held, Leaving):
         """The gradient a walk back from here begins with."""
         self._refresh()
         if not self.requires_grad:
-            raise GradientError("backward: this tensor depends on nothing that requires a gradient")
+            raise GradientError(
+                "backward: this tensor depends on nothing that requires a gradient; what a compiled module or function "
+                "returns does not: compile the training step, with backward() and optimizer.step() in it"
+            )
         if gradient is None and self.shape != ():
             raise GradientError(
                 f"backward: expected a scalar, got {self.shape}; reduce it with mean() or pass a gradient"

@@ -41,7 +41,7 @@ from cyxcore.optimizer import NO_OPTIONS, Optimizer, State
 from cyxcore.plan import Plan
 from cyxcore.surroundings import NUMBERS, Surroundings, codes, is_ours
 from cyxcore.symbols import Builder, Symbol, ValueNeeded
-from cyxcore.tracing import symbolic
+from cyxcore.tracing import results_of, symbolic
 
 Array = np.ndarray[Any, Any]
 Made = TypeVar("Made")
@@ -236,7 +236,7 @@ def _gradient_before(builder: Builder, parameters: dict[int, Tensor], home: int)
 
 class _Traced(NamedTuple):
     plan: Plan
-    several: bool
+    rebuild: Callable[[tuple[Tensor, ...]], Any]  # what the step returns, of its outputs
     written: list[Tensor]  # parameters and buffers the plan writes in place
     fed: list[Array]  # for each argument what the plan reads
     stepped: list[tuple[Optimizer, list[int]]]  # and the places that have no gradient in it
@@ -269,9 +269,10 @@ class CompiledStep:
         self.around, self.modules, self.optimizers = around, around.modules, around.optimizers
         self._plans, self._bound = Plans(), Bound(around.modules)
 
-    def __call__(self, *inputs: Any) -> Any:
+    def __call__(self, *inputs: Any, **named: Any) -> Any:
         with self._lock:
-            return self._step([x if isinstance(x, Tensor) else Tensor(x) for x in inputs])
+            given = (*inputs, *named.values()) if named else inputs
+            return self._step([x if isinstance(x, Tensor) else Tensor(x) for x in given], tuple(named))
 
     def _look(self, watch: Any) -> tuple[str, tuple[Any, ...]]:
         """The device of the plan, and what else it is chosen by."""
@@ -293,16 +294,20 @@ class CompiledStep:
             *[_options(optimizer, group) for optimizer in self.optimizers for group in optimizer.param_groups],
         )
 
-    def _step(self, tensors: list[Tensor]) -> Any:
+    def _step(self, tensors: list[Tensor], names: tuple[str, ...] = ()) -> Any:
+        """names: those of the last arguments."""
         device, own = self._seen.key(self._look)
         key = (
             device,
             self.numerics or precision.current(),
             is_recording(),
             tuple([(x.shape, x.dtype) for x in tensors]),
+            names,
             own,
         )
-        traced: _Traced = self._plans.of(key, lambda: with_values(self.around, lambda: self._trace(tensors, device)))
+        traced: _Traced = self._plans.of(
+            key, lambda: with_values(self.around, lambda: self._trace(tensors, names, device))
+        )
         plan = traced.plan
         backend = plan.backend
         for x, fed in zip(tensors, traced.fed, strict=True):
@@ -332,9 +337,9 @@ class CompiledStep:
             optimizer.call_step_hooks("after_step")
         results = tuple([wrap(array.copy()) for array in plan.outputs])
         results = traced.gradients.taken(results)
-        return results if traced.several else results[0]
+        return traced.rebuild(results)
 
-    def _trace(self, inputs: list[Tensor], device: str) -> _Traced:
+    def _trace(self, inputs: list[Tensor], last: tuple[str, ...], device: str) -> _Traced:
         self._seen.forget()  # what the function reads may be known otherwise afterwards
         builder = Builder(merging=False, travels=device in devices.OWN_MEMORY)
         builder.differentiate = reached if is_recording() else _switched_off
@@ -360,12 +365,10 @@ class CompiledStep:
             parameters = {symbol.home: tensors[identity] for identity, symbol in known.items()}
             builder.given = partial(_gradient_before, builder, parameters)
             options = self._bound.options()
-            result = self.function(*arguments)
+            free = len(arguments) - len(last)
+            result = self.function(*arguments[:free], **dict(zip(last, arguments[free:], strict=True)))
             self._bound.leave_out_changed(options)
-        several = isinstance(result, tuple)
-        outputs = result if several else (result,)
-        if not all(isinstance(value, Symbol) for value in outputs):
-            raise GraphError("compile: expected the step to return tensors computed in it, such as its loss")
+        outputs, rebuild = results_of(result, "step to return tensors computed in it, such as its loss")
         names = [f"argument.{place}" for place in range(len(inputs))]
         after = [home for home in builder.gradients if home in builder.added or home in builder.waiting]
         outputs = (*outputs, *[builder.gradients[home] for home in after])
@@ -399,7 +402,7 @@ class CompiledStep:
             [parameters[home] for home in builder.begun if home not in builder.gradients],
         )
         fed, drawn = [plan.inputs[name] for name in names], draws_of(plan, builder)
-        return _Traced(plan, several, written, fed, stepped, scalars, momenta, drawn, gradients, kept)
+        return _Traced(plan, rebuild, written, fed, stepped, scalars, momenta, drawn, gradients, kept)
 
 
 def _buffers(module: Module) -> Iterator[Tensor]:

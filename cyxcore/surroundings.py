@@ -145,6 +145,8 @@ class Surroundings:
         elif isinstance(value, functools.partial):
             self._look(value.func)
             self._add_arguments(value, [f"argument {place}" for place in range(len(value.args))], value.keywords)
+        elif (inner := vars(value).get("__wrapped__") if hasattr(value, "__dict__") else None) is not None:
+            self._look(inner)
         elif isinstance(value, (list, tuple, dict)):
             if len(value) <= MOST_ITEMS:
                 for item in value.values() if isinstance(value, dict) else value:

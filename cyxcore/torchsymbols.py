@@ -73,6 +73,12 @@ class Placed(Value):
         """The value, through which no gradient goes."""
         return self.detach()  # type: ignore[attr-defined]
 
+    def new(self, *given: Any) -> Any:
+        """Data as a value of this dtype, or zeros of sizes given one by one, as in older programs."""
+        if len(given) == 1 and not isinstance(given[0], int):
+            return self.new_tensor(given[0])
+        return self.new_zeros(*given or (0,))
+
     def new_tensor(self, data: Any, dtype: Any = None) -> Any:
         """Data as a value of this dtype."""
         return self._constant(data, dtype_name(dtype or self.dtype))

@@ -3,14 +3,16 @@
 The function runs once per probe batch size and never again; a training node runs only the graph.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from cyxcore import linalg
 from cyxcore.errors import GraphError, ShapeError
+from cyxcore.func import flat
 from cyxcore.graph import Graph
 from cyxcore.symbols import MOST_NODES, Builder, Symbol, batch_free
 from cyxcore.values import TRACED, Value
@@ -28,13 +30,38 @@ class Traced(NamedTuple):
     weights: dict[str, Array]
 
 
+def results_of(result: Any, expected: str) -> tuple[tuple[Symbol, ...], Callable[[Sequence[Any]], Any]]:
+    """The symbols that a traced function returned, in tuples, lists and dicts, and what puts others in their places.
+
+    None stays where it is. Raises GraphError, which says what was expected, for anything else.
+    """
+    leaves, rebuild = flat(result)
+    places = [place for place, leaf in enumerate(leaves) if leaf is not None]
+    symbols = tuple(leaves[place] for place in places)
+    if not all(isinstance(leaf, Symbol) for leaf in symbols) or leaves and not symbols:
+        raise GraphError(f"compile: expected the {expected}")
+    if isinstance(result, Symbol):
+        return symbols, itemgetter(0)
+    if type(result) is tuple and all(isinstance(part, Symbol) for part in result):
+        return symbols, tuple
+
+    def put(values: Sequence[Any]) -> Any:
+        filled = [None] * len(leaves)
+        for place, value in zip(places, values, strict=True):
+            filled[place] = value
+        return rebuild(filled)
+
+    return symbols, put
+
+
 @contextmanager
 def symbolic(
-    module: "Module", builder: Builder, names: str = "", both_modes: bool = True
+    module: "Module", builder: Builder, names: str = "", both_modes: bool = True, mode: Any = TRACED
 ) -> Iterator[dict[int, Symbol]]:
     """Within the block the module's parameters and buffers are symbols, and it is in both modes at once.
 
-    names: put before the names of the parameters. both_modes: False leaves the module in the mode it is in. Yields the
+    names: put before the names of the parameters. both_modes: False leaves the module in the mode it is in. mode: False
+    puts it in evaluation mode. Yields the
     symbol of each tensor, by the tensor's id. In one mode, what requires no gradient is not trained.
     """
     changed: list[tuple[dict[str, Any], str, Any]] = []
@@ -47,7 +74,7 @@ def symbolic(
         known: dict[int, Symbol] = {}
         for prefix, part in module.named_modules():
             if both_modes:
-                put(part.__dict__, "training", TRACED)
+                put(part.__dict__, "training", mode)
             put(part.__dict__, "_label", f"{prefix}: {type(part).__name__}" if prefix else type(part).__name__)
             for table, trainable in ((part._parameters, True), (part._buffers, False)):
                 for name, tensor in table.items():

@@ -1012,3 +1012,74 @@ def test_the_common_generator_is_not_set_back_in_a_compiled_function() -> None:
     same = cx.func.vmap(lambda row: row + cx.rand(8), randomness="same")
     with pytest.raises(GraphError, match="of the first call alone"):
         cx.compile(lambda x: same(x))(batch(0)[0])
+
+
+class _Net(nn.Module):
+    """As programs write them: a result besides, an argument by its name, a branch on the mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.drop, self.head = nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 3)
+
+    def forward(self, x: Any, targets: Any = None) -> Any:
+        hidden = self.drop(self.body(x).relu())
+        logits = self.head(F.dropout(hidden, 0.5 if self.training else 0.0))
+        return logits, None if targets is None else F.cross_entropy(logits, targets)
+
+
+def test_a_compiled_module_has_what_the_module_has_and_is_in_evaluation_mode() -> None:
+    cx.manual_seed(0)
+    model = _Net()
+    compiled = cx.compile(model, mode="reduce-overhead", fullgraph=True, dynamic=False, backend="inductor")
+    x, y = cx.randn(5, 4), cx.tensor([0, 1, 2, 1, 0])
+    got, nothing = compiled(x)
+    assert nothing is None and compiled.training  # its own mode is left alone
+    model.eval()
+    assert got.equal(model(x)[0]) and compiled(x, targets=y)[1].equal(model(x, y)[1])
+    assert (
+        [*compiled.state_dict()] == [*model.state_dict()] and compiled.eval() is model and compiled.head is model.head
+    )
+    with pytest.raises(
+        GradientError, match="what a compiled module or function returns does not: compile the training"
+    ):
+        compiled(x, targets=y)[1].backward()
+    with pytest.raises(AttributeError, match="_Net has no attribute 'nothing'"):
+        _ = compiled.nothing
+    with pytest.raises(AttributeError, match="a compiled function has no 'nothing'"):
+        _ = cx.compile(lambda x: x).nothing  # type: ignore[attr-defined]
+
+
+def test_a_step_uses_a_module_that_is_compiled_by_itself_as_the_module() -> None:
+    def trained(inner: bool) -> Any:
+        cx.manual_seed(0)
+        model = _Net()
+        net = cx.compile(model) if inner else model
+        sgd = cx.optim.SGD(model.parameters(), lr=0.1)
+
+        @cx.compile(mode="max-autotune")
+        def step(x: Any, y: Any) -> Any:
+            logits, loss = net(x, targets=y)
+            sgd.zero_grad()
+            loss.backward()
+            sgd.step()
+            return {"loss": loss, "parts": [logits, None]}
+
+        x, y = cx.random.Generator(1).normal(size=(5, 4)).astype("float32"), cx.tensor([0, 1, 2, 1, 0])
+        told = [step(x, y=y) for _ in range(3)]
+        assert told[0]["parts"][0].shape == (5, 3) and told[0]["parts"][1] is None
+        return [each["loss"].item() for each in told]
+
+    assert trained(inner=True) == trained(inner=False)
+
+
+def test_arguments_may_be_named_and_compiling_switched_off() -> None:
+    def scaled(x: Any, *, by: Any, plus: Any = 0.0) -> Any:
+        return x * by + plus, {"by": by * 1.0}
+
+    compiled, x = cx.compile(scaled), cx.tensor([1.0, 2.0])
+    for named in ({"by": 3.0}, {"by": 3.0, "plus": 1.0}, {"plus": 1.0, "by": 3.0}, {"by": x}):
+        (one, more), (other, most) = compiled(x, **named), scaled(x, **named)
+        assert one.equal(other) and np.array_equal(more["by"], most["by"])
+    assert cx.compile(scaled, disable=True) is scaled
+    with pytest.raises(GraphError, match="expected the function to return tensors computed from its arguments"):
+        cx.compile(lambda x: None)(x)
