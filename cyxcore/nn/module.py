@@ -267,9 +267,15 @@ class Module:
         }
         return {name: array for name, array in self.arrays().items() if name not in left}
 
+    def _other_names(self) -> dict[str, str]:
+        """Of tensors that stand in several places every name but the first, and that one."""
+        first: dict[int, str] = {}
+        named = [each for table in ("_parameters", "_buffers") for each in self._named(table, remove_duplicate=False)]
+        return {name: known for name, value in named if (known := first.setdefault(id(value), name)) != name}
+
     def state_dict(self) -> dict[str, Array]:
         """Every parameter and persistent buffer by its dotted name, as NumPy arrays: the arrays themselves, not
-        copies, unless the module is on a device with its own memory.
+        copies, unless the module is on a device with its own memory. Tied weights are there once, by their first name.
         """
         return {name: devices.host(array) for name, array in self.saved_arrays().items()}
 
@@ -328,11 +334,17 @@ class Module:
         """Copy arrays in by name. Returns (missing_keys, unexpected_keys), which only strict=False lets pass.
 
         Raises SpecError for missing or unknown names, ShapeError for other shapes. torch's num_batches_tracked counters
-        are passed over where nothing here reads them.
+        are passed over where nothing here reads them. A tensor that stands in several places (tied weights) has one
+        name here and may be given by all of them, as torch does: SpecError where they are not the same.
         """
         own = self.saved_arrays()
         counter = "num_batches_tracked"
         given = {name: as_array(value) for name, value in state.items() if name in own or not name.endswith(counter)}
+        for other, name in self._other_names().items() if set(given) - set(own) else ():
+            if other in given:
+                value = given.pop(other)
+                if not np.array_equal(given.setdefault(name, value), value, equal_nan=value.dtype.kind in "fc"):
+                    raise SpecError(f"load_state_dict: {name} and {other} are one tensor here, but differ in what came")
         missing, unknown = sorted(set(own) - set(given)), sorted(set(given) - set(own))
         if strict and (missing or unknown):
             raise SpecError(f"load_state_dict: missing {missing or 'nothing'}, unknown {unknown or 'nothing'}")

@@ -10,6 +10,7 @@ import pytest
 import cyxcore as cx
 import cyxcore.nn.functional as F  # noqa: N812 - as programs write it
 from cyxcore import nn
+from cyxcore.errors import SpecError
 from cyxcore.nn.utils.rnn import (
     pack_padded_sequence,
     pack_sequence,
@@ -208,3 +209,24 @@ def test_a_stream_asks_for_its_worker() -> None:
             return iter(range(5))
 
     assert [batch.tolist() for batch in cx.data.DataLoader(Numbers(), batch_size=2)] == [[0, 1], [2, 3], [4]]
+
+
+def test_tied_weights_are_loaded_by_all_of_their_names() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.wte, self.head = nn.Embedding(5, 3), nn.Linear(3, 5, bias=False)
+            self.wte.weight = self.head.weight
+
+    weights = np.arange(15.0, dtype=np.float32).reshape(5, 3)
+    for names in (("wte.weight", "head.weight"), ("head.weight",), ("wte.weight",)):
+        model = Tied()
+        assert model.load_state_dict({name: weights for name in names}) == ([], [])
+        assert (model.head.weight.numpy() == weights).all() and model.head.weight is model.wte.weight
+        assert list(model.state_dict()) == ["wte.weight"]
+    before = model.state_dict()["wte.weight"].copy()
+    with pytest.raises(SpecError, match="wte.weight and head.weight are one tensor here, but differ in what came"):
+        model.load_state_dict({"wte.weight": weights + 1, "head.weight": weights})
+    with pytest.raises(SpecError, match=r"missing \['wte.weight'\], unknown \['body.weight'\]"):
+        model.load_state_dict({"body.weight": weights})
+    assert (model.state_dict()["wte.weight"] == before).all()
