@@ -221,15 +221,15 @@ COMMANDS = [
 ]
 
 
-def parser() -> argparse.ArgumentParser:
+def parser(kind: type[options.Parser] = options.Parser) -> argparse.ArgumentParser:
     """The whole command line. Global options may stand before or behind the command."""
-    top = options.Parser(
+    top = kind(
         prog="cyx",
         description="Train machine-learning models on a network of nodes.",
         epilog="example: cyx train examples/digits.toml",
     )
     options.add_globals(top, before=True)
-    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=options.Parser)
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for command in COMMANDS:
         sub = commands.add_parser(
             command.name,
@@ -245,7 +245,8 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    args = parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    args = parser(options.ParserForPrograms if "--json" in words else options.Parser).parse_args(words)
     try:
         from cyxnet.cli import running  # after parsing: --help stays fast
 

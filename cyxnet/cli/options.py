@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import json
 import re
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,13 +21,24 @@ GGUF_KINDS = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_K", "Q5_K", "Q6_K")  # c
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose complaint is one line, with the nearest word for one that is not known."""
 
+    for_programs = False
+
     def error(self, message: str) -> NoReturn:
         unknown = re.match(r"argument (COMMAND|ACTION): invalid choice: '(.*)' \(choose from (.*)\)", message)
         if unknown:
             kind, said, choices = unknown.groups()
             near = difflib.get_close_matches(said, re.findall(r"[\w-]+", choices), 1)
             message = f"unknown {kind.lower()} {said!r}" + (f"; did you mean {near[0]!r}?" if near else "")
-        self.exit(BAD_INPUT, f"{self.prog}: {message} (see {self.prog} --help)\n")
+        said = f"{message} (see {self.prog} --help)"
+        if self.for_programs:
+            print(json.dumps({"kind": "error", "data": {"code": "bad_usage", "message": said}}), flush=True)
+        self.exit(BAD_INPUT, f"{self.prog}: {said}\n")
+
+
+class ParserForPrograms(Parser):
+    """With --json: the complaint is a line of JSON too. Parsers of sub-commands are of their parser's class."""
+
+    for_programs = True
 
 
 def add_globals(parser: argparse.ArgumentParser, before: bool) -> None:
@@ -310,7 +322,7 @@ ID_OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def identity(parser: argparse.ArgumentParser) -> None:
-    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True, parser_class=Parser)
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     for name, (about, options) in ID_ACTIONS.items():
         sub = actions.add_parser(name, help=about, description=about[0].upper() + about[1:] + ".")
         whose = sub.add_mutually_exclusive_group()
@@ -330,7 +342,7 @@ def payouts(parser: argparse.ArgumentParser) -> None:
 
 
 def key(parser: argparse.ArgumentParser) -> None:
-    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True, parser_class=Parser)
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     new = actions.add_parser("new", help="make a key and show it, this once")
     new.add_argument("--name", default="", type=values.name, help="what it is for")
     new.add_argument("--role", choices=("client", "operator"), default="client", help="what it may do (default client)")
@@ -469,7 +481,7 @@ def inspect(parser: argparse.ArgumentParser) -> None:
 
 
 def graph(parser: argparse.ArgumentParser) -> None:
-    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True, parser_class=Parser)
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     check = actions.add_parser("check", help="show the layers of a graph file and how it trains")
     check.add_argument("file", type=Path, metavar="FILE", help="a graph file (.cyxgraph)")
     check.add_argument("--input", type=values.shape, metavar="SHAPE", help="of one sample, such as 64 or 3,32,32")

@@ -43,6 +43,9 @@ def run(command: Run, args: argparse.Namespace) -> int:
         return asyncio.run(work())
     except (KeyboardInterrupt, asyncio.CancelledError):
         screen.close()
+        if args.json:
+            with contextlib.suppress(BrokenPipeError):
+                screen.say("error", "stopped", code="stopped", message="stopped")
         print("cyx: stopped", file=sys.stderr)
         return stopped_by
     except BrokenPipeError:

@@ -49,6 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (CyxError, OSError) as error:
         if args.debug:
             raise
+        if args.json:
+            code = error.code if isinstance(error, CyxError) else "internal"
+            print(json.dumps({"kind": "error", "data": {"code": code, "message": str(error)}}), flush=True)
         print(f"cyx: {error}", file=sys.stderr)
         return 2 if isinstance(error, ValueError | TypeError | MissingExtra | OSError) else 1
 

@@ -27,7 +27,7 @@ from cyxnet.bus import ApiError, Bus, BusError
 from cyxnet.cli import COMMANDS, main, parser
 from cyxnet.cli import models as model_files
 from cyxnet.cli.network import started
-from cyxnet.cli.running import exit_code
+from cyxnet.cli.running import exit_code, run
 from cyxnet.cli.screen import JsonScreen, LiveScreen, PlainScreen, clean, open_screen
 from cyxnet.client import AsyncClient, InsufficientFunds, Prepared
 from cyxnet.config import ConfigError, NetworkFile, write_network
@@ -345,6 +345,45 @@ def test_wrong_usage_is_one_line_and_exit_code_2(
         main(argv)
     error = capsys.readouterr().err
     assert caught.value.code == 2 and said in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--json", "trian"], "unknown command 'trian'; did you mean 'train'? (see cyx --help)"),
+        (["--json"], "the following arguments are required: COMMAND (see cyx --help)"),
+        (["up", "--json", "--nodes", "0"], "argument --nodes: expected a number from 1 to 10000, got '0' (see cyx up"),
+        (
+            ["key", "revoke", "me", "--json"],
+            "argument ID: expected the 12 or 32 hex digits of an id, got 'me' (see cyx",
+        ),
+    ],
+)
+def test_wrong_usage_is_a_line_of_json_too_for_programs(
+    argv: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(argv)
+    printed = json.loads(capsys.readouterr().out)
+    assert caught.value.code == 2 and printed["kind"] == "error" and printed["data"]["code"] == "bad_usage"
+    assert printed["data"]["message"].startswith(said)
+
+
+def test_a_model_that_is_not_served_is_a_line_of_json_for_programs(capsys: pytest.CaptureFixture[str]) -> None:
+    from cyxnode.serving.__main__ import main as serving
+
+    assert serving(["nothing.onnx", "--json"]) == 2
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == {"kind": "error", "data": {"code": "bad_file", "message": "nothing.onnx: there is no such file"}}
+
+
+def test_a_command_that_is_stopped_says_so_to_programs(capsys: pytest.CaptureFixture[str]) -> None:
+    async def stopped(args: argparse.Namespace, screen: Any) -> int:
+        raise asyncio.CancelledError
+
+    assert run(stopped, parser().parse_args(["jobs", "--json"])) == 130
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == {"kind": "error", "data": {"code": "stopped", "message": "stopped"}}
 
 
 @pytest.mark.parametrize("argv", [["--dir", "net", "--json", "jobs"], ["jobs", "--dir", "net", "--json"]])
