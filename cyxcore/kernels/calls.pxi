@@ -195,6 +195,33 @@ cdef bint _as_it_is(Held tensor) except -1:
     return view.base is None or tensor._memory is None or tensor._memory.put <= view.since
 
 
+cdef str _MATMUL = "matmul"
+
+
+cdef bint _is_turned(cnp.ndarray matrices) noexcept:
+    """Whether they lie in one piece but for their last two axes, which have changed places."""
+    cdef cnp.npy_intp *sizes = cnp.PyArray_DIMS(matrices)
+    cdef cnp.npy_intp *strides = cnp.PyArray_STRIDES(matrices)
+    cdef int axis, rank = cnp.PyArray_NDIM(matrices)
+    cdef cnp.npy_intp expected = cnp.PyArray_ITEMSIZE(matrices)
+    if rank < 2 or strides[rank - 2] != expected or strides[rank - 1] != expected * sizes[rank - 2]:
+        return False
+    expected *= sizes[rank - 2] * sizes[rank - 1]
+    for axis in range(rank - 3, -1, -1):
+        if strides[axis] != expected:
+            return False
+        expected *= sizes[axis]
+    return True
+
+
+cdef inline void _turn(cyx_call *product, Py_ssize_t place) noexcept:
+    """A factor of a product read as it lies, the other way round."""
+    cdef cyx_array *factor = &product.own_in[place]
+    cdef int64_t *last = &factor.shape[factor.ndim - 2]
+    last[0], last[1] = last[1], last[0]
+    product.ints[place] = not product.ints[place]
+
+
 cdef inline bint _ran(Call call, char *out, PyObject **tensors, Py_ssize_t count) except -1:
     """Runs the kernel. False where it failed: the general way says why."""
     cdef cyx_message message
@@ -203,20 +230,33 @@ cdef inline bint _ran(Call call, char *out, PyObject **tensors, Py_ssize_t count
     cdef cyx_status status
     cdef Py_ssize_t i
     cdef void *given[5]
+    cdef bint turned[5]
+    cdef bint any_turned = False
     cdef list packed = None
     for i in range(count):
         given[i] = (<Held>tensors[i])._pointer
+        turned[i] = False
         if given[i] == NULL:
+            if call.op is _MATMUL and _is_turned(<cnp.ndarray>(<Held>tensors[i])._array):
+                given[i] = cnp.PyArray_DATA(<cnp.ndarray>(<Held>tensors[i])._array)
+                any_turned = turned[i] = True
+                continue
             array = _packed(<Held>tensors[i])
             given[i] = cnp.PyArray_DATA(<cnp.ndarray>array)
             packed = [packed, array]  # they stay until the kernel has run
     for i in range(count):
         call.record.own_in[i].data = given[i]
     call.record.out.data = out
-    if call.record.work < 20000.0:  # below about 2 us it costs more to let other threads run than to finish
+    # below about 2 us it costs more to let other threads run than to finish
+    if call.record.work < 20000.0 and not any_turned:
         return _run(&call.record, 1, &failed, &message) == CYX_OK
     own = call.record
     own.inputs = own.own_in
+    for i in range(count):
+        if turned[i]:
+            _turn(&own, i)
+    if own.work < 20000.0:
+        return _run(&own, 1, &failed, &message) == CYX_OK
     with nogil:
         status = _run(&own, 1, &failed, &message)
     return status == CYX_OK

@@ -23,6 +23,31 @@ cdef inline object _of_two(str op, Held left, Held right):
     return _applied(op, tensors, 2, None)
 
 
+cdef inline bint _has_vector(Held left, Held right):
+    """Whether one factor at least is a vector, which is not empty, and none is a number."""
+    cdef Py_ssize_t rows = len(left.shape), columns = len(right.shape)
+    return (rows == 1 and columns > 0 and left.shape[0] > 0) or (columns == 1 and rows > 0 and right.shape[0] > 0)
+
+
+cdef object _times_vector(Held left, Held right):
+    """A product in which vectors are matrices of one row, on the left, or of one column."""
+    cdef Held rows = left, columns = right, made
+    cdef tuple shape
+    if len(left.shape) == 1:
+        rows = <Held>_with_attrs("reshape", left, {"shape": _same((1, left.shape[0]))})
+    if len(right.shape) == 1:
+        columns = <Held>_with_attrs("reshape", right, {"shape": _same((right.shape[0], 1))})
+    made = <Held>_of_two("matmul", rows, columns)
+    shape = made.shape
+    if len(right.shape) == 1:
+        shape = shape[:-1]
+        if len(left.shape) == 1:
+            shape = shape[:-1]
+    else:
+        shape = shape[:-2] + shape[-1:]
+    return _with_attrs("reshape", made, {"shape": _same(shape)})
+
+
 cdef inline object _with_attrs(str op, Held tensor, dict attrs):
     cdef PyObject *tensors[1]
     tensors[0] = <PyObject *>tensor

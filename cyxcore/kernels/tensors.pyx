@@ -61,8 +61,11 @@ cdef extern from "cyx.h" nogil:
     ctypedef struct cyx_array:
         void *data
         int64_t size
+        int64_t shape[8]
+        int32_t ndim
     ctypedef struct cyx_call:
         cyx_array *inputs "in"
+        int64_t ints[40]
         double work
         int32_t group
         cyx_array out
@@ -393,6 +396,8 @@ cdef class Held:
         if isinstance(left, Held) and isinstance(right, Held) and (<Held>left).dtype != "bool":
             if len((<Held>left).shape) == 2 and len((<Held>right).shape) == 2 and (<Held>left).dtype is (<Held>right).dtype:
                 return _of_two("matmul", <Held>left, <Held>right)
+            if (<Held>left).dtype is (<Held>right).dtype and _has_vector(<Held>left, <Held>right):
+                return _times_vector(<Held>left, <Held>right)
         return _general["__matmul__"](left, right) if isinstance(left, Held) else _general["__rmatmul__"](right, left)
 
     def __pow__(left, right, modulo):

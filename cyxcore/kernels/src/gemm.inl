@@ -33,6 +33,7 @@ enum {
     LEAST_SHARED = 1500000, /* multiply-adds of a product that threads share: what half of fewer saves, meeting costs */
     ROWS_ALIKE = 4, /* threads take whole fours of rows */
     LEAST_PACKED = 16384, /* elements that a thread packs for the others */
+    THIN_ROWS = 8,        /* up to which a product by a transposed matrix reads that where it lies */
     SMALL_TAIL = 2048,    /* elements of a panel of B that is not whole, in a small product */
     NEAR_RESULT = 1 << 16, /* elements of a result to which products are added */
     APART = 16 /* elements between packed panels, so that they do not meet in the same lines of the cache */
@@ -475,6 +476,22 @@ static int NAME(multiply_small)(const NAME(product) * p) {
     return 1;
 }
 
+/* A product of so few rows or columns that it is bound by how fast the other factor comes: gemv.inl. 0: it is not. */
+static int NAME(multiply_thin)(const NAME(product) * p) {
+    int64_t m = p->m, n = p->n, k = p->k;
+    if (p->packed || p->lines || p->plus.at == p->c) return 0;
+    if (m == 1 && n == 1) p->c[0] = NAME(dot)(p->a, p->b, k);
+    else if (n == 1 && (!p->a_transposed || m >= VN)) /* the same numbers as of the transposed product */
+        NAME(multiply_rows)(p->b, p->a, p->c, 1, m, k, !p->a_transposed);
+    else if (m == 1 && (p->b_transposed || n >= VN)) NAME(multiply_rows)(p->a, p->b, p->c, 1, n, k, p->b_transposed);
+    else if (m <= THIN_ROWS && m > 1 && n > 1 && p->b_transposed && !p->a_transposed)
+        NAME(multiply_rows)(p->a, p->b, p->c, m, n, k, 1);
+    else return 0;
+    for (int64_t r = 0; p->plus.at && r < m; r++)
+        for (int64_t column = 0; column < n; column++) p->c[r * n + column] += p->plus.at[r * p->plus.row + column];
+    return 1;
+}
+
 typedef struct {
     const cyx_call *call;
     NAME(product) one;
@@ -492,7 +509,7 @@ static void NAME(batch_body)(void *context, int64_t begin, int64_t end) {
         p.b += (offset[1] + coordinate[last] * batch->walk.stride[1][last]) * p.k * p.n;
         p.c += i * p.m * p.n;
         if (p.plus.at) p.plus.at += i * p.m * p.plus.row;
-        cyx_status status = NAME(multiply)(&p);
+        cyx_status status = NAME(multiply_thin)(&p) || NAME(multiply_small)(&p) ? CYX_OK : NAME(multiply)(&p);
         if (status != CYX_OK) batch->status = status;
     }
 }
@@ -579,7 +596,7 @@ static cyx_status NAME(matmul)(const cyx_call *call) {
          .a_transposed = (int)call->ints[0],
          .lines = (const T *const *)call->lines,
          .b_transposed = (int)call->ints[1]};
-    if (!cyx_asked && a->ndim == 2 && b->ndim == 2 && m > 1 && n && call->group <= 2 && NAME(multiply_small)(&p))
+    if (!cyx_asked && a->ndim == 2 && b->ndim == 2 && m > 1 && n > 1 && call->group <= 2 && NAME(multiply_small)(&p))
         return CYX_OK;
     cyx_array stacks[2] = {NAME(stack_of)(a), NAME(stack_of)(b)}, results = NAME(stack_of)(out);
     if (cyx_asked) { /* what a stretch may pack for all of its bands */
@@ -590,11 +607,7 @@ static cyx_status NAME(matmul)(const cyx_call *call) {
     }
     if (!out->size) return CYX_OK;
     if (call->group > 2) return NAME(add_products)(call, m, n, k);
-    if (m == 1 && results.size == 1 && p.plus.at != p.c && (p.b_transposed || n % VN == 0)) {
-        NAME(multiply_row)(p.a, p.b, p.c, n, k, p.b_transposed);
-        for (int64_t column = 0; p.plus.at && column < n; column++) p.c[column] += p.plus.at[column];
-        return CYX_OK;
-    }
+    if (results.size == 1 && NAME(multiply_thin)(&p)) return CYX_OK;
     if (stacks[1].size == 1 && stacks[0].size == results.size && !p.a_transposed) {
         p.m *= results.size; /* one tall matrix: no output's chain of sums changes */
         return NAME(multiply)(&p);

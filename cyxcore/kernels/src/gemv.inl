@@ -14,51 +14,91 @@
         x[i] = TWO_VECTORS(a, b, EACH_LANE(LOW_LANE, h));                                                    \
         x[i + (h)] = TWO_VECTORS(a, b, EACH_LANE(HIGH_LANE, h));                                             \
     }
-enum { ROWS_AT_ONCE = 8, VECTORS_NEAR = 256, GEMV_LEAST_WORK = 100000 };
+enum { ROWS_AT_ONCE = 8, VECTORS_NEAR = 256, FEW_ROWS = 4, GEMV_LEAST_WORK = 100000 };
 #endif
 
 typedef struct {
     const T *a, *b;
     T *c;
-    int64_t n, k;
+    int64_t m, n, k;
 } NAME(row_product);
 
-/* Outputs [VN * begin, VN * end): dot products of a with rows of b (n, k). */
-static void NAME(row_by_rows)(void *context, int64_t begin, int64_t end) {
-    const NAME(row_product) *p = context;
-    for (int64_t first = begin * VN; first < end * VN && first < p->n; first += VN) {
-        int64_t count = p->n - first < VN ? p->n - first : VN, at = 0;
-        const T *row[VN];
-        for (int64_t i = 0; i < VN; i++) row[i] = p->b + (first + (i < count ? i : count - 1)) * p->k;
-        V sum = {0};
-        for (; at + VN <= p->k; at += VN) {
-            V x[VN];
-            _Pragma("GCC unroll 16") for (int i = 0; i < VN; i++) x[i] = *(const V *)(row[i] + at);
-            EXCHANGE(x, 1)
+/* VN elements of each of VN rows, turned: lane i of x[j] is row[i][at + j]. */
+static inline __attribute__((always_inline)) void NAME(load_turned)(V *x, const T *const *row, int64_t at) {
+#if defined(LOAD_TURNED)
+    LOAD_TURNED(x, row, at)
+#else
+    _Pragma("GCC unroll 16") for (int i = 0; i < VN; i++) x[i] = *(const V *)(row[i] + at);
+    EXCHANGE(x, 1)
 #if VN > 2
-            EXCHANGE(x, 2)
+    EXCHANGE(x, 2)
 #endif
 #if VN > 4
-            EXCHANGE(x, 4)
+    EXCHANGE(x, 4)
 #endif
 #if VN > 8
-            EXCHANGE(x, 8)
+    EXCHANGE(x, 8)
 #endif
-            _Pragma("GCC unroll 16") for (int i = 0; i < VN; i++) sum = FMA_V(SPLAT(p->a[at + i]), x[i], sum);
+#endif
+}
+
+/* R rows of a by G times VN rows of b; of the last VN `count` are there. */
+static inline __attribute__((always_inline)) void NAME(rows_by_vectors)(const int R, const int G, int64_t count,
+                                                                        const NAME(row_product) * p, const T *a,
+                                                                        T *c, int64_t first) {
+    int64_t at = 0, k = p->k, next = VN * k; /* from a row to that of the next vector */
+    const T *row[VN];
+    for (int64_t i = 0; i < VN; i++) row[i] = p->b + (first + (G > 1 || i < count ? i : count - 1)) * k;
+    V sum[FEW_ROWS][2];
+    _Pragma("GCC unroll 4") for (int r = 0; r < R; r++) _Pragma("GCC unroll 2") for (int g = 0; g < G; g++) sum[r][g] = (V){0};
+    for (; at + VN <= k; at += VN)
+        _Pragma("GCC unroll 2") for (int g = 0; g < G; g++) {
+            V x[VN];
+            NAME(load_turned)(x, row, at + g * next);
+            _Pragma("GCC unroll 16") for (int i = 0; i < VN; i++) _Pragma("GCC unroll 4") for (int r = 0; r < R; r++)
+                sum[r][g] = FMA_V(SPLAT(a[r * k + at + i]), x[i], sum[r][g]);
         }
-        for (; at < p->k; at++) {
+    for (; at < k; at++)
+        _Pragma("GCC unroll 2") for (int g = 0; g < G; g++) {
             V x;
-            for (int i = 0; i < VN; i++) x[i] = row[i][at];
-            sum = FMA_V(SPLAT(p->a[at]), x, sum);
+            for (int i = 0; i < VN; i++) x[i] = row[i][at + g * next];
+            _Pragma("GCC unroll 4") for (int r = 0; r < R; r++) sum[r][g] = FMA_V(SPLAT(a[r * k + at]), x, sum[r][g]);
         }
-        memcpy(p->c + first, &sum, sizeof(T) * (size_t)count);
+    _Pragma("GCC unroll 4") for (int r = 0; r < R; r++) _Pragma("GCC unroll 2") for (int g = 0; g < G; g++)
+        NAME(put_part)(c + r * p->n + first + g * VN, sum[r][g], g == G - 1 ? count : VN);
+}
+
+/* Outputs [VN * begin, VN * end) of each row: dot products of rows of a with rows of b (n, k). One row waits for each sum
+ * before the next, so that two vectors of it are made side by side. */
+static void NAME(row_by_rows)(void *context, int64_t begin, int64_t end) {
+    const NAME(row_product) *p = context;
+    int64_t stop = end * VN < p->n ? end * VN : p->n, first = begin * VN;
+    for (; p->m == 1 && first + 2 * VN <= stop; first += 2 * VN) NAME(rows_by_vectors)(1, 2, VN, p, p->a, p->c, first);
+    for (; first < stop; first += VN) {
+        int64_t count = stop - first < VN ? stop - first : VN;
+        for (int64_t r = 0; r < p->m; r += FEW_ROWS) {
+            const T *a = p->a + r * p->k;
+            T *c = p->c + r * p->n;
+            if (p->m - r == 1) NAME(rows_by_vectors)(1, 1, count, p, a, c, first);
+            else if (p->m - r == 2) NAME(rows_by_vectors)(2, 1, count, p, a, c, first);
+            else if (p->m - r == 3) NAME(rows_by_vectors)(3, 1, count, p, a, c, first);
+            else NAME(rows_by_vectors)(4, 1, count, p, a, c, first);
+        }
     }
 }
 
-/* Outputs [VN * begin, VN * end) of a times b (k, n), n being a multiple of VN: some rows of b at a time, each from left
- * to right, with the outputs in the nearest cache. */
+/* Outputs [VN * begin, VN * end) of a times b (k, n): some rows of b at a time, each from left to right, with the outputs
+ * in the nearest cache. The last, which are no whole vector, by themselves. */
 static void NAME(row_by_columns)(void *context, int64_t begin, int64_t end) {
     const NAME(row_product) *p = context;
+    int64_t whole = p->n / VN;
+    if (end > whole) {
+        V sum = {0};
+        const T *b = p->b + whole * VN;
+        for (int64_t k = 0; k < p->k; k++, b += p->n) sum = FMA_V(SPLAT(p->a[k]), NAME(part)(b, p->n - whole * VN, 0), sum);
+        NAME(put_part)(p->c + whole * VN, sum, p->n - whole * VN);
+        end = whole;
+    }
     for (int64_t first = begin; first < end; first += VECTORS_NEAR) {
         int64_t stop = first + VECTORS_NEAR < end ? first + VECTORS_NEAR : end, k = 0;
         const T *b = p->b;
@@ -76,8 +116,16 @@ static void NAME(row_by_columns)(void *context, int64_t begin, int64_t end) {
     }
 }
 
-static void NAME(multiply_row)(const T *a, const T *b, T *c, int64_t n, int64_t k, int b_transposed) {
-    NAME(row_product) p = {.a = a, .b = b, .c = c, .n = n, .k = k};
-    int64_t vectors = (n + VN - 1) / VN, grain = cyx_grain(vectors, (double)(VN * k), GEMV_LEAST_WORK);
+/* c (m, n) = a (m, k) times b: (k, n), where m is 1, or transposed (n, k). */
+static void NAME(multiply_rows)(const T *a, const T *b, T *c, int64_t m, int64_t n, int64_t k, int b_transposed) {
+    NAME(row_product) p = {.a = a, .b = b, .c = c, .m = m, .n = n, .k = k};
+    int64_t vectors = (n + VN - 1) / VN, grain = cyx_grain(vectors, (double)(VN * k * m), GEMV_LEAST_WORK);
     cyx_parallel(vectors, grain, b_transposed ? NAME(row_by_rows) : NAME(row_by_columns), &p);
+}
+
+/* One number. */
+static T NAME(dot)(const T *a, const T *b, int64_t k) {
+    V sum = {0};
+    for (int64_t at = 0; at < k; at++) sum = FMA_V(SPLAT(a[at]), SPLAT(b[at]), sum);
+    return sum[0];
 }

@@ -19,6 +19,9 @@
 #define LOAD_PART LOAD_PART_f32
 #define STORE_PART STORE_PART_f32
 #endif
+#if defined(LOAD_TURNED_f32)
+#define LOAD_TURNED LOAD_TURNED_f32
+#endif
 #if defined(UNORDERED_f32)
 #define UNORDERED UNORDERED_f32
 #define NOTE_UNORDERED NOTE_UNORDERED_f32
@@ -45,6 +48,7 @@
 #undef SPLAT
 #undef INF
 #undef LOAD_PART
+#undef LOAD_TURNED
 #undef STORE_PART
 #undef UNORDERED
 #undef NOTE_UNORDERED
@@ -64,6 +68,9 @@
 #if defined(LOAD_PART_f64)
 #define LOAD_PART LOAD_PART_f64
 #define STORE_PART STORE_PART_f64
+#endif
+#if defined(LOAD_TURNED_f64)
+#define LOAD_TURNED LOAD_TURNED_f64
 #endif
 #if defined(UNORDERED_f64)
 #define UNORDERED UNORDERED_f64

@@ -27,6 +27,32 @@
 #define STORE_PART_f32(x, mask, v) _mm512_mask_storeu_ps(x, (__mmask16)(mask), (__m512)(v))
 #define STORE_PART_f64(x, mask, v) _mm512_mask_storeu_pd(x, (__mmask8)(mask), (__m512d)(v))
 
+/* 16 x 16 numbers (8 x 8 of 8 bytes) turned as they are loaded, quarters of lines first: half of the shuffles of a square
+ * that is turned in registers, and loads, which nothing else waits for. */
+#define HALF_f32(row, s, at) _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps((row)[s] + (at))), _mm_loadu_ps((row)[4 + (s)] + (at)), 1)
+#define QUARTERS_f32(row, s, at)                                                                             \
+    _mm512_insertf32x8(_mm512_castps256_ps512(HALF_f32(row, s, at)), HALF_f32(row, 8 + (s), at), 1)
+#define LOAD_TURNED_f32(x, row, at)                                                                          \
+    _Pragma("GCC unroll 4") for (int g = 0; g < 16; g += 4) {                                                \
+        __m512 r0 = QUARTERS_f32(row, 0, (at) + g), r1 = QUARTERS_f32(row, 1, (at) + g);                     \
+        __m512 r2 = QUARTERS_f32(row, 2, (at) + g), r3 = QUARTERS_f32(row, 3, (at) + g);                     \
+        __m512d low01 = _mm512_castps_pd(_mm512_unpacklo_ps(r0, r1));                                        \
+        __m512d high01 = _mm512_castps_pd(_mm512_unpackhi_ps(r0, r1));                                       \
+        __m512d low23 = _mm512_castps_pd(_mm512_unpacklo_ps(r2, r3));                                        \
+        __m512d high23 = _mm512_castps_pd(_mm512_unpackhi_ps(r2, r3));                                       \
+        (x)[g] = (vf32)_mm512_unpacklo_pd(low01, low23), (x)[g + 1] = (vf32)_mm512_unpackhi_pd(low01, low23); \
+        (x)[g + 2] = (vf32)_mm512_unpacklo_pd(high01, high23), (x)[g + 3] = (vf32)_mm512_unpackhi_pd(high01, high23); \
+    }
+#define QUARTERS_f64(row, s, at)                                                                             \
+    _mm512_insertf64x2(_mm512_insertf64x2(_mm512_insertf64x2(_mm512_castpd128_pd512(_mm_loadu_pd((row)[s] + (at))), \
+        _mm_loadu_pd((row)[2 + (s)] + (at)), 1), _mm_loadu_pd((row)[4 + (s)] + (at)), 2),                    \
+        _mm_loadu_pd((row)[6 + (s)] + (at)), 3)
+#define LOAD_TURNED_f64(x, row, at)                                                                          \
+    _Pragma("GCC unroll 4") for (int g = 0; g < 8; g += 2) {                                                 \
+        __m512d r0 = QUARTERS_f64(row, 0, (at) + g), r1 = QUARTERS_f64(row, 1, (at) + g);                    \
+        (x)[g] = (vf64)_mm512_unpacklo_pd(r0, r1), (x)[g + 1] = (vf64)_mm512_unpackhi_pd(r0, r1);            \
+    }
+
 /* Lanes in which one of two is a NaN; the greater and the lesser, the first where one is, or where both are zeros. */
 #define UNORDERED_f32 __mmask16
 #define UNORDERED_f64 __mmask8
