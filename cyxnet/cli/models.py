@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cyxcore.errors import SpecError
+from cyxcore.paths import shown
 from cyxnet.artifacts import Advance, ArtifactError, describe
 from cyxnet.client import AsyncClient
 
@@ -40,10 +41,15 @@ def output_path(
     parent = wanted.parent
     if not parent.is_dir():
         raise SpecError(f"{wanted}: there is no folder {parent}; run: mkdir -p {parent}")
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise SpecError(f"{wanted}: the folder {parent} is not writable; choose another one with -o")
     if os.path.lexists(wanted) and not force:
         raise SpecError(f"{wanted}: there is such a file already; choose another name or add --force")
+    draft = wanted.with_name(f".{wanted.name}.{secrets.token_hex(11)}")  # as long as any that is written on the way
+    try:
+        draft.touch(exist_ok=False)
+        draft.unlink()
+    except OSError as error:
+        what = f"{shown(wanted)}: cannot be written ({error.strerror})"
+        raise SpecError(f"{what}; choose another name or folder") from None
     return wanted
 
 
@@ -63,7 +69,8 @@ async def fetch_model(
             artifact = await client.download(job_id, archive, advance)
             await asyncio.to_thread(convert, archive, out_path)
         except OSError as error:
-            raise ArtifactError(f"{out_path}: cannot be written ({error.strerror})") from None
+            what = f"{out_path}: cannot be written ({error.strerror})"
+            raise ArtifactError(f"{what}; the network keeps its copy: cyx get {job_id} -o FILE") from None
         finally:
             archive.unlink(missing_ok=True)
     file = await asyncio.to_thread(describe, out_path)

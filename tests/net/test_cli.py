@@ -467,6 +467,7 @@ def test_a_name_with_slashes_stays_in_the_folder(tmp_path: Path) -> None:
         ("new.pt", "expected a name that ends in .safetensors or .cyxmodel or .onnx, got '.pt'"),
         ("none/new.safetensors", "there is no folder"),
         ("folder", "this is a folder"),
+        (f"{'x' * 240}.onnx", r"…x+\.onnx: cannot be written \(File name too long\); choose another name"),
     ],
 )
 def test_an_output_that_cannot_be_is_refused_before_training(tmp_path: Path, wanted: str, said: str) -> None:
@@ -474,6 +475,18 @@ def test_an_output_that_cannot_be_is_refused_before_training(tmp_path: Path, wan
     (tmp_path / "folder").mkdir()
     with pytest.raises(SpecError, match=said):
         model_files.output_path(tmp_path / wanted, "x")
+
+
+def test_a_folder_that_takes_no_file_is_refused_before_training() -> None:
+    if not Path("/proc").is_dir():
+        pytest.skip("no /proc, a folder that nobody can write to, not even root")
+    with pytest.raises(SpecError, match=r"/proc/x\.onnx: cannot be written \(.+\); choose another name or folder"):
+        model_files.output_path(Path("/proc/x.onnx"), "x")
+
+
+def test_nothing_of_the_attempt_to_write_is_left(tmp_path: Path) -> None:
+    model_files.output_path(tmp_path / "x.onnx", "x")
+    assert not list(tmp_path.iterdir())
 
 
 def test_force_replaces_a_file(tmp_path: Path) -> None:
