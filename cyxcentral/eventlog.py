@@ -57,7 +57,6 @@ UNKNOWN_RETRIES = 5
 # Events that hold nothing but text, whole numbers, bytes and what was decoded once already: as they are encoded, they
 # would be read. (Of another, a tuple would be read as a list.)
 READ_AS_ENCODED = frozenset({Submitted, Funded})
-TURNS_TO_SEND = 3  # of the loop, until a message has left: its task, the one that writes, and the writing
 LONG = 20_000  # events to read: then it is worth a process of its own
 LARGEST = 2**63 - 1  # that the ledger can hold
 _UINT64, _LARGER = b"\xcf", frozenset(range(0x80, 0x100))  # how a larger integer begins in MessagePack
@@ -439,8 +438,7 @@ class EventLog:
         with self._commits.alone():
             first = asyncio.ensure_future(self._core.append(subject, payload, expected_seq, name=record.command_id))
             try:
-                for _ in range(TURNS_TO_SEND):
-                    await asyncio.sleep(0)
+                await asyncio.sleep(0)  # until it has left
                 # a follower that was quicker than the acknowledgement has let everybody decide on it
                 if not first.done() and self.world.last_seq.get(subject, 0) == expected_seq:
                     self._send_sequel(sequel, subject, payload, record)

@@ -13,12 +13,12 @@ import logging
 import re
 import ssl
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 import msgspec
 import nats.errors
-from nats.aio.msg import Msg
 
 from cyxnet import openapi, subjects, tls
 from cyxnet.codec import JSON, MAX_MESSAGE_BYTES, MSGPACK, BadMessage, decode, encode
@@ -299,15 +299,29 @@ class Bus(Streams):
         if strangers:
             return await self._listen_to_strangers(subject, handler, queue, max_pending)
 
-        async def deliver(message: Msg) -> None:
-            try:
-                await handler(message.subject, message.data, dict(message.headers or {}))
-            except Exception:
-                log.exception("handler of %s failed", message.subject)
+        waiting: deque[Message] = deque()
+        at_work: asyncio.Task[None] | None = None  # only while something waits: nobody tells us of an unsubscribe()
 
-        subscription = await self._nc.subscribe(subject, queue=queue, cb=deliver, pending_msgs_limit=max_pending)
-        await self.round_trip()
-        return subscription
+        async def work() -> None:
+            while waiting:
+                message = waiting.popleft()
+                try:
+                    await handler(message.subject, message.data, dict(message.headers))
+                except Exception:
+                    log.exception("handler of %s failed", message.subject)
+
+        def take(message: Message) -> None:
+            nonlocal at_work
+            if len(waiting) >= max_pending:
+                self._passed_over += 1
+                return
+            waiting.append(message)
+            if at_work is None or at_work.done():
+                at_work = asyncio.get_running_loop().create_task(work())
+                self._workers.add(at_work)
+                at_work.add_done_callback(self._workers.discard)
+
+        return await self.attend(subject, take, queue)
 
     async def _listen_to_strangers(self, subject: str, handler: Handler, queue: str, max_pending: int) -> Any:
         waiting: asyncio.Queue[Message] = asyncio.Queue(max_pending)

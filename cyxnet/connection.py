@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 
 LINK_DOWN_PAUSE_S = 0.01
 CLOSE_WITHIN_S = 2.0
+FEW = 2  # messages of one turn of the loop: each is written by itself, without waiting for a task that writes them all
 # So long one try to connect waits to be let in, over and over. Most are short, because a request that no central heard
 # is lost and has to be made again; some are long, for a central that is slow.
 ADMISSION_TRIES_S = (0.15, 0.15, 0.15, 0.6, 0.15, 0.15, 0.15, 2.0)
@@ -89,6 +90,8 @@ class Connection(nats.NATS):
         self._ps = _Parser(self)
         self._takers: dict[int, Take] = {}  # by the number of the subscription
         self._unheard: set[bytes] = set()  # see pass_over()
+        self._in_turn = 0  # messages sent in this turn of the loop
+        self._few_write = True  # no more than FEW were in the last turn in which any was
         self.unread = 0  # messages that pass_over() cost nobody the time to read
         self.on_read: Callable[[], None] = lambda: None  # called at each read, before what it brought is given
 
@@ -151,10 +154,28 @@ class Connection(nats.NATS):
         self._put(b"%b\r\n%b%b\r\n" % (start.encode(), block, payload))
 
     def _put(self, command: bytes) -> None:
+        """Write it at once while few write; else in one piece with all that is sent in this turn of the loop."""
+        self._in_turn += 1
+        if self._in_turn == 1:
+            asyncio.get_running_loop().call_soon(self._turn_over)
+        if self._few_write and self._in_turn <= FEW and not self._pending and self._written(command):
+            return
         self._pending.append(command)
         self._pending_data_size += len(command)
         if self._flush_queue is not None and self._flush_queue.empty():  # one write for all that is sent in this turn
             self._flush_queue.put_nowait(asyncio.get_running_loop().create_future())
+
+    def _turn_over(self) -> None:
+        self._few_write = self._in_turn <= FEW
+        self._in_turn = 0
+
+    def _written(self, command: bytes) -> bool:
+        """Whether it could be given to the socket without waiting behind anything."""
+        writer = getattr(self._transport, "_io_writer", None)
+        if writer is None or writer.transport.is_closing() or writer.transport.get_write_buffer_size():
+            return False
+        writer.write(command)
+        return True
 
     async def publish(
         self,

@@ -159,6 +159,58 @@ async def test_an_error_that_leaves_the_link_as_it_is_changes_nothing(broker, sa
     await bus.close()
 
 
+async def test_a_message_by_itself_is_written_at_once_and_many_of_one_turn_keep_their_order(broker):
+    bus, heard, all_heard = await Bus.connect(broker.url("core"), name="test"), [], asyncio.Event()
+    try:
+
+        async def hear(subject, payload, headers):
+            heard.append(int(payload))
+            if len(heard) == 101:
+                all_heard.set()
+
+        await bus.subscribe("numbers", hear)
+        await asyncio.sleep(0)  # the turn in which that was asked for is over
+        bus.say("numbers", b"0")
+        assert not bus._nc._pending  # the socket has it
+        for number in range(1, 101):
+            bus.say("numbers", b"%d" % number)
+        assert 90 < len(bus._nc._pending) < 100  # one write for nearly all of them
+        await asyncio.wait_for(all_heard.wait(), 10)
+        assert heard == list(range(101))
+    finally:
+        await bus.close()
+
+
+async def test_what_comes_while_as_much_waits_as_may_is_dropped_and_counted(broker):
+    bus, heard = await Bus.connect(broker.url("core"), name="test"), []
+    begun, go_on, all_heard = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    try:
+
+        async def hear(subject, payload, headers):
+            begun.set()
+            await go_on.wait()
+            heard.append(payload)
+            if payload == b"last":
+                all_heard.set()
+
+        subscription = await bus.subscribe("few", hear, max_pending=2)
+        bus.say("few", b"first")
+        await asyncio.wait_for(begun.wait(), 10)
+        for payload in (b"second", b"third", b"fourth"):
+            bus.say("few", payload)
+        await bus.round_trip()
+        assert bus.passed_over == 1
+        await subscription.unsubscribe()  # what came before is still heard
+        go_on.set()
+        last = await bus.subscribe("few", hear)
+        bus.say("few", b"last")
+        await asyncio.wait_for(all_heard.wait(), 10)
+        assert heard == [b"first", b"second", b"third", b"last"]
+        await last.unsubscribe()
+    finally:
+        await bus.close()
+
+
 async def test_a_service_says_how_often_it_was_asked_and_what_went_wrong(broker):
     edge = await Bus.connect(broker.url("edge"), name="test-edge", inbox="_INBOX_alice")
 
