@@ -143,13 +143,13 @@ async def deployments(args: argparse.Namespace, screen: Screen) -> int:
     if rows or args.json:
         screen.table(["deployment", "replica", "state", "node", "requests", "since", "time", "paid"], rows, reply)
         if reply.more:
-            screen.say("more", "there are older ones; name the beginning of their id")
+            screen.remark("more", "there are older ones; name the beginning of their id")
     else:
         what = "no such deployment" if args.deployment else "no deployment yet; make one: cyx deploy MODEL"
         screen.result(what, reply)
     for found in reply.deployments if not args.json else ():
         if found.untold:
-            screen.say("more", f"{found.deployment} has {found.untold} replicas more; those at work are shown first")
+            screen.remark("more", f"{found.deployment} has {found.untold} replicas more; those at work are shown first")
         is_live = any(each.state not in OVER for each in found.replicas)
         if is_live and found.newest and found.newest.serve and found.newest.serve.most:
             working = sum(each.state not in ("standby", *OVER) for each in found.replicas)

@@ -182,7 +182,7 @@ async def jobs(args: argparse.Namespace, screen: Screen) -> int:
         screen.table(["job", "status", "node", "progress", "amount", "submitted"], rows, reply)
         if reply.total > len(rows):
             most = min(reply.total, MOST)
-            screen.say("more", f"{reply.total - len(rows)} older jobs; see them with --limit {most}")
+            screen.remark("more", f"{reply.total - len(rows)} older jobs; see them with --limit {most}")
     else:
         asked = args.status or args.name or args.node or args.mine
         what = "no such job" if asked else "no jobs yet; submit one: cyx submit FILE"

@@ -95,7 +95,7 @@ async def ledger(args: argparse.Namespace, screen: Screen) -> int:
     rows = [["" if value is None else str(value) for value in row] for row in reply.rows]
     screen.table(reply.columns, rows, reply)
     if reply.truncated:
-        screen.say("more", f"only the first {len(rows)} rows are shown; raise --limit", kind="truncated")
+        screen.remark("more", f"only the first {len(rows)} rows are shown; raise --limit")
     return DONE
 
 
@@ -127,13 +127,13 @@ async def _balances_at(args: argparse.Namespace, screen: Screen) -> int:
     async with connected(args) as client:
         reply = await client.ledger(sql, args.limit)
     rows = [[account, cyx(int(amount))] for account, amount in reply.rows]
-    found = {"at_ms": at_ms, "balances": dict(reply.rows)}
+    found = {"at_ms": at_ms, "balances": dict(reply.rows), "truncated": reply.truncated}
     if rows or args.json:
         screen.table(["account", "balance"], rows, found)
     else:
         screen.result(f"no account held anything at {args.time}", found)
     if reply.truncated:
-        screen.say("more", f"only the first {len(rows)} accounts are shown; raise --limit", kind="truncated")
+        screen.remark("more", f"only the first {len(rows)} accounts are shown; raise --limit")
     return DONE
 
 
@@ -229,7 +229,7 @@ async def earnings(args: argparse.Namespace, screen: Screen) -> int:
     else:
         screen.result("no node was paid yet", {"payments": []})
     if reply.truncated:
-        screen.say("more", f"only the newest {args.limit} settlements were looked at; raise --limit", kind="truncated")
+        screen.remark("more", f"only the newest {args.limit} settlements were looked at; raise --limit")
     return DONE
 
 

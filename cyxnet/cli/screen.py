@@ -34,6 +34,9 @@ class Screen(Protocol):
     def table(self, columns: list[str], rows: list[list[str]], data: Any) -> None:
         """Rows for people, `data` for programs. Shown even with --quiet."""
 
+    def remark(self, label: str, text: str) -> None:
+        """What people want to know of a table beside it; programs have it in the data, one object and no more."""
+
     def advance(self, what: str, done: int, total: int) -> None:
         """How far a transfer is; on a live terminal only."""
 
@@ -57,6 +60,9 @@ class JsonScreen:
 
     def table(self, columns: list[str], rows: list[list[str]], data: Any) -> None:
         self._print(data)
+
+    def remark(self, label: str, text: str) -> None:
+        pass
 
     def advance(self, what: str, done: int, total: int) -> None:
         pass
@@ -97,6 +103,9 @@ class PlainScreen:
             self.out.write(line.rstrip() + "\n")
         self.out.flush()
 
+    def remark(self, label: str, text: str) -> None:
+        self.say(label, text)
+
     def advance(self, what: str, done: int, total: int) -> None:
         pass
 
@@ -128,6 +137,9 @@ class LiveScreen:
         self.console.print(Text.assemble((f"{clean(label):<{LABEL_WIDTH}}", "bold cyan"), first), soft_wrap=True)
         for line in rest:
             self.console.print(Text(" " * LABEL_WIDTH + line), soft_wrap=True)
+
+    def remark(self, label: str, text: str) -> None:
+        self.say(label, text)
 
     def _lines(self, text: str, indent: int) -> list[str]:
         """`text` broken between words. A signature longer than a line stays whole, so that it can be copied."""
