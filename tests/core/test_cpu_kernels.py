@@ -978,3 +978,42 @@ def test_a_flat_product_that_threads_share_has_the_same_bits() -> None:
         cpu.call("matmul", out := np.empty((15, 512), np.float32), [a, b], {"transpose_a": 0, "transpose_b": 0})
         found.add(out.tobytes())
     assert len(found) == 1 and np.allclose(out, a @ b, atol=1e-3)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int64", "int32", "uint8"])
+def test_the_first_greatest_is_found_wherever_it_lies(isa: str, dtype: str) -> None:
+    """In any lane, block or column; among equals, zeros of both signs, infinities and NaN."""
+    cpu.set_isa(isa)
+    dice = np.random.default_rng(5)
+    odd = [0.0, -0.0, -math.inf, math.inf, math.nan]
+    for n in (1, 2, 63, 64, 65, 1023, 1024, 1025, 2500):
+        for high in (2, 4, 1000):
+            x = dice.integers(0, high, (3, n, 1)).astype(dtype)
+            if dtype.startswith("float"):
+                x = np.where(dice.uniform(size=x.shape) < 1 / n, dice.choice(odd, x.shape), x - high / 2).astype(dtype)
+                x[0] = -math.inf
+            for inner in (1, 2, 17, 300):
+                y = np.ascontiguousarray(np.concatenate([np.roll(x, i, axis=1) for i in range(inner)], axis=2))
+                cpu.call("argmax", out := np.empty((3, inner), np.int64), [y], {"axis": 1})
+                assert out.tolist() == y.argmax(1).tolist(), (n, high, inner)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", ["float32", "float64", "uint8"])
+def test_what_is_taken_is_what_numpy_takes(isa: str, dtype: str) -> None:
+    """Elements and short rows, which are moved without memcpy, in threads that begin anywhere."""
+    cpu.set_isa(isa)
+    dice = np.random.default_rng(6)
+    for inner in (1, 2, 3, 5):
+        x = dice.integers(0, 200, (5, 7, inner)).astype(dtype)
+        index, along = dice.integers(-7, 7, 11), dice.integers(-7, 7, (5, 9, inner))
+        for threads in (1, 3):
+            cpu.set_num_threads(threads)
+            cpu.call("take", out := np.empty((5, 11, inner), dtype), [x, index], {"axis": 1})
+            assert out.tolist() == x[:, index].tolist()
+            cpu.call("take_along", out := np.empty((5, 9, inner), dtype), [x, along], {"axis": 1})
+            assert out.tolist() == np.take_along_axis(x, along, 1).tolist()
+            long = dice.integers(-7, 7, 20001)
+            cpu.call("take", out := np.empty((5, 20001, inner), dtype), [x, long], {"axis": 1})
+            assert out.tobytes() == x[:, long].tobytes()

@@ -80,7 +80,7 @@ FLOAT_OPS(double, f64, )
 CYX_WHERE(where_f32, float)
 CYX_WHERE(where_f64, double)
 
-/* Masks become factors in every backward pass; the other casts are those of integer.c. */
+/* Masks become factors in every backward pass; the other casts are those of integer.inl. */
 CYX_UNARY(bool_to_f32, uint8_t, float, x)
 static cyx_kernel other_cast_of_bool;
 static cyx_status cast_of_bool(const cyx_call *call) {

@@ -2,6 +2,9 @@
  * elements in a vector), MR and NV (rows and vectors of a matmul block) and the fused multiply-adds of its
  * vectors. Files that need the element type are read twice, with T, its vector V of VN elements, and NAME(x)
  * for x_f32 or x_f64. */
+#include "integer.inl"
+#include "indexing.inl"
+#include "random.inl"
 #include "elementwise.inl"
 #include "optimizer.inl"
 #include "pool2d.inl"
@@ -88,6 +91,9 @@
 #include "conv2d.inl"
 
 static void fill_isa(cyx_table table) {
+    fill_integer(table); /* before the others, which take some cells of its own */
+    fill_indexing(table);
+    fill_random(table);
     fill_elementwise(table);
     fill_links(table);
     fill_optimizer(table);

@@ -48,10 +48,7 @@ void cyx_setup(void) {
 #endif
     for (int i = 0; i < ISA_COUNT; i++) {
         if (!isas[i].present) continue;
-        cyx_fill_integer(isas[i].table);
         cyx_fill_movement(isas[i].table);
-        cyx_fill_indexing(isas[i].table);
-        cyx_fill_random(isas[i].table);
         isas[i].fill(isas[i].table);
         active = &isas[i];
     }

@@ -1,9 +1,4 @@
 /* Element-wise kernels of integers and truth values, and every cast. Integers wrap, as NumPy's do. */
-#include <math.h>
-
-#include "elementwise.h"
-#include "tables.h"
-
 #define ARITHMETIC(T, U, TAG)                                                                                \
     CYX_UNARY(neg_##TAG, T, T, (U)0 - (U)x)                                                                  \
     CYX_UNARY(abs_##TAG, T, T, x > 0 ? (U)x : (U)0 - (U)x)                                                   \
@@ -83,7 +78,7 @@ static cyx_status cast(const cyx_call *call) { return casts[call->in[0].dtype][c
     table[CYX_OP_logical_and][DTYPE] = logical_and_##TAG;                                                    \
     table[CYX_OP_logical_or][DTYPE] = logical_or_##TAG
 
-void cyx_fill_integer(cyx_table table) {
+static void fill_integer(cyx_table table) {
     FILL_ARITHMETIC(CYX_I64, i64);
     FILL_ARITHMETIC(CYX_I32, i32);
     FILL_ARITHMETIC(CYX_U8, u8);

@@ -1,10 +1,4 @@
 /* take and its kin, argmax, and the reductions and products of integers. Element types come in as macros. */
-#include <string.h>
-
-#include "elementwise.h"
-#include "reduce_plan.h"
-#include "tables.h"
-
 /* An array seen as [outer][n][inner] around one axis. */
 typedef struct {
     int64_t outer, n, inner;
@@ -22,7 +16,9 @@ static around around_axis(const cyx_array *x, int64_t axis) {
 /* Every index lies in [-n, n). Checked before anything is read or written through one. */
 static cyx_status check_indices(const cyx_call *call, const cyx_array *indices, int64_t n) {
     const int64_t *index = indices->data;
-    for (int64_t i = 0; i < indices->size; i++)
+    int64_t outside = 0;
+    for (int64_t i = 0; i < indices->size; i++) outside |= (int64_t)(index[i] < -n) | (int64_t)(index[i] >= n);
+    for (int64_t i = 0; outside && i < indices->size; i++)
         if (index[i] < -n || index[i] >= n)
             return cyx_fail(CYX_BAD_DATA, "%s: expected indices from %lld to %lld, got %lld at position %lld",
                             cyx_op_names[call->op], (long long)-n, (long long)n - 1, (long long)index[i],
@@ -43,10 +39,21 @@ static void take_body(void *context, int64_t begin, int64_t end) {
     const cyx_call *call = t->call;
     const int64_t *index = call->in[1].data;
     size_t bytes = (size_t)(t->a.inner * cyx_dtype_bytes[call->out.dtype]);
-    for (int64_t row = begin; row < end; row++) {
-        int64_t outer = row / t->count, i = wrapped(index[row % t->count], t->a.n);
-        memcpy((char *)call->out.data + (size_t)row * bytes,
-               (const char *)call->in[0].data + (size_t)(outer * t->a.n + i) * bytes, bytes);
+    char *to = (char *)call->out.data + (size_t)begin * bytes;
+    for (int64_t row = begin; row < end;) {
+        int64_t outer = row / t->count, first = row % t->count;
+        int64_t stop = t->count - first < end - row ? t->count : first + end - row;
+        const char *from = (const char *)call->in[0].data + (size_t)(outer * t->a.n) * bytes;
+        row += stop - first;
+        if (bytes == 4) /* a few bytes are moved faster than the call of memcpy that moves them */
+            for (int64_t i = first; i < stop; i++, to += 4)
+                *(uint32_t *)to = ((const uint32_t *)from)[wrapped(index[i], t->a.n)];
+        else if (bytes == 8)
+            for (int64_t i = first; i < stop; i++, to += 8)
+                *(uint64_t *)to = ((const uint64_t *)from)[wrapped(index[i], t->a.n)];
+        else
+            for (int64_t i = first; i < stop; i++, to += bytes)
+                memcpy(to, from + (size_t)wrapped(index[i], t->a.n) * bytes, bytes);
     }
 }
 
@@ -91,29 +98,36 @@ static cyx_status take(const cyx_call *call) {
 TAKE_GRAD(float, f32)
 TAKE_GRAD(double, f64)
 
-static void take_along_body(void *context, int64_t begin, int64_t end) {
-    const taking *t = context;
-    const cyx_call *call = t->call;
-    const int64_t *index = call->in[1].data;
-    int bytes = cyx_dtype_bytes[call->out.dtype];
-    for (int64_t at = begin; at < end; at++) {
-        int64_t outer = at / (t->count * t->a.inner), j = at % t->a.inner;
-        int64_t from = (outer * t->a.n + wrapped(index[at], t->a.n)) * t->a.inner + j;
-        if (bytes == 4)
-            ((uint32_t *)call->out.data)[at] = ((const uint32_t *)call->in[0].data)[from];
-        else if (bytes == 8)
-            ((uint64_t *)call->out.data)[at] = ((const uint64_t *)call->in[0].data)[from];
-        else
-            ((uint8_t *)call->out.data)[at] = ((const uint8_t *)call->in[0].data)[from];
+/* Row after row of `inner` outputs, of which there are count for each of outer. */
+#define TAKE_ALONG(T)                                                                                        \
+    static void take_along_##T(void *context, int64_t begin, int64_t end) {                                  \
+        const taking *t = context;                                                                           \
+        const int64_t *index = t->call->in[1].data;                                                          \
+        T *out = t->call->out.data;                                                                          \
+        int64_t inner = t->a.inner, run = inner == 1 ? t->count : inner; /* outputs of which one row is read */ \
+        for (int64_t at = begin; at < end;) {                                                                \
+            int64_t first = at % run, n = run - first < end - at ? run - first : end - at;                   \
+            const T *from = (const T *)t->call->in[0].data + at / (t->count * inner) * t->a.n * inner;       \
+            if (inner == 1)                                                                                  \
+                for (int64_t i = at; i < at + n; i++) out[i] = from[wrapped(index[i], t->a.n)];              \
+            else                                                                                             \
+                for (int64_t i = at; i < at + n; i++)                                                        \
+                    out[i] = from[wrapped(index[i], t->a.n) * inner + first + i - at];                       \
+            at += n;                                                                                         \
+        }                                                                                                    \
     }
-}
+TAKE_ALONG(uint8_t)
+TAKE_ALONG(uint32_t)
+TAKE_ALONG(uint64_t)
 
 /* ints: axis */
 static cyx_status take_along(const cyx_call *call) {
     taking t = {call, around_axis(&call->in[0], call->ints[0]), around_axis(&call->in[1], call->ints[0]).n};
     cyx_status status = check_indices(call, &call->in[1], t.a.n);
-    if (status == CYX_OK)
-        cyx_parallel(call->out.size, cyx_grain(call->out.size, 4, CYX_LEAST_WORK), take_along_body, &t);
+    int bytes = cyx_dtype_bytes[call->out.dtype];
+    if (status == CYX_OK && call->out.size)
+        cyx_parallel(call->out.size, cyx_grain(call->out.size, 4, CYX_LEAST_WORK),
+                     bytes == 8 ? take_along_uint64_t : bytes == 4 ? take_along_uint32_t : take_along_uint8_t, &t);
     return status;
 }
 
@@ -128,17 +142,58 @@ static cyx_status one_hot(const cyx_call *call) {
     return CYX_OK;
 }
 
-/* The first greatest element, or the first NaN. */
-#define ARGMAX(T, TAG)                                                                                       \
+/* The first greatest element, or the first NaN. Along contiguous memory the greatest of each block is found first, in
+ * lanes, and then its place in the block that has the greatest of all; across rows, many columns side by side. */
+enum { ARGMAX_LANES = 64, ARGMAX_BLOCK = 1024, ARGMAX_COLUMNS = 256 };
+#define ARGMAX(T, PLACE, TAG, LEAST)                                                                         \
+    static int64_t argmax_##TAG##_run(const T *x, int64_t n) {                                               \
+        int64_t block = 0;                                                                                   \
+        T best = LEAST;                                                                                      \
+        for (int64_t first = 0; first < n; first += ARGMAX_BLOCK) {                                          \
+            int64_t count = n - first < ARGMAX_BLOCK ? n - first : ARGMAX_BLOCK, i = 0;                      \
+            const T *from = x + first;                                                                       \
+            T lanes[ARGMAX_LANES];                                                                           \
+            PLACE odd[ARGMAX_LANES], any = 0;                                                                \
+            for (int j = 0; j < ARGMAX_LANES; j++) lanes[j] = LEAST, odd[j] = 0;                             \
+            for (; i + ARGMAX_LANES <= count; i += ARGMAX_LANES)                                             \
+                INDEPENDENT for (int j = 0; j < ARGMAX_LANES; j++) {                                         \
+                    T value = from[i + j];                                                                   \
+                    odd[j] |= value != value;                                                                \
+                    lanes[j] = value > lanes[j] ? value : lanes[j];                                          \
+                }                                                                                            \
+            for (; i < count; i++) any |= from[i] != from[i], lanes[0] = from[i] > lanes[0] ? from[i] : lanes[0]; \
+            for (int j = 0; j < ARGMAX_LANES; j++) {                                                         \
+                any |= odd[j];                                                                               \
+                if (lanes[j] > best) best = lanes[j], block = first;                                         \
+            }                                                                                                \
+            if (any)                                                                                         \
+                for (i = 0;; i++)                                                                            \
+                    if (from[i] != from[i]) return first + i;                                                \
+        }                                                                                                    \
+        while (x[block] != best) block++;                                                                    \
+        return block;                                                                                        \
+    }                                                                                                        \
     static void argmax_##TAG##_body(void *context, int64_t begin, int64_t end) {                             \
         const taking *t = context;                                                                           \
-        int64_t inner = t->a.inner;                                                                          \
-        for (int64_t o = begin; o < end; o++) {                                                              \
-            const T *x = (const T *)t->call->in[0].data + o / inner * t->a.n * inner + o % inner;            \
-            int64_t best = 0;                                                                                \
-            for (int64_t i = 1; i < t->a.n && x[best * inner] == x[best * inner]; i++)                       \
-                if (!(x[i * inner] <= x[best * inner])) best = i;                                            \
-            ((int64_t *)t->call->out.data)[o] = best;                                                        \
+        const T *in = t->call->in[0].data;                                                                   \
+        int64_t *out = t->call->out.data, inner = t->a.inner, n = t->a.n;                                    \
+        for (int64_t o = begin; inner == 1 && o < end; o++) out[o] = argmax_##TAG##_run(in + o * n, n);      \
+        for (int64_t o = begin; inner > 1 && o < end;) {                                                     \
+            int64_t first = o % inner, count = inner - first < end - o ? inner - first : end - o;            \
+            if (count > ARGMAX_COLUMNS) count = ARGMAX_COLUMNS;                                              \
+            const T *x = in + o / inner * n * inner + first;                                                 \
+            T best[ARGMAX_COLUMNS];                                                                          \
+            PLACE place[ARGMAX_COLUMNS];                                                                     \
+            for (int64_t j = 0; j < count; j++) best[j] = x[j], place[j] = 0;                                \
+            for (int64_t i = 1; i < n; i++)                                                                  \
+                INDEPENDENT for (int64_t j = 0; j < count; j++) {                                            \
+                    T value = x[i * inner + j], before = best[j];                                            \
+                    int stays = (value <= before) | (before != before);                                      \
+                    best[j] = stays ? before : value;                                                        \
+                    place[j] = stays ? place[j] : (PLACE)i;                                                  \
+                }                                                                                            \
+            for (int64_t j = 0; j < count; j++) out[o + j] = (int64_t)place[j];                              \
+            o += count;                                                                                      \
         }                                                                                                    \
     }                                                                                                        \
     static cyx_status argmax_##TAG(const cyx_call *call) {                                                   \
@@ -147,11 +202,11 @@ static cyx_status one_hot(const cyx_call *call) {
         cyx_parallel(count, cyx_grain(count, (double)t.a.n, CYX_LEAST_WORK), argmax_##TAG##_body, &t);       \
         return CYX_OK;                                                                                       \
     }
-ARGMAX(float, f32)
-ARGMAX(double, f64)
-ARGMAX(int64_t, i64)
-ARGMAX(int32_t, i32)
-ARGMAX(uint8_t, u8)
+ARGMAX(float, uint32_t, f32, -INFINITY)
+ARGMAX(double, uint64_t, f64, -(double)INFINITY)
+ARGMAX(int64_t, uint64_t, i64, INT64_MIN)
+ARGMAX(int32_t, uint32_t, i32, INT32_MIN)
+ARGMAX(uint8_t, uint32_t, u8, 0)
 
 /* Reductions of integers: any order gives the same. The result type is that of the output. */
 #define INTEGER_REDUCE(NAME, IN, OUT, START, JOIN)                                                           \
@@ -165,11 +220,19 @@ ARGMAX(uint8_t, u8)
                 const IN *x = (const IN *)call->in[0].data +                                                 \
                               cyx_offset_of(o, p.kept_count, p.kept, p.kept_stride) +                        \
                               cyx_offset_of(t, p.reduced_count, p.reduced, p.reduced_stride);                \
-                for (int64_t j = 0; j < columns; j++)                                                        \
+                OUT *to = out + o * columns, whole = to[0];                                                  \
+                if (p.inner_is_reduced) {                                                                    \
                     for (int64_t i = 0; i < run; i++) {                                                      \
-                        OUT a = out[o * columns + j], b = (OUT)x[i + j];                                     \
-                        out[o * columns + j] = (OUT)(JOIN);                                                  \
+                        OUT a = whole, b = (OUT)x[i];                                                        \
+                        whole = (OUT)(JOIN);                                                                 \
                     }                                                                                        \
+                    to[0] = whole;                                                                           \
+                    continue;                                                                                \
+                }                                                                                            \
+                INDEPENDENT for (int64_t j = 0; j < columns; j++) {                                          \
+                    OUT a = to[j], b = (OUT)x[j];                                                            \
+                    to[j] = (OUT)(JOIN);                                                                     \
+                }                                                                                            \
             }                                                                                                \
         return CYX_OK;                                                                                       \
     }
@@ -220,7 +283,7 @@ INTEGER_MATMUL(int64_t, uint64_t, i64)
 INTEGER_MATMUL(int32_t, uint32_t, i32)
 INTEGER_MATMUL(uint8_t, uint32_t, u8)
 
-void cyx_fill_indexing(cyx_table table) {
+static void fill_indexing(cyx_table table) {
     for (int dtype = CYX_F32; dtype <= CYX_U8; dtype++)
         table[CYX_OP_take][dtype] = take, table[CYX_OP_take_along][dtype] = take_along;
     table[CYX_OP_take_grad][CYX_F32] = take_grad_f32, table[CYX_OP_take_grad][CYX_F64] = take_grad_f64;
