@@ -22,6 +22,19 @@ class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose complaint is one line, with the nearest word for one that is not known."""
 
     for_programs = False
+    _is_mixing = False
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse does, but an argument that may be left out is not taken as left out where an option precedes it:
+        cyx ask ID --route PATH JSON.
+        """
+        if self._is_mixing or not any(action.nargs == "?" for action in self._get_positional_actions()):
+            return super().parse_known_args(args, namespace)
+        self._is_mixing = True
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._is_mixing = False
 
     def error(self, message: str) -> NoReturn:
         unknown = re.match(r"argument (COMMAND|ACTION): invalid choice: '(.*)' \(choose from (.*)\)", message)

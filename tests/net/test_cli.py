@@ -392,6 +392,33 @@ def test_global_options_stand_before_or_behind_the_command(argv: list[str]) -> N
     assert (args.dir, args.json, args.quiet) == (Path("net"), True, False)
 
 
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["ask", "digits", "--route", "/v1/model", "{}"],
+        ["ask", "--route", "/v1/model", "digits", "{}"],
+        ["ask", "digits", "{}", "--route", "/v1/model"],
+        ["--json", "ask", "digits", "--json", "{}", "--route", "/v1/model"],
+    ],
+)
+def test_an_option_may_stand_before_an_argument_that_may_be_left_out(argv: list[str]) -> None:
+    args = parser().parse_args(argv)
+    assert (args.deployment, args.body, args.route, args.patience) == ("digits", "{}", "/v1/model", 60)
+
+
+def test_what_is_left_out_is_left_out_and_more_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert parser().parse_args(["ask", "digits", "--get"]).body is None
+    args = parser().parse_args(["ledger", "at", "--limit", "3", "2026-11-26", "--quiet"])
+    assert (args.question, args.time, args.limit, args.quiet) == ("at", "2026-11-26", 3, True)
+    for argv, said in (
+        (["ask", "a", "--get", "b", "c"], "unrecognized arguments: c"),
+        (["ask", "--get"], "required: ID"),
+    ):
+        with pytest.raises(SystemExit):
+            parser().parse_args(argv)
+        assert said in capsys.readouterr().err
+
+
 def test_help_is_there_at_once() -> None:
     command = [sys.executable, "-X", "importtime", "-m", "cyxnet", "--help"]
     imported = subprocess.run(command, capture_output=True, text=True, check=True).stderr
