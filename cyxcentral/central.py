@@ -340,7 +340,7 @@ class Central:
         if kind is m.Rejected or kind is m.CheckGivenUp:
             level = logging.INFO if isinstance(event, m.CheckGivenUp) and not event.drawn else logging.ERROR
             log.log(level, "check of %s: %s", about, segments.in_words(self.world.jobs[about]))
-        self.payments.reconcile(about)
+        self.payments.reconcile(about, by_another=record.by != self.central_id)
         update = m.Update(
             job_id=about,
             source="event",

@@ -31,6 +31,8 @@ ANSWER_FIRST_S = 0.004  # who asked hears that it is stored, and a free node is 
 NOT_THERE = ("escrow_missing", "escrow_mismatch")  # refunded, perhaps opened again on other terms; or the chain lags
 MAKE_WAY_S, MAKE_WAY_AT_MOST_S = 0.02, 5.0  # while many callers ask; a deposit's blockhash lives for a minute
 BEGUN_AT_ONCE = 16  # then everybody else has a turn
+OTHERS_FIRST_S = 5.0  # so long a central has for the payments of what it wrote, until every other one makes them too
+LOOK_EVERY_S, LOOKED_AT_ONCE = 0.05, 1_000  # whether they were made
 DEADLINES_EVERY_S = 30.0  # of the day that there is for it
 TROUBLE_DELAYS_S = (0.2, 1.0, 2.0, 4.0, 8.0, 16.0)
 
@@ -71,18 +73,47 @@ class Payments:
         self._making_way = asyncio.Lock()  # of those that let callers pass, the oldest looks for all
         self._due: dict[str, tuple[Callable[[], Coroutine[Any, Any, None]], float]] = {}  # not begun, and since when
         self._begin_due: asyncio.TimerHandle | None = None
+        self._theirs: dict[str, tuple[str, float]] = {}  # what other centrals work on: the job, and until when they may
+        self._look_due: asyncio.TimerHandle | None = None
         self._working: dict[str, asyncio.Task[None]] = {}
         self._left_alone: set[str] = set()  # damaged jobs whose deadline is near
         self.held_up: dict[str, str] = {}  # what is tried again and again, and why it did not go the last time
 
-    def reconcile(self, job_id: str) -> None:
-        """Make sure somebody works on this job's money, if it waits for the chain."""
+    def reconcile(self, job_id: str, by_another: bool = False) -> None:
+        """Make sure somebody works on this job's money, if it waits for the chain.
+
+        by_another: another central wrote what makes it wait, and works on it unless it died: it has some time for that.
+        """
         job = self._events.world.jobs[job_id]
-        late_s = asyncio.get_running_loop().time() + MAKE_WAY_AT_MOST_S
         if not job.funded and job.status not in jobs.ENDED:
-            self._work(f"fund {job_id}", functools.partial(self._fund, job_id, late_s))
+            key, work = f"fund {job_id}", self._fund
         elif job.status == "settling" and not self._frozen():
-            self._work(f"settle {job_id}", functools.partial(self._settle, job_id, late_s))
+            key, work = f"settle {job_id}", self._settle
+        else:
+            return
+        now_s = asyncio.get_running_loop().time()
+        if key in self._theirs or key in self._working or key in self._due:
+            return
+        if by_another:
+            self._theirs[key] = job_id, now_s + OTHERS_FIRST_S
+            self._look_in(OTHERS_FIRST_S)
+        else:
+            self._work(key, functools.partial(work, job_id, now_s + MAKE_WAY_AT_MOST_S))
+
+    def _look_in(self, delay_s: float) -> None:
+        if self._look_due is None:
+            self._look_due = asyncio.get_running_loop().call_later(delay_s, self._look_at_theirs)
+
+    def _look_at_theirs(self) -> None:
+        """What other centrals have not done in their time is ours."""
+        self._look_due, now_s = None, asyncio.get_running_loop().time()
+        for key, (job_id, due_s) in list(itertools.islice(self._theirs.items(), LOOKED_AT_ONCE)):
+            if due_s > now_s:
+                break
+            del self._theirs[key]
+            self.reconcile(job_id)
+        if self._theirs:
+            self._look_in(LOOK_EVERY_S)
 
     def _frozen(self) -> bool:
         """Whether nothing may be paid. Deposits are brought to their end all the same."""
@@ -128,8 +159,9 @@ class Payments:
         return jobrules.deadline_due(self._events.world.jobs[job_id], self._events.machine.wall_ms())
 
     async def close(self) -> None:
-        if self._begin_due is not None:
-            self._begin_due.cancel()
+        for timer in (self._begin_due, self._look_due):
+            if timer is not None:
+                timer.cancel()
         for task in self._working.values():
             task.cancel()
         await asyncio.gather(*self._working.values(), return_exceptions=True)

@@ -523,11 +523,11 @@ class Crowded:
         self.made._say = self.say
         self.said = asyncio.Queue()
 
-    def due(self, name, *events):
+    def due(self, name, *events, by_another=False):
         signed = replace(f.signed(name.encode()), signature=name)
         self.world.jobs[name] = replace(f.job_after(*events), job_id=name, unsettled=signed)
         self.due_s[name] = self.clock()
-        self.made.reconcile(name)
+        self.made.reconcile(name, by_another)
 
     async def send(self, transaction):
         await pause(0.005)
@@ -576,6 +576,23 @@ async def test_while_callers_never_cease_everything_is_sent_as_fast_as_it_comes(
     assert max(waited_s) < saga.MAKE_WAY_AT_MOST_S + 0.1
     first, again = crowd.sent_s["deposit 0"]
     assert again - first < saga.RESEND_AFTER_S[0] + 0.1  # it makes way for nobody
+
+
+@in_virtual_time
+async def test_what_another_central_wrote_is_paid_here_only_when_that_one_has_not_done_it_in_its_time():
+    crowd = Crowded(until_s=0.0)
+    crowd.due("of another that died", by_another=True)
+    crowd.due("of another", by_another=True)
+    crowd.due("ours")
+    crowd.made.reconcile("of another")  # we wrote something of it, too: its money is the other's all the same
+    await crowd.said.get()
+    await crowd.say("of another", None)
+    assert list(crowd.sent_s) == ["ours"]
+    assert [await crowd.said.get() for _ in range(2)] == ["of another", "of another that died"]
+    assert set(crowd.sent_s) == {"ours", "of another that died"}
+    waited_s = crowd.sent_s["of another that died"][0] - crowd.due_s["of another that died"]
+    assert saga.OTHERS_FIRST_S <= waited_s < saga.OTHERS_FIRST_S + 0.1
+    assert not crowd.made._theirs
 
 
 @in_virtual_time
