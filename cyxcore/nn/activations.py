@@ -3,7 +3,7 @@
 from typing import Any
 
 from cyxcore import functional as F
-from cyxcore.nn.module import Module, Parameter
+from cyxcore.nn.module import Layer, Module, Parameter
 
 
 class Identity(Module):
@@ -59,7 +59,7 @@ class RReLU(Module):
         return f"lower={self.lower}, upper={self.upper}"
 
 
-class PReLU(Module):
+class PReLU(Layer):
     """The slope below 0 is trained: one for all, or one per channel."""
 
     def __init__(self, num_parameters: int = 1, init: float = 0.25) -> None:

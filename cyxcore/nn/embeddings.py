@@ -5,10 +5,10 @@ from typing import Any, Self
 from cyxcore import functional as F
 from cyxcore.eager import no_grad
 from cyxcore.errors import ShapeError, SpecError
-from cyxcore.nn.module import Module, Parameter, check_sizes
+from cyxcore.nn.module import Layer, Parameter, check_sizes
 
 
-class _Rows(Module):
+class _Rows(Layer):
     """A table of rows with what looking them up may be told; see cyxcore.functional.embedding."""
 
     num_embeddings: int
@@ -29,8 +29,17 @@ class _Rows(Module):
                 raise SpecError(f"{type(self).__name__}: expected padding_idx within {count} rows, got {padding_idx}")
             self.padding_idx = padding_idx % count
             if given is None:
-                with no_grad():
-                    self.weight[self.padding_idx] = 0.0
+                self._clear_padding()
+
+    def _clear_padding(self) -> None:
+        if self.padding_idx is not None:
+            with no_grad():
+                self.weight[self.padding_idx] = 0.0
+
+    def reset_parameters(self) -> None:
+        """Give the rows values as those of a new table. Raises SpecError for a table that the program itself made."""
+        super().reset_parameters()
+        self._clear_padding()
 
     def _options(self, max_norm: float | None, norm_type: float, scale_grad_by_freq: bool, sparse: bool) -> None:
         self.max_norm, self.norm_type = max_norm, norm_type

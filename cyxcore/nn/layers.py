@@ -8,14 +8,14 @@ from cyxcore import functional as F
 from cyxcore.attrs import is_whole
 from cyxcore.errors import SpecError
 from cyxcore.functional import Pair, pair
-from cyxcore.nn.module import Module, Parameter, check_sizes, check_windows
+from cyxcore.nn.module import Layer, Module, Parameter, check_sizes, check_windows
 
 
 def _fan(fan_in: int) -> Mapping[str, Any]:
     return {"kind": "kaiming_uniform", "fan_in": fan_in}
 
 
-class Linear(Module):
+class Linear(Layer):
     """x @ weight.T + bias. weight: (out_features, in_features)."""
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
@@ -32,7 +32,7 @@ class Linear(Module):
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
 
 
-class _Conv(Module):
+class _Conv(Layer):
     stride: Any
     padding: Any
     dilation: Any
@@ -163,7 +163,7 @@ class DepthwiseConv2d(Conv2d):
         super().__init__(in_channels, outputs, kernel_size, stride, padding, dilation, in_channels, bias)
 
 
-class _ConvTranspose(Module):
+class _ConvTranspose(Layer):
     """Makes what it gets larger: the gradient of a convolution with respect to its input."""
 
     rank = 2
@@ -254,7 +254,7 @@ class PixelShuffle(Module):
         return F.pixel_shuffle(x, self.upscale_factor)
 
 
-class Bilinear(Module):
+class Bilinear(Layer):
     """(..., I) and (..., J) -> (..., O): a bilinear form per output."""
 
     def __init__(self, in1_features: int, in2_features: int, out_features: int, bias: bool = True) -> None:

@@ -22,6 +22,8 @@ Array = np.ndarray[Any, Any]
 class Parameter(Tensor):
     """A tensor that a module trains. `init` is the rule its first values came from, kept in traced graphs."""
 
+    is_drawn = False  # by that rule
+
     def __init__(self, data: Any, init: Mapping[str, Any] | None = None, requires_grad: bool = True) -> None:
         super().__init__(devices.put(as_array(data)), requires_grad=requires_grad)
         self.init: Mapping[str, Any] = init or {"kind": "zeros"}
@@ -30,7 +32,16 @@ class Parameter(Tensor):
     def drawn(cls, shape: tuple[int, ...], init: Mapping[str, Any]) -> "Parameter":
         """Values by an init rule, random ones from the generator cyxcore.manual_seed sets."""
         seed, step = next_key().tolist()
-        return cls(drawing.drawn(init, shape, "float32", seed, step, 0), init)
+        made = cls(drawing.drawn(init, shape, "float32", seed, step, 0), init)
+        made.is_drawn = True
+        return made
+
+    def draw(self) -> None:
+        """Put other values by its rule into the same memory."""
+        seed, step = next_key().tolist()
+        values = as_array(drawing.drawn(self.init, self.shape, "float32", seed, step, 0), self.dtype)
+        self._data[...] = devices.put(values, devices.name_of(self._data))
+        self._wrote()
 
 
 class Buffer(Tensor):
@@ -193,6 +204,23 @@ class Module:
     def named_children(self) -> Iterator[tuple[str, "Module"]]:
         yield from self._modules.items()
 
+    def get_parameter(self, target: str) -> Tensor:
+        """The parameter of a dotted name. Raises AttributeError for what is none."""
+        return self._of_table("parameter", "_parameters", target)
+
+    def get_buffer(self, target: str) -> Tensor:
+        """The buffer of a dotted name. Raises AttributeError for what is none."""
+        return self._of_table("buffer", "_buffers", target)
+
+    def _of_table(self, kind: str, table: str, target: str) -> Tensor:
+        where, _, name = target.rpartition(".")
+        part = self.get_submodule(where)
+        part._ready()
+        found: Tensor | None = part.__dict__[table].get(name)
+        if found is None:
+            raise AttributeError(f"get_{kind}: {target!r} is no {kind} of {type(self).__name__}")
+        return found
+
     def get_submodule(self, target: str) -> "Module":
         """The part of a dotted name, itself for "". Raises AttributeError for what is none."""
         part: Any = self
@@ -318,6 +346,10 @@ class Module:
         """to("float64")"""
         return self.to("float64")
 
+    def bfloat16(self) -> Self:
+        """to("bfloat16")"""
+        return self.to("bfloat16")
+
     def half(self) -> Self:
         """to("float16")"""
         return self.to("float16")
@@ -384,3 +416,19 @@ class Module:
             return f"{type(self).__name__}({self.extra_repr()})"
         lines = [f"  ({name}): " + repr(part).replace("\n", "\n  ") for name, part in self._modules.items()]
         return "\n".join([f"{type(self).__name__}(", *lines, ")"])
+
+
+class Layer(Module):
+    """A module whose weights are drawn by rules, and may be drawn anew."""
+
+    def reset_parameters(self) -> None:
+        """Give the weights values as those of a new layer. Raises SpecError for one that the program itself made."""
+        held = [(name, value) for name, value in self._parameters.items() if value is not None]
+        for name, value in held:
+            if not getattr(value, "is_drawn", False):
+                raise SpecError(
+                    f"{type(self).__name__}.reset_parameters: no rule is known for {name}, which was assigned; "
+                    "fill it with a function of nn.init"
+                )
+        for _, value in held:
+            value.draw()

@@ -7,10 +7,10 @@ from cyxcore import functional as F
 from cyxcore.attrs import several
 from cyxcore.creation import ones, zeros
 from cyxcore.errors import SpecError
-from cyxcore.nn.module import Module, Parameter, check_sizes
+from cyxcore.nn.module import Layer, Module, Parameter, check_sizes
 
 
-class _Norm(Module):
+class _Norm(Layer):
     """What norms by channel share: weight and bias, and statistics that follow those of the batches."""
 
     def _affine(self, count: int, affine: bool, bias: bool) -> None:
@@ -23,6 +23,17 @@ class _Norm(Module):
         self.register_buffer("running_var", ones(count) if track else None)
         if track and momentum is None:  # the mean of all batches needs their number
             self.register_buffer("num_batches_tracked", zeros(()))
+
+    def reset_running_stats(self) -> None:
+        """Begin anew: mean 0, variance 1, no batch seen."""
+        for name, value in self._buffers.items():
+            if value is not None:
+                value.fill_(1.0 if name == "running_var" else 0.0)
+
+    def reset_parameters(self) -> None:
+        """Give weight, bias and running statistics the values of a new layer."""
+        self.reset_running_stats()
+        super().reset_parameters()
 
     def _share(self) -> Any:
         """How far the running statistics are moved: momentum; without one as in the mean of all batches so far."""
@@ -138,7 +149,7 @@ class GroupNorm(_Norm):
         return f"{self.num_groups}, eps={self.eps}"
 
 
-class LayerNorm(Module):
+class LayerNorm(Layer):
     """Over the last axes."""
 
     def __init__(
@@ -162,7 +173,7 @@ class LayerNorm(Module):
         return f"{self.normalized_shape}, eps={self.eps}"
 
 
-class RMSNorm(Module):
+class RMSNorm(Layer):
     """Over the last axes, without taking the mean off. eps: None is the dtype's, as PyTorch's default is."""
 
     def __init__(

@@ -4,7 +4,7 @@ from typing import Any
 
 from cyxcore import functional as F
 from cyxcore.errors import ShapeError, SpecError
-from cyxcore.nn.module import Module, Parameter, check_sizes
+from cyxcore.nn.module import Layer, Module, Parameter, check_sizes
 from cyxcore.nn.utils.rnn import PackedSequence
 
 
@@ -19,7 +19,7 @@ def _given(module: Module, states: int, state: Any) -> tuple[Any, ...] | None:
     return tuple(given)
 
 
-class _Recurrent(Module):
+class _Recurrent(Layer):
     """Layers of one kind of cell, each in one or both directions.
 
     x: (T, N, C), or (N, T, C) with batch_first. Returns (outputs of the last layer, last states of every layer and
@@ -72,6 +72,9 @@ class _Recurrent(Module):
         parts = [f"{what}_{which}_{name}" for what in ("weight", "bias") for which in ("ih", "hh")]
         projection = getattr(self, f"weight_hr_{name}") if self.proj_size else None
         return F.Weights(*(getattr(self, part) for part in parts))._replace(hr=projection)
+
+    def flatten_parameters(self) -> None:
+        """Without effect: weights are read where they are."""
 
     def forward(self, x: Any, state: Any = None, lengths: Any = None) -> Any:
         if isinstance(x, PackedSequence):
@@ -148,7 +151,7 @@ class GRU(_Recurrent):
     kind = "gru"
 
 
-class _Cell(Module):
+class _Cell(Layer):
     """One step of a recurrence. x: (N, C); states: (N, H) each, zeros when absent; or without N. Returns the next."""
 
     kind: str

@@ -230,3 +230,72 @@ def test_tied_weights_are_loaded_by_all_of_their_names() -> None:
     with pytest.raises(SpecError, match=r"missing \['wte.weight'\], unknown \['body.weight'\]"):
         model.load_state_dict({"body.weight": weights})
     assert (model.state_dict()["wte.weight"] == before).all()
+
+
+LAYERS: dict[str, Callable[[], Any]] = {
+    "linear": lambda: nn.Linear(3, 4),
+    "conv": lambda: nn.Conv2d(2, 3, 3),
+    "transposed": lambda: nn.ConvTranspose1d(2, 3, 3),
+    "lstm": lambda: nn.LSTM(2, 3, num_layers=2, bidirectional=True),
+    "cell": lambda: nn.GRUCell(2, 3),
+    "embedding": lambda: nn.Embedding(5, 2, padding_idx=1),
+    "prelu": lambda: nn.PReLU(3),
+    "batch norm": lambda: nn.BatchNorm1d(3, momentum=None),
+    "layer norm": lambda: nn.LayerNorm(3),
+    "bilinear": lambda: nn.Bilinear(2, 3, 4),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_layer_is_reset_to_what_a_new_one_is(name: str) -> None:
+    cx.manual_seed(5)
+    wanted = copy.deepcopy(LAYERS[name]().state_dict())
+    layer = LAYERS[name]()
+    where = [p.numpy().ctypes.data for p in layer.parameters()]
+    for value in (*layer.parameters(), *layer.buffers()):
+        with cx.no_grad():
+            value.fill_(7.0)
+    cx.manual_seed(5)
+    layer.reset_parameters()
+    assert {k: v.tolist() for k, v in layer.state_dict().items()} == {k: v.tolist() for k, v in wanted.items()}
+    assert [p.numpy().ctypes.data for p in layer.parameters()] == where  # optimisers go on with the same tensors
+
+
+def test_resetting_follows_types_and_copies_and_refuses_what_has_no_rule() -> None:
+    layer = copy.deepcopy(nn.Linear(3, 2).double())
+    before = layer.weight.tolist()
+    layer.reset_parameters()
+    assert layer.weight.dtype == "float64" and layer.weight.tolist() != before
+    layer.weight = nn.Parameter(np.ones((2, 3), np.float32))
+    kept = layer.bias.tolist()
+    with pytest.raises(SpecError, match="Linear.reset_parameters: no rule is known for weight, which was assigned"):
+        layer.reset_parameters()
+    assert layer.bias.tolist() == kept and not hasattr(nn.Sequential(layer), "reset_parameters")
+
+
+def test_folds_of_a_cross_validation_begin_anew() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 1))
+    seen = []
+    for _ in range(2):
+        cx.manual_seed(1)
+        model.apply(lambda layer: layer.reset_parameters() if hasattr(layer, "reset_parameters") else None)
+        step = cx.compile(stepping(model, lambda m, x: (m(x) ** 2).mean()))
+        seen.append([step(X).item() for _ in range(3)])
+    assert seen[0] == seen[1]
+
+
+def test_small_methods_of_modules_and_gradients() -> None:
+    model = nn.Sequential(nn.LSTM(2, 3), nn.BatchNorm1d(3))
+    model[0].flatten_parameters()
+    assert model.get_parameter("0.weight_hh_l0") is model[0].weight_hh_l0
+    assert model.get_buffer("1.running_mean") is model[1].running_mean
+    with pytest.raises(AttributeError, match="get_parameter: '1.running_mean' is no parameter of Sequential"):
+        model.get_parameter("1.running_mean")
+    assert model.bfloat16()[0].weight_hh_l0.dtype == "bfloat16"
+    for norm_type in (2.0, 1.0, float("inf")):
+        pair = [nn.Parameter(np.zeros(2, np.float32)) for _ in range(2)]
+        for place, p in enumerate(pair):
+            p.grad = cx.tensor([3.0, 4.0 + place])
+        norm = nn.utils.get_total_norm([p.grad for p in pair], norm_type)
+        nn.utils.clip_grads_with_norm_(pair, 1.0, norm)
+        assert abs(nn.utils.get_total_norm([p.grad for p in pair], norm_type).item() - 1) < 1e-5

@@ -13,7 +13,10 @@ from cyxcore.errors import GradientError, ShapeError
 from cyxcore.functional import clip_scale, concat, maximum, minimum, stack, total_norm
 from cyxcore.nn.utils import rnn as rnn
 
-__all__ = ["clip_grad_norm_", "clip_grad_value_", "parameters_to_vector", "rnn", "vector_to_parameters"]
+__all__ = (
+    "clip_grad_norm_ clip_grad_value_ clip_grads_with_norm_ get_total_norm parameters_to_vector rnn "
+    "vector_to_parameters"
+).split()
 
 
 def clip_grad_norm_(
@@ -45,6 +48,31 @@ def clip_grad_norm_(
         for p, gradient in zip(held, gradients, strict=True):
             p.grad = gradient * scale
         return norm
+
+
+def get_total_norm(
+    tensors: Iterable[Any] | Any, norm_type: float = 2.0, error_if_nonfinite: bool = False, foreach: bool | None = None
+) -> Any:
+    """The norm of all tensors taken together. Raises GradientError for one that is not finite, if asked to."""
+    given = [tensors] if isinstance(tensors, Tensor) else list(tensors)
+    if not given:
+        return 0.0
+    with no_grad():
+        norm = total_norm([g.square().sum() for g in given]) if norm_type == 2 else _norm(given, float(norm_type))
+        if error_if_nonfinite and not norm.isfinite().item():
+            raise GradientError(f"get_total_norm: the norm is {norm.item()}")
+        return norm
+
+
+def clip_grads_with_norm_(
+    parameters: Iterable[Tensor] | Tensor, max_norm: float, total_norm: Any, foreach: bool | None = None
+) -> None:
+    """Scale all gradients, whose norm is total_norm, so that it is at most max_norm."""
+    with no_grad():
+        scale = minimum(max_norm / (total_norm + 1e-6), 1.0)
+        for p in [parameters] if isinstance(parameters, Tensor) else parameters:
+            if p.grad is not None:
+                p.grad = p.grad * scale
 
 
 def _norm(gradients: list[Any], p: float) -> Any:
