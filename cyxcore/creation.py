@@ -158,7 +158,8 @@ def full(shape: Any, fill_value: Any, *, dtype: Any = None, device: Any = None, 
         dtype, fill_value = dtype or dtype_name(fill_value.dtype), fill_value.item()
     if type(fill_value) not in DEFAULTS:
         raise DtypeError(f"full: expected a number, got {type(fill_value).__name__}")
-    made = Tensor(fill_value, dtype).broadcast_to(_shape(shape)).copy()
+    number = Tensor(fill_value, dtype)._data
+    made = wrap(np.full(_shape(shape), number, number.dtype))
     return made.requires_grad_() if requires_grad else made
 
 

@@ -182,6 +182,13 @@ class Tensor(Held, Leaving):
         Raises DtypeError for values of a kind the dtype cannot hold, ShapeError, IndexError, and GradientError for
         a leaf that requires a gradient.
         """
+        if (
+            isinstance(index, Tensor)
+            and index.dtype == "bool"
+            and type(value) in DEFAULTS
+            and self._filled(index, value)
+        ):
+            return
         basic, found = indexing.split(self, index)
         arrays = {axis: part._data for axis, part in found.items()}
         shape = picked(self.shape, basic, arrays)
@@ -191,6 +198,24 @@ class Tensor(Held, Leaving):
         if not infer.stretches(given.shape, shape):
             raise ShapeError(f"assignment: expected a value for shape {shape}, got {given.shape}")
         self._put(given, tuple(basic), arrays)
+
+    def _filled(self, mask: "Tensor", number: Any) -> bool:
+        """Whether a number was written where a mask is true: of memory of the host of which nothing is remembered."""
+        plain = type(self._data) is np.ndarray and self._data.flags.writeable and type(mask._data) is np.ndarray
+        if not plain or not mask.shape or 0 in mask.shape or (is_recording() and self._followed()):
+            return False
+        indexing.fitting_mask(mask, self)
+        given = self._fitting(number)
+        if self._view is not None:
+            self._refresh()
+        wide = mask._data.reshape(mask.shape + (1,) * (self.ndim - mask.ndim))
+        np.copyto(self._data, given._data, where=wide)
+        self._wrote()
+        return True
+
+    def _true_places(self) -> "Tensor":
+        """Where a mask, flattened, is true: int64."""
+        return self._constant(np.flatnonzero(devices.host(self._data)))
 
     def _fitting(self, value: Any) -> "Tensor":
         """A value in this tensor's dtype and place, which must be of a kind that dtype holds."""

@@ -4,7 +4,6 @@ import math
 from typing import Any
 
 from cyxcore.errors import ShapeError, SpecError
-from cyxcore.functional.basic import where
 from cyxcore.values import together
 
 
@@ -77,10 +76,10 @@ def _single(value: Any, axes: list[str], sizes: dict[str, int]) -> tuple[Any, li
         first = axes.index(name)
         second = axes.index(name, first + 1)
         size = sizes[name]
-        eye = value._constant([[row == column for column in range(size)] for row in range(size)], "bool")
-        shape = [size if place in (first, second) else 1 for place in range(value.ndim)]
-        value = where(eye.reshape(*shape), value, 0).sum(second)
-        axes = axes[:second] + axes[second + 1 :]
+        rest = [place for place in range(value.ndim) if place not in (first, second)]
+        square = value.permute(first, second, *rest)
+        value = square.reshape(size * size, *square.shape[2:])[:: size + 1]
+        axes = [name, *(axes[place] for place in rest)]
     return value, axes
 
 

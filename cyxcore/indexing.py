@@ -96,8 +96,7 @@ def _places(mask: Any, shape: tuple[int, ...], value: Value) -> list[Any]:
 
     A size of 0 fits every axis, as in the array API: such a mask picks nothing.
     """
-    if len(mask.shape) != len(shape) or any(n not in (0, size) for n, size in zip(mask.shape, shape, strict=True)):
-        raise IndexingError(f"index: expected a mask of the sizes {shape} it covers of {value.shape}, got {mask.shape}")
+    _covers(mask, shape, value)
     if not mask.ndim:
         return [value._constant([0] * int(mask.item()), "int64")]
     host = mask.to("cpu") if hasattr(mask, "to") else mask  # how many are true is a question to the host
@@ -105,6 +104,11 @@ def _places(mask: Any, shape: tuple[int, ...], value: Value) -> list[Any]:
     if hasattr(value, "device"):
         found = found.to(value.device)
     return [found[axis] for axis in range(mask.ndim)]
+
+
+def _covers(mask: Any, shape: tuple[int, ...], value: Value) -> None:
+    if len(mask.shape) != len(shape) or any(n not in (0, size) for n, size in zip(mask.shape, shape, strict=True)):
+        raise IndexingError(f"index: expected a mask of the sizes {shape} it covers of {value.shape}, got {mask.shape}")
 
 
 def put(array: Any, basic: tuple[Any, ...] | None, arrays: Mapping[int, Any], value: Any) -> None:
@@ -143,6 +147,8 @@ def seen_by(shape: tuple[int, ...], basic: Sequence[Any]) -> tuple[int, ...]:
 
 def get(value: Value, index: Any) -> Any:
     """value[index]. Raises ShapeError for what has no meaning and IndexError for an integer out of range."""
+    if hasattr(index, "_true_places") and index.dtype == "bool" and index.ndim and hasattr(value, "_true_places"):
+        return _masked(value, index)
     basic, arrays = split(value, index)
     result = _basic(value, basic)
     if not arrays:
@@ -151,6 +157,20 @@ def get(value: Value, index: Any) -> Any:
         ((place, indices),) = arrays.items()
         return apply("take", result, indices, axis=place)
     return _gathered(result, arrays)
+
+
+def _masked(value: Any, mask: Any) -> Any:
+    """What a mask of the first axes picks: rows of those axes made one."""
+    fitting_mask(mask, value)
+    rows = value.reshape(math.prod(value.shape[: mask.ndim]), *value.shape[mask.ndim :]) if mask.ndim > 1 else value
+    return apply("take", rows, mask._true_places().to(value.device), axis=0)
+
+
+def fitting_mask(mask: Any, value: Any) -> None:
+    """Raises IndexingError unless a mask covers the first axes of a value; sizes of 0 fit every axis."""
+    if mask.ndim > value.ndim:
+        _complete(value, [mask])
+    _covers(mask, value.shape[: mask.ndim], value)
 
 
 def _basic(value: Value, parts: Sequence[Any]) -> Any:

@@ -248,6 +248,8 @@ class Value:
     def __pow__(self, other: Any) -> Self:
         if isinstance(other, int) and other == 2:
             return apply("square", self)
+        if isinstance(other, (int, float)) and other == 3 and self.dtype in INEXACT:
+            return apply("mul", apply("square", self), self)
         if isinstance(other, float) and other == 0.5:
             return apply("sqrt", to_inexact(self))
         return power(*of_one_dtype(self, other))

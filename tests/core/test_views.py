@@ -452,3 +452,48 @@ def test_loading_weights_between_forward_and_backward_is_noticed() -> None:
     layer.load_state_dict({name: array * 0 for name, array in layer.state_dict().items()})
     with pytest.raises(GradientError, match="changed in place"):
         loss.backward()
+
+
+@pytest.mark.parametrize("axes", [1, 2, 3])
+def test_a_mask_of_the_first_axes_picks_and_fills(axes: int) -> None:
+    truth = np.random.default_rng(axes).uniform(size=X.shape[:axes]) < 0.5
+    for base, mask in (
+        (X, truth),
+        (
+            X.transpose(2, 0, 1),
+            truth.transpose(2, 0, 1) if axes == 3 else np.ones(X.transpose(2, 0, 1).shape[:axes], bool),
+        ),
+    ):
+        held, expected = cx.tensor(X.copy()), base.copy()
+        tensor = held.permute(2, 0, 1) if base is not X else held
+        picked = tensor[cx.tensor(mask)]
+        assert picked.numpy().tolist() == expected[mask].tolist()
+        tensor[cx.tensor(mask)] = -1.5
+        expected[mask] = -1.5
+        assert tensor.numpy().tolist() == expected.tolist()
+        assert (held.permute(2, 0, 1) if base is not X else held).numpy().tolist() == expected.tolist()  # its memory
+    with pytest.raises(IndexError):
+        cx.tensor(X)[cx.tensor(np.ones((2, *X.shape[1:axes]), bool))] = 1.0
+    with pytest.raises(DtypeError):
+        cx.arange(3)[cx.tensor([True, False, True])] = 0.5
+
+
+def test_a_mask_picks_and_fills_what_has_a_gradient() -> None:
+    mask = cx.tensor(X > 20)
+    x = cx.tensor(X, requires_grad=True)
+    x[mask].square().sum().backward()
+    assert x.grad.numpy().tolist() == np.where(X > 20, 2 * X, 0).tolist()
+    x.grad = None
+    y = x * 2.0
+    y[mask] = 3.0
+    y.sum().backward()
+    assert x.grad.numpy().tolist() == np.where(X > 20, 0, 2).tolist()
+
+
+def test_the_third_power_is_two_products() -> None:
+    x = cx.tensor(X - 30.0, requires_grad=True)
+    cubed = x**3
+    assert cubed.numpy().tobytes() == ((X - 30) * (X - 30) * (X - 30)).tobytes()
+    cubed.sum().backward()
+    np.testing.assert_allclose(x.grad.numpy(), 3 * (X - 30) ** 2, rtol=1e-6)
+    assert (cx.tensor([2, -3]) ** 3).numpy().tolist() == [8, -27]

@@ -33,6 +33,7 @@ enum {
     LEAST_SHARED = 1500000, /* multiply-adds of a product that threads share: what half of fewer saves, meeting costs */
     ROWS_ALIKE = 4, /* threads take whole fours of rows */
     LEAST_PACKED = 16384, /* elements that a thread packs for the others */
+    DOTS_AT_ONCE = 8,
     THIN_ROWS = 8,        /* up to which a product by a transposed matrix reads that where it lies */
     SMALL_TAIL = 2048,    /* elements of a panel of B that is not whole, in a small product */
     NEAR_RESULT = 1 << 16, /* elements of a result to which products are added */
@@ -514,6 +515,22 @@ static void NAME(batch_body)(void *context, int64_t begin, int64_t end) {
     }
 }
 
+/* Dot products of rows with rows of as many: each is one chain, so that several are made side by side. */
+static void NAME(dots_body)(void *context, int64_t begin, int64_t end) {
+    const NAME(batch) *batch = context;
+    int64_t k = batch->one.k, row = begin;
+    for (; row + DOTS_AT_ONCE <= end; row += DOTS_AT_ONCE) {
+        const T *a = batch->one.a + row * k, *b = batch->one.b + row * k;
+        V sum[DOTS_AT_ONCE];
+        _Pragma("GCC unroll 8") for (int i = 0; i < DOTS_AT_ONCE; i++) sum[i] = (V){0};
+        for (int64_t at = 0; at < k; at++)
+            _Pragma("GCC unroll 8") for (int i = 0; i < DOTS_AT_ONCE; i++)
+                sum[i] = FMA_V(SPLAT(a[i * k + at]), SPLAT(b[i * k + at]), sum[i]);
+        for (int i = 0; i < DOTS_AT_ONCE; i++) batch->one.c[row + i] = sum[i][0];
+    }
+    for (; row < end; row++) batch->one.c[row] = NAME(dot)(batch->one.a + row * k, batch->one.b + row * k, k);
+}
+
 /* The leading dimensions of a matrix stack, counted in matrices. */
 static cyx_array NAME(stack_of)(const cyx_array *x) {
     cyx_array stack = *x;
@@ -613,6 +630,10 @@ static cyx_status NAME(matmul)(const cyx_call *call) {
         return NAME(multiply)(&p);
     }
     NAME(batch) batch = {.call = call, .one = p, .walk = cyx_broadcast_walk(&results, stacks, 2)};
+    if (m == 1 && n == 1 && !p.plus.at && stacks[0].size == results.size && stacks[1].size == results.size) {
+        cyx_parallel(results.size, cyx_grain(results.size, (double)k, CYX_LEAST_WORK), NAME(dots_body), &batch);
+        return CYX_OK;
+    }
     int64_t grain = cyx_grain(results.size, (double)m * (double)n * (double)k / 8.0, 20000);
     if (results.size < 2 * cyx_threads())
         NAME(batch_body)(&batch, 0, results.size);

@@ -90,8 +90,11 @@
 #include "conv2d_blocks.inl"
 #include "conv2d.inl"
 
+#include "movement.inl"
+
 static void fill_isa(cyx_table table) {
     fill_integer(table); /* before the others, which take some cells of its own */
+    fill_movement(table);
     fill_indexing(table);
     fill_random(table);
     fill_elementwise(table);

@@ -48,7 +48,6 @@ void cyx_setup(void) {
 #endif
     for (int i = 0; i < ISA_COUNT; i++) {
         if (!isas[i].present) continue;
-        cyx_fill_movement(isas[i].table);
         isas[i].fill(isas[i].table);
         active = &isas[i];
     }

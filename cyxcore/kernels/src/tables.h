@@ -4,10 +4,7 @@
 
 #include "cyx.h"
 
-/* Kernels that only move data. */
-void cyx_fill_movement(cyx_table table);
-
-/* What is computed, the same sources (*.inl) compiled once per instruction set. */
+/* The same sources (*.inl) compiled once per instruction set. */
 void cyx_fill_portable(cyx_table table);
 void cyx_fill_avx2(cyx_table table);
 void cyx_fill_avx512(cyx_table table);

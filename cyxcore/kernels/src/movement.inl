@@ -1,9 +1,4 @@
-/* Kernels that move elements without looking at them: one version per element size. */
-#include <string.h>
-
-#include "elementwise.h"
-#include "tables.h"
-
+/* Kernels that move elements without looking at them: one version per element size. transpose() is that of gemm.inl. */
 enum { TRANSPOSE_TILE = 8, TRANSPOSE_ROWS = 64, LEAST_MOVED = 16384 }; /* LEAST_MOVED: elements that outweigh waking a thread */
 
 /* out, contiguous, from an input seen through strides: transpose, broadcast_to and slice are this. */
@@ -66,7 +61,11 @@ static void transpose_body(void *context, int64_t begin, int64_t end) {
         cyx_walk_seek(&walk, 1, matrix * rows, coordinate, offset);
         char *out = copy->out + matrix * rows * columns * copy->bytes;
         const char *from = copy->from + offset[0] * copy->bytes;
-        if (copy->bytes == 4)
+        if (copy->bytes == 4 && columns >= LANES) /* its vectors write no further than a row */
+            transpose_f32((const float *)from + first, stride, (float *)out + first * columns, columns, columns, stop - first);
+        else if (copy->bytes == 8 && columns >= LANES / 2)
+            transpose_f64((const double *)from + first, stride, (double *)out + first * columns, columns, columns, stop - first);
+        else if (copy->bytes == 4)
             TRANSPOSE_ROWS_OF(uint32_t);
         else if (copy->bytes == 8)
             TRANSPOSE_ROWS_OF(uint64_t);
@@ -214,17 +213,49 @@ static cyx_status pad(const cyx_call *call) {
     return CYX_OK;
 }
 
+typedef struct {
+    const cyx_call *call;
+    int64_t line; /* bytes of the output before the axis moves on */
+} joining;
+
+enum { JOINED_AT_ONCE = 256 }; /* lines that stay in the cache until all inputs are in them */
+
+static void concat_body(void *context, int64_t begin, int64_t end) {
+    const joining *j = context;
+    const cyx_call *call = j->call;
+    for (int64_t first = begin; first < end; first += JOINED_AT_ONCE) {
+        int64_t stop = first + JOINED_AT_ONCE < end ? first + JOINED_AT_ONCE : end;
+        char *to = (char *)call->out.data + first * j->line;
+        for (int i = 0; i < call->in_count; i++) {
+            const cyx_array *x = &call->in[i];
+            int64_t bytes = cyx_dtype_bytes[x->dtype];
+            for (int d = (int)call->ints[0]; d < x->ndim; d++) bytes *= x->shape[d];
+            const char *from = (const char *)x->data + first * bytes;
+            if (bytes == 4)
+                for (int64_t row = 0; row < stop - first; row++)
+                    *(uint32_t *)(to + row * j->line) = ((const uint32_t *)from)[row];
+            else if (bytes == 8)
+                for (int64_t row = 0; row < stop - first; row++)
+                    memcpy(to + row * j->line, from + 8 * row, 8);
+            else
+                for (int64_t row = 0; bytes && row < stop - first; row++)
+                    memcpy(to + row * j->line, from + row * bytes, (size_t)bytes);
+            to += bytes;
+        }
+    }
+}
+
 /* ints: axis */
 static cyx_status concat(const cyx_call *call) {
-    int64_t origin[CYX_MAX_NDIM] = {0};
-    for (int i = 0; i < call->in_count; i++) {
-        copy_into_box(&call->in[i], &call->out, origin);
-        origin[call->ints[0]] += call->in[i].shape[call->ints[0]];
-    }
+    joining j = {call, cyx_dtype_bytes[call->out.dtype]};
+    int64_t lines = 1;
+    for (int d = 0; d < call->out.ndim; d++) *(d < call->ints[0] ? &lines : &j.line) *= call->out.shape[d];
+    if (!call->out.size) return CYX_OK;
+    cyx_parallel(lines, cyx_grain(lines, (double)j.line / 8, CYX_LEAST_WORK), concat_body, &j);
     return CYX_OK;
 }
 
-void cyx_fill_movement(cyx_table table) {
+static void fill_movement(cyx_table table) {
     for (int dtype = CYX_F32; dtype <= CYX_U8; dtype++) {
         table[CYX_OP_reshape][dtype] = reshape, table[CYX_OP_transpose][dtype] = transpose;
         table[CYX_OP_broadcast_to][dtype] = broadcast_to, table[CYX_OP_slice][dtype] = slice;
