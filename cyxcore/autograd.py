@@ -215,13 +215,14 @@ def backward(
     grad_tensors: Any = None,
     retain_graph: bool | None = None,
     create_graph: bool = False,
+    inputs: Any = None,
 ) -> None:
-    """tensor.backward(gradient) of each: they add up in `.grad` of the leaves. retain_graph: as in grad."""
+    """tensor.backward(gradient) of each: they add up in `.grad` of the leaves, or of `inputs` alone."""
     results: list[Any] = [tensors] if isinstance(tensors, Value) else list(tensors)
     weights = [None] * len(results) if grad_tensors is None else grad_tensors
     weights = [weights] if isinstance(weights, Value) else list(weights)
     for result, weight in zip(results, weights, strict=True):
-        result.backward(weight, create_graph=create_graph)
+        result.backward(weight, create_graph=create_graph, inputs=inputs)
 
 
 def Variable(data: Any, requires_grad: bool = False) -> Any:  # noqa: N802 - PyTorch's older name

@@ -319,13 +319,21 @@ class Tensor(Held, Leaving):
 
     # gradients --------------------------------------------------------------------------------
 
-    def backward(self, gradient: Any = None, create_graph: bool = False) -> None:
+    def backward(
+        self, gradient: Any = None, retain_graph: bool | None = None, create_graph: bool = False, inputs: Any = None
+    ) -> None:
         """Add the gradient of this tensor to `.grad` of every leaf it depends on.
 
-        gradient: of this tensor's shape; may be left out for a scalar. create_graph: the gradients remember how they
-        were computed, so that they have gradients themselves. Raises GradientError.
+        gradient: of this tensor's shape; may be left out for a scalar. retain_graph: accepted and without effect, as
+        what a tensor depends on is there as long as the tensor. create_graph: the gradients remember how they were
+        computed, so that they have gradients themselves. inputs: a tensor or several that alone get theirs. Raises
+        GradientError.
         """
-        into_leaves(self, self._start(gradient), create_graph)
+        if inputs is None:
+            into_leaves(self, self._start(gradient), create_graph)
+        else:
+            only = [inputs] if isinstance(inputs, Tensor) else inputs
+            into_leaves(self, self._start(gradient), create_graph, {id(x) for x in only})
 
     def _start(self, gradient: Any) -> "Tensor":
         """The gradient a walk back from here begins with."""

@@ -14,7 +14,7 @@ from typing import Any
 from cyxcore import indexing, torchstatistics  # noqa: F401 - symbols have PyTorch's names too
 from cyxcore.attrs import MAX_CONST_ELEMENTS, finite, init_rule, numbers
 from cyxcore.dtype import COMPLEX, DEFAULTS, FLOATS, INTEGERS
-from cyxcore.errors import CyxError, DtypeError, GraphError
+from cyxcore.errors import CyxError, DtypeError, GradientError, GraphError
 from cyxcore.graph import MAX_NODES, SIZES, Graph, Inferred, Node, at_batch, at_layer
 from cyxcore.infer import Shape, Typed
 from cyxcore.ops import OPS, normal_attrs
@@ -162,12 +162,24 @@ class Symbol(Placed):
         node = self.builder.nodes[self.home]
         return node.op == "param" and bool(node.attrs["trainable"])
 
-    def backward(self) -> None:
-        """Add the gradient of this scalar to `.grad` of every trained parameter it depends on: in a compiled step."""
+    def backward(
+        self, gradient: Any = None, retain_graph: bool | None = None, create_graph: bool = False, inputs: Any = None
+    ) -> None:
+        """Add the gradient of this scalar to `.grad` of every trained parameter it depends on: in a compiled step.
+
+        retain_graph: accepted and without effect. inputs: a parameter or several that alone get theirs. Raises
+        GradientError for the other arguments of a tensor's backward.
+        """
         builder, differentiate = self.builder, self.builder.differentiate
         if differentiate is None:
             raise self._no_value(".backward()")
+        if gradient is not None or create_graph:
+            instead = "cx.grad" if create_graph else "(y * gradient).sum().backward()"
+            raise GradientError(f"backward: in a compiled step expected a scalar, and neither argument; use {instead}")
+        only = None if inputs is None else {x.home for x in ([inputs] if isinstance(inputs, Symbol) else inputs)}
         trained = [value for value in map(builder.at, range(len(builder.nodes))) if value.requires_grad]
+        if only is not None:
+            trained = [value for value in trained if value.home in only]
         current = [builder.at(builder.current.get(p.node, p.node)) for p in trained]
         for p, g in zip(trained, differentiate(builder, self, current), strict=True):
             if g is not None:

@@ -85,14 +85,14 @@ def pull(root: "Tensor", start: "Tensor", create_graph: bool) -> "Iterator[tuple
     return _pulled(root, start, create_graph) if short is None else short
 
 
-def into_leaves(root: "Tensor", start: "Tensor", create_graph: bool) -> None:
-    """Add the gradient of root to that of every leaf it depends on."""
-    short = walk(root, start, create_graph)
+def into_leaves(root: "Tensor", start: "Tensor", create_graph: bool, only: set[int] | None = None) -> None:
+    """Add the gradient of root to that of every leaf it depends on. only: to that of the tensors with these ids."""
+    short = walk(root, start, create_graph) if only is None else None
     if short is not None:
         short.into_leaves()
         return
-    for leaf, g in _pulled(root, start, create_graph):
-        if leaf._op is None:
+    for leaf, g in _pulled(root, start, create_graph) if only is None else pull(root, start, create_graph):
+        if leaf._op is None if only is None else id(leaf) in only:
             if leaf.grad is not None:
                 leaf.grad = leaf.grad + g
             else:

@@ -107,6 +107,57 @@ def test_parameters_of_a_module_without_those_in_it() -> None:
     assert run(cx) == run(torch)
 
 
+def test_the_arguments_of_backward() -> None:
+    def run(m: Any) -> Any:
+        x = m.tensor([1.0, 2.0], requires_grad=True)
+        z = m.tensor([3.0], requires_grad=True)
+        y = (x * z).sum()
+        y.backward(retain_graph=True)
+        y.backward(None, True)
+        y.backward(inputs=[z])
+        middle = x * 2.0
+        middle.retain_grad() if m is torch else None
+        m.autograd.backward((middle * middle * z).sum(), inputs=[middle, x])
+        of_middle = middle.grad
+        (x * z).backward(m.tensor([1.0, 10.0]), inputs=x)
+        return x.grad, z.grad, of_middle
+
+    for ours, theirs in zip(run(cx), run(torch), strict=True):
+        assert ours.tolist() == theirs.tolist()
+
+
+def test_a_compiled_step_goes_back_to_some_parameters_alone() -> None:
+    def trained(wrapped: Any) -> Any:
+        cx.manual_seed(0)
+        model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 1))
+        before = model[0].weight.tolist()
+        sgd = cx.optim.SGD(model.parameters(), lr=0.1)
+
+        def step(x: Any) -> Any:
+            sgd.zero_grad()
+            loss = model(x).square().mean()
+            loss.backward(retain_graph=True, inputs=list(model[1].parameters()))
+            sgd.step()
+            return loss
+
+        step = wrapped(step)
+        losses = [step(cx.asarray(X)).item() for _ in range(3)]
+        assert model[0].weight.tolist() == before
+        return losses, model[1].weight.tolist()
+
+    assert trained(cx.compile) == trained(lambda step: step)
+    w = nn.Parameter(np.ones(2, np.float32))
+    for options in ({"gradient": cx.ones(())}, {"create_graph": True}):
+
+        def step(x: Any, options: Any = options) -> Any:
+            loss = (w * x).sum()
+            loss.backward(**options)
+            return loss
+
+        with pytest.raises(GradientError, match="in a compiled step expected a scalar, and neither argument; use "):
+            cx.compile(step)(cx.ones(2))
+
+
 def test_older_constructors() -> None:
     x = cx.zeros(2, dtype="float64")
     assert x.new(2, 3).shape == (2, 3) and x.new([1, 2]).tolist() == [1.0, 2.0] and x.new().shape == (0,)
