@@ -12,6 +12,7 @@ A deposit is built and signed here, from terms that were checked here: central n
 import asyncio
 import contextlib
 import functools
+import math
 import secrets
 import tempfile
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -34,6 +35,7 @@ from cyxnet.config import DEFAULT_FOLDER, SESSION_S, read_network
 from cyxnet.credentials import as_client
 from cyxnet.deployments import Deployments
 from cyxnet.follow import ENDED, SOURCES, Merge
+from cyxnet.quotes import Quotes
 
 if TYPE_CHECKING:
     from cyxnet.jobfile import LoadedJob
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 RETRY_DELAYS_S = (0.1, 1.0, 2.0, 4.0, 8.0, 16.0)
 QUOTE_FRESH_S = 15.0  # so long its blockhash is signed with
+TRIED_AGAIN = (429, 503)  # statuses of answers that say: later
 MOST_JOBS_OF_A_PAGE = 1000  # that central takes in a JobListRequest
 VERIFY_TIMEOUT_S = 900.0  # of a comparison that reads the whole log
 RECONCILE_S = 5.0  # while updates arrive live, the log is compared this often
@@ -78,6 +81,7 @@ class Prepared(Struct, kw_only=True):
     quoted_at_s: float  # of the event loop
     payment: m.Payment | None = None
     price: m.Price | None = None  # to be charged at most
+    again: bool = False  # the quote was given for an equal job before
 
 
 class AsyncClient:
@@ -96,6 +100,8 @@ class AsyncClient:
         self.on_retry: OnRetry | None = None
         self._info: m.NetworkInfo | None = None
         self._program = ""  # that the chain was asked about
+        self._quotes = Quotes(QUOTE_FRESH_S)
+        self._stored: dict[str, float] = {}  # SHA-256 of what submit() has uploaded, and when (of the event loop)
         self._settlement: Settlement | None = None  # opened on the first payment: it loads a large library
 
     @classmethod
@@ -255,9 +261,19 @@ class AsyncClient:
     ) -> m.SubmitReply:
         """Pay for a job and submit it; its data is uploaded first. A JobRequest needs `data_path` too.
 
+        For a job equal to one that was submitted within QUOTE_FRESH_S, nothing is asked that was answered then.
+
         Raises InsufficientFunds before anything is uploaded, ApiError when central refuses the job.
         """
-        return await self.place(await self.prepare(job, data_path), on_upload)
+        prepared = await self._prepare(job, data_path, again=True)
+        try:
+            return await self.place(prepared, on_upload)
+        except ApiError as error:
+            if not prepared.again or error.status in TRIED_AGAIN:
+                raise
+        self._quotes.forget()  # something has changed since: what it is, central says now
+        self._stored.clear()
+        return await self.place(await self.prepare(job, data_path, prepared.job_id), on_upload)
 
     async def prepare(
         self,
@@ -271,6 +287,18 @@ class AsyncClient:
 
         Raises TermsMismatch or ApiError. Nothing is stored or paid.
         """
+        return await self._prepare(job, data_path, job_id, stored=stored)
+
+    async def _prepare(
+        self,
+        job: "LoadedJob | m.JobRequest",
+        data_path: Path | None = None,
+        job_id: str | None = None,
+        *,
+        stored: bool = False,
+        again: bool = False,
+    ) -> Prepared:
+        """prepare(); again: with the quote of an equal job, if there is a fresh one."""
         if isinstance(job, m.JobRequest):
             if data_path is None and not stored:
                 raise TypeError("a JobRequest needs data_path, the file of its dataset")
@@ -282,10 +310,17 @@ class AsyncClient:
             job_id = job_id or job.job_id
         job_id = job_id or subjects.new_job_id(request.name)
         info = self._info = self._info or await self.info()
+        if again and (kept := self._quotes.again(request, job_id, _now_s())):
+            return Prepared(
+                job_id=job_id, job=request, data_path=data_path, quote=kept.quote, quoted_at_s=kept.at_s, again=True
+            )
+        asked_s = _now_s()
         quote = await self.quote(request, job_id)
         check_terms(quote.terms, request, job_id, self.purse.address, info)
         check_price(quote.price, info)
         await self._check_program(quote.terms.program)
+        if again:
+            self._quotes.keep(request, quote, asked_s)
         return Prepared(job_id=job_id, job=request, data_path=data_path, quote=quote, quoted_at_s=_now_s())
 
     async def place(self, prepared: Prepared, on_upload: Advance | None = None) -> m.SubmitReply:
@@ -300,12 +335,17 @@ class AsyncClient:
             )
         signing = asyncio.create_task(self._paid(prepared))  # while the data is on its way; kept only if it arrived
         try:
-            if prepared.data_path is not None:
+            if self._is_stored(prepared):
+                if on_upload:
+                    on_upload(prepared.job.dataset.size, prepared.job.dataset.size)
+            elif prepared.data_path is not None:
                 uploaded = await self.upload(prepared.data_path, on_upload)
                 if uploaded != prepared.job.dataset:
                     raise DataError(
                         f"{prepared.data_path}: it changed after it was checked; nothing was paid, submit again"
                     )
+                self._stored = {sha256: at_s for sha256, at_s in self._stored.items() if _is_fresh(at_s)}
+                self._stored[uploaded.sha256] = _now_s()
             prepared.payment = await signing
         finally:
             signing.cancel()
@@ -313,6 +353,10 @@ class AsyncClient:
             job=prepared.job, job_id=prepared.job_id, payment=prepared.payment, price=prepared.price
         )
         return await self._ask("job.submit", request, m.SubmitReply, timeout_s=15)
+
+    def _is_stored(self, prepared: Prepared) -> bool:
+        """Whether this client uploaded the data a moment ago; if they are gone all the same, submit() is told."""
+        return prepared.again and _is_fresh(self._stored.get(prepared.job.dataset.sha256, -math.inf))
 
     async def upload(self, path: Path, on_upload: Advance | None = None) -> m.ArtifactRef:
         """Store a file as an artifact. A broken transfer goes on with the chunks that are missing."""
@@ -366,7 +410,7 @@ class AsyncClient:
         from cyxnet.escrow import build_deposit, check_funds
 
         quote, terms = prepared.quote, prepared.quote.terms
-        if quote.blockhash and _now_s() - prepared.quoted_at_s < QUOTE_FRESH_S:
+        if quote.blockhash and _is_fresh(prepared.quoted_at_s):
             check_funds(terms, quote.balance_base_units, quote.lamports)
             deposit = build_deposit(self.purse, terms, quote.blockhash, quote.last_valid_block_height)
             return m.Payment(client=self.purse.address, deposit=deposit)
@@ -569,7 +613,7 @@ def retry_pause_s(error: BaseException, delay_s: float) -> float | None:
         return delay_s
     if isinstance(error, ApiError) and error.code == "price_expired" and delay_s > 1:
         return None  # asked again just now, another central had not taken the job; the price does not get younger
-    if isinstance(error, ApiError) and error.status in (429, 503):
+    if isinstance(error, ApiError) and error.status in TRIED_AGAIN:
         return max(delay_s, (error.retry_after_ms or 0) / 1000)
     return None
 
@@ -608,6 +652,10 @@ def first_of(group: BaseException) -> BaseException:
     while isinstance(group, BaseExceptionGroup):
         group = group.exceptions[0]
     return group
+
+
+def _is_fresh(at_s: float) -> bool:
+    return _now_s() - at_s < QUOTE_FRESH_S
 
 
 def _now_s() -> float:

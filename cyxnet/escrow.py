@@ -66,6 +66,7 @@ OPEN, ASSIGN, SETTLE, REFUND = b"\x00", b"\x01", b"\x02", b"\x04"
 STATE_BYTES = 376
 STATE_RENT_LAMPORTS = 3_507_840
 ESCROW_RENT_LAMPORTS = STATE_RENT_LAMPORTS + TOKEN_ACCOUNT_RENT_LAMPORTS  # lent until the escrow is settled
+DEPOSIT_LAMPORTS = ESCROW_RENT_LAMPORTS + LAMPORTS_PER_SIGNATURE + WALLET_RENT_LAMPORTS  # that a payer has to hold
 DAY_S = 86_400
 DEADLINE_S = 30 * DAY_S  # that a quote proposes
 EARLIEST_DEADLINE_S, LATEST_DEADLINE_S = 7 * DAY_S, 365 * DAY_S  # that central accepts; the program: 400 days
@@ -299,11 +300,10 @@ def check_funds(terms: EscrowTerms, held_base_units: int, held_lamports: int) ->
             f"deposit: expected {terms.amount_base_units} base units in {terms.client}, "
             f"got {held_base_units}; add tokens (cyx faucet on a local network) or offer less",
         )
-    needed_lamports = ESCROW_RENT_LAMPORTS + LAMPORTS_PER_SIGNATURE + WALLET_RENT_LAMPORTS
-    if held_lamports < needed_lamports:
+    if held_lamports < DEPOSIT_LAMPORTS:
         raise SettlementError(
             "insufficient_funds",
-            f"deposit: expected {needed_lamports} lamports in {terms.client} for fee and rent, "
+            f"deposit: expected {DEPOSIT_LAMPORTS} lamports in {terms.client} for fee and rent, "
             f"got {held_lamports}; add SOL; the rent comes back when the job is settled",
         )
 

@@ -57,6 +57,8 @@ class FakeCentral:
         self.fee_offered = FEE_BASIS_POINTS
         self.program = LOCAL_PROGRAM
         self.balance_base_units = 0  # without a chain
+        self.lamports = 0
+        self.blockhash = ("", 0)  # and until when it is good; as long as it is empty, clients ask the chain
         self.node = NODE
         self.before_page: Callable[[str], Awaitable[None]] | None = None
         self.answers_lost: Counter[str] = Counter()  # verb -> how many answers never arrive
@@ -175,6 +177,9 @@ class FakeCentral:
             node_base_units=node,
             platform_base_units=platform,
             balance_base_units=await self._tokens(ask.client),
+            lamports=self.lamports,
+            blockhash=self.blockhash[0],
+            last_valid_block_height=self.blockhash[1],
             memory_bytes=1,
             flops_per_epoch=1,
             parameters=1,

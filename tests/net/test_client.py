@@ -18,10 +18,11 @@ import cyxnet
 from cyxcore.errors import DataError
 from cyxcore.spec import ModelSpec
 from cyxnet import artifacts, subjects
+from cyxnet import client as client_module
 from cyxnet import messages as m
 from cyxnet.broker import Broker, Passwords
 from cyxnet.bus import ApiError, Bus, BusError
-from cyxnet.client import AsyncClient, InsufficientFunds, NoModel, TermsMismatch, retry_pause_s
+from cyxnet.client import QUOTE_FRESH_S, AsyncClient, InsufficientFunds, NoModel, TermsMismatch, retry_pause_s
 from cyxnet.codec import decode
 from cyxnet.config import ConfigError
 from cyxnet.escrow import check_deposit
@@ -321,6 +322,61 @@ async def test_a_submitted_job_is_paid_with_a_deposit_for_exactly_its_terms(
     assert payment is not None
     assert check_deposit(payment.deposit.transaction, reply.terms) == payment.deposit.signature
     assert (reply.terms.amount_base_units, reply.terms.client) == (2 * CYX, client.purse.address)
+
+
+@pytest.fixture
+async def quoting(paying: FakeCentral, client: AsyncClient) -> FakeCentral:
+    """The fake central, when its quotes say what to sign."""
+    assert paying.settlement
+    paying.blockhash, paying.lamports = await paying.settlement.recent_blockhash(), 10**9
+    return paying
+
+
+async def test_who_submits_the_same_again_asks_once_and_pays_each(
+    quoting: FakeCentral, client: AsyncClient, data_path: Path
+) -> None:
+    job, told = request_for(data_path, CYX), []
+    replies = [await client.submit(job, data_path, lambda *done: told.append(done)) for _ in range(4)]
+    for reply in replies:
+        payment = quoting.submitted[reply.job_id].payment
+        assert payment and check_deposit(payment.deposit.transaction, reply.terms) == payment.deposit.signature
+    assert len(quoting.submitted) == 4
+    assert [quoting.asked[verb] for verb in ("network.info", "job.quote", "artifact.stat")] == [1, 1, 1]
+    assert told[-3:] == [(job.dataset.size, job.dataset.size)] * 3
+    await client.submit(job, data_path)  # with what the wallet had at the quote, five could be paid
+    await client.submit(job, data_path)
+    assert quoting.asked["job.quote"] == 2
+    await client.submit(request_for(data_path, 2 * CYX), data_path)  # that is another job
+    assert quoting.asked["job.quote"] == 3
+    await client.prepare(job, data_path)  # who wants to see the terms sees those of now
+    assert quoting.asked["job.quote"] == 4
+
+
+async def test_a_quote_that_is_old_is_asked_for_again(
+    quoting: FakeCentral, client: AsyncClient, data_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = request_for(data_path, CYX)
+    await client.submit(job, data_path)
+    loop = asyncio.get_running_loop()
+    later_s = loop.time() + QUOTE_FRESH_S
+    monkeypatch.setattr(client_module, "_now_s", lambda: later_s)
+    await client.submit(job, data_path)
+    assert (quoting.asked["job.quote"], quoting.asked["artifact.stat"]) == (2, 2)
+
+
+async def test_what_is_refused_with_the_quote_of_another_job_is_tried_with_a_new_one(
+    quoting: FakeCentral, client: AsyncClient, data_path: Path
+) -> None:
+    job = request_for(data_path, CYX)
+    await client.submit(job, data_path)
+    quoting.manifests.clear()  # the data are gone
+    reply = await client.submit(job, data_path)
+    assert len(quoting.submitted) == 2 and job.dataset.sha256 in quoting.manifests
+    assert quoting.submitted[reply.job_id].job_id == reply.job_id
+    quoting.fee_offered = 9_000  # and the network has other terms
+    quoting.manifests.clear()
+    with pytest.raises(TermsMismatch, match="fee_basis_points 9000, expected 1000"):
+        await client.submit(job, data_path)
 
 
 async def test_the_data_arrives_before_the_job(paying: FakeCentral, client: AsyncClient, data_path: Path) -> None:
