@@ -51,6 +51,9 @@ from cyxcore.values import Value, apply, binary, of_one_dtype, to_inexact
 Array = Any  # numpy.ndarray, or cupy.ndarray for a tensor on a device with its own memory
 
 
+_ALIKE = frozenset(("float32", "float64", *INTEGERS))  # dtypes of which equals are alike, but for zeros and NaN
+
+
 @lru_cache(4096)
 def _infer(op: str, shapes: tuple[Shape, ...], dtypes: tuple[str, ...]) -> tuple[Typed, dict[str, Any]]:
     """infer_op of a call without attributes: loops ask the same question again and again."""
@@ -216,6 +219,21 @@ class Tensor(Held, Leaving):
     def _true_places(self) -> "Tensor":
         """Where a mask, flattened, is true: int64."""
         return self._constant(np.flatnonzero(devices.host(self._data)))
+
+    def _sorted(self, axis: int, descending: bool) -> "Tensor | None":
+        """Sorted where equals are alike, so that no order among them is to be kept; None where they may not be."""
+        if type(self._data) is not np.ndarray or self.requires_grad or self.dtype not in _ALIKE:
+            return None
+        if self.dtype in DIFFERENTIABLE and (
+            np.isnan(self._data).any() or np.signbit(self._data[self._data == 0]).any()
+        ):
+            return None
+        found = np.sort(self._data, axis=axis)
+        return wrap(np.ascontiguousarray(np.flip(found, axis) if descending else found))
+
+    def _counts(self, size: int) -> "Tensor":
+        """How often each of 0 ... size - 1 is in this vector, which holds no others: int64."""
+        return self._constant(np.bincount(devices.host(self._data).astype(np.int64), minlength=size).astype(np.int64))
 
     def _fitting(self, value: Any) -> "Tensor":
         """A value in this tensor's dtype and place, which must be of a kind that dtype holds."""

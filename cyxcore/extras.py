@@ -170,6 +170,8 @@ def bincount(x: Any, /, *, weights: Any = None, minlength: int = 0) -> Any:
     least, most = (int(value.min().item()), int(value.max().item())) if value.size else (0, -1)
     if least < 0 or max(most + 1, minlength) > MAX_BINS:
         raise ShapeError(f"bincount: expected numbers of 0..{MAX_BINS - 1}, got {least}..{max(most, minlength - 1)}")
+    if weights is None and hasattr(value, "_counts"):
+        return value._counts(max(most + 1, minlength))
     counted = value._constant(1, "int64").broadcast_to(value.shape) if weights is None else weights
     counted = value_of("bincount: weights", counted)
     zeros = value._constant(0, counted.dtype).broadcast_to((max(most + 1, minlength),))

@@ -49,6 +49,10 @@ def argsort(x: Any, /, *, axis: int = -1, descending: bool = False, stable: bool
 @or_method
 def sort(x: Any, /, *, axis: int = -1, descending: bool = False, stable: bool = True) -> Any:
     """x sorted along an axis."""
+    value = value_of("sort", x)
+    quick = value._sorted(value._axis(axis), bool(descending)) if hasattr(value, "_sorted") else None
+    if quick is not None:
+        return quick
     return take_along_axis(value_of("sort", x), argsort(x, axis=axis, descending=descending), axis)
 
 
@@ -147,4 +151,5 @@ def unique_inverse(x: Any, /) -> UniqueInverse:
 
 def unique_values(x: Any, /) -> Any:
     """The distinct values, ascending."""
-    return unique_all(x).values
+    row = sort(value_of("unique_values", x).reshape(-1))
+    return row[concat([row._constant([True], "bool"), row[1:] != row[:-1]])] if row.size else row

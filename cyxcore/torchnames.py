@@ -265,6 +265,8 @@ def unique(
     """
     if dim is not None:
         return _unique_parts(x, x._axis(dim), return_inverse, return_counts)
+    if not return_inverse and not return_counts:
+        return searching.unique_values(x)
     every = searching.unique_all(x)
     order = searching.argsort(every.values)
     found = [every.values[order]]

@@ -58,6 +58,9 @@ def test_few_rows_and_columns_have_the_bits_of_a_large_product(dtype: str, isa: 
                     ta,
                     tb,
                 )
+    for m, n in ((8, 48), (48, 48), (16, 24), (16, 96), (9, 48)):
+        assert product(a[:m], b[:, :n]).tobytes() == whole[:m, :n].tobytes(), (m, n)
+        assert product(a[:m], b[:, :n], True).tobytes() == whole[:m, :n].tobytes(), (m, n)
     for k in (0, 1, 15, 16, 31):
         left, right = np.ascontiguousarray(a[:, :k]), np.ascontiguousarray(b[:k])
         whole = product(left, right)
@@ -70,7 +73,7 @@ def test_few_rows_and_columns_have_the_bits_of_a_large_product(dtype: str, isa: 
 @pytest.mark.parametrize("threads", [1, 3])
 def test_stacks_of_small_products_have_the_bits_of_single_ones(threads: int) -> None:
     cpu.set_num_threads(threads)
-    for m, k, n in ((1, 40, 33), (3, 3, 3), (8, 8, 8), (5, 20, 1), (1, 9, 1), (6, 33, 20)):
+    for m, k, n in ((1, 40, 33), (1, 100, 1), (3, 3, 3), (8, 8, 8), (5, 20, 1), (1, 9, 1), (6, 33, 20)):
         a, b = numbers((3, 30, m, k)), numbers((3, 1, k, n))
         for ta in (False, True):
             for tb in (False, True):
@@ -78,6 +81,22 @@ def test_stacks_of_small_products_have_the_bits_of_single_ones(threads: int) -> 
                 for i in range(3):
                     for j in range(30):
                         assert found[i, j].tobytes() == product(a[i, j], b[i, 0]).tobytes(), (m, k, n, ta, tb)
+
+
+def test_rows_by_as_many_rows_have_the_bits_of_single_dot_products() -> None:
+    a, b = numbers((19, 1, 45)), numbers((19, 45, 1))
+    found = product(a, b)
+    for i in range(19):
+        assert found[i].tobytes() == product(a[i], b[i]).tobytes()
+    np.testing.assert_allclose(cx.einsum("ij,ij->i", cx.tensor(a[:, 0]), cx.tensor(b[..., 0])).numpy(), found[:, 0, 0])
+
+
+def test_the_diagonal_of_an_einsum_passes_its_gradient_on() -> None:
+    x = cx.tensor(numbers((3, 4, 3)), requires_grad=True)
+    found = cx.einsum("iji->ij", x)
+    assert found.numpy().tolist() == np.einsum("iji->ij", x.numpy()).tolist()
+    found.sum().backward()
+    assert x.grad.numpy().tolist() == np.broadcast_to(np.eye(3)[:, None], (3, 4, 3)).tolist()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "int64"])

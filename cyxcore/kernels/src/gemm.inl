@@ -34,6 +34,8 @@ enum {
     ROWS_ALIKE = 4, /* threads take whole fours of rows */
     LEAST_PACKED = 16384, /* elements that a thread packs for the others */
     DOTS_AT_ONCE = 8,
+    TALL_ROWS = 8, /* of blocks of three vectors, */
+    WIDE = 48,     /* for products of as many columns at most */
     THIN_ROWS = 8,        /* up to which a product by a transposed matrix reads that where it lies */
     SMALL_TAIL = 2048,    /* elements of a panel of B that is not whole, in a small product */
     NEAR_RESULT = 1 << 16, /* elements of a result to which products are added */
@@ -60,11 +62,11 @@ static inline __attribute__((always_inline)) void NAME(block)(const int R, const
                                                               int64_t a_row, int64_t a_k, const T *b,
                                                               int64_t b_k, T *c, int64_t c_row, int64_t count,
                                                               int add, NAME(addend) plus) {
-    V sum[MR][NV];
+    V sum[MR][NV > 3 ? NV : 3];
     _Pragma("GCC unroll 16") for (int r = 0; r < R; r++) _Pragma("GCC unroll 4") for (int w = 0; w < W; w++)
         sum[r][w] = add ? *(const V *)(c + r * c_row + w * VN) : (V){0};
     for (int64_t k = 0; k < count; k++, a += a_k, b += b_k) {
-        V column[NV];
+        V column[NV > 3 ? NV : 3];
         _Pragma("GCC unroll 4") for (int w = 0; w < W; w++) column[w] = *(const V *)(b + w * VN);
         _Pragma("GCC unroll 16") for (int r = 0; r < R; r++) {
             V row = SPLAT(a[r * a_row]);
@@ -117,6 +119,7 @@ FOR_WIDTHS(BLOCK_KERNEL, 11)
 FOR_WIDTHS(BLOCK_KERNEL, 12)
 #endif
 #if MR >= 12
+BLOCK_KERNEL(8, 3)
 #define HEIGHTS(K)                                                                                           \
     {WIDTHS(K, 1), WIDTHS(K, 2), WIDTHS(K, 3), WIDTHS(K, 4),  WIDTHS(K, 5),  WIDTHS(K, 6),                   \
      WIDTHS(K, 7), WIDTHS(K, 8), WIDTHS(K, 9), WIDTHS(K, 10), WIDTHS(K, 11), WIDTHS(K, 12)}
@@ -464,6 +467,16 @@ static int NAME(multiply_small)(const NAME(product) * p) {
     if (NAME(is_large)(m, n, k) && cyx_threads() > 1) return 0;
     uint32_t heights = (uint32_t)(m + MR - 1) / MR;
     int64_t height = ((uint32_t)m + heights - 1) / heights, a_step = p->a_transposed ? 1 : p->a_row;
+#if MR >= 12
+    if (n % (3 * VN) == 0 && n <= WIDE && m % TALL_ROWS == 0) { /* as many sums, and no block with one vector alone */
+        for (int64_t column = 0; column < n; column += 3 * VN)
+            for (int64_t r = 0; r < m; r += TALL_ROWS)
+                (p->a_transposed ? NAME(packed_8x3) : NAME(rows_8x3))(
+                    p->a + r * a_step, p->a_row, p->b + column, p->b_row, p->c + r * n + column, n, k, 0,
+                    (NAME(addend)){p->plus.at ? p->plus.at + r * p->plus.row + column : NULL, p->plus.row});
+        return 1;
+    }
+#endif
     T last[SMALL_TAIL];
     if (tail) NAME(pack_panel)(p->b + whole, p->b_row, 0, last, k, n - whole);
     for (int64_t column = 0; column < n; column += NR) {
