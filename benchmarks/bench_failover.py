@@ -345,8 +345,9 @@ async def kill_training(here: Scene, round_: int) -> float:
         child
         for child in psutil.Process(process.pid).children(recursive=True)
         if "cyxnode.train" in " ".join(child.cmdline())
+        and child.rlimit(psutil.RLIMIT_FSIZE)[0] != psutil.RLIM_INFINITY  # which comes with an order: others wait
     ]
-    training = max(runs, key=lambda child: sum(child.cpu_times()[:2]))  # the others are warm and wait
+    training = max(runs, key=lambda child: child.create_time())  # that of the round before may not be gone
     killed_s = time.monotonic()
     training.kill()
     started_s, _ = await here.started(job_id, 2)

@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 STDERR_LINES_KEPT = 8
 STDERR_LINE_BYTES = 2000
 READY_TIMEOUT_S = 120.0  # importing on a cold disk
+SPARES = 2  # each holds some 50 MB
 REFILL_DELAY_S = 1.0  # leaves a short run the whole machine; a long one hardly notices its successor warm up
 TRAIN_COMMAND = (sys.executable, "-P", "-m", "cyxnode.train")
 
@@ -178,42 +179,57 @@ class TrainingProcess:
 
 
 class Pool:
-    """Keeps one training process warm. take() hands it out and has another one warmed up a little later."""
+    """Keeps SPARES training processes warm: whoever is killed at its first step starts again at once, and one that is
+    still warming up is nobody's second. take() hands one out and has another one warmed up a little later.
+    """
 
     def __init__(self, launch: Launch):
         self.launch = launch
-        self._warming: asyncio.Task[TrainingProcess] | None = None
+        self._spares: collections.deque[asyncio.Task[TrainingProcess]] = collections.deque()  # that nobody waits for
+        self._kept: set[asyncio.Task[TrainingProcess]] = set()  # all that have not been handed out
         self._refill: asyncio.TimerHandle | None = None
         self._closed = False
 
     def warm_up(self) -> None:
         """Begin to warm up a process unless one is warm or on its way; one that failed is tried again."""
+        failed = [spare for spare in self._spares if spare.done() and (spare.cancelled() or spare.exception())]
+        for spare in failed:
+            self._spares.remove(spare)
+            self._kept.discard(spare)
+        if not self._spares and not self._closed:
+            self._begin()
+
+    def fill_up(self) -> None:
+        """Begin to warm up one more until there are SPARES: one at a time, or the first would be ready later."""
         if self._refill:
             self._refill.cancel()
             self._refill = None
-        before = self._warming
-        failed = before is not None and before.done() and not before.cancelled() and before.exception()
-        if (before is None or failed) and not self._closed:
-            self._warming = asyncio.create_task(self._warm())
+        self.warm_up()
+        if len(self._spares) < SPARES and all(spare.done() for spare in self._spares) and not self._closed:
+            self._begin()
 
     async def wait_warm(self) -> TrainingProcess:
         """The process that the next take() hands out, once it is warm. Raises NodeError when none can be."""
         self.warm_up()
-        assert self._warming
-        return await asyncio.shield(self._warming)
+        assert self._spares, "this pool is closed"
+        return await asyncio.shield(self._spares[0])
 
     async def take(self) -> TrainingProcess:
         """A warm process that has not been killed while it waited. The caller closes it."""
         while True:
             self.warm_up()
-            warming = self._warming
-            assert warming
+            assert self._spares, "this pool is closed"
+            spare = self._spares.popleft()  # before it is waited for: no other taker may get it
             try:
-                process = await asyncio.shield(warming)
-            finally:
-                if self._warming is warming and warming.done():
-                    self._warming = None  # taken, or failed: the next caller tries anew
-            self._refill = asyncio.get_running_loop().call_later(REFILL_DELAY_S, self.warm_up)
+                process = await asyncio.shield(spare)
+            except asyncio.CancelledError:
+                self._spares.appendleft(spare)
+                raise
+            except NodeError:
+                self._kept.discard(spare)
+                raise
+            self._kept.discard(spare)
+            self._refill_later()
             if process.alive:
                 return process
             await process.close()
@@ -222,10 +238,31 @@ class Pool:
         self._closed = True
         if self._refill:
             self._refill.cancel()
-        if self._warming:
-            self._warming.cancel()
+        for spare in self._kept:
+            spare.cancel()
+        for spare in list(self._kept):
             with contextlib.suppress(asyncio.CancelledError, NodeError):
-                await (await self._warming).close()
+                await (await spare).close()
+
+    def _begin(self) -> None:
+        spare = asyncio.create_task(self._warm())
+        self._spares.append(spare)
+        self._kept.add(spare)
+        spare.add_done_callback(self._warmed)
+
+    def _warmed(self, spare: "asyncio.Task[TrainingProcess]") -> None:
+        if spare.cancelled():
+            return
+        if error := spare.exception():
+            log.warning("no training process is warm: %s", error)
+        elif len(self._spares) < SPARES:
+            self._refill_later()
+
+    def _refill_later(self) -> None:
+        if self._refill:
+            self._refill.cancel()
+        if not self._closed:
+            self._refill = asyncio.get_running_loop().call_later(REFILL_DELAY_S, self.fill_up)
 
     async def _warm(self) -> TrainingProcess:
         process = await TrainingProcess.start(self.launch)

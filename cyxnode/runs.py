@@ -247,7 +247,7 @@ class Runs:
                 work.step = said.metrics.step
 
         (end,) = [end async for end in segments.ends_of(process, order, told)]
-        self._pool.warm_up()  # the machine is free again
+        self._pool.fill_up()  # the machine is free again
         if isinstance(end, Failed):
             return self._failed_as(key, end, order.memory_bytes)
         job_id, attempt = key
@@ -320,7 +320,7 @@ class Runs:
         try:
             end = await self._listen(key, process, order, work, uploads)
             work.training = False
-            self._pool.warm_up()  # the machine is free again
+            self._pool.fill_up()  # the machine is free again
             if isinstance(end, Done):
                 self._tell(Advanced(key, "uploading"))
                 await uploads.close()  # the model says more

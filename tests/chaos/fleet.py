@@ -296,8 +296,10 @@ class Fleet:
             member = busy[(pick + turn) % len(busy)]
             with contextlib.suppress(psutil.Error):
                 found = [p for p in psutil.Process(member.pid).children() if "cyxnode.train" in " ".join(p.cmdline())]
-                if found:  # idle warm ones have used less of the processor
-                    return str(member.said["node_id"]), max(found, key=lambda p: sum(p.cpu_times()[:2]))
+                if found:  # limits come with an order: idle warm ones have none
+                    files = psutil.RLIMIT_FSIZE
+                    waiting = [p.rlimit(files)[0] == psutil.RLIM_INFINITY for p in found]
+                    return str(member.said["node_id"]), found[waiting.index(min(waiting))]
         return None
 
     def processes(self) -> list[psutil.Process]:

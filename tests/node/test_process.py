@@ -186,6 +186,46 @@ async def test_the_pool_gives_each_taker_a_process_of_its_own(tmp_path: Path) ->
         await asyncio.gather(first.close(), second.close(), pool.close())
 
 
+async def test_two_who_wait_for_a_process_at_once_get_one_each(tmp_path: Path) -> None:
+    pool = Pool(launch(tmp_path, "hang"))
+    first, second = await asyncio.gather(pool.take(), pool.take())
+    try:
+        assert first.pid != second.pid
+    finally:
+        await asyncio.gather(first.close(), second.close(), pool.close())
+
+
+async def test_a_taker_who_gives_up_leaves_the_process_to_the_next(tmp_path: Path) -> None:
+    pool = Pool(launch(tmp_path, "hang"))
+    giving_up = asyncio.create_task(pool.take())
+    await asyncio.sleep(0)  # now it waits
+    giving_up.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await giving_up
+    warm = await pool.wait_warm()
+    process = await pool.take()
+    try:
+        assert process is warm
+    finally:
+        await asyncio.gather(process.close(), pool.close())
+
+
+async def test_the_pool_keeps_a_second_one_warm_which_needs_no_wait_when_the_first_is_killed(tmp_path: Path) -> None:
+    pool = Pool(launch(tmp_path, "hang"))
+    await pool.wait_warm()
+    pool.fill_up()
+    pool.fill_up()  # one at a time, and no more than there shall be
+    killed = await pool.take()
+    spare = await pool.wait_warm()
+    killed.kill()
+    process = await pool.take()
+    try:
+        assert process is spare and process.alive
+    finally:
+        await asyncio.gather(killed.close(), process.close(), pool.close())
+    assert [child for child in psutil.Process().children() if "standin.py" in " ".join(child.cmdline())] == []
+
+
 async def test_the_pool_does_not_hand_out_a_process_that_died_while_it_waited(tmp_path: Path) -> None:
     pool = Pool(launch(tmp_path, "hang"))
     dead = await pool.wait_warm()

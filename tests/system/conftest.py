@@ -66,10 +66,10 @@ async def assert_money_is_conserved(client, network):
 
 
 def training_processes(network):
-    """The processes that train right now, by what they use of the processor: idle warm ones come last."""
+    """The training processes of the network's first node, those that have an order first."""
     node = psutil.Process(network.parts["node-1"].process.pid)
     children = [child for child in node.children(recursive=True) if "cyxnode.train" in " ".join(child.cmdline())]
-    return sorted(children, key=lambda child: -sum(child.cpu_times()[:2]))
+    return sorted(children, key=lambda child: child.rlimit(psutil.RLIMIT_FSIZE)[0] == psutil.RLIM_INFINITY)
 
 
 async def until(client, job_id, kind, count=1):

@@ -109,7 +109,8 @@ async def test_a_checker_that_dies_costs_time_and_an_honest_node_nothing(client,
         async with asyncio.timeout(60):
             while not (warm := await asyncio.to_thread(training_processes, network)):
                 pass
-        warm[0].suspend()  # so the check cannot be over before its checker is dead
+        for process in warm:
+            process.suspend()  # so the check cannot be over before its checker is dead
         job = replace(DIGITS, needs=Needs(node_id=honest.node_id), checkpoints=STEPWISE)
         submitted = await client.submit(job)
         leased = (await until(client, submitted.job_id, "CheckLeased"))[-1].data
