@@ -9,6 +9,7 @@
 Names are those of torch.func. The functions take and return tensors; inside cx.compile and cx.trace, symbols.
 """
 
+import functools
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,9 +22,12 @@ from cyxcore.dtype import INEXACT
 from cyxcore.eager import Tensor, enable_grad, no_grad
 from cyxcore.errors import GradientError
 from cyxcore.functional import stack
+from cyxcore.held import is_recording
 from cyxcore.ops import OWN_GRADIENT
 from cyxcore.symbols import Symbol
+from cyxcore.tape import detect_anomaly as detect_anomaly
 from cyxcore.tape import pull
+from cyxcore.tape import set_detect_anomaly as set_detect_anomaly
 from cyxcore.values import Value, apply
 
 __path__: list[str] = []  # cyxcore.autograd.functional: cyxcore/torchpaths.py
@@ -345,8 +349,12 @@ class Function:
             (x,) = ctx.saved_tensors
             return cx.where(x < 1.0, g, 0.0)
 
-    backward returns a gradient (or None) for each argument of forward. ctx is an object to keep things on.
+    backward returns a gradient (or None) for each argument of forward. ctx is an object to keep things on;
+    ctx.needs_input_grad says of each argument whether its gradient is asked for. With a setup_context(ctx, inputs,
+    output), as torch.func has it, forward has no ctx. There is one result, a tensor.
     """
+
+    needs_input_grad: tuple[bool, ...] = ()
 
     _saved: tuple[Any, ...] = ()
     _since = 0.0  # when they were saved
@@ -361,8 +369,16 @@ class Function:
     def backward(ctx: Any, gradient: Any) -> Any:
         raise NotImplementedError("a cyxcore.Function needs a backward")
 
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        """Overridden: what forward would keep on ctx, which it is not given then."""
+        raise NotImplementedError("a cyxcore.Function may have a setup_context")
+
     def save_for_backward(self, *tensors: Any) -> None:
         self._saved, self._since = tensors, eager.now()
+
+    def set_materialize_grads(self, value: bool) -> None:
+        """Without effect: backward is called for a result that has a gradient, and for no other."""
 
     @property
     def saved_tensors(self) -> tuple[Any, ...]:
@@ -383,8 +399,13 @@ class Function:
                 "code for a gradient; use it on tensors and in cx.compile, or write it from operations that have "
                 "their gradients"
             )
+        call.needs_input_grad = tuple(_is_asked(arg) for arg in args)
         with no_grad():
-            result = cls.forward(call, *args)
+            if cls.setup_context is not Function.setup_context:
+                result = cls.forward(*args)
+                cls.setup_context(call, args, result)
+            else:
+                result = cls.forward(call, *args)
         if not isinstance(result, (Tensor, Symbol)):
             raise GradientError(f"{cls.__name__}.forward: expected a tensor, got {_described(result)}")
         call._args = args  # type: ignore[attr-defined]
@@ -416,6 +437,23 @@ class Function:
             if new is not None and new.shape != arg.shape:
                 raise GradientError(f"{name}.backward: expected a gradient of shape {arg.shape}, got {new.shape}")
         return [new for _, new in pairs]
+
+
+def _is_asked(arg: Any) -> bool:
+    """Whether a gradient of an argument may be asked for: of a symbol that is not known yet."""
+    return isinstance(arg, Symbol) and arg.dtype in INEXACT or isinstance(arg, Tensor) and arg.requires_grad
+
+
+def once_differentiable(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """A backward of a Function whose own gradient would be wrong. Raises GradientError where one may be asked for."""
+
+    @functools.wraps(backward)
+    def once(ctx: Any, *gradients: Any) -> Any:
+        if is_recording() and any(isinstance(g, Tensor) for g in gradients):
+            raise GradientError(f"{type(ctx).__name__}.backward: it has no gradient of its own (once_differentiable)")
+        return backward(ctx, *gradients)
+
+    return once
 
 
 def _unchanged(values: Sequence[Any], since: float, name: str) -> tuple[Any, ...]:

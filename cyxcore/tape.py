@@ -50,6 +50,40 @@ def enable_grad() -> recording:
     return recording(True)
 
 
+class set_detect_anomaly(ContextDecorator):  # noqa: N801 - PyTorch's name
+    """Let every backward() of this process look for NaN in what each operation gives back, or no longer: slow.
+
+    It raises GradientError, which names the operation. As a context only within the block. Compiled steps do not look.
+    """
+
+    looks = False  # the process'
+
+    def __init__(self, mode: bool, check_nan: bool = True) -> None:
+        self._before, self._mode = set_detect_anomaly.looks, mode and check_nan
+        set_detect_anomaly.looks = self._mode
+
+    def __enter__(self) -> None:
+        set_detect_anomaly.looks = self._mode
+
+    def __exit__(self, *error: object) -> None:
+        set_detect_anomaly.looks = self._before
+
+
+def detect_anomaly(check_nan: bool = True) -> set_detect_anomaly:
+    """set_detect_anomaly(True), for a with statement."""
+    return set_detect_anomaly(True, check_nan)
+
+
+def _look_for_nan(op: Any, place: int, new: Any) -> None:
+    found = new.g if type(new) is Piece else new
+    with no_grad():
+        if bool((found != found).any()):
+            name = op if type(op) is str else type(op).__name__
+            raise GradientError(
+                f"backward: NaN in the gradient that {name} gives to input {place}, of shape {tuple(found.shape)}"
+            )
+
+
 def recorded(result: "Tensor", op: Any, inputs: "tuple[Tensor, ...]") -> "Tensor":
     """`result` (a leaf) as what op made of the inputs, where somebody may ask for their gradients."""
     if is_recording() and result.dtype in DIFFERENTIABLE and any(x.requires_grad for x in inputs):
@@ -81,13 +115,15 @@ def _value(x: "Tensor", since: float, op: Any) -> Any:
 
 def pull(root: "Tensor", start: "Tensor", create_graph: bool) -> "Iterator[tuple[Tensor, Tensor]]":
     """(tensor, its gradient) of everything root depends on, newest first. start: the gradient of root."""
-    short: Iterator[tuple[Tensor, Tensor]] | None = walk(root, start, create_graph)
+    short: Iterator[tuple[Tensor, Tensor]] | None = None
+    if not set_detect_anomaly.looks:
+        short = walk(root, start, create_graph)
     return _pulled(root, start, create_graph) if short is None else short
 
 
 def into_leaves(root: "Tensor", start: "Tensor", create_graph: bool, only: set[int] | None = None) -> None:
     """Add the gradient of root to that of every leaf it depends on. only: to that of the tensors with these ids."""
-    short = walk(root, start, create_graph) if only is None else None
+    short = walk(root, start, create_graph) if only is None and not set_detect_anomaly.looks else None
     if short is not None:
         short.into_leaves()
         return
@@ -124,8 +160,10 @@ def _pulled(root: "Tensor", start: "Tensor", create_graph: bool) -> "Iterator[tu
         set_recording(before and create_graph)
         try:
             node: Any = tensor._op
-            for x, new in zip(node.inputs, _backwards(tensor, g), strict=True):
+            for place, (x, new) in enumerate(zip(node.inputs, _backwards(tensor, g), strict=True)):
                 if new is not None:
+                    if set_detect_anomaly.looks:
+                        _look_for_nan(node.op, place, new)
                     source = _then(x, node.time)
                     so_far = pending.get(id(source))
                     pending[id(source)] = new if so_far is None else _together(so_far, new)

@@ -364,3 +364,73 @@ def test_a_penalty_on_gradients_is_followed_in_a_compiled_step_where_it_is_in_a_
         return [losses, *(p.tolist() for p in parameters)]
 
     assert weights(True) == weights(False)
+
+
+def test_what_a_function_is_asked_for_and_a_context_that_is_set_up_apart() -> None:
+    asked: list[tuple[bool, ...]] = []
+
+    class Scaled(cx.Function):
+        @staticmethod
+        def forward(x: Any, y: Any, by: float) -> Any:
+            return x * y * by
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+            x, y, ctx.by = inputs
+            ctx.set_materialize_grads(False)
+            ctx.save_for_backward(x, y)
+
+        @staticmethod
+        def backward(ctx: Any, g: Any) -> Any:
+            x, y = ctx.saved_tensors
+            asked.append(ctx.needs_input_grad)
+            return g * y * ctx.by, g * x * ctx.by if ctx.needs_input_grad[1] else None, None
+
+    x, y = cx.tensor([1.0, 2.0], requires_grad=True), cx.tensor([3.0, 4.0])
+    Scaled.apply(x, y, 2.0).sum().backward()
+    assert x.grad.tolist() == [6.0, 8.0] and asked == [(True, False, False)]
+    slope = cx.compile(cx.grad(lambda v: Scaled.apply(v, v * 1.0, 2.0).sum()))
+    assert slope(x.detach()).tolist() == [4.0, 8.0] and asked[-1] == (True, True, False)
+
+
+def test_a_backward_that_is_differentiable_once() -> None:
+    class Square(cx.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Any) -> Any:
+            ctx.save_for_backward(x)
+            return x * x
+
+        @staticmethod
+        @cx.autograd.once_differentiable
+        def backward(ctx: Any, g: Any) -> Any:
+            return cx.tensor(2.0 * ctx.saved_tensors[0].detach().numpy()) * g
+
+    x = cx.tensor([1.0, 2.0], requires_grad=True)
+    Square.apply(x).sum().backward()
+    assert x.grad.tolist() == [2.0, 4.0]
+    with pytest.raises(GradientError, match="Square.backward: it has no gradient of its own"):
+        cx.autograd.grad(Square.apply(x).sum(), x, create_graph=True)
+
+
+def test_nan_is_found_where_it_is_made_on_the_way_back() -> None:
+    x = cx.tensor([0.0, 1.0], requires_grad=True)
+
+    def loss() -> Any:
+        return (x.sqrt() * 0.0).sum()  # 0 times infinity
+
+    with cx.autograd.detect_anomaly():
+        for walk in (lambda: loss().backward(), lambda: cx.autograd.grad(loss(), x)):
+            with pytest.raises(GradientError, match=r"NaN in the gradient that sqrt gives to input 0, of shape \(2,\)"):
+                walk()
+        (x * 2.0).sum().backward()
+    assert x.grad.tolist() == [2.0, 2.0]
+    try:
+        cx.autograd.set_detect_anomaly(True)
+        with cx.autograd.set_detect_anomaly(False):
+            loss().backward()
+        with pytest.raises(GradientError, match="NaN"):
+            loss().backward()
+    finally:
+        cx.autograd.set_detect_anomaly(False)
+    loss().backward()
+    assert np.isnan(x.grad.numpy()[0])
