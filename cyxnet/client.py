@@ -15,6 +15,7 @@ import functools
 import math
 import secrets
 import tempfile
+import weakref
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from pathlib import Path
 from types import TracebackType
@@ -81,7 +82,7 @@ class Prepared(Struct, kw_only=True):
     quoted_at_s: float  # of the event loop
     payment: m.Payment | None = None
     price: m.Price | None = None  # to be charged at most
-    again: bool = False  # the quote was given for an equal job before
+    again: bool = False  # its data are there, and the terms are those of a job before it
 
 
 class AsyncClient:
@@ -101,7 +102,8 @@ class AsyncClient:
         self._info: m.NetworkInfo | None = None
         self._program = ""  # that the chain was asked about
         self._quotes = Quotes(QUOTE_FRESH_S)
-        self._stored: dict[str, float] = {}  # SHA-256 of what submit() has uploaded, and when (of the event loop)
+        self._stored: dict[m.ArtifactRef, float] = {}  # data of jobs that were placed, and when they were there
+        self._sending: weakref.WeakValueDictionary[m.ArtifactRef, asyncio.Lock] = weakref.WeakValueDictionary()
         self._settlement: Settlement | None = None  # opened on the first payment: it loads a large library
 
     @classmethod
@@ -261,7 +263,8 @@ class AsyncClient:
     ) -> m.SubmitReply:
         """Pay for a job and submit it; its data is uploaded first. A JobRequest needs `data_path` too.
 
-        For a job equal to one that was submitted within QUOTE_FRESH_S, nothing is asked that was answered then.
+        For a job on the same data as one that was submitted within QUOTE_FRESH_S, nothing is asked that was answered
+        then; of many at once, one sends the data.
 
         Raises InsufficientFunds before anything is uploaded, ApiError when central refuses the job.
         """
@@ -298,11 +301,12 @@ class AsyncClient:
         stored: bool = False,
         again: bool = False,
     ) -> Prepared:
-        """prepare(); again: with the quote of an equal job, if there is a fresh one."""
+        """prepare(); again: on the terms of a job before it on the same data, if they are fresh."""
         if isinstance(job, m.JobRequest):
             if data_path is None and not stored:
                 raise TypeError("a JobRequest needs data_path, the file of its dataset")
             request = job
+            again = again and data_path is not None and await asyncio.to_thread(_is_file_of, job.dataset, data_path)
         else:
             data_path = job.data_path
             found = await asyncio.to_thread(artifacts.describe, data_path)
@@ -310,17 +314,19 @@ class AsyncClient:
             job_id = job_id or job.job_id
         job_id = job_id or subjects.new_job_id(request.name)
         info = self._info = self._info or await self.info()
-        if again and (kept := self._quotes.again(request, job_id, _now_s())):
-            return Prepared(
-                job_id=job_id, job=request, data_path=data_path, quote=kept.quote, quoted_at_s=kept.at_s, again=True
-            )
+        if again and self._is_stored(request.dataset, QUOTE_FRESH_S):
+            if known := self._quotes.again(request, job_id, _now_s()):
+                quote, at_s = known
+                return Prepared(
+                    job_id=job_id, job=request, data_path=data_path, quote=quote, quoted_at_s=at_s, again=True
+                )
         asked_s = _now_s()
         quote = await self.quote(request, job_id)
         check_terms(quote.terms, request, job_id, self.purse.address, info)
         check_price(quote.price, info)
         await self._check_program(quote.terms.program)
         if again:
-            self._quotes.keep(request, quote, asked_s)
+            self._quotes.keep(quote, asked_s)
         return Prepared(job_id=job_id, job=request, data_path=data_path, quote=quote, quoted_at_s=_now_s())
 
     async def place(self, prepared: Prepared, on_upload: Advance | None = None) -> m.SubmitReply:
@@ -335,17 +341,11 @@ class AsyncClient:
             )
         signing = asyncio.create_task(self._paid(prepared))  # while the data is on its way; kept only if it arrived
         try:
-            if self._is_stored(prepared):
+            if prepared.again:
                 if on_upload:
                     on_upload(prepared.job.dataset.size, prepared.job.dataset.size)
             elif prepared.data_path is not None:
-                uploaded = await self.upload(prepared.data_path, on_upload)
-                if uploaded != prepared.job.dataset:
-                    raise DataError(
-                        f"{prepared.data_path}: it changed after it was checked; nothing was paid, submit again"
-                    )
-                self._stored = {sha256: at_s for sha256, at_s in self._stored.items() if _is_fresh(at_s)}
-                self._stored[uploaded.sha256] = _now_s()
+                await self._send_data(prepared.data_path, prepared.job.dataset, on_upload)
             prepared.payment = await signing
         finally:
             signing.cancel()
@@ -354,9 +354,25 @@ class AsyncClient:
         )
         return await self._ask("job.submit", request, m.SubmitReply, timeout_s=15)
 
-    def _is_stored(self, prepared: Prepared) -> bool:
-        """Whether this client uploaded the data a moment ago; if they are gone all the same, submit() is told."""
-        return prepared.again and _is_fresh(self._stored.get(prepared.job.dataset.sha256, -math.inf))
+    async def _send_data(self, path: Path, expected: m.ArtifactRef, on_upload: Advance | None) -> None:
+        """upload() for a job; of many that are placed at once, one sends their data. Raises DataError."""
+        asked_s = _now_s()
+        turn = self._sending.get(expected)
+        if turn is None:
+            turn = self._sending[expected] = asyncio.Lock()
+        async with turn:
+            if self._is_stored(expected, _now_s() - asked_s):
+                if on_upload:
+                    on_upload(expected.size, expected.size)
+                return
+            if await self.upload(path, on_upload) != expected:
+                raise DataError(f"{path}: it changed after it was checked; nothing was paid, submit again")
+            self._stored = {each: at_s for each, at_s in self._stored.items() if _is_fresh(at_s)}
+            self._stored[expected] = _now_s()
+
+    def _is_stored(self, data: m.ArtifactRef, within_s: float) -> bool:
+        """Whether the network was found to have the data of a job within that time. They may be gone all the same."""
+        return _now_s() - self._stored.get(data, -math.inf) < within_s
 
     async def upload(self, path: Path, on_upload: Advance | None = None) -> m.ArtifactRef:
         """Store a file as an artifact. A broken transfer goes on with the chunks that are missing."""
@@ -652,6 +668,11 @@ def first_of(group: BaseException) -> BaseException:
     while isinstance(group, BaseExceptionGroup):
         group = group.exceptions[0]
     return group
+
+
+def _is_file_of(expected: m.ArtifactRef, path: Path) -> bool:
+    found = artifacts.describe(path)
+    return (found.sha256, found.size) == (expected.sha256, expected.size)
 
 
 def _is_fresh(at_s: float) -> bool:

@@ -1,66 +1,47 @@
-"""Quotes that are good for more than one job: who submits the same work again and again asks for its price once.
+"""A quote that is good for more than one job: who submits a sweep over the same data asks for terms once.
 
-What central offers depends on what a job is, not on its id, but for the escrow's address, which anybody can compute. So
-a quote is used again for an equal job, as long as its blockhash is fresh and what the wallet held is enough, less what
-was promised since. It spares a question, no check: central looks at a deposit as closely as at any other.
+What central offers is the same for all jobs but for their id, their amount, and the escrow's address, which anybody can
+compute. So a quote's terms are used again as long as its blockhash is fresh and what the wallet held is enough, less
+what was promised since. It spares a question, no check: central looks at a job and its deposit as closely as at any.
 """
 
-import hashlib
-
-from msgspec import Struct
 from msgspec.structs import replace
 
 from cyxnet import messages as m
-from cyxnet.codec import MSGPACK, encode
-
-MOST_KEPT = 64
-
-
-class Kept(Struct):
-    quote: m.Quote  # less what was promised since
-    at_s: float  # when it was given
 
 
 class Quotes:
-    """The newest quotes of one wallet, by what they are for. fresh_s: how long they are good."""
+    """The newest quote of one wallet. fresh_s: how long it is good."""
 
     def __init__(self, fresh_s: float):
         self._fresh_s = fresh_s
-        self._kept: dict[bytes, Kept] = {}  # the oldest first
+        self._newest: m.Quote | None = None  # less what was promised since
+        self._at_s = 0.0
 
-    def keep(self, job: m.JobRequest, quote: m.Quote, now_s: float) -> None:
-        """Remember a quote, whose terms were checked and which this job is paid by, for jobs equal to it."""
-        if not quote.blockhash:
-            return  # only the chain could say what to sign
-        key = _key(job)
-        self._kept.pop(key, None)
-        self._kept[key] = Kept(quote=_less(quote, job.amount_base_units), at_s=now_s)
-        while len(self._kept) > MOST_KEPT:
-            del self._kept[next(iter(self._kept))]
+    def keep(self, quote: m.Quote, now_s: float) -> None:
+        """Remember a quote, whose terms were checked and which a job is paid by, for those that follow."""
+        self._newest, self._at_s = _less(quote, quote.terms.amount_base_units), now_s
 
-    def again(self, job: m.JobRequest, job_id: str, now_s: float) -> Kept | None:
-        """A quote as central would give it for a job equal to one before; None when it has to be asked."""
+    def again(self, job: m.JobRequest, job_id: str, now_s: float) -> tuple[m.Quote, float] | None:
+        """Terms as central would quote them for one more job, and when they were given; None: it has to be asked.
+
+        What a quote says of the one job that it was for (price, memory, operations) is not for this one.
+        """
         from cyxnet.escrow import DEPOSIT_LAMPORTS, escrow_address
 
-        key = _key(job)
-        kept = self._kept.get(key)
-        if kept is None:
+        quote, amount = self._newest, job.amount_base_units
+        if quote is None or not quote.blockhash or now_s - self._at_s >= self._fresh_s:
             return None
-        quote, amount = kept.quote, job.amount_base_units
-        enough = quote.balance_base_units >= amount and quote.lamports >= DEPOSIT_LAMPORTS
-        if not enough or now_s - kept.at_s >= self._fresh_s:
-            del self._kept[key]
+        if not 0 < amount <= quote.balance_base_units or quote.lamports < DEPOSIT_LAMPORTS:
             return None
-        for each in self._kept.values():  # they are of the same wallet
-            each.quote = _less(each.quote, amount)
-        terms = replace(
-            quote.terms, job_id=job_id, escrow=escrow_address(quote.terms.client, job_id, quote.terms.program)
-        )
-        return Kept(quote=replace(quote, job_id=job_id, terms=terms), at_s=kept.at_s)
+        self._newest = _less(quote, amount)
+        escrow = escrow_address(quote.terms.client, job_id, quote.terms.program)
+        terms = replace(quote.terms, job_id=job_id, amount_base_units=amount, escrow=escrow)
+        return replace(quote, job_id=job_id, terms=terms, price=None, prices=[]), self._at_s
 
     def forget(self) -> None:
         """Something was refused: what the network asks for may have changed."""
-        self._kept.clear()
+        self._newest = None
 
 
 def _less(quote: m.Quote, amount_base_units: int) -> m.Quote:
@@ -72,7 +53,3 @@ def _less(quote: m.Quote, amount_base_units: int) -> m.Quote:
         balance_base_units=quote.balance_base_units - amount_base_units,
         lamports=quote.lamports - DEPOSIT_LAMPORTS,
     )
-
-
-def _key(job: m.JobRequest) -> bytes:
-    return hashlib.sha256(encode(job, MSGPACK)).digest()

@@ -125,7 +125,7 @@ async def _whole_rate(scale: Scale, folder: Path) -> AsyncIterator[Report]:
         yield Progress(f"{count} whole submissions, {WHOLE_IN_FLIGHT} in flight")
         yield await _rate(
             "Cyx, client.submit() whole",
-            "as Cyx's other figure, and the client hashed its data, had a quote, checked it and signed the deposit",
+            "as Cyx's other figure, and the client hashed its data, signed each deposit and asked for terms every 15 s",
             WHOLE_IN_FLIGHT,
             (functools.partial(client.submit, job) for _ in range(count)),
         )

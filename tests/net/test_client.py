@@ -346,10 +346,61 @@ async def test_who_submits_the_same_again_asks_once_and_pays_each(
     await client.submit(job, data_path)  # with what the wallet had at the quote, five could be paid
     await client.submit(job, data_path)
     assert quoting.asked["job.quote"] == 2
-    await client.submit(request_for(data_path, 2 * CYX), data_path)  # that is another job
-    assert quoting.asked["job.quote"] == 3
     await client.prepare(job, data_path)  # who wants to see the terms sees those of now
-    assert quoting.asked["job.quote"] == 4
+    assert quoting.asked["job.quote"] == 3
+
+
+async def test_another_job_on_the_same_data_takes_one_round_trip(
+    quoting: FakeCentral, client: AsyncClient, data_path: Path
+) -> None:
+    await client.submit(request_for(data_path, CYX), data_path)
+    reply = await client.submit(replace(request_for(data_path, 2 * CYX), priority=7), data_path)
+    assert [quoting.asked[verb] for verb in ("job.quote", "artifact.stat", "job.submit")] == [1, 1, 2]
+    payment = quoting.submitted[reply.job_id].payment
+    assert payment and check_deposit(payment.deposit.transaction, reply.terms) == payment.deposit.signature
+    assert reply.terms.amount_base_units == 2 * CYX
+
+
+async def test_of_many_jobs_at_once_one_sends_their_data(
+    quoting: FakeCentral, client: AsyncClient, data_path: Path
+) -> None:
+    request, told = request_for(data_path, CYX // 4), []
+    submits = [client.submit(request, data_path, lambda *done: told.append(done)) for _ in range(8)]
+    assert len({reply.job_id for reply in await asyncio.gather(*submits)}) == 8
+    assert [quoting.asked[verb] for verb in ("artifact.stat", "artifact.put", "job.submit")] == [1, 1, 8]
+    assert told.count((request.dataset.size, request.dataset.size)) >= 8
+
+
+async def test_another_file_under_the_same_name_is_sent(
+    quoting: FakeCentral, client: AsyncClient, data_path: Path
+) -> None:
+    await client.submit(request_for(data_path, CYX), data_path)
+    data_path.write_text("a,label\n3,1\n4,0\n")
+    await client.submit(request := request_for(data_path, CYX), data_path)
+    assert request.dataset.sha256 in quoting.manifests
+
+
+async def test_a_file_that_is_not_the_data_of_its_job_is_refused_for_the_second_job_too(
+    quoting: FakeCentral, client: AsyncClient, data_path: Path, tmp_path: Path
+) -> None:
+    await client.submit(request := request_for(data_path, CYX), data_path)
+    other = tmp_path / "other.csv"
+    other.write_text("a,label\n3,1\n4,0\n")
+    with pytest.raises(DataError, match="nothing was paid"):
+        await client.submit(request, other)
+    assert len(quoting.submitted) == 1
+
+
+async def test_an_amount_that_cannot_be_paid_is_refused_in_the_same_words_for_the_second_job(
+    quoting: FakeCentral, client: AsyncClient, data_path: Path
+) -> None:
+    refused = []
+    for _ in range(2):
+        with pytest.raises(ApiError) as error:
+            await client.submit(request_for(data_path, 0), data_path)
+        refused.append(str(error.value))
+        await client.submit(request_for(data_path, CYX), data_path)
+    assert refused[0] == refused[1]
 
 
 async def test_a_quote_that_is_old_is_asked_for_again(
