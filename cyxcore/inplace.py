@@ -24,6 +24,9 @@ class InPlace(Value):
         if isinstance(other, Value) and not isinstance(other, InPlace):
             raise GraphError(f"trace: {name} of a tensor outside the graph; keep it in a buffer of a module")
         result = operate(self, other)
+        if not isinstance(result, InPlace):
+            instead = f"x = x.{name[:-1]}(...)" if name.endswith("_") else "x = x ..."
+            raise GraphError(f"{name}: a tensor cannot hold a value of a graph; write {instead}")
         if result.shape != self.shape:
             raise ShapeError(
                 f"{name}: the result is {result.shape} and does not fit into {self.shape}; write x = x ..."
