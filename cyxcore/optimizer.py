@@ -21,7 +21,8 @@ from cyxcore.values import Value
 Group = dict[str, Any]
 Parameters = Iterable[Tensor] | Iterable[Group] | Iterable[tuple[str, Tensor]]
 SCHEDULED = frozenset("initial_lr max_lr min_lr base_momentum max_momentum".split())  # what schedules keep in groups
-NO_OPTIONS = SCHEDULED | {"params", "param_names", "lr"}  # of a rule
+KEPT = frozenset("name lr_scale lr_mult layer_id".split())  # what programs keep in groups for themselves
+NO_OPTIONS = SCHEDULED | KEPT | {"params", "param_names", "lr"}  # of a rule
 MOST_WATCHED = 5  # updates of a parameter that are watched before it is one that cannot be replayed
 
 
@@ -162,8 +163,11 @@ class Optimizer(Hooked):
     def add_param_group(self, group: Mapping[str, Any]) -> None:
         """Raises SpecError for an option this optimiser lacks, and for a parameter that is in a group already."""
         name = type(self).__name__
-        if unknown := sorted(set(group) - {"params", "param_names", *self.defaults} - SCHEDULED):
-            raise SpecError(f"{name}: unknown options {unknown} of a group; it has {sorted(self.defaults)}")
+        if unknown := sorted(set(group) - {"params", "param_names", *self.defaults} - SCHEDULED - KEPT):
+            raise SpecError(
+                f"{name}: unknown options {unknown} of a group; it has {sorted(self.defaults)}, and what a program "
+                f"keeps there for itself may be called {', '.join(sorted(KEPT))}"
+            )
         given = group.get("params", ())
         added = {**self.defaults, **group, "params": [given] if isinstance(given, Tensor) else list(given)}
         if pairs := [one for one in added["params"] if isinstance(one, tuple) and len(one) == 2]:

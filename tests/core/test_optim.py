@@ -189,6 +189,34 @@ def test_an_optimiser_goes_on_from_its_state() -> None:
     assert [p.tolist() for p in own] == [p.tolist() for p in later]
 
 
+def test_groups_keep_names_and_scales_of_a_program() -> None:
+    def trained(wrapped: Any, **kept: Any) -> Any:
+        w, v = (cx.nn.Parameter(np.ones(2, np.float32)) for _ in range(2))
+        adam = optim.Adam([{"params": [w], **kept}, {"params": [v], "lr": 0.1, "name": "head"}], lr=0.01)
+
+        def step(x: Any) -> Any:
+            adam.zero_grad()
+            loss = (w * v * x).sum()
+            loss.backward()
+            adam.step()
+            return loss
+
+        run = wrapped(step)
+        losses = [run(cx.ones(2)).item() for _ in range(2)]
+        for group in adam.param_groups:
+            group["lr"] *= group.get("lr_scale", 1.0)
+        saved = adam.state_dict()
+        adam.load_state_dict(saved)
+        assert [group.get("name") for group in adam.param_groups] == [kept.get("name"), "head"]
+        return [*losses, run(cx.ones(2)).item()], saved["param_groups"][0]["lr"]
+
+    named = {"name": "body", "lr_scale": 0.5, "layer_id": 3}
+    assert trained(cx.compile, **named) == trained(lambda step: step, **named)
+    assert (
+        trained(cx.compile, **named)[0][:2] == trained(cx.compile)[0][:2] and trained(cx.compile, **named)[1] == 0.005
+    )
+
+
 @pytest.mark.parametrize(
     ("groups", "said"),
     [
