@@ -102,8 +102,8 @@ cyxnet.amounts cyxnet.jobtoml cyxnet.jobgraph cyxnet.fetch cyxnet.jobfile cyxnet
 cyxnet.deployments cyxnet.gateway cyxnet.quotes cyxnet.client
 cyxnet.blocking cyxnet
 cyxnet.display cyxnet.serveoptions cyxnet.cli.values cyxnet.cli.exits cyxnet.cli.options
-cyxnet.cli.screen cyxnet.cli.running cyxnet.cli.models cyxnet.cli.files
-cyxnet.cli.jobs cyxnet.cli.deployments cyxnet.cli.gateway cyxnet.cli.network cyxnet.cli.keys cyxnet.cli.access
+cyxnet.cli.screen cyxnet.cli.running cyxnet.cli.models cyxnet.cli.files cyxnet.cli.jobs cyxnet.cli.submitting
+cyxnet.cli.deployments cyxnet.cli.gateway cyxnet.cli.network cyxnet.cli.keys cyxnet.cli.access
 cyxnet.cli.money cyxnet.cli.train
 cyxnet.chatting cyxnet.cli.chat cyxnet.cli.serving cyxnet.cli.graphs cyxnet.cli
 cyxnet.__main__

@@ -69,7 +69,11 @@ COMMANDS = [
         "quote", "what a job costs at most, signed", "cyx quote digits.toml -o price.json", "money:quote", options.quote
     ),
     Command(
-        "submit", "check, pay and submit a job file", "cyx submit digits.toml --wait", "jobs:submit", options.submit
+        "submit",
+        "check, pay and submit a job file",
+        "cyx submit digits.toml --wait",
+        "submitting:submit",
+        options.submit,
     ),
     Command(
         "deploy",
@@ -167,7 +171,7 @@ COMMANDS = [
         "outbox",
         "the jobs that could not be submitted, because nobody answered",
         "cyx outbox --send",
-        "jobs:sent_later",
+        "submitting:sent_later",
         options.outbox,
     ),
     Command("explain", "why a job is where it is", "cyx explain digits-3f", "jobs:explain", options.job),

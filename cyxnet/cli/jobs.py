@@ -1,157 +1,34 @@
-"""Commands about jobs: submit, watch, jobs, job, get, cancel, pause, resume, priority, outbox, explain."""
+"""Commands about jobs: watch, jobs, job, get, cancel, pause, resume, priority, explain."""
 
 import argparse
 import asyncio
 import contextlib
-import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from cyxcore.errors import CyxError, DataError
+from cyxcore.errors import CyxError
 from cyxcore.wording import human_bytes, percent
 from cyxnet import messages as m
-from cyxnet import outbox
-from cyxnet.bus import ApiError, BusError
 from cyxnet.cli.exits import DONE, WORLD_FAILED
 from cyxnet.cli.models import fetch_model, output_path
 from cyxnet.cli.running import connected, node_called
 from cyxnet.cli.screen import Screen
 from cyxnet.cli.values import MOST
 from cyxnet.client import AsyncClient, Prepared
-from cyxnet.config import ConfigError
 from cyxnet.display import cyx, human_age, validation
-from cyxnet.identity import load_or_create
-from cyxnet.jobfile import LoadedJob, discard, load, seal
+from cyxnet.jobfile import LoadedJob
 
 FIRST_USE_BASE_UNITS = 100 * 10**9
 
 
-@contextlib.asynccontextmanager
-async def loaded(args: argparse.Namespace) -> AsyncIterator[LoadedJob]:
-    """The job of a file. Data that was fetched for it goes at the end, unless the job is kept for later."""
-    job, kept = load(args.file, args.dir / "packed", getattr(args, "numerics", None)), False
-    try:
-        if to := getattr(args, "seal", None):
-            mine, (node_id, key) = load_or_create(args.dir / "client.key"), to
-            job = await asyncio.to_thread(seal, job, mine, node_id, key, args.dir / "packed")
-        yield job
-    except KeptForLater:
-        kept = True
-        raise
-    finally:
-        if job.fetched and not kept:
-            discard(job.data_path)
-
-
-async def submit(args: argparse.Namespace, screen: Screen) -> int:
-    async with loaded(args) as job:
-        return await _submit(job, args, screen)
-
-
-async def _submit(job: LoadedJob, args: argparse.Namespace, screen: Screen) -> int:
-    if args.priority is not None:
-        job = msgspec.structs.replace(job, priority=args.priority)
-    price = read_price(args.quote) if args.quote else None
-    tell_job(job, screen)
-    async with connected(args) as client:
-        await first_money(client, screen)
-        prepared = await client.prepare(job)
-        prepared.price = price
-        tell_quote(prepared, screen)
-        try:
-            reply = await client.place(prepared, lambda done, total: screen.advance("upload", done, total))
-        except (BusError, ApiError) as error:  # the pauses of the client are used up
-            if isinstance(error, ApiError) and (error.status != 503 or error.code == "price_expired"):
-                raise  # what waits is worth nothing with a price that is old already
-            raise _kept(args.dir, prepared, job.fetched, error) from None
-        if not args.wait:
-            screen.result(f"{reply.job_id} is submitted; follow it with: cyx watch {reply.job_id}", reply)
-            return DONE
-        screen.say("job", reply.job_id, kind="job", job_id=reply.job_id)
-        return await _follow(client, reply.job_id, screen)
-
-
-class KeptForLater(BusError):
-    """Nobody answered for so long that the job was put into the outbox."""
-
-    code = "kept_for_later"
-
-
-def _kept(folder: Path, prepared: Prepared, fetched: bool, error: CyxError) -> KeptForLater:
-    job_id = prepared.job_id
-    outbox.keep(
-        folder,
-        outbox.Kept(
-            job_id=job_id,
-            job=prepared.job,
-            data_path=str(prepared.data_path.absolute()) if prepared.data_path else "",
-            kept_at_ms=time.time_ns() // 1_000_000,
-            reason=str(error),
-            fetched=fetched,
-            price=prepared.price,
-        ),
-    )
-    return KeptForLater(f"{error}; {job_id} is kept, not lost: cyx outbox --send submits it, once at most")
-
-
-async def sent_later(args: argparse.Namespace, screen: Screen) -> int:
-    if args.forget:
-        with contextlib.suppress(ConfigError):  # of another job; it is told below
-            _discard_fetched([each for each in outbox.waiting(args.dir) if each.job_id == args.forget])
-        outbox.forget(args.dir, args.forget)
-    kept = outbox.waiting(args.dir)
-    if not args.send:
-        rows = [
-            [each.job_id, cyx(each.job.amount_base_units), human_age(each.kept_at_ms), each.reason] for each in kept
-        ]
-        if rows or args.json:
-            screen.table(["job", "amount", "kept", "because"], rows, kept)
-        else:
-            screen.result("no job waits to be submitted", kept)
-        return DONE
-    async with connected(args) as client:
-        for each in kept:
-            reply = await _send(client, each, screen)
-            outbox.forget(args.dir, each.job_id)
-            _discard_fetched([each])
-            screen.result(f"{each.job_id} is submitted; follow it with: cyx watch {each.job_id}", reply)
-    if not kept:
-        screen.result("no job waits to be submitted", kept)
-    return DONE
-
-
-def _discard_fetched(gone: list[outbox.Kept]) -> None:
-    for each in gone:
-        if each.fetched:
-            discard(Path(each.data_path))
-
-
-async def _send(client: AsyncClient, kept: outbox.Kept, screen: Screen) -> m.JobView | m.SubmitReply:
-    """Submit a kept job, unless central has it: then only the answer was lost."""
-    try:
-        return await client.job(kept.job_id)
-    except ApiError as error:
-        if error.code != "unknown_job":
-            raise
-    data_path = Path(kept.data_path)
-    if not data_path.is_file():
-        raise DataError(
-            f"{data_path}: the data of {kept.job_id} is gone; bring it back, or: cyx outbox --forget {kept.job_id}"
-        )
-    prepared = await client.prepare(kept.job, data_path, kept.job_id)
-    prepared.price = kept.price
-    return await client.place(prepared, lambda done, total: screen.advance("upload", done, total))
-
-
 async def watch(args: argparse.Namespace, screen: Screen) -> int:
     async with connected(args) as client:
-        return await _follow(client, args.job, screen)
+        return await follow(client, args.job, screen)
 
 
-async def _follow(client: AsyncClient, job_id: str, screen: Screen) -> int:
+async def follow(client: AsyncClient, job_id: str, screen: Screen) -> int:
     try:
         async with contextlib.aclosing(client.watch(job_id)) as updates:
             async for update in updates:

@@ -14,9 +14,10 @@ from cyxnet import messages as m
 from cyxnet.amounts import format_cyx
 from cyxnet.bus import BusError
 from cyxnet.cli.exits import DONE, WORLD_FAILED
-from cyxnet.cli.jobs import loaded, tell_limit
+from cyxnet.cli.jobs import tell_limit
 from cyxnet.cli.running import connected
 from cyxnet.cli.screen import Screen
+from cyxnet.cli.submitting import loaded
 from cyxnet.client import AsyncClient
 from cyxnet.config import ConfigError, read_network, write_atomically
 from cyxnet.display import cyx, human_age

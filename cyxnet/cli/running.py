@@ -7,11 +7,11 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 from cyxcore.errors import CyxError, MissingExtra
 from cyxcore.paths import OF_THE_NAME, shown
-from cyxnet.bus import ApiError
+from cyxnet.bus import ApiError, BusError, NotAdmitted, NotTrusted
 from cyxnet.cli.exits import BAD_INPUT, INTERRUPTED, TERMINATED, WORLD_FAILED
 from cyxnet.cli.screen import Screen, open_screen
 from cyxnet.client import AsyncClient, InsufficientFunds, NoModel
@@ -101,14 +101,28 @@ def exit_code(error: Exception) -> int:
 
 
 @contextlib.asynccontextmanager
-async def connected(args: argparse.Namespace) -> AsyncIterator[AsyncClient]:
-    """The client of the network in --dir; tells on stderr when it has to wait for an answer."""
-    client = await AsyncClient.connect(args.dir)
+async def connected(args: argparse.Namespace, delays_s: Sequence[float] = ()) -> AsyncIterator[AsyncClient]:
+    """The client of the network in --dir; tells on stderr when it has to wait for an answer.
+
+    delays_s: pauses before each further try while nobody answers at all.
+    """
 
     def tell_wait(why: str, pause_s: float) -> None:
         if not args.quiet:
             print(f"cyx: {why}; trying again in {pause_s:g} s", file=sys.stderr)
 
+    async def connect() -> AsyncClient:
+        for delay_s in delays_s:
+            try:
+                return await AsyncClient.connect(args.dir)
+            except BusError as error:
+                if isinstance(error, NotTrusted | NotAdmitted):
+                    raise
+                tell_wait(str(error), delay_s)
+                await asyncio.sleep(delay_s)
+        return await AsyncClient.connect(args.dir)
+
+    client = await connect()
     client.on_retry = tell_wait
     async with client:
         yield client

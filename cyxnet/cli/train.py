@@ -10,11 +10,12 @@ import msgspec
 from cyxcore.errors import CyxError
 from cyxnet import messages as m
 from cyxnet.cli.exits import WORLD_FAILED
-from cyxnet.cli.jobs import first_money, loaded, tell_job, tell_model, tell_quote
+from cyxnet.cli.jobs import first_money, tell_job, tell_model, tell_quote
 from cyxnet.cli.models import fetch_model, output_path
 from cyxnet.cli.network import joined
 from cyxnet.cli.running import connected
 from cyxnet.cli.screen import Screen
+from cyxnet.cli.submitting import loaded
 from cyxnet.client import AsyncClient, Prepared
 from cyxnet.display import cyx, validation
 from cyxnet.jobfile import LoadedJob

@@ -20,8 +20,9 @@ from msgspec.structs import replace
 from cyxcore.errors import DataError, SpecError
 from cyxcore.spec import ModelSpec
 from cyxcore.wording import human_bytes, human_duration, sparkline
+from cyxnet import jobfile, outbox
 from cyxnet import messages as m
-from cyxnet import outbox
+from cyxnet.artifacts import describe
 from cyxnet.broker import Broker, Passwords
 from cyxnet.bus import ApiError, Bus, BusError
 from cyxnet.cli import COMMANDS, main, parser
@@ -908,6 +909,83 @@ async def test_a_kept_job_that_central_has_already_is_not_sent_again(
     outbox.keep(tmp_path, kept)
     assert (await cyx("outbox", "--send"))[0] == 0
     assert outbox.waiting(tmp_path) == []
+
+
+async def test_a_job_is_kept_while_no_broker_answers_quoted_and_paid_when_one_does_and_never_twice(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passwords, folder = Passwords.fresh(CENTRAL), tmp_path / "broker"
+    stopped = Broker.start(folder, passwords)
+    roles = {f"{role}_url": stopped.url(role) for role in ("client", "node", "edge", "core")}
+    write_network(tmp_path, NetworkFile(network_id="fake", monitor_url="", chain_url="", **roles))
+    stopped.stop()
+    monkeypatch.setattr("cyxnet.cli.submitting.RETRY_DELAYS_S", (0.0, 0.0, 0.0))
+    cyx, job = Run(tmp_path, capsys), str(EXAMPLES / "diabetes.toml")
+    code, _, said = await cyx("submit", job)
+    assert code == 1 and said.count("trying again in 0 s") == 2 and "is kept, not lost" in said
+    [kept] = outbox.waiting(tmp_path)
+    assert kept.price is None and kept.job.amount_base_units == 1_000_000_000
+    code, listed, _ = await cyx("outbox")
+    assert code == 0 and kept.job_id in listed and "no Cyx broker answers" in listed
+    code, out, _ = await cyx("submit", job)  # that very job
+    assert code == 1 and kept.job_id in out
+    assert [each.job_id for each in outbox.waiting(tmp_path)] == [kept.job_id]
+    assert (await cyx("outbox", "--send"))[0] == 1 and len(outbox.waiting(tmp_path)) == 1
+
+    again = Broker.start(folder, passwords, stopped.port)
+    try:
+        with door_of(again.url("client")):
+            bus = await Bus.connect(again.url("edge"), name="fake-central")
+            fake = FakeCentral(bus)
+            fake.balance_base_units, fake.lamports, fake.blockhash = 10**10, 10**9, ("1" * 32, 900)
+            await fake.serve()
+            code, out, _ = await cyx("outbox", "--send")
+            assert code == 0 and f"{kept.job_id} is submitted" in out and "quote" in out
+            assert list(fake.submitted) == [kept.job_id]
+            assert fake.submitted[kept.job_id].job == kept.job and fake.submitted[kept.job_id].payment
+            assert outbox.waiting(tmp_path) == []
+            await bus.close()
+    finally:
+        again.stop()
+
+
+async def test_a_job_that_waits_in_the_outbox_is_the_one_that_is_submitted_again(
+    central: FakeCentral, cyx: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    central.balance_base_units, central.lamports, central.blockhash = 10**10, 10**9, ("1" * 32, 900)
+    quote, silent = AsyncClient.quote, [True]
+
+    async def ask(client: AsyncClient, job: m.JobRequest, job_id: str | None = None) -> m.Quote:
+        if silent:
+            raise BusError(f"no answer {silent.pop()}")
+        return await quote(client, job, job_id)
+
+    monkeypatch.setattr(AsyncClient, "quote", ask)
+    assert (await cyx("submit", str(EXAMPLES / "diabetes.toml")))[0] == 1
+    [kept] = outbox.waiting(tmp_path)
+    assert (await cyx("submit", str(EXAMPLES / "digits.toml")))[0] == 0
+    assert len(central.submitted) == 1 and kept.job_id not in central.submitted
+    assert (await cyx("submit", str(EXAMPLES / "diabetes.toml")))[0] == 0
+    assert kept.job_id in central.submitted and len(central.submitted) == 2
+    assert outbox.waiting(tmp_path) == []
+
+
+async def test_a_kept_job_that_is_refused_stays_and_holds_up_no_other(
+    central: FakeCentral, cyx: Run, tmp_path: Path
+) -> None:
+    central.balance_base_units, central.lamports, central.blockhash = 10**10, 10**9, ("1" * 32, 900)
+    data = EXAMPLES / "diabetes.csv"
+    request = jobfile.load(EXAMPLES / "diabetes.toml").request(
+        m.ArtifactRef(sha256=describe(data).sha256, size=data.stat().st_size)
+    )
+    for number, path in enumerate([f"{data}.gone", str(data)]):
+        job_id = f"diabetes-{number:010}"
+        kept = outbox.Kept(job_id=job_id, job=request, data_path=path, kept_at_ms=number, reason="no answer")
+        outbox.keep(tmp_path, kept)
+    code, out, said = await cyx("outbox", "--send")
+    assert code == 2 and "diabetes-0000000000 is not submitted and stays here" in out and "is gone; bring it" in said
+    assert list(central.submitted) == ["diabetes-0000000001"]
+    assert [each.job_id for each in outbox.waiting(tmp_path)] == ["diabetes-0000000000"]
 
 
 def test_a_damaged_outbox_names_the_file(tmp_path: Path) -> None:
