@@ -19,10 +19,13 @@ from cyxnet.outcomes import AppendUnknown, BusError, Conflict, StorageFull
 log = logging.getLogger(__name__)
 
 BATCH_FROM = 64  # appends waiting; for fewer, one by one is as fast on a fast disk
+# On a slow one it is not: once the oldest has waited so long, so many (which cost the broker as much by themselves) go
+# together.
+SLOW_S, BATCH_WHEN_SLOW = 0.008, 12
 MAX_BATCH = 1_000
 MAX_BATCH_BYTES = 8_000_000
 BATCHES_IN_FLIGHT = 2  # the broker takes one in while it writes the other
-SINGLES_IN_FLIGHT = 16  # the broker syncs one after the other: as many as hide the way there and back
+SINGLES_IN_FLIGHT = 8  # the broker syncs one after the other: as many as hide the way there and back
 
 
 class Appends(Protocol):
@@ -38,6 +41,7 @@ class _Append(Struct):
     payload: bytes
     expected_seq: int
     outcome: "asyncio.Future[int]"
+    since_s: float  # of the loop
 
 
 class GroupCommit:
@@ -74,7 +78,7 @@ class GroupCommit:
         if self.idle:  # nobody to share with: by the shortest way
             with self.alone():
                 return await self._core.append(subject, payload, expected_seq)
-        append = _Append(subject, payload, expected_seq, loop.create_future())
+        append = _Append(subject, payload, expected_seq, loop.create_future(), loop.time())
         self._waiting.append(append)
         if not self._pump_due:  # after everybody else who is ready now: they may share a batch
             self._pump_due = True
@@ -84,13 +88,19 @@ class GroupCommit:
     def _pump(self) -> None:
         """Send what waits, as far as there is room in flight. A second batch has to be as large as the first."""
         self._pump_due = False
-        while len(self._waiting) >= max(BATCH_FROM, self._batched) and self._batches < BATCHES_IN_FLIGHT:
+        while len(self._waiting) >= max(self._batch_from(), self._batched) and self._batches < BATCHES_IN_FLIGHT:
             self._start(self._send_batch(self._next_batch()))
         if self._batches:
             return  # those few would only wait behind it, each for a sync of its own: they share the next one
         while self._waiting and self._singles < SINGLES_IN_FLIGHT and len(self._waiting) < BATCH_FROM:
             self._singles += 1
             self._start(self._send_single(self._waiting.popleft()))
+
+    def _batch_from(self) -> int:
+        """How many have to wait for a batch."""
+        if not self._waiting or asyncio.get_running_loop().time() - self._waiting[0].since_s < SLOW_S:
+            return BATCH_FROM
+        return BATCH_WHEN_SLOW
 
     def _next_batch(self) -> list[_Append]:
         """All that waits, as far as a batch has room: a batch costs the broker as much as a hundred messages in it."""

@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import hashlib
+import math
 import random
 import resource
 from pathlib import Path
@@ -12,7 +13,7 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from cyxcentral import eventlog
+from cyxcentral import eventlog, groupcommit
 from cyxcentral.eventlog import EventLog, LogError, Sequel, read, unsafe
 from cyxcentral.groupcommit import GroupCommit
 from cyxcentral.world import World
@@ -436,8 +437,9 @@ async def turns():
         await asyncio.sleep(0)
 
 
-async def test_appends_that_come_during_a_batch_share_the_next_one():
+async def test_appends_that_come_during_a_batch_share_the_next_one(monkeypatch):
     """They were sent one by one, a third of all in a burst: each cost the broker a sync and ten times the time."""
+    monkeypatch.setattr(groupcommit, "SLOW_S", math.inf)
     broker, appends = Held(), []
     commits = GroupCommit(broker)
 
@@ -466,12 +468,35 @@ async def test_appends_that_come_during_a_batch_share_the_next_one():
     assert broker.sizes == [100, 100, 250]
     broker.store(2)
     await turns()
-    assert broker.sizes == [100, 100, 250] + [1] * 16  # too few for a batch
+    assert broker.sizes == [100, 100, 250] + [1] * groupcommit.SINGLES_IN_FLIGHT  # too few for a batch
     for at in range(3, 23):
         broker.store(at)
         await turns()
     assert await asyncio.gather(*appends) == [0] * 470
     assert commits.idle
+
+
+async def test_on_a_slow_disk_few_appends_share_a_batch_too(monkeypatch):
+    broker, slow = Held(), groupcommit.BATCH_WHEN_SLOW
+    monkeypatch.setattr(groupcommit, "SLOW_S", math.inf)
+    commits = GroupCommit(broker)
+    appends = [asyncio.ensure_future(commits.append("s", b"", 0)) for _ in range(groupcommit.SINGLES_IN_FLIGHT + slow)]
+    await turns()
+    alone = [1] * groupcommit.SINGLES_IN_FLIGHT
+    assert broker.sizes == alone
+    monkeypatch.setattr(groupcommit, "SLOW_S", 0.0)  # by now they have waited for long
+    broker.store(0)
+    await turns()
+    assert broker.sizes == [*alone, slow]
+    appends += [asyncio.ensure_future(commits.append("s", b"", 0)) for _ in range(slow - 1)]
+    for at in range(1, len(alone) + 1):
+        broker.store(at)
+        await turns()
+    assert broker.sizes == [*alone, slow, *alone]  # these are too few even so
+    for at in range(len(alone) + 1, len(alone) + slow):
+        broker.store(at)
+        await turns()
+    assert await asyncio.gather(*appends) == [0] * (len(alone) + 2 * slow - 1)
 
 
 # -- the chain and the quarantine --------------------------------------------------------------------------
