@@ -78,7 +78,7 @@ class _Recurrent(Layer):
 
     def forward(self, x: Any, state: Any = None, lengths: Any = None) -> Any:
         if isinstance(x, PackedSequence):
-            data = x.data if x.batch_first == self.batch_first else x.data.transpose(0, 1)
+            data = x.padded if x.batch_first == self.batch_first else x.padded.transpose(0, 1)
             outputs, last = self.forward(data, state, x.lengths)
             return PackedSequence(outputs, x.lengths, self.batch_first), last
         if x.ndim == 2:

@@ -12,7 +12,7 @@ import pytest
 
 import cyxcore as cx
 from cyxcore import func, nn
-from cyxcore.errors import DtypeError, GradientError, ShapeError, SpecError
+from cyxcore.errors import DtypeError, GradientError, GraphError, ShapeError, SpecError
 from cyxcore.torchpaths import INSTEAD, NAMES_INSTEAD, PATHS
 
 with warnings.catch_warnings():
@@ -487,3 +487,23 @@ def test_the_precision_of_products_has_pytorchs_names() -> None:
     finally:
         cx.set_float32_matmul_precision("highest")
     assert cx.numerics().name == "exact"
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_what_a_packed_sequence_holds(batch_first: bool) -> None:
+    def run(m: Any) -> Any:
+        rnn = m.nn.utils.rnn
+        x = m.tensor(np.random.default_rng(0).normal(size=(4, 4, 2)).astype(np.float32).tolist(), requires_grad=True)
+        packed = rnn.pack_padded_sequence(x, m.tensor([2, 4, 1, 4]), batch_first=batch_first, enforce_sorted=False)
+        targets = rnn.pack_padded_sequence(m.ones((4, 4)), [4, 4, 2, 1], batch_first=batch_first)[0]
+        (packed.data * packed[0]).sum().backward()
+        loss = m.nn.functional.mse_loss(packed.data[:, 0], targets)  # of the steps that are there alone
+        indices = packed.sorted_indices, packed.unsorted_indices
+        return packed.data, packed.batch_sizes, packed[1], *indices, x.grad, targets, loss
+
+    for ours, theirs in zip(run(cx), run(torch), strict=True):
+        np.testing.assert_allclose(ours.detach().numpy(), theirs.detach().numpy(), rtol=1e-6)
+    with pytest.raises(
+        GraphError, match="a graph does not know how long its rows are; compute the loss of padded rows"
+    ):
+        cx.compile(lambda x, n: cx.nn.utils.rnn.pack_padded_sequence(x, n).data)(cx.ones(3, 2, 1), cx.tensor([3, 1]))

@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from cyxcore.dtype import INEXACT
-from cyxcore.errors import ShapeError
+from cyxcore.errors import GraphError, ShapeError
 from cyxcore.functional import concat, stack
 from cyxcore.inplace import InPlace
 from cyxcore.values import Value
@@ -15,11 +17,55 @@ __all__ = (
 
 
 class PackedSequence(NamedTuple):
-    """data: (N, T, ...) or (T, N, ...), padded; lengths: (N,) integers."""
+    """padded: (N, T, ...) or (T, N, ...); lengths: (N,) integers.
 
-    data: Any
+    What PyTorch packs, its data, batch_sizes, sorted_indices and unsorted_indices, is made when it is asked for, by
+    its name or place; a graph, which does not know the lengths, raises GraphError then.
+    """
+
+    padded: Any
     lengths: Any
     batch_first: bool
+
+    @property
+    def data(self) -> Any:
+        """Every step that is there, (sum of the lengths, ...): the first of all rows, the longest first, and so on."""
+        rows = self.padded if self.batch_first else self.padded.transpose(0, 1)
+        lengths, order = self._order()
+        whole = rows.shape[1]
+        step, place = np.nonzero(lengths[order] > np.arange(whole)[:, None])
+        return rows.reshape(-1, *rows.shape[2:])[self._numbers(order[place] * whole + step)]
+
+    @property
+    def batch_sizes(self) -> Any:
+        """How many rows have each step, (T of the longest,) int64."""
+        lengths, _ = self._order()
+        return self._numbers((lengths > np.arange(lengths.max())[:, None]).sum(1))
+
+    @property
+    def sorted_indices(self) -> Any:
+        """The rows from the longest on, (N,) int64."""
+        return self._numbers(self._order()[1])
+
+    @property
+    def unsorted_indices(self) -> Any:
+        """Where each row is among sorted_indices, (N,) int64."""
+        return self._numbers(np.argsort(self._order()[1]))
+
+    def __getitem__(self, place: Any) -> Any:
+        return (self.data, self.batch_sizes, self.sorted_indices, self.unsorted_indices)[place]
+
+    def _order(self) -> tuple[Any, Any]:
+        if not isinstance(self.lengths, InPlace):
+            raise GraphError(
+                "PackedSequence: a graph does not know how long its rows are; compute the loss of padded rows with "
+                "ignore_index or a mask"
+            )
+        lengths = np.asarray(self.lengths.tolist(), np.int64)  # type: ignore[attr-defined]
+        return lengths, np.argsort(-lengths, kind="stable")
+
+    def _numbers(self, values: Any) -> Any:
+        return self.lengths._constant(values, "int64")
 
 
 def pack_padded_sequence(
@@ -40,7 +86,7 @@ def pad_packed_sequence(
 
     A graph does not know the longest: there they are as long as what was packed.
     """
-    data = sequence.data if sequence.batch_first else sequence.data.transpose(0, 1)
+    data = sequence.padded if sequence.batch_first else sequence.padded.transpose(0, 1)
     known = isinstance(sequence.lengths, InPlace)
     longest = int(sequence.lengths.max().item()) if known else data.shape[1]
     whole = longest if total_length is None else total_length
