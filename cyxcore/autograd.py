@@ -351,12 +351,15 @@ class Function:
 
     backward returns a gradient (or None) for each argument of forward. ctx is an object to keep things on;
     ctx.needs_input_grad says of each argument whether its gradient is asked for. With a setup_context(ctx, inputs,
-    output), as torch.func has it, forward has no ctx. There is one result, a tensor.
+    output), as torch.func has it, forward has no ctx. The result is a tensor, or a tuple of them (not in cx.compile):
+    then backward is called for each that has a gradient, with zeros for the others.
     """
 
     needs_input_grad: tuple[bool, ...] = ()
 
     _saved: tuple[Any, ...] = ()
+    _without: tuple[Any, ...] = ()
+    _materializes = True
     _since = 0.0  # when they were saved
     _result: Any = None  # of forward, where it was saved and is no argument
     _output: Any = None  # of the call, while backward runs: kept for longer it would be kept by itself
@@ -378,7 +381,12 @@ class Function:
         self._saved, self._since = tensors, eager.now()
 
     def set_materialize_grads(self, value: bool) -> None:
-        """Without effect: backward is called for a result that has a gradient, and for no other."""
+        """False: None for the gradients of other results, not zeros."""
+        self._materializes = value
+
+    def mark_non_differentiable(self, *results: Any) -> None:
+        """No gradient goes through these results."""
+        self._without = results
 
     @property
     def saved_tensors(self) -> tuple[Any, ...]:
@@ -406,16 +414,34 @@ class Function:
                 cls.setup_context(call, args, result)
             else:
                 result = cls.forward(call, *args)
-        if not isinstance(result, (Tensor, Symbol)):
-            raise GradientError(f"{cls.__name__}.forward: expected a tensor, got {_described(result)}")
         call._args = args  # type: ignore[attr-defined]
+        if isinstance(result, tuple) and not symbols:
+            return call._several(result)
+        if not isinstance(result, (Tensor, Symbol)):
+            several = " in cx.compile" if isinstance(result, tuple) else ""
+            raise GradientError(f"{cls.__name__}.forward: expected a tensor{several}, got {_described(result)}")
         if any(x is result for x in call._saved) and not any(arg is result for arg in args):
             call._result = result
         if symbols:
             values = [arg for arg in args if isinstance(arg, (Tensor, Symbol))]
             return apply(OWN_GRADIENT, *values, symbols[0].builder.lift(result).detach(), gradient=call._of_symbols)
         inputs = tuple(arg for arg in args if isinstance(arg, Tensor))
-        return eager.recorded(result, call, inputs)  # type: ignore[arg-type]
+        return result if call._is_without(result) else eager.recorded(result, call, inputs)  # type: ignore[arg-type]
+
+    def _is_without(self, result: Any) -> bool:
+        return any(result is each for each in self._without)
+
+    def _several(self, results: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The results, each as what a part of this call made."""
+        inputs = tuple(arg for arg in self._args if isinstance(arg, Tensor))  # type: ignore[attr-defined]
+        for result in results:
+            if not isinstance(result, Tensor):
+                name = type(self).__name__
+                raise GradientError(f"{name}.forward: expected tensors, got {_described(result)} among them")
+        return tuple(
+            result if self._is_without(result) else eager.recorded(result, _Part(self, place, results), inputs)
+            for place, result in enumerate(results)
+        )
 
     def _of_symbols(self, g: Any, inputs: Sequence[Any], output: Any) -> list[Any]:
         """input_gradients of a call in a compiled function, whose last input is the result."""
@@ -423,12 +449,15 @@ class Function:
 
     def input_gradients(self, op: Any, g: Tensor, inputs: Sequence[Tensor], output: Tensor, attrs: Any) -> list[Any]:
         """What cyxcore.eager.pull asks: a gradient for each tensor argument."""
-        name, args = type(self).__name__, self._args  # type: ignore[attr-defined]
         self._output = output
         try:
-            found = self.backward(self, g)
+            return self._given_back(self.backward(self, g))
         finally:
             self._output = None
+
+    def _given_back(self, found: Any) -> list[Any]:
+        """What backward returned, of the tensors among the arguments."""
+        name, args = type(self).__name__, self._args  # type: ignore[attr-defined]
         found = found if isinstance(found, (tuple, list)) else (found,)
         if len(found) != len(args):
             raise GradientError(f"{name}.backward: expected {len(args)} gradients, one per argument, got {len(found)}")
@@ -437,6 +466,19 @@ class Function:
             if new is not None and new.shape != arg.shape:
                 raise GradientError(f"{name}.backward: expected a gradient of shape {arg.shape}, got {new.shape}")
         return [new for _, new in pairs]
+
+
+class _Part:
+    """One of several results of a Function's call, as the operation that made it."""
+
+    def __init__(self, call: Function, place: int, results: tuple[Any, ...]) -> None:
+        self._call, self._place, self._results = call, place, results
+
+    def input_gradients(self, op: Any, g: Tensor, inputs: Sequence[Tensor], output: Tensor, attrs: Any) -> list[Any]:
+        call = self._call
+        given: list[Any] = [_nothing(x) if call._materializes else None for x in self._results]
+        given[self._place] = g
+        return call._given_back(call.backward(call, *given))
 
 
 def _is_asked(arg: Any) -> bool:

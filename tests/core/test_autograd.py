@@ -434,3 +434,37 @@ def test_nan_is_found_where_it_is_made_on_the_way_back() -> None:
         cx.autograd.set_detect_anomaly(False)
     loss().backward()
     assert np.isnan(x.grad.numpy()[0])
+
+
+@pytest.mark.parametrize("materialize", [True, False])
+def test_a_function_of_several_results(materialize: bool) -> None:
+    class Split(cx.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Any, y: Any) -> Any:
+            ctx.set_materialize_grads(materialize)
+            ctx.save_for_backward(x, y)
+            nearest = x.argmax()
+            halved = x / 2.0
+            ctx.mark_non_differentiable(nearest, halved)
+            return x * y, x + y, nearest, halved
+
+        @staticmethod
+        def backward(ctx: Any, of_product: Any, of_sum: Any, of_nearest: Any, of_halved: Any) -> Any:
+            x, y = ctx.saved_tensors
+            assert (of_nearest is None) == (of_halved is None) == (not materialize)
+            into_x, into_y = cx.zeros(2), cx.zeros(2)
+            if of_product is not None:
+                into_x, into_y = into_x + of_product * y, into_y + of_product * x
+            if of_sum is not None:
+                into_x, into_y = into_x + of_sum, into_y + of_sum
+            return into_x, into_y
+
+    x, y = cx.tensor([1.0, 2.0], requires_grad=True), cx.tensor([3.0, 4.0], requires_grad=True)
+    product, total, nearest, halved = Split.apply(x, y)
+    assert nearest.item() == 1 and halved.tolist() == [0.5, 1.0] and not halved.requires_grad
+    (product * 10.0 + total).sum().backward()
+    assert x.grad.tolist() == [31.0, 41.0] and y.grad.tolist() == [11.0, 21.0]
+    again = cx.autograd.grad(Split.apply(x, y)[0].sum(), x, create_graph=True)[0]
+    assert cx.autograd.grad(again.sum(), y)[0].tolist() == [1.0, 1.0]
+    with pytest.raises(GradientError, match=r"Split.forward: expected a tensor in cx.compile, got"):
+        cx.compile(lambda x, y: Split.apply(x, y)[0])(x.detach(), y.detach())
