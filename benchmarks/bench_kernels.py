@@ -6,7 +6,8 @@ Rounds of the three alternate, so that a busy machine slows all, and each comes 
 colder cache; each figure is the median, with --processor-time the least. NumPy's BLAS (OpenBLAS) and PyTorch (MKL,
 oneDNN) get as many threads as we do: the program starts itself again
 with OPENBLAS_NUM_THREADS set, because it is read at import. PyTorch takes part where it is installed. Beside products
-stands the error of ours against float64, of the norm: docs/numerics.md.
+stands the error of ours against float64, of the norm: docs/numerics.md. Rows of `@` are products of tensors, with the
+way to the kernel and memory of their own for the result; NumPy's and PyTorch's go into an array that is there.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+import cyxcore as cx
 from benchmarks.figures import add_save, save
 from cyxcore import precision
 from cyxcore.kernels import cpu, reference
@@ -28,6 +30,12 @@ from cyxcore.kernels import cpu, reference
 Array = np.ndarray[Any, Any]
 Attrs = dict[str, Any]
 Work = Callable[[], object]
+THIN = [  # rows, terms, columns: layers at small batches, and vectors
+    *((m, 784, 1024) for m in (1, 2, 4, 8)),
+    *((128, 784, 256), (32, 512, 2048), (128, 256, 10), (1, 64, 64), (1, 4096, 4096)),
+    *((784, 1024, 1), (64, 64, 1), (4096, 4096, 1), (1, 1000, 1), (1024, 1, 1024)),
+]
+STACKS = [(8, 64, 64, 64), (256, 8, 8, 8), (64, 1, 64, 64), (16, 197, 64, 197)]  # stack, rows, terms, columns
 Row = tuple[str, str, Array, list[Array], Attrs, Work | None, float]  # name, op, output, inputs, attrs, NumPy's, flops
 
 
@@ -128,6 +136,36 @@ def products(sizes: tuple[int, ...]) -> Iterator[Row]:
         ), 2.0 * m * n * k  # fmt: skip
 
 
+def tensor_products() -> Iterator[Row]:
+    """`a @ b` of tensors: small and thin matrices, transposed views among them (T), and stacks."""
+    sizes: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = [
+        *((f"{n}", (n, n), (n, n)) for n in (8, 16, 32, 48, 64, 96, 128, 256)),
+        *((f"{m}x{k}x{n}", (m, k), (k, n)) for m, k, n in THIN),
+        *((f"{b} of {m}x{k}x{n}", (b, m, k), (b, k, n)) for b, m, k, n in STACKS),
+    ]
+    for dtype in ("float32", "float64"):
+        for name, left, right in sizes:
+            for ta, tb in ((False, False), (False, True), (True, False)):
+                a, b = f32(*left).astype(dtype), f32(*right).astype(dtype)
+                a, b = (
+                    np.ascontiguousarray(a.swapaxes(-1, -2)) if ta else a,
+                    np.ascontiguousarray(b.swapaxes(-1, -2)) if tb else b,
+                )
+                x, y = a.swapaxes(-1, -2) if ta else a, b.swapaxes(-1, -2) if tb else b
+                target = np.matmul(x, y)
+                attrs = {"transpose_a": ta, "transpose_b": tb}
+                label = f"@ {name} {'T' if ta else 'N'}{'T' if tb else 'N'}{' f64' if dtype == 'float64' else ''}"
+                yield (
+                    label,
+                    "@",
+                    target,
+                    [a, b],
+                    attrs,
+                    partial(np.matmul, x, y, out=target),
+                    2.0 * target.size * x.shape[-1],
+                )
+
+
 def networks() -> Iterator[Row]:
     one = {"stride": (1, 1), "dilation": (1, 1), "groups": 1}
     for name, x, w, padding in (
@@ -200,6 +238,9 @@ IN_TORCH: dict[str, Callable[..., Work]] = {  # op -> (torch, attributes, output
     "matmul": lambda t, a, out, x, y: partial(
         t.matmul, x.T if a["transpose_a"] else x, y.T if a["transpose_b"] else y, out=out
     ),
+    "@": lambda t, a, out, x, y: partial(
+        t.matmul, x.mT if a["transpose_a"] else x, y.mT if a["transpose_b"] else y, out=out
+    ),
     "conv2d": lambda t, a, out, x, w: lambda: t.nn.functional.conv2d(x, w, None, *_convolution(a), a["groups"]),
     "conv2d_grad_input": lambda t, a, out, g, w: partial(_gradient, t, g, out, w, a, [True, False]),
     "conv2d_grad_weight": lambda t, a, out, g, x: partial(_gradient, t, g, x, out, a, [False, True]),
@@ -235,10 +276,19 @@ def seconds(function: Work, budget: float, clock: Callable[[], float]) -> float:
             return spent / count
 
 
+def ours(op: str, out: Array, inputs: list[Array], attrs: Attrs) -> Work:
+    """The call of the kernel; of a product of tensors the whole way to it."""
+    if op != "@":
+        return lambda: cpu.call(op, out, inputs, attrs)
+    a, b = map(cx.tensor, inputs)
+    left, right = a.mT if attrs["transpose_a"] else a, b.mT if attrs["transpose_b"] else b
+    return lambda: left @ right
+
+
 def measure(row: Row, torch: Any, rounds: int, budget: float, processor: bool) -> dict[str, float]:
     """Seconds of ours, NumPy's and PyTorch's, in alternating bursts: {name: seconds} of those that have the work."""
     _, op, out, inputs, attrs, numpys, _ = row
-    works: dict[str, Work] = {"cyx": lambda: cpu.call(op, out, inputs, attrs)}
+    works: dict[str, Work] = {"cyx": ours(op, out, inputs, attrs)}
     if numpys is not None:
         works["numpy"] = numpys
     if torch is not None and op in IN_TORCH:
@@ -254,7 +304,7 @@ def measure(row: Row, torch: Any, rounds: int, budget: float, processor: bool) -
 def error(row: Row) -> float:
     """|ours - float64's| of the norm of that."""
     _, op, out, inputs, attrs, _, _ = row
-    true = np.empty(out.shape)
+    true, op = np.empty(out.shape), "matmul" if op == "@" else op
     cpu.call(op, true, [x.astype(np.float64) for x in inputs], attrs)
     cpu.call(op, out, inputs, attrs)
     return float(np.linalg.norm(out - true) / np.linalg.norm(true))
@@ -290,16 +340,16 @@ def main() -> None:
     print(f"{'':34}{'cyx us':>10}{'numpy us':>11}{'torch us':>11}{'GFLOP/s':>9}{'x faster':>10}{'error':>10}")
     sizes = (64, 128, 256, 512, 1024) if options.quick else (16, 32, 48, 64, 96, 128, 256, 512, 1024, 2048)
     figures: dict[str, dict[str, float]] = {}
-    for row in (*elementwise(), *reductions(), *products(sizes), *networks()):
+    for row in (*elementwise(), *reductions(), *products(sizes), *tensor_products(), *networks()):
         if options.only not in row[0]:
             continue
         found = measure(row, torch, rounds, budget, options.processor_time)
-        ours, *others = found.values()
-        peers = "".join(f"{found[name] * 1e6:11.1f}" if name in found else " " * 11 for name in ("numpy", "torch"))
-        rate = f"{row[6] / ours / 1e9:9.1f}" if row[6] else " " * 9
-        ratio = f"{min(others) / ours:10.2f}" if others else " " * 10
+        own, *others = found.values()
+        peers = "".join(f"{found[name] * 1e6:11.2f}" if name in found else " " * 11 for name in ("numpy", "torch"))
+        rate = f"{row[6] / own / 1e9:9.1f}" if row[6] else " " * 9
+        ratio = f"{min(others) / own:10.2f}" if others else " " * 10
         lost = f"{error(row):10.1e}" if row[6] else ""
-        print(f"{row[0]:34}{ours * 1e6:10.1f}{peers}{rate}{ratio}{lost}", flush=True)
+        print(f"{row[0]:34}{own * 1e6:10.2f}{peers}{rate}{ratio}{lost}", flush=True)
         figures[row[0]] = {name: round(time_s * 1e6, 2) for name, time_s in found.items()}
     save(options.save, {"isa": cpu.isa(), "numerics": used.name, "threads": options.threads, "us": figures})
 

@@ -38,8 +38,10 @@ def placed(make: Make) -> Make:
     @functools.wraps(make)
     def on_device(*args: Any, **options: Any) -> Tensor:
         made, name = make(*args, **options), options.get("device")
-        if name is None and default_device() in OWN_MEMORY:
+        if name is None:
             name = default_device()
+            if name not in OWN_MEMORY:
+                return made
         return made if name is None or not {name, made.device} & {*OWN_MEMORY} else made.to(name)
 
     return on_device  # type: ignore[return-value]
@@ -47,12 +49,14 @@ def placed(make: Make) -> Make:
 
 def _on(device: Any) -> None:
     """Raises SpecError for a device that is not there."""
-    if device not in (None, *DEVICES):
+    if device is not None and device not in DEVICES:
         raise SpecError(f"device: expected one of {', '.join(DEVICES)}, got {device!r}")
 
 
 def _shape(shape: Any, more: tuple[Any, ...] = ()) -> Shape:
     """Sizes given as an integer, as a tuple, or one by one."""
+    if type(shape) is int and shape >= 0 and not more:  # what loops ask
+        return (shape,)
     sizes = tuple(shape) if isinstance(shape, (tuple, list)) and not more else (shape, *more)
     try:
         whole = tuple(size.__index__() for size in sizes)
@@ -124,6 +128,8 @@ def from_dlpack(x: Any, /, *, device: Any = None, copy: bool | None = None) -> T
 
 def _filled(make: Callable[..., Array], shape: Shape, dtype: Any, device: Any, requires_grad: bool = False) -> Tensor:
     _on(device)
+    if dtype is None and not requires_grad:
+        return wrap(make(shape, np.float32))
     name = "float32" if dtype is None else dtype_name(dtype)
     if name == "bfloat16":
         return Tensor(make(shape, np.float32), name, requires_grad)

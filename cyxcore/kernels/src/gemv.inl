@@ -14,7 +14,7 @@
         x[i] = TWO_VECTORS(a, b, EACH_LANE(LOW_LANE, h));                                                    \
         x[i + (h)] = TWO_VECTORS(a, b, EACH_LANE(HIGH_LANE, h));                                             \
     }
-enum { ROWS_AT_ONCE = 8, VECTORS_NEAR = 256, FEW_ROWS = 4, GEMV_LEAST_WORK = 100000 };
+enum { ROWS_AT_ONCE = 8, VECTORS_NEAR = 256, FEW_ROWS = 4, CROWDED_BYTES = 1024, GEMV_LEAST_WORK = 100000 };
 #endif
 
 typedef struct {
@@ -69,11 +69,13 @@ static inline __attribute__((always_inline)) void NAME(rows_by_vectors)(const in
 }
 
 /* Outputs [VN * begin, VN * end) of each row: dot products of rows of a with rows of b (n, k). One row waits for each sum
- * before the next, so that two vectors of it are made side by side. */
+ * before the next, so that two vectors of it are made side by side, but of rows whose lines meet in one place of the cache,
+ * which does not hold as many. */
 static void NAME(row_by_rows)(void *context, int64_t begin, int64_t end) {
     const NAME(row_product) *p = context;
     int64_t stop = end * VN < p->n ? end * VN : p->n, first = begin * VN;
-    for (; p->m == 1 && first + 2 * VN <= stop; first += 2 * VN) NAME(rows_by_vectors)(1, 2, VN, p, p->a, p->c, first);
+    int crowded = p->k * (int64_t)sizeof(T) % CROWDED_BYTES == 0;
+    for (; p->m == 1 && !crowded && first + 2 * VN <= stop; first += 2 * VN) NAME(rows_by_vectors)(1, 2, VN, p, p->a, p->c, first);
     for (; first < stop; first += VN) {
         int64_t count = stop - first < VN ? stop - first : VN;
         for (int64_t r = 0; r < p->m; r += FEW_ROWS) {
