@@ -227,6 +227,9 @@ class Front:
             return _converted(fields | dict(given), verb, strict=False)
         if request.query_params:
             raise BadMessage("expected no query: what is asked stands in the body")
+        encoding = request.headers.get("content-encoding", "identity")
+        if encoding.strip().lower() != "identity":
+            raise ApiError("bad_content_type", f"expected a body as it is, got Content-Encoding {encoding[:80]!r}", 415)
         body = await self._body(request, CHUNK_BYTES if verb.raw_request else MAX_MESSAGE_BYTES)
         if verb.raw_request:
             return body

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gzip
 import hashlib
 import itertools
 import json
@@ -256,6 +257,12 @@ async def test_every_no_has_one_shape_and_a_fitting_status(central):
         assert set(answer.json()) <= {"err_code", "message", "retry_after_ms"}
     kind = await central.http.post("/v1/jobs", content=b"{}", headers=mine | {"Content-Type": "text/xml"})
     assert (kind.status_code, kind.json()["err_code"]) == (415, "bad_content_type")
+    for path in ("/v1/jobs", "/v1/artifacts/chunks"):
+        packed = await central.http.post(
+            path, content=gzip.compress(b"{}"), headers=mine | {"Content-Encoding": "gzip"}
+        )
+        assert packed.status_code == 415
+        assert packed.json()["message"] == "expected a body as it is, got Content-Encoding 'gzip'"
     chunked = await central.http.post("/v1/ledger/query", content=pieces(b" " * 1_000_001), headers=mine)
     assert chunked.status_code == 413
 
