@@ -387,6 +387,7 @@ class Dispatch:
             # asked again before each append: it may have been heard while the one before was under way
             still = functools.partial(self._is_silent, node_id)
             await self._lose_node(node_id, session, f"no heartbeat for {self.lease_ms} ms", still=still)
+        now = self._machine.monotonic_ms()  # what was lost took time: who became ready meanwhile is silent from now on
         leased = self._leased(changed)
         if changed is None:
             self._pings.look([_replica(job) for job in leased if _answers(job) and self._hears_pings(job)], now)

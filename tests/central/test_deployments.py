@@ -188,6 +188,31 @@ async def test_a_replica_that_dies_with_its_node_is_lost_with_it_whatever_of_the
         await central.close()
 
 
+async def test_a_replica_is_silent_since_it_was_asked_first_and_not_since_the_sweep_in_which_it_was_began(central):
+    now_ms, lose = [0.0], central.dispatch._lose_node
+    run = m.RunRef(job_id="job-1", attempt=1, phase="serving", answers_pings=True)
+
+    async def slowly(*arguments, **named):
+        await lose(*arguments, **named)
+        now_ms[0] += LEASE_MS / 2
+
+    async def later(leases):
+        now_ms[0] += LEASE_MS * leases
+        await central.dispatch._heartbeat(replace(heartbeat(), runs=[run]))
+        await central.dispatch._sweep()
+        return central.world.jobs["job-1"]
+
+    central.dispatch._machine, central.dispatch._lose_node = Machine(monotonic_ms=lambda: now_ms[0]), slowly
+    await central.log.record(subjects.node_event("node-b"), lambda: f.registered("node-b"))
+    await central.dispatch._sweep()
+    now_ms[0] = LEASE_MS
+    await ready(central)
+    await later(0.1)  # it is asked in a sweep that took a while to record what else was lost
+    assert not central.world.nodes["node-b"].online and now_ms == [LEASE_MS * 1.6]
+    assert (await later(0.8)).status == "leased"
+    assert (await later(0.3)).attempts[0].lost.code == "not_answering"
+
+
 async def test_an_answer_that_comes_after_the_next_question_counts_from_when_it_was_asked(broker):
     central, asked = await SmallCentral.start(broker, "central-a"), []
     bus = await Bus.connect(broker.url("edge"), name="replica")
