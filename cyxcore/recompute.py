@@ -24,7 +24,7 @@ LEAST_ELEMENTS = 16384  # smaller arrays stay in the cache
 MOST_AGAIN = 8  # calls made again for one value
 SMALL = 16  # an input of that fraction of the result costs nothing to read
 IN_BANDS = CHEAP | {"tanh"}  # the same where what they read is in the cache
-LEAST_BYTES = 2 * 1024 * 1024  # of what is not kept for later bands; for less the calls made again take longer
+LEAST_BYTES = 1024 * 1024  # of what is not kept for later bands; for less the calls made again take longer
 MOST_IN_BANDS = 16  # calls made again for one of them
 
 
