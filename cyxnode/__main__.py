@@ -229,6 +229,7 @@ async def join(args: argparse.Namespace, home: Home, stopper: Stopper, begun_s: 
                 logging.info("the key in %s is new: back it up with `cyx id export --node %s`", key, home.name)
             facts = await asyncio.to_thread(hardware.measure, args.memory)
             ready = (await pool.wait_warm()).ready
+            pool.keep_full()  # not before: the machine was measured by BLAS
             logging.info(
                 "training process warm in %.0f ms, isolated: %s, kernels: %s",
                 ready.warm_ms,

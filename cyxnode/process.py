@@ -188,7 +188,15 @@ class Pool:
         self._spares: collections.deque[asyncio.Task[TrainingProcess]] = collections.deque()  # that nobody waits for
         self._kept: set[asyncio.Task[TrainingProcess]] = set()  # all that have not been handed out
         self._refill: asyncio.TimerHandle | None = None
+        self._full = False  # whether SPARES are kept, or one
         self._closed = False
+
+    def keep_full(self) -> None:
+        """From now on keep SPARES warm, not one. Not while another thread computes by BLAS: a fork stops the threads of
+        that, and neither would ever end.
+        """
+        self._full = True
+        self._refill_later()
 
     def warm_up(self) -> None:
         """Begin to warm up a process unless one is warm or on its way; one that failed is tried again."""
@@ -255,7 +263,7 @@ class Pool:
             return
         if error := spare.exception():
             log.warning("no training process is warm: %s", error)
-        elif len(self._spares) < SPARES:
+        elif self._full and len(self._spares) < SPARES:
             self._refill_later()
 
     def _refill_later(self) -> None:

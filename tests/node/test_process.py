@@ -226,6 +226,26 @@ async def test_the_pool_keeps_a_second_one_warm_which_needs_no_wait_when_the_fir
     assert [child for child in psutil.Process().children() if "standin.py" in " ".join(child.cmdline())] == []
 
 
+async def test_the_pool_forks_for_a_second_one_only_when_it_shall_be_kept_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # it did a second after the first, while a thread measured the machine by BLAS: one node in twelve never started
+    monkeypatch.setattr("cyxnode.process.REFILL_DELAY_S", 0.0)
+    pool = Pool(launch(tmp_path, "hang"))
+    try:
+        first = await pool.wait_warm()
+        for _ in range(10):
+            await asyncio.sleep(0)  # a timer of no seconds is over in the next turn of the loop
+        assert len(pool._spares) == 1
+        pool.keep_full()
+        async with asyncio.timeout(30):
+            while len(pool._spares) < 2:
+                await asyncio.sleep(0)
+            assert (await pool._spares[1]).pid != first.pid
+    finally:
+        await pool.close()
+
+
 async def test_the_pool_does_not_hand_out_a_process_that_died_while_it_waited(tmp_path: Path) -> None:
     pool = Pool(launch(tmp_path, "hang"))
     dead = await pool.wait_warm()
