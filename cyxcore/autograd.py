@@ -10,6 +10,7 @@ Names are those of torch.func. The functions take and return tensors; inside cx.
 """
 
 import functools
+import math
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -363,6 +364,7 @@ class Function:
     _since = 0.0  # when they were saved
     _result: Any = None  # of forward, where it was saved and is no argument
     _output: Any = None  # of the call, while backward runs: kept for longer it would be kept by itself
+    _outputs: Sequence[tuple[Any, Any]] = ()  # the same of several: what forward returned, and what the call did
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Any:
@@ -395,7 +397,9 @@ class Function:
         The result of forward is the result of the call there: a gradient of the gradient goes through it.
         """
         saved = _unchanged(self._saved, self._since, type(self).__name__)
-        return tuple(self._output if x is self._result and self._output is not None else x for x in saved)
+        if self._output is not None:
+            return tuple(self._output if x is self._result else x for x in saved)
+        return tuple(next((part for result, part in self._outputs if x is result), x) for x in saved)
 
     @classmethod
     def apply(cls, *args: Any) -> Any:
@@ -432,16 +436,26 @@ class Function:
         return any(result is each for each in self._without)
 
     def _several(self, results: tuple[Any, ...]) -> tuple[Any, ...]:
-        """The results, each as what a part of this call made."""
-        inputs = tuple(arg for arg in self._args if isinstance(arg, Tensor))  # type: ignore[attr-defined]
+        """The results, as parts of one: backward is called once for all of them."""
+        name, inputs = type(self).__name__, tuple(arg for arg in self._args if isinstance(arg, Tensor))  # type: ignore[attr-defined]
         for result in results:
             if not isinstance(result, Tensor):
-                name = type(self).__name__
                 raise GradientError(f"{name}.forward: expected tensors, got {_described(result)} among them")
-        return tuple(
-            result if self._is_without(result) else eager.recorded(result, _Part(self, place, results), inputs)
-            for place, result in enumerate(results)
-        )
+        places = [k for k, x in enumerate(results) if x.dtype in INEXACT and not self._is_without(x)]
+        if len({results[place].dtype for place in places}) > 1:
+            raise GradientError(f"{name}.forward: expected results with gradients of one dtype, got several")
+        if not places:
+            return results
+        with no_grad():
+            joined = apply("concat", *(results[place].reshape(-1) for place in places), axis=0)
+        together = _Together(self, results, places)
+        whole = eager.recorded(joined, together, inputs)
+        if not whole.requires_grad:
+            return results
+        parts = list(results)
+        for place in places:
+            parts[place] = eager.recorded(results[place], _Part(together, place), (whole,))
+        return tuple(parts)
 
     def _of_symbols(self, g: Any, inputs: Sequence[Any], output: Any) -> list[Any]:
         """input_gradients of a call in a compiled function, whose last input is the result."""
@@ -468,17 +482,47 @@ class Function:
         return [new for _, new in pairs]
 
 
-class _Part:
-    """One of several results of a Function's call, as the operation that made it."""
+class _Together:
+    """The operation whose result is all results of a Function's call with gradients, flat and behind each other."""
 
-    def __init__(self, call: Function, place: int, results: tuple[Any, ...]) -> None:
-        self._call, self._place, self._results = call, place, results
+    def __init__(self, call: Function, results: tuple[Any, ...], places: list[int]) -> None:
+        self.call, self.results = call, results
+        self.begins: dict[int, int] = {}
+        self.size = 0
+        for place in places:
+            self.begins[place] = self.size
+            self.size += results[place].size
+        self.asked: set[int] = set()  # results that a gradient came to, in the backward pass under way
+
+    def part(self, flat: Tensor, place: int) -> Tensor:
+        shape, begin = self.results[place].shape, self.begins[place]
+        return flat[begin : begin + math.prod(shape)].reshape(shape)
 
     def input_gradients(self, op: Any, g: Tensor, inputs: Sequence[Tensor], output: Tensor, attrs: Any) -> list[Any]:
-        call = self._call
-        given: list[Any] = [_nothing(x) if call._materializes else None for x in self._results]
-        given[self._place] = g
-        return call._given_back(call.backward(call, *given))
+        call, asked = self.call, self.asked
+        self.asked = set()
+        given: list[Any] = [_nothing(x) if call._materializes else None for x in self.results]
+        for place in self.begins:
+            if place in asked or call._materializes:
+                given[place] = self.part(g, place)
+        call._outputs = [(x, self.part(output, k)) for k, x in enumerate(self.results) if k in self.begins]
+        try:
+            return call._given_back(call.backward(call, *given))
+        finally:
+            call._outputs = ()
+
+
+class _Part:
+    """One of several results of a Function's call, as the operation that picks it."""
+
+    def __init__(self, together: _Together, place: int) -> None:
+        self._together, self._place = together, place
+
+    def input_gradients(self, op: Any, g: Tensor, inputs: Sequence[Tensor], output: Tensor, attrs: Any) -> list[Any]:
+        together, begin = self._together, self._together.begins[self._place]
+        together.asked.add(self._place)
+        behind = together.size - begin - output.size
+        return [apply("pad", g.reshape(-1), pads=((begin, behind),))]
 
 
 def _is_asked(arg: Any) -> bool:

@@ -468,3 +468,52 @@ def test_a_function_of_several_results(materialize: bool) -> None:
     assert cx.autograd.grad(again.sum(), y)[0].tolist() == [1.0, 1.0]
     with pytest.raises(GradientError, match=r"Split.forward: expected a tensor in cx.compile, got"):
         cx.compile(lambda x, y: Split.apply(x, y)[0])(x.detach(), y.detach())
+
+
+def test_backward_of_several_results_is_called_once_with_all_their_gradients() -> None:
+    # it was called for each with zeros for the others, and the answers added up: 2.0
+    class Clipped(cx.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Any) -> Any:
+            return x * 1.0, x * 1.0
+
+        @staticmethod
+        def backward(ctx: Any, first: Any, second: Any) -> Any:
+            return cx.clip(first + second, -1.0, 1.0)
+
+    x = cx.tensor([0.5], requires_grad=True)
+    first, second = Clipped.apply(x)
+    (first + second).sum().backward()
+    assert x.grad.tolist() == [1.0]
+
+
+def test_a_second_derivative_goes_through_a_saved_result_of_several() -> None:
+    # y = exp(x) is saved: of y² the second derivative is 4 exp(2x); it was lost without a word
+    class Both(cx.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Any) -> Any:
+            y = x.exp()
+            ctx.save_for_backward(y)
+            return x * 3.0, y
+
+        @staticmethod
+        def backward(ctx: Any, of_triple: Any, of_y: Any) -> Any:
+            (y,) = ctx.saved_tensors
+            return of_triple * 3.0 + of_y * y
+
+    x = cx.tensor([0.5, -1.0], dtype="float64", requires_grad=True)
+    triple, y = Both.apply(x)
+    (first,) = cx.autograd.grad((y * y + triple).sum(), [x], create_graph=True)
+    (second,) = cx.autograd.grad(first.sum(), [x])
+    np.testing.assert_allclose(first.detach().numpy(), 2 * np.exp([1.0, -2.0]) + 3, rtol=1e-12)
+    np.testing.assert_allclose(second.numpy(), 4 * np.exp([1.0, -2.0]), rtol=1e-12)
+
+
+def test_results_with_gradients_of_several_dtypes_are_refused() -> None:
+    class Mixed(cx.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Any) -> Any:
+            return x * 1.0, x.double()
+
+    with pytest.raises(GradientError, match=r"Mixed.forward: expected results with gradients of one dtype"):
+        Mixed.apply(cx.tensor([0.5], requires_grad=True))
