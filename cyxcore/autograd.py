@@ -226,6 +226,7 @@ def backward(
     results: list[Any] = [tensors] if isinstance(tensors, Value) else list(tensors)
     weights = [None] * len(results) if grad_tensors is None else grad_tensors
     weights = [weights] if isinstance(weights, Value) else list(weights)
+    inputs = inputs if inputs is None or isinstance(inputs, Value) else list(inputs)
     for result, weight in zip(results, weights, strict=True):
         result.backward(weight, create_graph=create_graph, inputs=inputs)
 

@@ -31,6 +31,10 @@ class _Traced(NamedTuple):
     kept: list[Any]
 
 
+class _IsAPart(Exception):  # noqa: N818 - no error: what is compiled around a function has made symbols of what it reads
+    pass
+
+
 class Compiled:
     """Calls like the original; parameters are read in place, so training goes on beside it.
 
@@ -98,8 +102,13 @@ class Compiled:
         given = (*inputs, *named.values()) if named else inputs
         if any(isinstance(x, Symbol) for x in given):
             return self.function(*inputs, **named)  # a part of what is compiled around it
-        with self._lock:
-            return self._run(tuple(x if isinstance(x, Tensor) else Tensor(x) for x in given), tuple(named))
+        tensors = tuple(x if isinstance(x, Tensor) else Tensor(x) for x in given)
+        try:
+            with self._lock:
+                return self._run(tensors, tuple(named))
+        except _IsAPart:
+            free = len(inputs)
+            return self.function(*tensors[:free], **dict(zip(named, tensors[free:], strict=True)))
 
     def _traced(self, tensors: tuple[Tensor, ...], names: tuple[str, ...], device: str) -> _Traced:
         if self.around is None:
@@ -116,6 +125,10 @@ class Compiled:
                     "after the optimiser is made"
                 )
             self._begin(around)
+        if any(isinstance(x, Symbol) for part in self.modules for x in (*part.parameters(), *part.buffers())) or (
+            self.around is not None and self.around.holds_symbols()
+        ):
+            raise _IsAPart
         key = (self._bound.key(), self.around.key() if self.around is not None else ())
         self._bound.note(watch)
         if self.around is not None:

@@ -350,7 +350,12 @@ class Tensor(Held, Leaving):
         if inputs is None:
             into_leaves(self, self._start(gradient), create_graph)
         else:
-            only = [inputs] if isinstance(inputs, Tensor) else inputs
+            only = [inputs] if isinstance(inputs, Tensor) else list(inputs)
+            if not only:
+                raise GradientError("backward: inputs is empty; name a tensor, or leave it out for all leaves")
+            for place, x in enumerate(only):
+                if not (isinstance(x, Tensor) and x.requires_grad):
+                    raise GradientError(f"backward: input {place} requires no gradient; call requires_grad_() before")
             into_leaves(self, self._start(gradient), create_graph, {id(x) for x in only})
 
     def _start(self, gradient: Any) -> "Tensor":

@@ -191,6 +191,10 @@ class Surroundings:
 
     # what a plan is of ------------------------------------------------------------------------
 
+    def holds_symbols(self) -> bool:
+        """Whether something is compiled around the function that reads the same tensors."""
+        return any(isinstance(place.read(), Symbol) for place in self._places.values())
+
     def key(self) -> tuple[Any, ...]:
         """Equal only while everything is the same object, and every number the same, as long as kept() is."""
         return tuple([_key_of(place.read(), self.by_value) for place in self._places.values()])

@@ -19,6 +19,7 @@ from cyxcore.graph import MAX_NODES, SIZES, Graph, Inferred, Node, at_batch, at_
 from cyxcore.infer import Shape, Typed
 from cyxcore.ops import OPS, normal_attrs
 from cyxcore.torchsymbols import Placed
+from cyxcore.values import Value
 
 # Two batch sizes no layer is likely to use as a size of its own.
 PROBE_BATCH_SIZES = (1009, 2003)
@@ -138,6 +139,8 @@ class Symbol(Placed):
     def grad(self) -> "Symbol | None":
         """What backward() found, as a tensor's `grad`, and what was there before the step."""
         builder, home = self.builder, self.home
+        if builder.given is not None and builder.nodes[home].op != "param":
+            raise self._no_gradient()
         if home not in builder.begun and builder.given is not None:
             builder.begun.add(home)
             builder.added.add(home)
@@ -149,6 +152,8 @@ class Symbol(Placed):
     @grad.setter
     def grad(self, value: "Symbol | None") -> None:
         builder, home = self.builder, self.home
+        if builder.given is not None and builder.nodes[home].op != "param":
+            raise self._no_gradient()
         builder.begun.add(home)
         if value is None:
             builder.gradients.pop(home, None)
@@ -156,6 +161,12 @@ class Symbol(Placed):
         else:
             builder.gradients[home] = value
             builder.waiting.add(home)
+
+    def _no_gradient(self) -> GraphError:
+        return GraphError(
+            "grad: in a compiled step only parameters keep one, not its arguments and what it computes; use "
+            "cx.autograd.grad(loss, [x])"
+        )
 
     @property
     def requires_grad(self) -> bool:
@@ -167,8 +178,8 @@ class Symbol(Placed):
     ) -> None:
         """Add the gradient of this scalar to `.grad` of every trained parameter it depends on: in a compiled step.
 
-        retain_graph: accepted and without effect. inputs: a parameter or several that alone get theirs. Raises
-        GradientError for the other arguments of a tensor's backward.
+        retain_graph: accepted and without effect. inputs: a trained parameter or several that alone get theirs. Raises
+        GradientError for other inputs, none, and the other arguments of a tensor's backward.
         """
         builder, differentiate = self.builder, self.builder.differentiate
         if differentiate is None:
@@ -176,7 +187,16 @@ class Symbol(Placed):
         if gradient is not None or create_graph:
             instead = "cx.grad" if create_graph else "(y * gradient).sum().backward()"
             raise GradientError(f"backward: in a compiled step expected a scalar, and neither argument; use {instead}")
-        only = None if inputs is None else {x.home for x in ([inputs] if isinstance(inputs, Symbol) else inputs)}
+        given: Any = None if inputs is None else [inputs] if isinstance(inputs, Value) else list(inputs)
+        if given is not None and not given:
+            raise GradientError("backward: inputs is empty; name a parameter, or leave it out for all of them")
+        for place, x in enumerate(given or ()):
+            if not (isinstance(x, Symbol) and x.requires_grad):
+                raise GradientError(
+                    f"backward: in a compiled step expected trained parameters as inputs, input {place} is none; use "
+                    "cx.autograd.grad(loss, [x])"
+                )
+        only = None if given is None else {x.home for x in given}
         trained = [value for value in map(builder.at, range(len(builder.nodes))) if value.requires_grad]
         if only is not None:
             trained = [value for value in trained if value.home in only]

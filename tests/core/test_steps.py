@@ -1083,3 +1083,36 @@ def test_arguments_may_be_named_and_compiling_switched_off() -> None:
     assert cx.compile(scaled, disable=True) is scaled
     with pytest.raises(GraphError, match="expected the function to return tensors computed from its arguments"):
         cx.compile(lambda x: None)(x)
+
+
+@pytest.mark.parametrize("called_before", [False, True])
+def test_a_compiled_function_is_a_part_of_one_around_it_whatever_it_is_called_with(called_before: bool) -> None:
+    cx.manual_seed(0)
+    model, w = nn.Linear(2, 1), nn.Parameter(np.full(1, 3.0, np.float32))
+    net, scaled = cx.compile(model), cx.compile(lambda x: x * w)
+    rows = [[1.0, 2.0], [3.0, -4.0]]
+    if called_before:
+        assert net(rows).shape == (2, 1) and scaled([2.0]).tolist() == [6.0]
+    around = cx.compile(lambda y: (net(rows) - y).square().mean() + scaled([2.0]).sum())
+
+    def plain() -> float:
+        return float(((model(cx.tensor(rows)) - 1.0).square().mean() + (w * 2.0).sum()).item())
+
+    for _ in range(2):
+        assert around(cx.ones(2, 1)).item() == pytest.approx(plain())
+        with cx.no_grad():
+            model.weight += 1.0
+            w *= 2.0
+    assert net(np.array(rows, np.float32)).tolist() == model(cx.tensor(rows)).tolist()
+
+    def step(y: Any) -> Any:
+        loss = (net(rows) - y).square().mean() * scaled([2.0]).sum()
+        loss.backward()
+        return loss
+
+    cx.compile(step)(cx.ones(2, 1))
+    found = [model.weight.grad.tolist(), w.grad.tolist()]
+    model.weight.grad = w.grad = None
+    ((model(cx.tensor(rows)) - 1.0).square().mean() * (w * 2.0).sum()).backward()
+    for ours, wanted in zip(found, [model.weight.grad.tolist(), w.grad.tolist()], strict=True):
+        np.testing.assert_allclose(ours, wanted, rtol=1e-5)

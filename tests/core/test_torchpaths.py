@@ -158,6 +158,57 @@ def test_a_compiled_step_goes_back_to_some_parameters_alone() -> None:
             cx.compile(step)(cx.ones(2))
 
 
+def test_backward_to_inputs_that_are_given_by_an_iterator() -> None:
+    def run(m: Any) -> Any:
+        a, b = (m.tensor([value], requires_grad=True) for value in (1.0, 2.0))
+        results = [(a * b).sum(), (a * a * b).sum()]
+        m.autograd.backward(results, inputs=(x for x in [a, b]))
+        (a * b).sum().backward(inputs=iter([b]))
+        return a.grad.tolist(), b.grad.tolist()
+
+    assert run(cx) == run(torch)
+
+
+def test_backward_refuses_inputs_without_a_gradient() -> None:
+    def run(m: Any, refused: Any) -> Any:
+        a, b = m.tensor([1.0], requires_grad=True), m.tensor([2.0])
+        for inputs in ([], [b], [a, b], b, iter([b])):
+            with pytest.raises(refused, match="input|retain_grad"):
+                (a * b).sum().backward(inputs=inputs)
+        return a.grad, b.grad
+
+    assert run(cx, GradientError) == run(torch, RuntimeError) == (None, None)
+
+
+def test_a_compiled_step_refuses_inputs_that_are_no_trained_parameters() -> None:
+    w, frozen = nn.Parameter(np.ones(2, np.float32)), nn.Parameter(np.ones(2, np.float32)).requires_grad_(False)
+
+    def going(kind: str) -> Any:
+        def step(x: Any) -> Any:
+            h = w * x * frozen
+            inputs = {"empty": [], "h": [h], "x": x, "frozen": [w, frozen]}[kind]
+            h.square().sum().backward(inputs=inputs)
+            return h
+
+        return cx.compile(step)
+
+    for kind in ("empty", "h", "x", "frozen"):
+        with pytest.raises(GradientError, match="inputs"):
+            going(kind)(cx.ones(2))
+
+    def reading(of_argument: bool) -> Any:
+        def step(x: Any) -> Any:
+            h = w * x
+            h.square().sum().backward()
+            return (x if of_argument else h).grad
+
+        return cx.compile(step)
+
+    for of_argument in (True, False):
+        with pytest.raises(GraphError, match="only parameters keep one"):
+            reading(of_argument)(cx.ones(2))
+
+
 def test_older_constructors() -> None:
     x = cx.zeros(2, dtype="float64")
     assert x.new(2, 3).shape == (2, 3) and x.new([1, 2]).tolist() == [1.0, 2.0] and x.new().shape == (0,)
