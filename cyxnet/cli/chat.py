@@ -58,10 +58,11 @@ def server_of(model: str) -> Iterator[Server]:
     complaints = Complaints(process)
     try:
         line = process.stdout.readline()
-        if not line:
+        said = msgspec.json.decode(line) if line else {"kind": "error"}
+        if said["kind"] == "error":
             raise complaints.last(model)
         complaints.let_through()
-        yield Server(msgspec.json.decode(line)["data"]["url"], os.environ.get(KEY_VARIABLE, ""))
+        yield Server(said["data"]["url"], os.environ.get(KEY_VARIABLE, ""))
     finally:
         process.stdin.close()
         process.wait()
