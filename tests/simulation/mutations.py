@@ -501,7 +501,8 @@ def two_views() -> Iterator[Any]:
         return TransactionStatus(state="dead" if epoch.block_height > last_valid else "pending")
 
     yield mock.patch.object(Settlement, "_status_at", status_at)
-    yield mock.patch.object(payments, "RESEND_AFTER_S", (0.5,))  # and asks often
+    yield mock.patch.object(payments, "RESEND_AFTER_S", (0.1,))  # and asks often,
+    yield mock.patch.object(payments, "OTHERS_FIRST_S", 0.0)  # as every central does
 
 
 @planted

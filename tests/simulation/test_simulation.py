@@ -36,7 +36,7 @@ FOUND_AT = {
     "overdue_runs_go_on": 89,
     "read_from_lagging_replica": 101,
     "tries_never_renewed": 43,
-    "two_views": 82,
+    "two_views": 65,
 }
 
 
