@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -58,7 +59,7 @@ def server_of(model: str) -> Iterator[Server]:
     complaints = Complaints(process)
     try:
         line = process.stdout.readline()
-        said = msgspec.json.decode(line) if line else {"kind": "error"}
+        said: dict[str, Any] = msgspec.json.decode(line) if line else {"kind": "error"}
         if said["kind"] == "error":
             raise complaints.last(model)
         complaints.let_through()
