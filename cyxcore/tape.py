@@ -50,28 +50,33 @@ def enable_grad() -> recording:
     return recording(True)
 
 
-class set_detect_anomaly(ContextDecorator):  # noqa: N801 - PyTorch's name
-    """Let every backward() of this process look for NaN in what each operation gives back, or no longer: slow.
+class detect_anomaly(ContextDecorator):  # noqa: N801 - PyTorch's name
+    """Within the block every backward() of this process looks for NaN in what each operation gives back: slow.
 
-    It raises GradientError, which names the operation. As a context only within the block. Compiled steps do not look.
+    It raises GradientError, which names the operation. Compiled steps do not look.
     """
 
-    looks = False  # the process'
-
-    def __init__(self, mode: bool, check_nan: bool = True) -> None:
-        self._before, self._mode = set_detect_anomaly.looks, mode and check_nan
-        set_detect_anomaly.looks = self._mode
+    def __init__(self, check_nan: bool = True) -> None:
+        self._mode = check_nan
 
     def __enter__(self) -> None:
-        set_detect_anomaly.looks = self._mode
+        self._before, set_detect_anomaly.looks = set_detect_anomaly.looks, self._mode
 
     def __exit__(self, *error: object) -> None:
         set_detect_anomaly.looks = self._before
 
 
-def detect_anomaly(check_nan: bool = True) -> set_detect_anomaly:
-    """set_detect_anomaly(True), for a with statement."""
-    return set_detect_anomaly(True, check_nan)
+class set_detect_anomaly(detect_anomaly):  # noqa: N801 - PyTorch's name
+    """detect_anomaly() from now on, or no longer. As a context only within the block."""
+
+    looks = False  # the process'
+
+    def __init__(self, mode: bool, check_nan: bool = True) -> None:
+        super().__init__(mode and check_nan)
+        self._before, set_detect_anomaly.looks = set_detect_anomaly.looks, self._mode
+
+    def __enter__(self) -> None:
+        set_detect_anomaly.looks = self._mode
 
 
 def _look_for_nan(op: Any, place: int, new: Any) -> None:

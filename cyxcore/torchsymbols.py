@@ -2,6 +2,8 @@
 
 from typing import Any, Self
 
+import numpy as np
+
 from cyxcore.dtype import dtype_name
 from cyxcore.errors import DtypeError, GraphError
 from cyxcore.values import Value
@@ -74,9 +76,12 @@ class Placed(Value):
         return self.detach()  # type: ignore[attr-defined]
 
     def new(self, *given: Any) -> Any:
-        """Data as a value of this dtype, or zeros of sizes given one by one, as in older programs."""
-        if len(given) == 1 and not isinstance(given[0], int):
-            return self.new_tensor(given[0])
+        """Data as a value of this dtype, or zeros of a size (a tuple, or numbers one by one), as in older programs."""
+        one = given[0] if len(given) == 1 else None
+        if isinstance(one, tuple) and all(isinstance(size, (int, np.integer)) for size in one):
+            return self.new_zeros(one)  # x.new(x.size()): a size is a tuple here
+        if one is not None and not isinstance(one, (int, np.integer)):
+            return self.new_tensor(one)
         return self.new_zeros(*given or (0,))
 
     def new_tensor(self, data: Any, dtype: Any = None) -> Any:

@@ -211,9 +211,15 @@ class InMemory(InPlace):
         return int(self._data.itemsize)
 
     def new(self, *given: Any) -> Any:
-        """Data as a tensor of this dtype and device, or zeros of sizes given one by one, as in older programs."""
-        if len(given) == 1 and not isinstance(given[0], (int, np.integer)):
-            return self.new_tensor(given[0])
+        """Data as a tensor of this dtype and device, or zeros of a size (a tuple, or numbers one by one), as in older
+
+        programs.
+        """
+        one = given[0] if len(given) == 1 else None
+        if isinstance(one, tuple) and all(isinstance(size, (int, np.integer)) for size in one):
+            return self.new_zeros(one)  # x.new(x.size()): a size is a tuple here
+        if one is not None and not isinstance(one, (int, np.integer)):
+            return self.new_tensor(one)
         return self.new_zeros(*given or (0,))
 
     def new_tensor(self, data: Any, dtype: Any = None) -> Any:

@@ -436,6 +436,17 @@ def test_nan_is_found_where_it_is_made_on_the_way_back() -> None:
     assert np.isnan(x.grad.numpy()[0])
 
 
+def test_anomalies_are_looked_for_from_where_the_block_begins() -> None:
+    # as a decorator it looked from its making on, and of two blocks across each other the last put it back for good
+    looks = cx.autograd.set_detect_anomaly
+
+    @cx.autograd.detect_anomaly()
+    def inside() -> bool:
+        return looks.looks
+
+    assert not looks.looks and inside() and not looks.looks
+
+
 @pytest.mark.parametrize("materialize", [True, False])
 def test_a_function_of_several_results(materialize: bool) -> None:
     class Split(cx.Function):

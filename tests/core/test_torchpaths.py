@@ -212,6 +212,7 @@ def test_a_compiled_step_refuses_inputs_that_are_no_trained_parameters() -> None
 def test_older_constructors() -> None:
     x = cx.zeros(2, dtype="float64")
     assert x.new(2, 3).shape == (2, 3) and x.new([1, 2]).tolist() == [1.0, 2.0] and x.new().shape == (0,)
+    assert x.new((4, 5)).shape == (4, 5) and x.new(x.size()).shape == x.shape  # a tensor [4.0, 5.0] before
     assert x.new(2).dtype == "float64" and x.type(cx.FloatTensor).dtype == "float32" and cx.LongTensor.name == "int64"
     with pytest.raises(DtypeError, match=r"got the number 3; sizes are given to cx.empty: cx.empty\(2, 3\)"):
         cx.Tensor(2, 3)

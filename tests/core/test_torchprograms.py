@@ -324,3 +324,11 @@ def test_smoothed_labels_are_compiled_as_advised() -> None:
 
     x, y = X[:, :3], cx.tensor([0, 1, 2, 0, 1, 2])
     assert cx.compile(smoothed)(x, y).equal(smoothed(x, y))
+
+
+def test_a_norm_of_no_gradients_scales_as_any_other() -> None:
+    p = cx.tensor([3.0], requires_grad=True)
+    nn.utils.clip_grads_with_norm_([p], 1.0, nn.utils.get_total_norm([]))
+    p.grad = cx.tensor([3.0])
+    nn.utils.clip_grads_with_norm_([p], 1.0, 3.0)
+    assert abs(p.grad.item() - 1.0) < 1e-5

@@ -56,7 +56,7 @@ def get_total_norm(
     """The norm of all tensors taken together. Raises GradientError for one that is not finite, if asked to."""
     given = [tensors] if isinstance(tensors, Tensor) else list(tensors)
     if not given:
-        return 0.0
+        return Tensor(0.0)
     with no_grad():
         norm = total_norm([g.square().sum() for g in given]) if norm_type == 2 else _norm(given, float(norm_type))
         if error_if_nonfinite and not norm.isfinite().item():
@@ -69,7 +69,8 @@ def clip_grads_with_norm_(
 ) -> None:
     """Scale all gradients, whose norm is total_norm, so that it is at most max_norm."""
     with no_grad():
-        scale = minimum(max_norm / (total_norm + 1e-6), 1.0)
+        norm = Tensor(total_norm) if isinstance(total_norm, (int, float)) else total_norm
+        scale = minimum(max_norm / (norm + 1e-6), 1.0)
         for p in [parameters] if isinstance(parameters, Tensor) else parameters:
             if p.grad is not None:
                 p.grad = p.grad * scale
