@@ -1,8 +1,7 @@
 """What of PyTorch's names that ask where a tensor is, or make one like it, symbols have too: x.device, x.to(…)."""
 
+from numbers import Integral
 from typing import Any, Self
-
-import numpy as np
 
 from cyxcore.dtype import dtype_name
 from cyxcore.errors import DtypeError, GraphError
@@ -78,9 +77,9 @@ class Placed(Value):
     def new(self, *given: Any) -> Any:
         """Data as a value of this dtype, or zeros of a size (a tuple, or numbers one by one), as in older programs."""
         one = given[0] if len(given) == 1 else None
-        if isinstance(one, tuple) and all(isinstance(size, (int, np.integer)) for size in one):
+        if isinstance(one, tuple) and all(isinstance(size, Integral) for size in one):
             return self.new_zeros(one)  # x.new(x.size()): a size is a tuple here
-        if one is not None and not isinstance(one, (int, np.integer)):
+        if one is not None and not isinstance(one, Integral):
             return self.new_tensor(one)
         return self.new_zeros(*given or (0,))
 

@@ -211,10 +211,7 @@ class InMemory(InPlace):
         return int(self._data.itemsize)
 
     def new(self, *given: Any) -> Any:
-        """Data as a tensor of this dtype and device, or zeros of a size (a tuple, or numbers one by one), as in older
-
-        programs.
-        """
+        """Data as a tensor of this dtype and device, or, as in older programs, zeros of a size: a tuple or numbers."""
         one = given[0] if len(given) == 1 else None
         if isinstance(one, tuple) and all(isinstance(size, (int, np.integer)) for size in one):
             return self.new_zeros(one)  # x.new(x.size()): a size is a tuple here
