@@ -70,7 +70,10 @@ class TrainingProcess:
     @classmethod
     async def start(cls, launch: Launch) -> "TrainingProcess":
         folder = launch.work_folder / secrets.token_hex(8)
-        folder.mkdir(parents=True, mode=0o700)
+        try:
+            folder.mkdir(parents=True, mode=0o700)
+        except OSError as error:
+            raise NodeError(f"cannot make {folder}: {error.strerror}; the disk may be full") from None
         command = [*launch.command, str(os.getpid()), *map(str, launch.descriptors)]
         if launch.niceness:
             command = ["nice", "-n", str(launch.niceness), *command]

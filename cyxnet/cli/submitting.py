@@ -159,14 +159,22 @@ def _discard_fetched(gone: outbox.Kept) -> None:
 async def _send(client: AsyncClient, kept: outbox.Kept, screen: Screen, *, again: bool) -> m.JobView | m.SubmitReply:
     """Ask for the terms of a job, pay for it and submit it. What it may cost is what it names, whatever was quoted.
 
-    again: it was tried before. If central has it, only the answer was lost.
+    again: it was tried before. If central has it, only the answer was lost; a DataError if it ended without a model.
     """
     if again:
         try:
-            return await client.job(kept.job_id)
+            view = await client.job(kept.job_id)
         except ApiError as error:
             if error.code != "unknown_job":
                 raise
+        else:
+            if view.status not in ("failed", "cancelled"):
+                return view
+            why = f" ({view.error})" if view.error else ""
+            raise DataError(
+                f"{kept.job_id} had reached the network and {view.status}{why}; cyx outbox --forget {kept.job_id}, "
+                "then submit it again"
+            )
     data_path = Path(kept.data_path)
     if not data_path.is_file():
         raise DataError(

@@ -907,6 +907,10 @@ async def test_a_kept_job_that_central_has_already_is_not_sent_again(
     )
     kept = outbox.Kept(job_id="digits-0123456789", job=request, data_path="/gone", kept_at_ms=1, reason="no answer")
     outbox.keep(tmp_path, kept)
+    central.status[JOB] = "failed"  # its deposit came too late: "is submitted" was said, and nothing ran
+    code, _, said = await cyx("outbox", "--send")
+    assert code and "had reached the network and failed" in said and len(outbox.waiting(tmp_path)) == 1
+    central.status[JOB] = "completed"
     assert (await cyx("outbox", "--send"))[0] == 0
     assert outbox.waiting(tmp_path) == []
 

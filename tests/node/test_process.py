@@ -177,6 +177,12 @@ async def test_a_command_that_is_not_there_is_one_clear_error(tmp_path: Path) ->
         await TrainingProcess.start(Launch(work_folder=tmp_path, command=("/no/python",)))
 
 
+async def test_a_folder_that_cannot_be_made_is_one_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NodeError, match=r"cannot make .*; the disk may be full"):
+        await TrainingProcess.start(Launch(work_folder=tmp_path / "file", command=("true",)))
+
+
 async def test_the_pool_gives_each_taker_a_process_of_its_own(tmp_path: Path) -> None:
     pool = Pool(launch(tmp_path, "hang"))
     first, second = await pool.take(), await pool.take()
