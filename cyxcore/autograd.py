@@ -354,7 +354,7 @@ class Function:
     backward returns a gradient (or None) for each argument of forward. ctx is an object to keep things on;
     ctx.needs_input_grad says of each argument whether its gradient is asked for. With a setup_context(ctx, inputs,
     output), as torch.func has it, forward has no ctx. The result is a tensor, or a tuple of them (not in cx.compile):
-    then backward is called for each that has a gradient, with zeros for the others.
+    then backward is called once, with a gradient for each: zeros where none came.
     """
 
     needs_input_grad: tuple[bool, ...] = ()
@@ -384,7 +384,7 @@ class Function:
         self._saved, self._since = tensors, eager.now()
 
     def set_materialize_grads(self, value: bool) -> None:
-        """False: None for the gradients of other results, not zeros."""
+        """False: None for a result that no gradient came to, not zeros."""
         self._materializes = value
 
     def mark_non_differentiable(self, *results: Any) -> None:
@@ -502,10 +502,12 @@ class _Together:
     def input_gradients(self, op: Any, g: Tensor, inputs: Sequence[Tensor], output: Tensor, attrs: Any) -> list[Any]:
         call, asked = self.call, self.asked
         self.asked = set()
-        given: list[Any] = [_nothing(x) if call._materializes else None for x in self.results]
-        for place in self.begins:
-            if place in asked or call._materializes:
-                given[place] = self.part(g, place)
+        given: list[Any] = []
+        for place, result in enumerate(self.results):
+            if place in self.begins and (place in asked or call._materializes):
+                given.append(self.part(g, place))
+            else:
+                given.append(_nothing(result) if call._materializes else None)
         call._outputs = [(x, self.part(output, k)) for k, x in enumerate(self.results) if k in self.begins]
         try:
             return call._given_back(call.backward(call, *given))

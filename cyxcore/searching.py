@@ -53,7 +53,7 @@ def sort(x: Any, /, *, axis: int = -1, descending: bool = False, stable: bool = 
     quick = value._sorted(value._axis(axis), bool(descending)) if hasattr(value, "_sorted") else None
     if quick is not None:
         return quick
-    return take_along_axis(value_of("sort", x), argsort(x, axis=axis, descending=descending), axis)
+    return take_along_axis(value, argsort(x, axis=axis, descending=descending), axis)
 
 
 def nonzero(x: Any, /, *, as_tuple: bool | None = None) -> Any:

@@ -58,12 +58,14 @@ class detect_anomaly(ContextDecorator):  # noqa: N801 - PyTorch's name
 
     def __init__(self, check_nan: bool = True) -> None:
         self._mode = check_nan
+        self._before: list[bool] = []  # a function that it decorates may call itself
 
     def __enter__(self) -> None:
-        self._before, set_detect_anomaly.looks = set_detect_anomaly.looks, self._mode
+        self._before.append(set_detect_anomaly.looks)
+        set_detect_anomaly.looks = self._mode
 
     def __exit__(self, *error: object) -> None:
-        set_detect_anomaly.looks = self._before
+        set_detect_anomaly.looks = self._before.pop()
 
 
 class set_detect_anomaly(detect_anomaly):  # noqa: N801 - PyTorch's name
@@ -73,10 +75,12 @@ class set_detect_anomaly(detect_anomaly):  # noqa: N801 - PyTorch's name
 
     def __init__(self, mode: bool, check_nan: bool = True) -> None:
         super().__init__(mode and check_nan)
-        self._before, set_detect_anomaly.looks = set_detect_anomaly.looks, self._mode
+        self._at_call, set_detect_anomaly.looks = set_detect_anomaly.looks, self._mode
 
-    def __enter__(self) -> None:
-        set_detect_anomaly.looks = self._mode
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)
+        if not self._before:
+            set_detect_anomaly.looks = self._at_call
 
 
 def _look_for_nan(op: Any, place: int, new: Any) -> None:

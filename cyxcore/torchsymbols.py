@@ -8,6 +8,10 @@ from cyxcore.errors import DtypeError, GraphError
 from cyxcore.values import Value
 
 
+def _is_size(given: Any) -> bool:
+    return isinstance(given, Integral) and not isinstance(given, bool)
+
+
 class Placed(Value):
     """A value that will be where its plan runs: only its dtype can be another one."""
 
@@ -77,9 +81,9 @@ class Placed(Value):
     def new(self, *given: Any) -> Any:
         """Data as a value of this dtype, or zeros of a size (a tuple, or numbers one by one), as in older programs."""
         one = given[0] if len(given) == 1 else None
-        if isinstance(one, tuple) and all(isinstance(size, Integral) for size in one):
-            return self.new_zeros(one)  # x.new(x.size()): a size is a tuple here
-        if one is not None and not isinstance(one, Integral):
+        if isinstance(one, tuple) and all(map(_is_size, one)):
+            return self.new_zeros(one or (0,))  # x.new(x.size()): a size is a tuple here
+        if one is not None and not _is_size(one):
             return self.new_tensor(one)
         return self.new_zeros(*given or (0,))
 

@@ -11,6 +11,7 @@ from cyxcore.dtype import FLOATS, INEXACT, dtype_name, iinfo
 from cyxcore.errors import DtypeError, GradientError, GraphError, SpecError
 from cyxcore.inplace import InPlace
 from cyxcore.keys import next_key
+from cyxcore.torchsymbols import Placed
 from cyxcore.values import Value
 
 # x.name_(…) is x.name(…) written into x.
@@ -210,14 +211,7 @@ class InMemory(InPlace):
         """Bytes of an element."""
         return int(self._data.itemsize)
 
-    def new(self, *given: Any) -> Any:
-        """Data as a tensor of this dtype and device, or, as in older programs, zeros of a size: a tuple or numbers."""
-        one = given[0] if len(given) == 1 else None
-        if isinstance(one, tuple) and all(isinstance(size, (int, np.integer)) for size in one):
-            return self.new_zeros(one)  # x.new(x.size()): a size is a tuple here
-        if one is not None and not isinstance(one, (int, np.integer)):
-            return self.new_tensor(one)
-        return self.new_zeros(*given or (0,))
+    new = Placed.new
 
     def new_tensor(self, data: Any, dtype: Any = None) -> Any:
         """Data as a tensor of this dtype and device."""

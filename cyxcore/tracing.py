@@ -61,8 +61,8 @@ def symbolic(
     """Within the block the module's parameters and buffers are symbols, and it is in both modes at once.
 
     names: put before the names of the parameters. both_modes: False leaves the module in the mode it is in. mode: False
-    puts it in evaluation mode. Yields the
-    symbol of each tensor, by the tensor's id. In one mode, what requires no gradient is not trained.
+    puts it in evaluation mode. Yields the symbol of each tensor, by the tensor's id. In one mode, what requires no
+    gradient is not trained.
     """
     changed: list[tuple[dict[str, Any], str, Any]] = []
 

@@ -85,6 +85,14 @@ class Prepared(Struct, kw_only=True):
     again: bool = False  # its data are there, and the terms are those of a job before it
 
 
+class _Sending:
+    """Data on their way, for all jobs that want them: one sends at a time, and why it could not all are told."""
+
+    def __init__(self) -> None:
+        self.turn = asyncio.Lock()
+        self.failed_s, self.why = -math.inf, ""
+
+
 class AsyncClient:
     """One caller on one network.
 
@@ -103,7 +111,7 @@ class AsyncClient:
         self._program = ""  # that the chain was asked about
         self._quotes = Quotes(QUOTE_FRESH_S)
         self._stored: dict[m.ArtifactRef, float] = {}  # data of jobs that were placed, and when they were there
-        self._sending: weakref.WeakValueDictionary[m.ArtifactRef, asyncio.Lock] = weakref.WeakValueDictionary()
+        self._sending: weakref.WeakValueDictionary[m.ArtifactRef, _Sending] = weakref.WeakValueDictionary()
         self._settlement: Settlement | None = None  # opened on the first payment: it loads a large library
 
     @classmethod
@@ -355,17 +363,24 @@ class AsyncClient:
         return await self._ask("job.submit", request, m.SubmitReply, timeout_s=15)
 
     async def _send_data(self, path: Path, expected: m.ArtifactRef, on_upload: Advance | None) -> None:
-        """upload() for a job; of many that are placed at once, one sends their data. Raises DataError."""
+        """upload() for a job; of many that are placed at once, one sends their data. Raises DataError and BusError."""
         asked_s = _now_s()
-        turn = self._sending.get(expected)
-        if turn is None:
-            turn = self._sending[expected] = asyncio.Lock()
-        async with turn:
+        sending = self._sending.get(expected)
+        if sending is None:
+            sending = self._sending[expected] = _Sending()
+        async with sending.turn:
             if self._is_stored(expected, _now_s() - asked_s):
                 if on_upload:
                     on_upload(expected.size, expected.size)
                 return
-            if await self.upload(path, on_upload) != expected:
+            if sending.failed_s > asked_s:  # while we waited: nobody answers us either
+                raise BusError(sending.why)
+            try:
+                sent = await self.upload(path, on_upload)
+            except BusError as error:
+                sending.failed_s, sending.why = _now_s(), str(error)
+                raise
+            if sent != expected:
                 raise DataError(f"{path}: it changed after it was checked; nothing was paid, submit again")
             self._stored = {each: at_s for each, at_s in self._stored.items() if _is_fresh(at_s)}
             self._stored[expected] = _now_s()

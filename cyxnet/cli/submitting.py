@@ -52,7 +52,11 @@ async def _submit(job: LoadedJob, args: argparse.Namespace, screen: Screen) -> i
     price = read_price(args.quote) if args.quote else None
     tell_job(job, screen)
     wanted = await asyncio.to_thread(_wanted, job, price)
-    waits = next((each for each in outbox.waiting(args.dir) if (each.job, each.price) == (wanted.job, price)), None)
+    try:
+        waits = next((each for each in outbox.waiting(args.dir) if (each.job, each.price) == (wanted.job, price)), None)
+    except ConfigError as error:  # a damaged file there says nothing of this job
+        screen.say("warning", str(error))
+        waits = None
     if waits:  # nobody wants it twice
         wanted = replace(wanted, job_id=waits.job_id)
         screen.say("outbox", f"this job waits there as {waits.job_id}: that one is submitted", kind="hint")

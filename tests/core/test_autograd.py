@@ -441,10 +441,14 @@ def test_anomalies_are_looked_for_from_where_the_block_begins() -> None:
     looks = cx.autograd.set_detect_anomaly
 
     @cx.autograd.detect_anomaly()
-    def inside() -> bool:
-        return looks.looks
+    def inside(again: int = 1) -> bool:
+        return looks.looks and (not again or inside(again - 1)) and looks.looks
 
     assert not looks.looks and inside() and not looks.looks
+    block = looks(False)
+    with block, cx.autograd.detect_anomaly(), block:
+        assert not looks.looks
+    assert not looks.looks
 
 
 @pytest.mark.parametrize("materialize", [True, False])

@@ -213,6 +213,8 @@ def test_older_constructors() -> None:
     x = cx.zeros(2, dtype="float64")
     assert x.new(2, 3).shape == (2, 3) and x.new([1, 2]).tolist() == [1.0, 2.0] and x.new().shape == (0,)
     assert x.new((4, 5)).shape == (4, 5) and x.new(x.size()).shape == x.shape  # a tensor [4.0, 5.0] before
+    assert x.new((True, False)).tolist() == [1.0, 0.0] and x.new(()).shape == (0,)
+    assert cx.compile(lambda y: y.sum() + y.new((np.int64(4), 5)))(x).shape == (4, 5)
     assert x.new(2).dtype == "float64" and x.type(cx.FloatTensor).dtype == "float32" and cx.LongTensor.name == "int64"
     with pytest.raises(DtypeError, match=r"got the number 3; sizes are given to cx.empty: cx.empty\(2, 3\)"):
         cx.Tensor(2, 3)
@@ -555,6 +557,11 @@ def test_what_a_packed_sequence_holds(batch_first: bool) -> None:
 
     for ours, theirs in zip(run(cx), run(torch), strict=True):
         np.testing.assert_allclose(ours.detach().numpy(), theirs.detach().numpy(), rtol=1e-6)
+    rnn = cx.nn.utils.rnn
+    packed = rnn.pack_sequence([cx.ones(3, 2), cx.ones(1, 2)])
+    for given in ((packed.data, packed.batch_sizes), (packed.data * 2.0, packed.lengths, True)):
+        with pytest.raises(ShapeError, match="expected padded rows and as many lengths, got .* make it with pack_"):
+            rnn.PackedSequence(*given)  # was taken for padded rows
     with pytest.raises(
         GraphError, match="a graph does not know how long its rows are; compute the loss of padded rows"
     ):

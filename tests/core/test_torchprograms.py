@@ -329,6 +329,8 @@ def test_smoothed_labels_are_compiled_as_advised() -> None:
 def test_a_norm_of_no_gradients_scales_as_any_other() -> None:
     p = cx.tensor([3.0], requires_grad=True)
     nn.utils.clip_grads_with_norm_([p], 1.0, nn.utils.get_total_norm([]))
-    p.grad = cx.tensor([3.0])
-    nn.utils.clip_grads_with_norm_([p], 1.0, 3.0)
-    assert abs(p.grad.item() - 1.0) < 1e-5
+    assert nn.utils.clip_grad_norm_([p], 1.0).item() == 0.0
+    for norm in (3.0, np.float32(3.0), np.float64(3.0), cx.tensor(3.0, dtype="float64")):
+        p.grad = cx.tensor([3.0])
+        nn.utils.clip_grads_with_norm_([p], 1.0, norm)
+        assert abs(p.grad.item() - 1.0) < 1e-5 and p.grad.dtype == "float32"

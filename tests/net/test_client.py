@@ -371,6 +371,34 @@ async def test_of_many_jobs_at_once_one_sends_their_data(
     assert told.count((request.dataset.size, request.dataset.size)) >= 8
 
 
+async def test_of_many_jobs_at_once_whose_data_cannot_be_sent_one_tries(
+    quoting: FakeCentral, client: AsyncClient, data_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting, all_wait, tried, send = 0, asyncio.Event(), 0, client._send_data
+
+    async def wait(*args: Any) -> None:
+        nonlocal waiting
+        waiting += 1
+        if waiting == 8:
+            all_wait.set()
+        await send(*args)
+
+    async def fail(*args: Any) -> m.ArtifactRef:
+        nonlocal tried
+        tried += 1  # each began anew, with all of its pauses, when the one before had given up
+        await all_wait.wait()
+        raise BusError("no answer")
+
+    request = request_for(data_path, CYX // 4)
+    with monkeypatch.context() as patched:
+        patched.setattr(client, "_send_data", wait)
+        patched.setattr(client, "upload", fail)
+        said = await asyncio.gather(*[client.submit(request, data_path) for _ in range(8)], return_exceptions=True)
+    assert [repr(error) for error in said] == ["BusError('no answer')"] * 8 and tried == 1
+    await client.submit(request, data_path)
+    assert len(quoting.submitted) == 1
+
+
 async def test_another_file_under_the_same_name_is_sent(
     quoting: FakeCentral, client: AsyncClient, data_path: Path
 ) -> None:

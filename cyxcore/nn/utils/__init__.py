@@ -10,8 +10,9 @@ from typing import Any
 from cyxcore import torchpaths
 from cyxcore.eager import Tensor, no_grad
 from cyxcore.errors import GradientError, ShapeError
-from cyxcore.functional import clip_scale, concat, maximum, minimum, stack, total_norm
+from cyxcore.functional import concat, maximum, minimum, stack, total_norm
 from cyxcore.nn.utils import rnn as rnn
+from cyxcore.values import Value
 
 __all__ = (
     "clip_grad_norm_ clip_grad_value_ clip_grads_with_norm_ get_total_norm parameters_to_vector rnn "
@@ -33,21 +34,9 @@ def clip_grad_norm_(
     """
     given = [parameters] if isinstance(parameters, Tensor) else parameters
     held = [p for p in given if p.grad is not None]
-    gradients: list[Any] = [p.grad for p in held]
-    if not gradients:
-        return 0.0
-    with no_grad():
-        if norm_type == 2:
-            squares = [g.square().sum() for g in gradients]
-            norm, scale = total_norm(squares), clip_scale(squares, max_norm)
-        else:
-            norm = _norm(gradients, float(norm_type))
-            scale = minimum(max_norm / (norm + 1e-6), 1.0)
-        if error_if_nonfinite and not norm.isfinite().item():
-            raise GradientError(f"clip_grad_norm_: the norm of the gradients is {norm.item()}")
-        for p, gradient in zip(held, gradients, strict=True):
-            p.grad = gradient * scale
-        return norm
+    norm = get_total_norm([p.grad for p in held], norm_type, error_if_nonfinite)
+    clip_grads_with_norm_(held, max_norm, norm)
+    return norm
 
 
 def get_total_norm(
@@ -60,20 +49,20 @@ def get_total_norm(
     with no_grad():
         norm = total_norm([g.square().sum() for g in given]) if norm_type == 2 else _norm(given, float(norm_type))
         if error_if_nonfinite and not norm.isfinite().item():
-            raise GradientError(f"get_total_norm: the norm is {norm.item()}")
+            raise GradientError(f"the norm of the gradients is {norm.item()}")
         return norm
 
 
 def clip_grads_with_norm_(
     parameters: Iterable[Tensor] | Tensor, max_norm: float, total_norm: Any, foreach: bool | None = None
 ) -> None:
-    """Scale all gradients, whose norm is total_norm, so that it is at most max_norm."""
+    """Scale all gradients, whose norm is total_norm (a number or a tensor), so that it is at most max_norm."""
     with no_grad():
-        norm = Tensor(total_norm) if isinstance(total_norm, (int, float)) else total_norm
+        norm = total_norm if isinstance(total_norm, Value) else Tensor(float(total_norm))
         scale = minimum(max_norm / (norm + 1e-6), 1.0)
         for p in [parameters] if isinstance(parameters, Tensor) else parameters:
             if p.grad is not None:
-                p.grad = p.grad * scale
+                p.grad = p.grad * scale.astype(p.grad.dtype)
 
 
 def _norm(gradients: list[Any], p: float) -> Any:

@@ -16,16 +16,30 @@ __all__ = (
 ).split()
 
 
-class PackedSequence(NamedTuple):
-    """padded: (N, T, ...) or (T, N, ...); lengths: (N,) integers.
-
-    What PyTorch packs, its data, batch_sizes, sorted_indices and unsorted_indices, is made when it is asked for, by
-    its name or place; a graph, which does not know the lengths, raises GraphError then.
-    """
-
+class _Rows(NamedTuple):
     padded: Any
     lengths: Any
     batch_first: bool
+
+
+class PackedSequence(_Rows):
+    """padded: (N, T, ...) or (T, N, ...); lengths: (N,) integers. pack_padded_sequence and pack_sequence make it.
+
+    Raises ShapeError for anything else, such as what PyTorch's own is made of. What PyTorch packs, its data,
+    batch_sizes, sorted_indices and unsorted_indices, is made when it is asked for, by its name or place; a graph, which
+    does not know the lengths, raises GraphError then.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, padded: Any, lengths: Any, batch_first: bool = False) -> "PackedSequence":
+        if isinstance(padded, Value) and isinstance(lengths, Value):  # and no leaves that stand for them
+            if padded.ndim < 2 or lengths.shape != (padded.shape[0 if batch_first else 1],):
+                raise ShapeError(
+                    f"PackedSequence: expected padded rows and as many lengths, got {padded.shape} and "
+                    f"{lengths.shape}; make it with pack_padded_sequence or pack_sequence"
+                )
+        return super().__new__(cls, padded, lengths, batch_first)
 
     @property
     def data(self) -> Any:
