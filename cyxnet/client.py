@@ -66,6 +66,12 @@ class TermsMismatch(CyxError):
     code = "terms_mismatch"
 
 
+class DepositAlive(BusError):
+    """Central calls a job's deposit expired, and the chain may still take it: no other is signed. Ask again later."""
+
+    code = "deposit_alive"
+
+
 class NoModel(CyxError):
     """A job has no model to fetch. The message says why."""
 
@@ -284,7 +290,9 @@ class AsyncClient:
                 raise
         self._quotes.forget()  # something has changed since: what it is, central says now
         self._stored.clear()
-        return await self.place(await self.prepare(job, data_path, prepared.job_id), on_upload)
+        fresh = await self.prepare(job, data_path, prepared.job_id)
+        fresh.payment = prepared.payment  # of its terms a quote chooses but the deadline
+        return await self.place(fresh, on_upload)
 
     async def prepare(
         self,
@@ -338,7 +346,11 @@ class AsyncClient:
         return Prepared(job_id=job_id, job=request, data_path=data_path, quote=quote, quoted_at_s=_now_s())
 
     async def place(self, prepared: Prepared, on_upload: Advance | None = None) -> m.SubmitReply:
-        """Upload the data, sign the deposit, submit. Safe to call again: the same id, the same deposit."""
+        """Upload the data, sign the deposit, submit. Safe to call again: the same id, the same deposit.
+
+        Another deposit is signed only when the chain proves that the first can never land. Raises DepositAlive when
+        central has that one expire and the chain does not, SettlementError when it landed all the same.
+        """
         amount, balance = prepared.job.amount_base_units, prepared.quote.balance_base_units
         if balance < amount:
             info = self._info or await self.info()
@@ -357,6 +369,16 @@ class AsyncClient:
             prepared.payment = await signing
         finally:
             signing.cancel()
+        try:
+            return await self._submit(prepared)
+        except ApiError as error:
+            if error.code != "expired":
+                raise
+        await self._persist(lambda: self._refuse_alive(prepared))
+        prepared.payment = await self._sign_deposit(prepared, by_chain=True)
+        return await self._submit(prepared)
+
+    async def _submit(self, prepared: Prepared) -> m.SubmitReply:
         request = m.SubmitRequest(
             job=prepared.job, job_id=prepared.job_id, payment=prepared.payment, price=prepared.price
         )
@@ -433,7 +455,27 @@ class AsyncClient:
         """The payment that was signed before, or a new one: a repeated submit sends the same deposit."""
         return prepared.payment or await self._sign_deposit(prepared)
 
-    async def _sign_deposit(self, prepared: Prepared) -> m.Payment:
+    async def _refuse_alive(self, prepared: Prepared) -> None:
+        """Raise unless the deposit that was signed for a job can never pay for it, by the chain's own word."""
+        from cyxnet.instructions import SettlementError
+
+        assert prepared.payment
+        deposit, job_id = prepared.payment.deposit, prepared.job_id
+        found = await (await self._chain()).status_of(deposit)
+        if found.state == "dead" or (found.finalized and found.err):
+            return
+        if found.finalized:
+            raise SettlementError(
+                "deposit_landed",
+                f"the deposit {deposit.signature} of {job_id} has paid, and central calls it expired; nothing more is "
+                f"signed: if the job does not appear, its money comes back with: cyx refund {job_id}",
+            )
+        raise DepositAlive(
+            f"central calls the deposit {deposit.signature} of {job_id} expired, but the chain may still take it; no "
+            "other is signed before it cannot"
+        )
+
+    async def _sign_deposit(self, prepared: Prepared, by_chain: bool = False) -> m.Payment:
         """The deposit for the quoted terms, built and signed here.
 
         Its blockhash is that of a fresh quote (a wrong one would make a deposit that no chain takes), else the chain's.
@@ -441,7 +483,7 @@ class AsyncClient:
         from cyxnet.escrow import build_deposit, check_funds
 
         quote, terms = prepared.quote, prepared.quote.terms
-        if quote.blockhash and _is_fresh(prepared.quoted_at_s):
+        if quote.blockhash and not by_chain and _is_fresh(prepared.quoted_at_s):
             check_funds(terms, quote.balance_base_units, quote.lamports)
             deposit = build_deposit(self.purse, terms, quote.blockhash, quote.last_valid_block_height)
             return m.Payment(client=self.purse.address, deposit=deposit)

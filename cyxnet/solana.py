@@ -486,6 +486,20 @@ class Settlement:
             views.append(view.state)
         return TransactionStatus(state="dead" if set(views) == {"dead"} else "pending")
 
+    async def status_of(self, signed: SignedTransaction) -> TransactionStatus:
+        """status() of a transaction whose last valid height is somebody's word, which is believed only when it is late.
+
+        It is dead only if neither the newest block nor the newest finalized one takes its blockhash any more, too.
+        """
+        from solana.rpc.commitment import Finalized, Processed
+
+        message = solders().VersionedTransaction.from_bytes(signed.transaction).message
+        for commitment in (Processed, Finalized):
+            if (await self._ask("get_fee_for_message", message, commitment)).value is not None:
+                landed = (await self.landings([signed.signature]))[0]
+                return landed or TransactionStatus(state="pending")
+        return await self.status(signed.signature, signed.last_valid_block_height)
+
     async def _status_at(self, client: Any, signature: str, last_valid_block_height: int) -> TransactionStatus:
         from solana.rpc.commitment import Finalized
 

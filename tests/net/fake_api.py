@@ -46,6 +46,8 @@ class FakeCentral:
         self.platform = Wallet(bytes([2]) * 32).address
         self.mint = mint or Wallet(bytes([3]) * 32).address
         self.submitted: dict[str, m.SubmitRequest] = {}
+        self.offered: list[m.SubmitRequest] = []  # what was refused too
+        self.before_submit: Callable[[m.SubmitRequest], None] | None = None
         self.updates: dict[str, list[m.Update]] = {}
         self.status: dict[str, m.JobStatus] = {}
         self.views: dict[str, m.JobView] = {}
@@ -55,6 +57,7 @@ class FakeCentral:
         self.page_limit = 1000
         self.same_ms = 0  # jobs of the millisecond that a first page of jobs ends with, beyond its limit
         self.fee_offered = FEE_BASIS_POINTS
+        self.deadline_s = 2_000_000_000  # beyond what the program takes
         self.program = LOCAL_PROGRAM
         self.balance_base_units = 0  # without a chain
         self.lamports = 0
@@ -168,7 +171,7 @@ class FakeCentral:
             amount_base_units=ask.job.amount_base_units,
             fee_basis_points=self.fee_offered,
             program=self.program,
-            deadline_s=2_000_000_000,
+            deadline_s=self.deadline_s,
         )
         node, platform = split(ask.job.amount_base_units, FEE_BASIS_POINTS)
         return m.Quote(
@@ -188,6 +191,9 @@ class FakeCentral:
 
     async def _submit(self, ask: m.SubmitRequest) -> m.SubmitReply:
         assert ask.job_id and ask.payment
+        self.offered.append(ask)
+        if self.before_submit:
+            self.before_submit(ask)
         if ask.job.dataset.sha256 not in self.manifests:
             raise ApiError("unknown_artifact", "the dataset is not here", 404)
         duplicate = ask.job_id in self.submitted

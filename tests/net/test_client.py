@@ -5,6 +5,7 @@ import contextlib
 import json
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,18 @@ from cyxnet import client as client_module
 from cyxnet import messages as m
 from cyxnet.broker import Broker, Passwords
 from cyxnet.bus import ApiError, Bus, BusError
-from cyxnet.client import QUOTE_FRESH_S, AsyncClient, InsufficientFunds, NoModel, TermsMismatch, retry_pause_s
+from cyxnet.client import (
+    QUOTE_FRESH_S,
+    AsyncClient,
+    DepositAlive,
+    InsufficientFunds,
+    NoModel,
+    TermsMismatch,
+    retry_pause_s,
+)
 from cyxnet.codec import decode
 from cyxnet.config import ConfigError
-from cyxnet.escrow import check_deposit
+from cyxnet.escrow import DEADLINE_S, check_deposit
 from cyxnet.follow import Merge
 from cyxnet.solana import Settlement, SettlementError
 from tests.doorkeeper import CENTRAL, door_of, opened
@@ -456,6 +465,64 @@ async def test_what_is_refused_with_the_quote_of_another_job_is_tried_with_a_new
     quoting.manifests.clear()
     with pytest.raises(TermsMismatch, match="fee_basis_points 9000, expected 1000"):
         await client.submit(job, data_path)
+
+
+def expired(ask: m.SubmitRequest) -> None:
+    assert ask.payment
+    raise ApiError("expired", f"deposit {ask.payment.deposit.signature}: its blockhash is not valid", 400)
+
+
+async def test_a_job_that_is_refused_on_the_quote_of_another_is_offered_again_with_its_deposit(
+    quoting: FakeCentral, client: AsyncClient, data_path: Path
+) -> None:
+    job = request_for(data_path, CYX)
+    await client.submit(job, data_path)
+    quoting.manifests.clear()  # the data are gone
+    quoting.blockhash = ("1" * 32, 900)  # what a second deposit would be signed with
+    reply = await client.submit(job, data_path)
+    refused, taken = quoting.offered[1:]
+    assert refused.job_id == taken.job_id == reply.job_id and refused.payment == taken.payment
+
+
+async def test_a_deposit_is_signed_again_when_the_chain_proves_that_the_first_is_dead(
+    quoting: FakeCentral, client: AsyncClient, data_path: Path
+) -> None:
+    quoting.blockhash = ("1" * 32, 0)
+    quoting.before_submit = lambda ask: expired(ask) if len(quoting.offered) == 1 else None
+    reply = await client.submit(request_for(data_path, CYX), data_path)
+    first, second = quoting.offered
+    assert first.payment and second.payment and first.payment != second.payment
+    assert check_deposit(second.payment.deposit.transaction, reply.terms) == second.payment.deposit.signature
+
+
+@pytest.mark.parametrize("last_valid", [0, None], ids=["a height that is long past", "the height"])
+async def test_no_second_deposit_is_signed_while_the_chain_may_take_the_first(
+    quoting: FakeCentral, client: AsyncClient, data_path: Path, last_valid: int | None
+) -> None:
+    blockhash, height = quoting.blockhash
+    quoting.blockhash = (blockhash, height if last_valid is None else last_valid)
+    quoting.before_submit = expired
+    prepared = await client.prepare(request_for(data_path, CYX), data_path)
+    for _ in range(2):
+        with pytest.raises(DepositAlive, match=f"of {prepared.job_id} expired, but the chain may still take it"):
+            await client.place(prepared)
+    assert len(quoting.offered) == 2 and len({str(each.payment) for each in quoting.offered}) == 1
+
+
+async def test_a_deposit_that_paid_although_central_calls_it_expired_is_the_last(
+    quoting: FakeCentral, client: AsyncClient, data_path: Path
+) -> None:
+    assert quoting.settlement
+    quoting.deadline_s = int(time.time()) + DEADLINE_S
+    prepared = await client.prepare(request_for(data_path, CYX), data_path)
+    quoting.before_submit = expired
+    with pytest.raises(DepositAlive):
+        await client.place(prepared)
+    assert prepared.payment
+    await quoting.settlement.succeed(prepared.payment.deposit, "deposit")
+    with pytest.raises(SettlementError, match=f"has paid, .* cyx refund {prepared.job_id}"):
+        await client.place(prepared)
+    assert len({str(each.payment) for each in quoting.offered}) == 1
 
 
 async def test_the_data_arrives_before_the_job(paying: FakeCentral, client: AsyncClient, data_path: Path) -> None:
