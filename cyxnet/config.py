@@ -1,7 +1,9 @@
 """The folder of a network: where its broker, chain and keys are. `cyx up` writes it, everyone else reads it."""
 
+import difflib
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -18,7 +20,9 @@ AtLeastOne = Annotated[int, Meta(ge=1)]
 NotNegative = Annotated[int, Meta(ge=0)]
 PerSecond = Annotated[float, Meta(gt=0)]
 AnyPerSecond = Annotated[float, Meta(ge=0)]
-NodeId = Annotated[str, Meta(pattern=r"\A[a-z0-9][a-z0-9-]{2,62}\Z")]
+NODE_ID = r"[a-z0-9][a-z0-9-]{0,51}-[0-9a-f]{10}"  # the end stands for its key
+CALLER_ID = r"c-[0-9a-f]{32}"
+ORIGIN = r"\*|https?://[^/\s,]+"
 
 
 class ConfigError(CyxError):
@@ -62,8 +66,8 @@ class NetworkFile(Struct, kw_only=True):
     command_key: Annotated[int, Meta(ge=1, le=2**31)] = 1  # the number of the key that commands are signed with
     weights: dict[str, float] = {}  # of the terms of a score; those not named keep their defaults
     unproven_limit_base_units: NotNegative = 10**10  # of jobs for nodes nobody knows, one at a time; 0: as for others
-    vouched: list[NodeId] = []  # ids of nodes that need no proof: their owners are known
-    checkers: list[NodeId] = []  # the operator's own nodes, which train segments again before they are paid
+    vouched: list[str] = []  # ids of nodes that need no proof: their owners are known
+    checkers: list[str] = []  # the operator's own nodes, which train segments again before they are paid
     check_share: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.05  # of the jobs of proven nodes that is checked
     longest_check_s: AtLeastOne = 1_800  # a longer segment is not checked
     check_within_s: AtLeastOne = 3_600  # so long a delivered job waits for its check; then it is paid unchecked
@@ -112,19 +116,48 @@ def read_network(folder: Path) -> NetworkFile:
         raise ConfigError(
             f"{path}: not a network file ({error}); stop the network, remove the file, `cyx up`"
         ) from None
+    for mistake in _mistakes(network):
+        raise ConfigError(f"{path}: {mistake}; correct it and start again")
+    return network
+
+
+def _mistakes(network: NetworkFile) -> Iterator[str]:
+    """What is of the right type and yet would not do, or do nothing, which nobody would notice."""
     if network.replicas not in (1, 3, 5):
-        raise ConfigError(f"{path}: expected replicas 1, 3 or 5, got {network.replicas}; correct it and start again")
+        yield f"expected replicas 1, 3 or 5, got {network.replicas}"
     if not re.fullmatch(r"([0-9a-f]{64})?", network.platform_key):
-        raise ConfigError(
-            f"{path}: expected platform_key as `cyx id show --central` shows its public key (64 digits, 0-9 and a-f), "
-            f"got {network.platform_key[:80]!r}; correct it and start again"
+        yield (
+            "expected platform_key as `cyx id show --central` shows its public key (64 digits, 0-9 and a-f), "
+            f"got {network.platform_key[:80]!r}"
         )
     if network.lease_ms <= network.heartbeat_ms:
-        raise ConfigError(
-            f"{path}: expected lease_ms above heartbeat_ms ({network.heartbeat_ms}; four times it is usual), got "
-            f"{network.lease_ms}: all nodes would be lost between two heartbeats; correct it and start again"
+        yield (
+            f"expected lease_ms above heartbeat_ms ({network.heartbeat_ms}; four times it is usual), got "
+            f"{network.lease_ms}: all nodes would be lost between two heartbeats"
         )
-    return network
+    for field, pattern, expected in (
+        ("operators", CALLER_ID, "ids of clients as `cyx id show` shows them (c-1f38…)"),
+        ("vouched", NODE_ID, "ids of nodes as `cyx nodes` shows them (desk-6d3543ec4e), not names"),
+        ("checkers", NODE_ID, "ids of nodes as `cyx nodes` shows them (desk-6d3543ec4e), not names"),
+        ("http_origins", ORIGIN, "origins as a browser sends them (https://app.example, no path and no / at the end)"),
+    ):
+        for said in getattr(network, field):
+            if not re.fullmatch(pattern, said):
+                yield f"expected in {field} {expected}, got {said[:80]!r}"
+
+
+def unknown_settings(folder: Path) -> list[str]:
+    """A line for each name in a network.json that can be read and that no setting has: it changes nothing.
+
+    Not an error: a folder may be shared with programs of a later version, which know more names.
+    """
+    known = [field.name for field in msgspec.structs.fields(NetworkFile)]
+    lines = []
+    for name in sorted(msgspec.json.decode(network_path(folder).read_bytes()).keys() - set(known)):
+        near = difflib.get_close_matches(name, known, 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        lines.append(f"{network_path(folder)}: no setting is called {name[:80]!r}, so it changes nothing{hint}")
+    return lines
 
 
 def write_network(folder: Path, network: NetworkFile) -> None:

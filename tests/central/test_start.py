@@ -2,13 +2,14 @@
 
 import json
 import subprocess
+import sys
 
 import pytest
 
 from cyxcentral.central import Central, Settings, StartError
 from cyxnet.broker import BrokerError, Passwords, binary, configuration
 from cyxnet.bus import BusError
-from cyxnet.config import NetworkFile, write_network
+from cyxnet.config import NetworkFile, network_path, write_network
 from cyxnet.watchdog import HEALTHY, probe
 
 NOWHERE = "nats://central:x@127.0.0.1:1"
@@ -34,8 +35,8 @@ def lax(tmp_path):
     process.wait()
 
 
-async def start(monitor_url, folder):
-    network = NetworkFile(
+def network_of(monitor_url):
+    return NetworkFile(
         network_id="test",
         client_url="",
         node_url="",
@@ -44,6 +45,10 @@ async def start(monitor_url, folder):
         monitor_url=monitor_url,
         chain_url="http://127.0.0.1:1",
     )
+
+
+async def start(monitor_url, folder):
+    network = network_of(monitor_url)
     write_network(folder, network)
     await Central.start(Settings(network=network, keys=folder, state=folder / "state"))
 
@@ -62,3 +67,13 @@ async def test_a_broker_that_is_away_keeps_no_central_from_starting(broker, tmp_
 async def test_when_no_broker_answers_central_says_so(tmp_path):
     with pytest.raises(BrokerError, match="monitor at http://127.0.0.1:1 does not answer"):
         await start("http://127.0.0.1:1", tmp_path)
+
+
+def test_central_warns_of_a_name_that_no_setting_has(tmp_path):
+    write_network(tmp_path, network_of("http://127.0.0.1:1"))
+    said = json.loads(network_path(tmp_path).read_bytes()) | {"vouchd": []}
+    network_path(tmp_path).write_text(json.dumps(said))
+    ended = subprocess.run(
+        [sys.executable, "-m", "cyxcentral", "--dir", tmp_path], capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 1 and "did you mean vouched?" in ended.stderr and "does not answer" in ended.stderr

@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from cyxnet.config import ConfigError, NetworkFile, network_path, read_network, write_network
+from cyxnet.config import ConfigError, NetworkFile, network_path, read_network, unknown_settings, write_network
 
 URLS = dict.fromkeys(("client_url", "node_url", "edge_url", "core_url", "monitor_url", "chain_url"), "")
 
@@ -30,6 +30,10 @@ URLS = dict.fromkeys(("client_url", "node_url", "edge_url", "core_url", "monitor
         ("lease_ms", 10_000, "expected lease_ms above heartbeat_ms (10000;"),  # all nodes were lost at once
         ("lease_ms", 200, "got 200: all nodes would be lost between two heartbeats"),
         ("bans", "no", "Expected `bool`, got `str`"),
+        ("operators", ["node-1"], "expected in operators ids of clients as `cyx id show` shows them"),
+        ("vouched", ["node-1"], "ids of nodes as `cyx nodes` shows them (desk-6d3543ec4e), not names, got 'node-1'"),
+        ("checkers", ["node-2"], "expected in checkers ids of nodes"),  # nothing would have been checked
+        ("http_origins", ["https://app.example/"], "no path and no / at the end"),  # no browser sends that
     ],
 )
 def test_a_setting_that_makes_no_sense_is_named_and_nobody_is_told_to_remove_the_file(tmp_path, field, value, expected):
@@ -46,3 +50,25 @@ def test_what_is_no_json_is_no_network_file(tmp_path):
     network_path(tmp_path).write_text("{")
     with pytest.raises(ConfigError, match="not a network file .*; stop the network, remove the file, `cyx up`"):
         read_network(tmp_path)
+
+
+def test_ids_and_origins_as_they_are_shown_are_taken(tmp_path):
+    said = {
+        "operators": ["c-" + "0a" * 16],
+        "vouched": ["desk-6d3543ec4e"],
+        "checkers": ["node-1-0123456789"],
+        "http_origins": ["https://app.example", "http://localhost:5173", "*"],
+    }
+    write_network(tmp_path, NetworkFile(network_id="n", **URLS, **said))
+    assert all(getattr(read_network(tmp_path), name) == value for name, value in said.items())
+
+
+def test_a_name_that_no_setting_has_is_said_with_the_nearest(tmp_path):
+    write_network(tmp_path, NetworkFile(network_id="n", **URLS))
+    assert unknown_settings(tmp_path) == []
+    said = msgspec.json.decode(network_path(tmp_path).read_bytes()) | {"chek_share": 1.0, "zzz": 1}
+    network_path(tmp_path).write_bytes(msgspec.json.encode(said))
+    read_network(tmp_path)
+    first, second = unknown_settings(tmp_path)
+    assert "no setting is called 'chek_share', so it changes nothing; did you mean check_share?" in first
+    assert second.endswith("'zzz', so it changes nothing")
