@@ -10,10 +10,11 @@
 
 A step is forward, cross-entropy, backward and the optimiser's update, float32, the batch as given in MODELS. Ours is
 compiled (`cx.compile(step)`), in the exact class, whose bits depend on no thread count and no instruction set. PyTorch
-runs eagerly, as it comes and with its fused optimiser, and with --compile through torch.compile; JAX under jax.jit, in
-a process of its own (jax_steps.py), on as many cores as there are threads. Rounds alternate between them, so that a
-busy machine slows all; figures are medians. Before anything is timed, all run the same first steps from the same
-weights, and their losses must agree; by how much they differ is shown beside the times.
+runs eagerly, as it comes, with its fused optimiser and, where inputs are images, with channels last as well, and with
+--compile through torch.compile; JAX under jax.jit, in a process of its own (jax_steps.py), on as many cores as there
+are threads. Rounds alternate between them, so that a busy machine slows all; figures are medians. Before anything is
+timed, all run the same first steps from the same weights, and their losses must agree; by how much they differ is
+shown beside the times.
 
 Target: never slower than the fastest of them; in the geometric mean 1.6 times faster on one thread, 1.8 times on two.
 With --numerics fast 2.5 times, with fast16 3.8 times.
@@ -178,19 +179,23 @@ def ours(
     return model, lambda: float(compiled(x, y).item())
 
 
-def theirs(case: Case, state: Any, batch: tuple[Array, Array], fused: bool, compiled: bool) -> Callable[[], float]:
+def theirs(case: Case, state: Any, batch: tuple[Array, Array], how: str) -> Callable[[], float]:
+    """A step of PyTorch, run in one of the ways of peers()."""
     import torch
 
     model = case.make(torch.nn)
     model.load_state_dict(state)
-    optimizer = getattr(torch.optim, case.optimizer)(model.parameters(), fused=fused or None, **case.options)
     x, y = torch.tensor(batch[0]), torch.tensor(batch[1])
+    if how == "channels last":
+        model, x = model.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last)
+    fused = None if how == "eager" else True
+    optimizer = getattr(torch.optim, case.optimizer)(model.parameters(), fused=fused, **case.options)
 
     def forward(x: Any, y: Any) -> Any:
         logits = model(x)
         return torch.nn.functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), y.reshape(-1))
 
-    loss_of = torch.compile(forward) if compiled else forward
+    loss_of = torch.compile(forward) if how == "compile" else forward
 
     def step() -> float:
         loss = loss_of(x, y)
@@ -209,10 +214,9 @@ def peers(case: Case, batch: tuple[Array, Array], with_compile: bool) -> Iterato
     torch.manual_seed(0)
     state = case.make(torch.nn).state_dict()
     weights = {name: value.numpy().copy() for name, value in state.items()}
-    for name, fused, compiled in (("eager", False, False), ("fused", True, False), ("compile", True, True)):
-        if compiled <= with_compile:
-            fresh = {key: torch.tensor(value) for key, value in weights.items()}
-            yield name, weights, theirs(case, fresh, batch, fused, compiled)
+    ways = ["eager", "fused"] + ["channels last"] * (batch[0].ndim == 4) + ["compile"] * with_compile
+    for how in ways:
+        yield how, weights, theirs(case, {key: torch.tensor(value) for key, value in weights.items()}, batch, how)
 
 
 def measure(
