@@ -239,12 +239,14 @@ def confined(path: Path, limit_bytes: int) -> Iterator[Run]:
     import duckdb
 
     with duckdb.connect(":memory:") as connection:
+        # In a notebook without ipywidgets there is no bar, and DuckDB refuses every word about it.
+        if connection.execute("SELECT current_setting('enable_progress_bar')").fetchall() == [(True,)]:
+            connection.execute("SET enable_progress_bar = false")
         for setting in (
             f"allowed_paths = [{quoted(private_name(path))}]",
             "autoload_known_extensions = false",
             "autoinstall_known_extensions = false",
             "temp_directory = ''",
-            "enable_progress_bar = false",
             "preserve_insertion_order = true",
             f"threads = {min(8, os.cpu_count() or 1)}",
             f"memory_limit = '{max(64, budget_bytes(limit_bytes) // 2**20)}MiB'",

@@ -540,6 +540,18 @@ def test_the_reader_prints_no_progress(tmp_path: Path) -> None:
         assert run("SELECT current_setting('enable_progress_bar') AS shown")["shown"].tolist() == [False]
 
 
+def test_tables_are_read_in_a_notebook_that_has_no_ipywidgets(tmp_path: Path) -> None:
+    path = csv_file(tmp_path, "u,label\n1,a\n2,b\n3,a\n4,b\n")
+    code = (  # what DuckDB takes for a notebook: no __main__.__file__, and a shell with a kernel
+        "import sys, types; sys.modules['ipywidgets'] = None; shell = types.SimpleNamespace(config={'IPKernelApp': {}});"
+        "sys.modules['IPython'] = types.SimpleNamespace(get_ipython=lambda: shell); import duckdb;"
+        f"from cyxcore import data, spec; rows = data.inspect({str(path)!r}, spec.DataSpec(target='label')).rows;"
+        "print(duckdb.__jupyter__, rows)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], cwd=EXAMPLES.parent, capture_output=True, text=True, check=False)
+    assert ran.stdout == "True 4\n", ran.stderr
+
+
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9/a.csv", "s3://bucket/a.csv", "file:///etc/hostname"])
 def test_a_url_is_only_a_name_of_a_file_that_is_not_there(url: str) -> None:
     assert "nothing by this name" in told(lambda: load(url, DataSpec()))
