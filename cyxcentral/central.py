@@ -327,7 +327,7 @@ class Central:
         self.keeper.look()
         if kind not in SAID_ON["job"]:
             if kind is m.MintSigned:
-                self.payments.reconcile_mint(about)
+                self.payments.reconcile_mint(about, by_another=record.by != self.central_id)
             elif kind is m.PayoutsReleased:
                 self.payments.resume()
             elif kind is m.ClientBanned and self.door and about not in self.settings.network.operators:

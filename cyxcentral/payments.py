@@ -73,7 +73,8 @@ class Payments:
         self._making_way = asyncio.Lock()  # of those that let callers pass, the oldest looks for all
         self._due: dict[str, tuple[Callable[[], Coroutine[Any, Any, None]], float]] = {}  # not begun, and since when
         self._begin_due: asyncio.TimerHandle | None = None
-        self._theirs: dict[str, tuple[str, float]] = {}  # what other centrals work on: the job, and until when they may
+        # what other centrals work on: how it is looked at again, and until when they may
+        self._theirs: dict[str, tuple[Callable[[], None], float]] = {}
         self._look_due: asyncio.TimerHandle | None = None
         self._working: dict[str, asyncio.Task[None]] = {}
         self._left_alone: set[str] = set()  # damaged jobs whose deadline is near
@@ -91,14 +92,18 @@ class Payments:
             key, work = f"settle {job_id}", self._settle
         else:
             return
-        now_s = asyncio.get_running_loop().time()
         if key in self._theirs or key in self._working or key in self._due:
             return
         if by_another:
-            self._theirs[key] = job_id, now_s + OTHERS_FIRST_S
-            self._look_in(OTHERS_FIRST_S)
+            self._leave(key, functools.partial(self.reconcile, job_id))
         else:
-            self._work(key, functools.partial(work, job_id, now_s + MAKE_WAY_AT_MOST_S))
+            late_s = asyncio.get_running_loop().time() + MAKE_WAY_AT_MOST_S
+            self._work(key, functools.partial(work, job_id, late_s))
+
+    def _leave(self, key: str, look_again: Callable[[], None]) -> None:
+        """To the central that wrote it, for some time."""
+        self._theirs[key] = look_again, asyncio.get_running_loop().time() + OTHERS_FIRST_S
+        self._look_in(OTHERS_FIRST_S)
 
     def _look_in(self, delay_s: float) -> None:
         if self._look_due is None:
@@ -107,11 +112,11 @@ class Payments:
     def _look_at_theirs(self) -> None:
         """What other centrals have not done in their time is ours."""
         self._look_due, now_s = None, asyncio.get_running_loop().time()
-        for key, (job_id, due_s) in list(itertools.islice(self._theirs.items(), LOOKED_AT_ONCE)):
+        for key, (look_again, due_s) in list(itertools.islice(self._theirs.items(), LOOKED_AT_ONCE)):
             if due_s > now_s:
                 break
             del self._theirs[key]
-            self.reconcile(job_id)
+            look_again()
         if self._theirs:
             self._look_in(LOOK_EVERY_S)
 
@@ -126,10 +131,15 @@ class Payments:
         for mint_id in list(self._events.world.mints):
             self.reconcile_mint(mint_id)
 
-    def reconcile_mint(self, mint_id: str) -> None:
-        """Make sure somebody works on this faucet payment, if it has not ended."""
-        if self._events.world.mints[mint_id].ended is None:
-            self._begin(f"mint {mint_id}", functools.partial(self._finish_mint, mint_id))  # somebody waits for it
+    def reconcile_mint(self, mint_id: str, by_another: bool = False) -> None:
+        """Make sure somebody works on this faucet payment, if it has not ended. by_another: as of reconcile()."""
+        key = f"mint {mint_id}"
+        if self._events.world.mints[mint_id].ended is not None or key in self._working:
+            return
+        if by_another:
+            self._leave(key, functools.partial(self.reconcile_mint, mint_id))
+        else:
+            self._begin(key, functools.partial(self._finish_mint, mint_id))  # somebody waits for it
 
     async def keep_deadlines(self) -> None:
         """For ever: end every job before anybody may have its escrow refunded."""
@@ -308,18 +318,30 @@ class Payments:
 
     # -- faucet --------------------------------------------------------------------------------------
 
-    async def mint_to(self, address: str, amount_base_units: int) -> str:
-        """Pay test money and return the signature once it is final."""
-        if self._frozen():
-            raise ApiError("payouts_frozen", f"nothing is paid at present: {self._events.world.payouts.why}", 503)
-        mint_id = self._events.machine.token_hex(8)
-        signed = await self._settlement.faucet_transaction(self._wallet, self.mint, address, amount_base_units)
-        event = m.MintSigned(to=address, amount_base_units=amount_base_units, signed=signed)
-        await self._events.record(subjects.mint_event(mint_id), lambda: event)
+    async def mint_to(self, mint_id: str, address: str, amount_base_units: int) -> str:
+        """Pay test money, once for each mint_id whoever is asked, and return the signature once it is final."""
+        mints = self._events.world.mints
+        if mint_id not in mints:
+            if self._frozen():
+                raise ApiError("payouts_frozen", f"nothing is paid at present: {self._events.world.payouts.why}", 503)
+            signed = await self._settlement.faucet_transaction(
+                self._wallet, self.mint, address, amount_base_units, mint_id
+            )
+            event = m.MintSigned(to=address, amount_base_units=amount_base_units, signed=signed)
+            await self._events.record(
+                subjects.mint_event(mint_id), lambda: None if mint_id in mints else event
+            )  # else another central's bytes are those that are sent
+        mint = mints[mint_id]
+        if (mint.to, mint.amount_base_units) != (address, amount_base_units):
+            raise ApiError(
+                "request_id_taken",
+                f"this request_id stands for {mint.amount_base_units} base units for {mint.to}; choose a new one",
+                409,
+            )
         self.reconcile_mint(mint_id)
         if work := self._working.get(f"mint {mint_id}"):
             await asyncio.shield(work)  # it goes on when the caller gives up: the payment may still land
-        ended = self._events.world.mints[mint_id].ended
+        ended = mints[mint_id].ended
         if not isinstance(ended, m.Minted):
             raise ApiError("faucet_failed", f"the faucet payment did not land: {ended.reason if ended else '?'}", 502)
         return ended.signature

@@ -220,8 +220,13 @@ class AsyncClient:
 
     async def faucet(self, amount_base_units: int = 100_000_000_000, lamports: int = 1_000_000_000) -> m.FaucetReply:
         """Test money for this client's wallet. Raises ApiError on networks where money is real."""
-        request = m.FaucetRequest(address=self.purse.address, amount_base_units=amount_base_units, lamports=lamports)
-        return await self._ask("wallet.faucet", request, m.FaucetReply, timeout_s=30, retry=False)
+        request = m.FaucetRequest(
+            address=self.purse.address,
+            amount_base_units=amount_base_units,
+            lamports=lamports,
+            request_id=new_request_id(),
+        )
+        return await self._ask("wallet.faucet", request, m.FaucetReply, timeout_s=30)
 
     async def ledger(self, sql: str, limit: int = 1000) -> m.LedgerReply:
         """One read-only SELECT over the ledger."""

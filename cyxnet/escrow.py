@@ -424,9 +424,13 @@ def build_mint(authority: Wallet, blockhash: str, last_valid_block_height: int) 
 
 def build_faucet(
     authority: Wallet, mint: str, to_address: str, amount_base_units: int,
-    blockhash: str, last_valid_block_height: int,
+    blockhash: str, last_valid_block_height: int, mint_id: str = "",
 ) -> SignedTransaction:  # fmt: skip
-    """New tokens for an address, into its associated account. Raises SettlementError bad_terms."""
+    """New tokens for an address, into its associated account. Raises SettlementError bad_terms.
+
+    mint_id: which payment it is. The chain lands one message once, and without it two equal payments of one block would
+    be one message.
+    """
     if not 0 < amount_base_units < 2**63:
         raise SettlementError("bad_terms", f"faucet: expected 1 to 2^63-1 base units, got {amount_base_units}")
     owner, target, token = public_key(authority.address), public_key(to_address), public_key(mint)
@@ -434,6 +438,7 @@ def build_faucet(
     instructions = [
         create_associated(owner, target, token),
         mint_to(token, account, owner, amount_base_units),
+        *([memo(owner, f"cyx/2 faucet mint={mint_id}")] if mint_id else []),
     ]
     return sign_message(
         authority, compile_message(owner, instructions, to_blockhash(blockhash)), last_valid_block_height

@@ -49,6 +49,7 @@ class Faucet(Struct, frozen=True, kw_only=True, tag="faucet"):
     amount_base_units: int
     blockhash: str
     last_valid_block_height: int
+    mint_id: str = ""
 
 
 Shape = Settle | Deposit | MakeMint | Faucet
@@ -82,7 +83,9 @@ def sign_shape(wallet: Wallet, shape: Shape) -> SignedTransaction:
         case MakeMint():
             return build_mint(wallet, shape.blockhash, until)
         case Faucet():
-            return build_faucet(wallet, shape.mint, shape.to, shape.amount_base_units, shape.blockhash, until)
+            return build_faucet(
+                wallet, shape.mint, shape.to, shape.amount_base_units, shape.blockhash, until, shape.mint_id
+            )
 
 
 async def signed_by_key(who: Wallet | Signer, shape: Shape) -> SignedTransaction:

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import math
 import random
+import secrets
 import urllib.request
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
@@ -595,9 +596,12 @@ class Settlement:
         return True
 
     async def faucet_transaction(
-        self, authority: Wallet | Signer, mint: str, to_address: str, amount_base_units: int
+        self, authority: Wallet | Signer, mint: str, to_address: str, amount_base_units: int, mint_id: str
     ) -> SignedTransaction:
-        """New tokens for an address, signed and not sent. Raises SettlementError not_local, bad_terms."""
+        """New tokens for an address, signed and not sent; mint_id: of no other payment.
+
+        Raises SettlementError not_local, bad_terms.
+        """
         await self._require_local("make tokens")
         blockhash, last_valid = await self.latest_blockhash()
         shape = Faucet(
@@ -606,12 +610,14 @@ class Settlement:
             amount_base_units=amount_base_units,
             blockhash=blockhash,
             last_valid_block_height=last_valid,
+            mint_id=mint_id,
         )
         return await signed_by_key(authority, shape)
 
     async def faucet(self, authority: Wallet, mint: str, to_address: str, amount_base_units: int) -> str:
         """New tokens for an address; returns the signature when they are there for ever."""
-        signed = await self.faucet_transaction(authority, mint, to_address, amount_base_units)
+        mint_id = secrets.token_hex(8)
+        signed = await self.faucet_transaction(authority, mint, to_address, amount_base_units, mint_id)
         await self.succeed(signed, "faucet")
         return signed.signature
 

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from msgspec import Meta, Struct
 
-from cyxnet.messages.fields import Address, Request
+from cyxnet.messages.fields import Address, Request, RequestId
 
 
 class WalletRequest(Request, kw_only=True, frozen=True):
@@ -21,11 +21,15 @@ class WalletReply(Struct, kw_only=True):
 
 
 class FaucetRequest(Request, kw_only=True, frozen=True):
-    """Local networks give test money. lamports pay the chain's own fees."""
+    """Local networks give test money. lamports pay the chain's own fees.
+
+    request_id: chosen by the caller and the same in every try of one wish, which is paid once.
+    """
 
     address: Address | None = None
     amount_base_units: Annotated[int, Meta(ge=1, le=10**15)] = 100_000_000_000
     lamports: Annotated[int, Meta(ge=0, le=10**10)] = 1_000_000_000
+    request_id: RequestId = ""
 
 
 class FaucetReply(Struct, kw_only=True):

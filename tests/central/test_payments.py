@@ -18,6 +18,7 @@ from cyxcentral.machine import Machine
 from cyxcentral.payments import Payments
 from cyxnet import escrow, subjects
 from cyxnet import messages as m
+from cyxnet.bus import ApiError
 from cyxnet.cli import money as cli_money
 from cyxnet.cli import parser
 from cyxnet.cli.screen import JsonScreen
@@ -237,10 +238,31 @@ async def test_a_faucet_payment_whose_chain_was_away_is_still_recorded(lab, monk
     monkeypatch.setattr("cyxcentral.payments.TROUBLE_DELAYS_S", (0.01,))
     payments = lab.payments()
     lab.fail("getSignatureStatuses", times=6)
-    await payments.mint_to(CLIENT.address, 5)
+    await payments.mint_to("one", CLIENT.address, 5)
     [mint] = lab.central.world.mints.values()
     assert isinstance(mint.ended, m.Minted)
     assert await lab.chain.token_supply(lab.mint) == f.AMOUNT + 5
+
+
+async def test_two_equal_wishes_for_test_money_in_one_block_are_paid_both(lab):
+    # one message: the chain landed it once, the log said twice that it had
+    payments = lab.payments()
+    signatures = await asyncio.gather(*[payments.mint_to(each, CLIENT.address, 5) for each in ("one", "another")])
+    assert len(set(signatures)) == 2
+    assert await lab.chain.token_supply(lab.mint) == f.AMOUNT + 10
+
+
+async def test_one_wish_for_test_money_that_two_centrals_hear_is_paid_once(lab, broker):
+    other = await SmallCentral.start(broker, "central-b")
+    first, second = lab.payments(), lab.payments(other)
+    signatures = await asyncio.gather(*[each.mint_to("one", CLIENT.address, 5) for each in (first, second, first)])
+    assert len(set(signatures)) == 1
+    assert await second.mint_to("one", CLIENT.address, 5) == signatures[0]
+    with pytest.raises(ApiError, match=f"stands for 5 base units for {CLIENT.address}"):
+        await first.mint_to("one", CLIENT.address, 6)
+    assert await lab.chain.token_supply(lab.mint) == f.AMOUNT + 5
+    await second.close()
+    await other.close()
 
 
 async def test_a_second_deposit_for_the_same_job_is_refused_before_it_is_signed(lab):

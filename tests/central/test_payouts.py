@@ -89,7 +89,7 @@ async def test_frozen_payouts_wait_and_are_made_when_an_operator_releases_them(a
     made = audited.payments()
     made.resume()
     with pytest.raises(ApiError, match="the night"):
-        await made.mint_to(NODE.address, 5)
+        await made.mint_to("one", NODE.address, 5)
     assert "settle job-1" not in made._working
     assert (await kinds_of(audited.central))[-1] == "Completed"
     reply = await reconciliation.steer(audited.central.log, m.PayoutsReleased(reason="it is day", caller="c-1"))
@@ -114,7 +114,7 @@ async def test_a_faucet_payment_under_way_is_not_sent_while_payouts_are_frozen(a
     monkeypatch.setattr("cyxcentral.payments.RESEND_AFTER_S", (0.01,))
     made, send = audited.payments(), audited.chain.send
     sent, looked = frozen_by_the_first_send(audited)
-    paying = asyncio.create_task(made.mint_to(NODE.address, 5))
+    paying = asyncio.create_task(made.mint_to("one", NODE.address, 5))
     await looked.wait()
     assert len(sent) == 1  # before it was frozen
     audited.chain.send = send

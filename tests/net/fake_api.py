@@ -47,6 +47,7 @@ class FakeCentral:
         self.mint = mint or Wallet(bytes([3]) * 32).address
         self.submitted: dict[str, m.SubmitRequest] = {}
         self.offered: list[m.SubmitRequest] = []  # what was refused too
+        self.faucet_asked: list[m.FaucetRequest] = []
         self.before_submit: Callable[[m.SubmitRequest], None] | None = None
         self.updates: dict[str, list[m.Update]] = {}
         self.status: dict[str, m.JobStatus] = {}
@@ -270,6 +271,7 @@ class FakeCentral:
         if self.settlement is None:
             raise ApiError("no_faucet", "this network gives no test money", 403)
         assert ask.address
+        self.faucet_asked.append(ask)
         await self.settlement.airdrop(ask.address, ask.lamports)
         signature = await self.settlement.faucet(self.authority, self.mint, ask.address, ask.amount_base_units)
         return m.FaucetReply(

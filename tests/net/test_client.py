@@ -525,6 +525,18 @@ async def test_a_deposit_that_paid_although_central_calls_it_expired_is_the_last
     assert len({str(each.payment) for each in quoting.offered}) == 1
 
 
+async def test_a_wish_for_test_money_whose_answer_was_lost_is_the_same_wish_in_every_try(
+    paying: FakeCentral, client: AsyncClient
+) -> None:
+    paying.faucet_asked.clear()
+    paying.answers_lost["wallet.faucet"] = 1
+    await client.faucet(CYX)
+    first, again = paying.faucet_asked
+    assert first == again and first.request_id
+    await client.faucet(CYX)
+    assert paying.faucet_asked[-1].request_id != first.request_id
+
+
 async def test_the_data_arrives_before_the_job(paying: FakeCentral, client: AsyncClient, data_path: Path) -> None:
     reply = await client.submit(request_for(data_path), data_path)
     manifest = paying.manifests[paying.submitted[reply.job_id].job.dataset.sha256]

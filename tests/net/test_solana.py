@@ -1131,7 +1131,7 @@ async def test_a_machine_that_is_behind_cannot_testify_that_a_transaction_is_dea
     "attempt",
     [
         lambda settlement: settlement.create_mint(CENTRAL),
-        lambda settlement: settlement.faucet_transaction(CENTRAL, STRANGER.address, NODE.address, UNIT),
+        lambda settlement: settlement.faucet_transaction(CENTRAL, STRANGER.address, NODE.address, UNIT, "one"),
     ],
 )
 async def test_tokens_are_not_made_on_a_chain_that_calls_itself_mainnet(
