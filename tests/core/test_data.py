@@ -543,7 +543,8 @@ def test_the_reader_prints_no_progress(tmp_path: Path) -> None:
 def test_tables_are_read_in_a_notebook_that_has_no_ipywidgets(tmp_path: Path) -> None:
     path = csv_file(tmp_path, "u,label\n1,a\n2,b\n3,a\n4,b\n")
     code = (  # what DuckDB takes for a notebook: no __main__.__file__, and a shell with a kernel
-        "import sys, types; sys.modules['ipywidgets'] = None; shell = types.SimpleNamespace(config={'IPKernelApp': {}});"
+        "import sys, types; sys.modules['ipywidgets'] = None;"
+        "shell = types.SimpleNamespace(config={'IPKernelApp': {}});"
         "sys.modules['IPython'] = types.SimpleNamespace(get_ipython=lambda: shell); import duckdb;"
         f"from cyxcore import data, spec; rows = data.inspect({str(path)!r}, spec.DataSpec(target='label')).rows;"
         "print(duckdb.__jupyter__, rows)"
