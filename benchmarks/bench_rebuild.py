@@ -33,9 +33,10 @@ import psutil
 from benchmarks.figures import add_save, save
 from cyxcentral import readahead, snapshot
 from cyxcentral.__main__ import COLLECT_AFTER
-from cyxcentral.eventlog import LARGEST, EventLog
+from cyxcentral.eventlog import EventLog
 from cyxcentral.ledger import Ledger
 from cyxcentral.projection import project
+from cyxcentral.records import LARGEST
 from cyxcentral.world import World
 from cyxcore.spec import ModelSpec, TrainingSummary
 from cyxnet import messages as m

@@ -16,9 +16,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from msgspec.structs import replace
 
 from cyxcentral import earnings
-from cyxcentral.eventlog import read
 from cyxcentral.ledger import Ledger
 from cyxcentral.readahead import Read
+from cyxcentral.records import read
 from cyxcentral.world import World
 from cyxnet import messages as m
 from cyxnet import subjects

@@ -17,19 +17,20 @@ import heapq
 import itertools
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from typing import Any, NamedTuple, TypeVar, get_args
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
 from cyxcentral.groupcommit import GroupCommit
 from cyxcentral.machine import MACHINE, Machine
+from cyxcentral.records import is_read_as, read
 from cyxcentral.snapshot import NOT_USED, Snapshot, Unusable
-from cyxcentral.world import UnknownEvent, World
+from cyxcentral.world import World
 from cyxcore.errors import CyxError
 from cyxnet import subjects
 from cyxnet.bus import Bus, BusError
-from cyxnet.codec import MSGPACK, BadMessage, decode, encode, may_hold_non_finite, occurs
-from cyxnet.messages import AnyEvent, Funded, Record, Submitted
+from cyxnet.codec import BadMessage, encode
+from cyxnet.messages import AnyEvent, Record
 from cyxnet.outcomes import AppendUnknown, Conflict, StorageFull, Stored
 
 log = logging.getLogger(__name__)
@@ -54,12 +55,7 @@ ReadAhead = Callable[[int, int], AsyncGenerator[Sequence[tuple[str, bytes, bytes
 APPLY_TIMEOUT_S = 10.0
 READ_TIMEOUT_S = 600.0  # of the whole log, at the start
 UNKNOWN_RETRIES = 5
-# Events that hold nothing but text, whole numbers, bytes and what was decoded once already: as they are encoded, they
-# would be read. (Of another, a tuple would be read as a list.)
-READ_AS_ENCODED = frozenset({Submitted, Funded})
 LONG = 20_000  # events to read: then it is worth a process of its own
-LARGEST = 2**63 - 1  # that the ledger can hold
-_UINT64, _LARGER = b"\xcf", frozenset(range(0x80, 0x100))  # how a larger integer begins in MessagePack
 
 
 class LogError(BusError):
@@ -236,7 +232,7 @@ class EventLog:
         try:
             sha256 = sha256 or hashlib.sha256(stored.payload).digest()
             record: Record | BadMessage
-            if encoded and type(encoded.event) in READ_AS_ENCODED and is_plain(_without_bytes(stored.payload, encoded)):
+            if encoded and is_read_as(encoded, stored.payload):
                 record = encoded
             else:
                 record = read(stored.payload, plain)
@@ -498,38 +494,6 @@ class EventLog:
                 await self._reached(last.seq)
 
 
-def read(payload: bytes, plain: bool | None = None) -> Record | BadMessage:
-    """A message of the log as a record, or what is wrong with it. plain: what is_plain says, where that is known."""
-    try:
-        if plain or (plain is None and is_plain(payload)):
-            return _RECORDS.decode(payload)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        pass  # it is said below
-    try:
-        record = decode(Record, payload, MSGPACK, max_bytes=2**31)
-        if occurs(payload, _UINT64, _LARGER) and occurs(_without_bytes(payload, record), _UINT64, _LARGER):
-            _refuse_too_large(msgspec.msgpack.decode(payload))
-        return record
-    except BadMessage as error:
-        return _newer(payload) or error
-
-
-def is_plain(payload: bytes) -> bool:
-    """Whether a message needs no second look once it is decoded: no bytes look like what msgspec lets through."""
-    return not (may_hold_non_finite(payload) or occurs(payload, _UINT64, _LARGER))
-
-
-def _without_bytes(payload: bytes, record: Record) -> bytes:
-    """The message without its transaction, which looks like anything."""
-    event: Any = record.event
-    signed = getattr(event, "deposit", None) or getattr(event, "signed", None)
-    if not signed or len(signed.transaction) <= 64:
-        return payload
-    at = payload.find(signed.transaction[:32])  # of its signature; the search for all of it would take longer
-    end = at + len(signed.transaction)
-    return payload[:at] + payload[end:] if payload[at:end] == signed.transaction else payload
-
-
 @contextlib.asynccontextmanager
 async def _not_collected() -> AsyncGenerator[None, None]:
     """Without looks for cycles of garbage: reading the log makes none, and all that it makes would be looked at."""
@@ -540,37 +504,6 @@ async def _not_collected() -> AsyncGenerator[None, None]:
     finally:
         if was_enabled:
             gc.enable()
-
-
-class _Kind(msgspec.Struct):
-    t: str
-
-
-class _Peek(msgspec.Struct):
-    """What every version of a record has."""
-
-    command_id: str
-    event: _Kind
-
-
-_RECORDS = msgspec.msgpack.Decoder(Record)
-KINDS = frozenset(kind.__name__ for kind in get_args(AnyEvent))
-_PEEK = msgspec.msgpack.Decoder(_Peek)
-
-
-def _newer(payload: bytes) -> UnknownEvent | None:
-    try:
-        kind = _PEEK.decode(payload).event.t
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return None
-    return None if kind in KINDS else UnknownEvent(f"this version knows no event {kind[:80]!r}")
-
-
-def _refuse_too_large(value: Any) -> None:
-    if isinstance(value, int) and value > LARGEST:
-        raise BadMessage(f"expected integers up to {LARGEST}, got {value}")
-    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        _refuse_too_large(item)
 
 
 def unsafe(config: Any) -> str:

@@ -18,7 +18,7 @@ from typing import IO, NamedTuple
 import msgspec
 from msgspec import Struct
 
-from cyxcentral.eventlog import is_plain
+from cyxcentral.records import is_plain
 from cyxcore.errors import CyxError
 from cyxnet import subjects
 from cyxnet.bus import Bus, BusError
@@ -42,7 +42,7 @@ class Asked(Struct, frozen=True, kw_only=True):
 
 
 class Read(NamedTuple):
-    """A message of the log. plain: its bytes hold nothing that decoding has to look for (see eventlog.is_plain)."""
+    """A message of the log. plain: its bytes hold nothing that decoding has to look for (see records.is_plain)."""
 
     subject: str
     payload: bytes

@@ -126,7 +126,7 @@ cyxcentral.schedule cyxcentral.tree cyxcentral.line cyxcentral.room
 cyxcentral.listing cyxcentral.roster cyxcentral.matching cyxcentral.world cyxcentral.snapshot
 cyxcentral.intake cyxcentral.prices cyxcentral.segments cyxcentral.checking cyxcentral.views
 cyxcentral.cache cyxcentral.columns cyxcentral.ledger cyxcentral.projection cyxcentral.recent cyxcentral.blobs
-cyxcentral.groupcommit
+cyxcentral.groupcommit cyxcentral.records
 cyxcentral.eventlog cyxcentral.fetches cyxcentral.readahead cyxcentral.sweeper cyxcentral.reports cyxcentral.telling
 cyxcentral.dispatch cyxcentral.runreports
 cyxcentral.landings

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import msgspec
 from msgspec.structs import replace
 
-from cyxcentral.eventlog import read
+from cyxcentral.records import read
 from cyxcentral.world import World
 from cyxcore.spec import ModelSpec
 from cyxnet import messages as m

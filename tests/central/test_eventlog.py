@@ -14,8 +14,9 @@ import pytest
 from msgspec.structs import replace
 
 from cyxcentral import eventlog, groupcommit
-from cyxcentral.eventlog import EventLog, LogError, Sequel, read, unsafe
+from cyxcentral.eventlog import EventLog, LogError, Sequel, unsafe
 from cyxcentral.groupcommit import GroupCommit
+from cyxcentral.records import read
 from cyxcentral.world import World
 from cyxnet import messages as m
 from cyxnet import subjects, watchdog

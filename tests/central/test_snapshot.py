@@ -6,7 +6,8 @@ import hashlib
 import pytest
 
 from cyxcentral import snapshot
-from cyxcentral.eventlog import EventLog, read
+from cyxcentral.eventlog import EventLog
+from cyxcentral.records import read
 from cyxcentral.world import World
 from cyxnet.bus import Bus
 from tests.central.histories import HISTORIES, fold, records_of

@@ -28,7 +28,7 @@ from typing import Any
 from msgspec import Struct
 
 from cyxcentral import earnings
-from cyxcentral.eventlog import read
+from cyxcentral.records import read
 from cyxcentral.world import World
 from cyxnet import messages as m
 from cyxnet import subjects
