@@ -184,6 +184,10 @@ class TrainingProcess:
 class Pool:
     """Keeps SPARES training processes warm: whoever is killed at its first step starts again at once, and one that is
     still warming up is nobody's second. take() hands one out and has another one warmed up a little later.
+
+    A job whose process is killed a second time rests for a second before it is leased again, so that two are enough.
+    Each is started, not forked from a warm one: jobs would share the layout of its memory, and whatever it loads would
+    have to bear a fork for ever.
     """
 
     def __init__(self, launch: Launch):
@@ -191,14 +195,15 @@ class Pool:
         self._spares: collections.deque[asyncio.Task[TrainingProcess]] = collections.deque()  # that nobody waits for
         self._kept: set[asyncio.Task[TrainingProcess]] = set()  # all that have not been handed out
         self._refill: asyncio.TimerHandle | None = None
-        self._full = False  # whether SPARES are kept, or one
+        self._ending: set[asyncio.Task[None]] = set()  # of those that were too many
+        self._most = 1  # that are kept: SPARES once keep_full() was called
         self._closed = False
 
     def keep_full(self) -> None:
         """From now on keep SPARES warm, not one. Not while another thread computes by BLAS: a fork stops the threads of
         that, and neither would ever end.
         """
-        self._full = True
+        self._most = SPARES
         self._refill_later()
 
     def warm_up(self) -> None:
@@ -211,12 +216,14 @@ class Pool:
             self._begin()
 
     def fill_up(self) -> None:
-        """Begin to warm up one more until there are SPARES: one at a time, or the first would be ready later."""
+        """Begin to warm up one more until there are as many as are kept: one at a time, or the first would be ready
+        later.
+        """
         if self._refill:
             self._refill.cancel()
             self._refill = None
         self.warm_up()
-        if len(self._spares) < SPARES and all(spare.done() for spare in self._spares) and not self._closed:
+        if len(self._spares) < self._most and all(spare.done() for spare in self._spares) and not self._closed:
             self._begin()
 
     async def wait_warm(self) -> TrainingProcess:
@@ -234,7 +241,7 @@ class Pool:
             try:
                 process = await asyncio.shield(spare)
             except asyncio.CancelledError:
-                self._spares.appendleft(spare)
+                self._give_back(spare)
                 raise
             except NodeError:
                 self._kept.discard(spare)
@@ -252,8 +259,18 @@ class Pool:
         for spare in self._kept:
             spare.cancel()
         for spare in list(self._kept):
-            with contextlib.suppress(asyncio.CancelledError, NodeError):
-                await (await spare).close()
+            await _end(spare)
+        await asyncio.gather(*self._ending)
+
+    def _give_back(self, spare: "asyncio.Task[TrainingProcess]") -> None:
+        """Who waited for it gave up: it is the next taker's, and what was begun since may be one too many."""
+        self._spares.appendleft(spare)
+        if len(self._spares) > self._most:
+            newest = self._spares.pop()
+            self._kept.discard(newest)
+            ending = asyncio.create_task(_end(newest))
+            self._ending.add(ending)
+            ending.add_done_callback(self._ending.discard)
 
     def _begin(self) -> None:
         spare = asyncio.create_task(self._warm())
@@ -266,7 +283,7 @@ class Pool:
             return
         if error := spare.exception():
             log.warning("no training process is warm: %s", error)
-        elif self._full and len(self._spares) < SPARES:
+        elif len(self._spares) < self._most:
             self._refill_later()
 
     def _refill_later(self) -> None:
@@ -283,6 +300,12 @@ class Pool:
             await process.close()
             raise
         return process
+
+
+async def _end(spare: asyncio.Task[TrainingProcess]) -> None:
+    spare.cancel()
+    with contextlib.suppress(asyncio.CancelledError, NodeError):
+        await (await spare).close()
 
 
 def scrubbed_environment(folder: Path) -> dict[str, str]:

@@ -219,6 +219,7 @@ async def test_a_taker_who_gives_up_leaves_the_process_to_the_next(tmp_path: Pat
 async def test_the_pool_keeps_a_second_one_warm_which_needs_no_wait_when_the_first_is_killed(tmp_path: Path) -> None:
     pool = Pool(launch(tmp_path, "hang"))
     await pool.wait_warm()
+    pool.keep_full()
     pool.fill_up()
     pool.fill_up()  # one at a time, and no more than there shall be
     killed = await pool.take()
@@ -229,7 +230,36 @@ async def test_the_pool_keeps_a_second_one_warm_which_needs_no_wait_when_the_fir
         assert process is spare and process.alive
     finally:
         await asyncio.gather(killed.close(), process.close(), pool.close())
-    assert [child for child in psutil.Process().children() if "standin.py" in " ".join(child.cmdline())] == []
+    assert standins() == []
+
+
+async def test_takers_who_give_up_leave_no_more_than_are_kept(tmp_path: Path) -> None:
+    # each had begun one, and all of them stayed
+    pool = Pool(launch(tmp_path, "hang"))
+    takers = [asyncio.create_task(pool.take()) for _ in range(4)]
+    await asyncio.sleep(0)
+    pool.keep_full()
+    for taker in takers:
+        taker.cancel()
+    await asyncio.gather(*takers, return_exceptions=True)
+    assert len(pool._spares) == 2
+    await asyncio.gather(*pool._ending)
+    await asyncio.gather(*pool._spares)
+    assert len(standins()) == 2
+    await pool.close()
+    assert standins() == []
+
+
+def standins() -> list[psutil.Process]:
+    return [child for child in psutil.Process().children() if "standin.py" in " ".join(child.cmdline())]
+
+
+async def test_one_is_kept_while_the_machine_is_measured_however_many_jobs_end(tmp_path: Path) -> None:
+    pool = Pool(launch(tmp_path, "hang"))
+    await pool.wait_warm()
+    pool.fill_up()  # as at the end of a job
+    assert len(pool._spares) == 1
+    await pool.close()
 
 
 async def timers_without_delay() -> None:
@@ -270,7 +300,7 @@ async def test_a_closed_pool_leaves_no_process(tmp_path: Path) -> None:
     pool = Pool(launch(tmp_path, "hang"))
     pool.warm_up()
     await pool.close()
-    assert [child for child in psutil.Process().children() if "standin.py" in " ".join(child.cmdline())] == []
+    assert standins() == []
 
 
 @pytest.mark.parametrize(
