@@ -37,6 +37,9 @@ class Client:
             self._stop_loop()
             raise
 
+    def __repr__(self) -> str:
+        return f"Client({self._client.caller!r}{', closed' if self._loop.is_closed() else ''})"
+
     def close(self) -> None:
         """Close the connection. Safe to call twice."""
         if not self._loop.is_closed():
@@ -83,7 +86,7 @@ class Client:
     def submit(
         self,
         job: "str | Path | LoadedJob | m.JobRequest | Any",
-        data: str | Path | None = None,
+        data: "str | Path | tuple[Any, Any] | None" = None,
         amount: str | int | None = None,
         *,
         on_upload: Advance | None = None,
@@ -91,18 +94,20 @@ class Client:
     ) -> "Job":
         """Pay for a job and submit it.
 
-        job: the path of a job file, a LoadedJob, a JobRequest with `data`, or a cyxcore module with `data`, `amount`
-        and the options of AsyncClient.submit_module.
+        job: the path of a job file, a LoadedJob, a JobRequest with `data`, or a cyxcore module with `data` (a file, or
+        arrays (inputs, targets)), `amount` and the options of AsyncClient.submit_module.
         """
         if isinstance(job, str | Path):
             job = load(job)
         if isinstance(job, LoadedJob | m.JobRequest):
             if amount is not None or options:
                 raise TypeError("amount and options go with a module; a job holds its own")
+            if isinstance(data, tuple):
+                raise TypeError("arrays go with a module; a JobRequest names a file by its digest")
             path = Path(data) if data is not None else None
             reply = self._run(self._client.submit(job, path, on_upload))
         elif data is None or amount is None:
-            raise TypeError("a module needs data (a path) and amount (CYX, such as '2.5')")
+            raise TypeError("a module needs data (a path, or arrays) and amount (CYX, such as '2.5')")
         else:
             reply = self._run(self._client.submit_module(job, data, amount, on_upload=on_upload, **options))
         return Job(self, reply.job_id)
@@ -145,7 +150,7 @@ class Client:
 
     def deploy(
         self,
-        model: str | Path,
+        model: "str | Path | Job",
         replicas: int | tuple[int, int] = 1,
         *,
         name: str = "",
@@ -157,7 +162,8 @@ class Client:
         replicas: (least, most) for as many as its questions need. options: renewals, and those of
         AsyncClient.deployments.request: hours, amount_base_units, needs, public and so on.
         """
-        return self._run(self._client.deployments.deploy(model, replicas, name=name, on_upload=on_upload, **options))
+        source = model.id if isinstance(model, Job) else model
+        return self._run(self._client.deployments.deploy(source, replicas, name=name, on_upload=on_upload, **options))
 
     def deployments(self, beginning: str = "", *, ended: bool = False) -> list[m.DeploymentView]:
         return self._run(self._client.deployments.all(beginning, ended=ended)).deployments

@@ -423,7 +423,7 @@ class AsyncClient:
     async def submit_module(
         self,
         module: Any,
-        data: str | Path,
+        data: "str | Path | tuple[Any, Any]",
         amount: str | int,
         *,
         name: str = "module",
@@ -435,8 +435,9 @@ class AsyncClient:
     ) -> m.SubmitReply:
         """Train a cyxcore module: its graph and its present weights travel, no Python does.
 
-        data: a CSV, Parquet, JSON lines or NPZ file. amount: CYX, "2.5". spec: how to read the data; by default
-        every column but `target`, unscaled (a traced module has no place for scaling statistics).
+        data: a CSV, Parquet, JSON lines or NPZ file, or arrays (inputs (N, …), targets (N,) or (N, K)). amount: CYX,
+        "2.5". spec: how to read the data; by default every column but `target`, unscaled (a traced module has no place
+        for scaling statistics).
         """
         from cyxnet import jobfile
 
@@ -445,7 +446,7 @@ class AsyncClient:
             job = await asyncio.to_thread(
                 jobfile.from_module,
                 module,
-                Path(data),
+                data,
                 amount,
                 name=name,
                 spec=spec or DataSpec(target=target, normalize="none"),

@@ -170,7 +170,7 @@ def discard(data_path: Path) -> None:
 
 def from_module(
     module: Any,
-    data_path: Path,
+    source: "str | Path | tuple[Any, Any]",
     amount: str | int,
     *,
     name: str,
@@ -179,11 +179,24 @@ def from_module(
     needs: Needs,
     weights_path: Path,
 ) -> LoadedJob:
-    """A job from a cyxcore module: traced here, its weights saved to `weights_path` for upload."""
+    """A job from a cyxcore module: traced here, its weights saved to `weights_path` for upload.
+
+    source: a file, or arrays (x, y), which are written beside the weights.
+    """
     import cyxcore
     from cyxcore import data
+    from cyxcore.data.arrays import pack_arrays
 
     amount_base_units = amounts.parse(amount)
+    if isinstance(source, str | Path):
+        data_path = Path(source)
+    elif isinstance(source, tuple) and len(source) == 2:
+        data_path = weights_path.with_name("data.npz")
+        pack_arrays(*source, data_path)
+        spec = msgspec.structs.replace(spec, target="y")
+    else:
+        got = f"{len(source)} of them" if isinstance(source, tuple) else f"a {type(source).__name__}"
+        raise DataError(f"data: expected the path of a file, or two arrays (inputs, targets), got {got}")
     task = data.task_of(spec, training.loss)
     spec = msgspec.structs.replace(spec, format=data.detect_format(data_path), task=task)
     info = data.inspect(data_path, spec, loss=training.loss)

@@ -6,12 +6,13 @@ import math
 import os
 import zipfile
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cyxcore.data.checks import MAX_BYTES, Path, check_budget, defect, listed, nearest, shown
 from cyxcore.data.formats import read_start
 from cyxcore.data.labels import MAX_CLASSES, check_label, encode, plain
 from cyxcore.data.npy import Header, damage_told, read_array, read_header
+from cyxcore.errors import DataError
 from cyxcore.spec import DataSpec, Task
 
 if TYPE_CHECKING:
@@ -230,6 +231,33 @@ def pack(path_x: Path, path_y: Path, out_path: Path, *, limit_bytes: int = MAX_B
             arrays[name] = np.ascontiguousarray(read_array(path, name, stream, header))
     _check_shapes(path_x, "x", "y", arrays["x"].shape, arrays["y"].shape, "regression")
     write_npz(out_path, arrays)
+
+
+def pack_arrays(x: Any, y: Any, out_path: Path) -> None:
+    """Writes an NPZ with the arrays "x" and "y": NumPy's, tensors, lists, or what has columns. Raises DataError.
+
+    The same arrays give the same bytes. y of text is labels.
+    """
+    write_npz(out_path, {name: _as_plain(name, values) for name, values in (("x", x), ("y", y))})
+
+
+def _as_plain(name: str, values: Any) -> ndarray:
+    """An array that can be written without pickling. Raises DataError."""
+    import numpy as np
+
+    try:
+        array = np.asarray(values)
+    except ValueError as error:  # rows of different lengths
+        raise DataError(f"{name}: expected an array, got a {type(values).__name__}: {str(error)[:200]}") from None
+    if array.dtype.kind != "O":
+        return array
+    strange = next((each for each in array.flat if not isinstance(each, str)), None)
+    if strange is None:
+        return array.astype(str)
+    raise DataError(
+        f"{name}: expected an array of numbers, or labels of text, got objects such as {shown(repr(strange))}; make "
+        "numbers of all columns, or save the table as CSV and name the file"
+    )
 
 
 def write_npz(out_path: Path, arrays: Mapping[str, ndarray]) -> None:

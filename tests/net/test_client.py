@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 import cyxnet
+from cyxcore import nn
 from cyxcore.errors import DataError
 from cyxcore.spec import ModelSpec
 from cyxnet import artifacts, subjects
@@ -693,6 +694,22 @@ async def test_the_blocking_client_submits_and_follows(
     loop = asyncio.get_running_loop()
     job_id, kinds, status = await asyncio.to_thread(work)
     assert (job_id in paying.submitted, kinds, status) == (True, ["Settled"], "completed")
+
+
+async def test_the_blocking_client_submits_a_module_with_arrays(
+    paying: FakeCentral, client: AsyncClient, broker: Broker, tmp_path: Path
+) -> None:
+    def work() -> tuple[str, str]:
+        with cyxnet.Client(tmp_path, url=broker.url("client")) as blocking:
+            job = blocking.submit(nn.Linear(1, 2), ([[1.0], [2.0], [3.0], [4.0]], [0, 1, 0, 1]), "1")
+            with pytest.raises(TypeError, match="arrays go with a module"):
+                blocking.submit(request_for(tmp_path / "client.key"), ([[1.0]], [0]))
+            shown = repr(blocking)
+        return job.id, f"{shown} {blocking!r}"
+
+    job_id, shown = await asyncio.to_thread(work)
+    assert paying.submitted[job_id].job.data.target == "y"
+    assert shown == f"Client({client.caller!r}) Client({client.caller!r}, closed)"
 
 
 def test_a_blocking_client_without_a_network_leaves_no_thread(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cyxcore import Tensor, data, nn
 from cyxcore.errors import CyxError, DataError, ShapeError, SpecError
 from cyxcore.spec import DataSpec, NumericsName, TrainingSpec
 from cyxnet.amounts import AmountError
@@ -376,6 +377,50 @@ def test_a_module_becomes_a_graph_and_a_file_of_its_present_weights(tmp_path: Pa
     assert {name: array.tolist() for name, array in stored.items()} == {
         name: array.tolist() for name, array in module.state_dict().items()
     }
+
+
+def module_job(source: Any, folder: Path, **spec: Any) -> LoadedJob:
+    return from_module(
+        nn.Linear(2, 2),
+        source,
+        "1",
+        name="module",
+        spec=DataSpec(normalize="none", **spec),
+        training=TrainingSpec(),
+        needs=Needs(),
+        weights_path=folder / "weights.safetensors",
+    )
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 1, 0], np.array(["cat", "dog", "dog", "cat"], dtype=object)])
+def test_arrays_in_memory_are_the_data_of_a_module(tmp_path: Path, labels: Any) -> None:
+    x = Tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0], [7.0, 8.0]])
+    job = module_job((x, labels), tmp_path, target="price")  # the names are of columns: arrays have none
+    assert (job.facts.rows, job.facts.input_shape, job.facts.classes) == (4, [2], 2)
+    read = data.load(job.data_path, job.data, loss="cross_entropy", seed=0)
+    assert sorted(np.concatenate([read.x_train, read.x_val])[:, 0].tolist()) == [1.0, 3.0, 5.0, 7.0]
+    first = describe(job.data_path).sha256
+    (tmp_path / "again").mkdir()
+    assert describe(module_job((x, labels), tmp_path / "again").data_path).sha256 == first  # sent once
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ({"a": 1}, "expected the path of a file, or two arrays (inputs, targets), got a dict"),
+        (([[1.0, 2.0]],), "got 1 of them"),
+        (([[1.0, 2.0], [3.0]], [0, 1]), "x: expected an array, got a list: "),
+        (
+            ([[1.0, None], [3.0, 4.0]], [0, 1]),
+            "x: expected an array of numbers, or labels of text, got objects such as",
+        ),
+        (([[1.0, 2.0], [3.0, 4.0]], [0, 1, 0]), "as many inputs as targets"),
+    ],
+)
+def test_what_is_neither_a_file_nor_two_arrays_is_refused(tmp_path: Path, source: Any, words: str) -> None:
+    with pytest.raises(DataError) as refused:
+        module_job(source, tmp_path)
+    assert words in str(refused.value)
 
 
 # -- sizes and anything ---------------------------------------------------------------------------------
