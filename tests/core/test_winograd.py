@@ -21,6 +21,8 @@ SHAPES = [  # images, channels, outputs, height, width, padding, groups
     (9, 40, 70, 2, 2, (1, 1), 1),  # a panel holds many images
     (2, 16, 64, 4, 4, (3, 3), 1),
     (1, 600, 16, 4, 6, (1, 1), 1),
+    (2, 40, 70, 16, 18, (1, 1), 1),  # the weight's gradient in blocks of unequal sizes
+    (2, 48, 96, 12, 12, (1, 1), 2),
 ]
 FLOAT = np.dtype(np.float32)
 Call = tuple[str, tuple[int, ...], list[Array], dict[str, Any]]

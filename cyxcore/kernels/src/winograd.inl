@@ -298,15 +298,49 @@ static cyx_status NAME(conv2d_grad_input_by_tiles)(const cyx_call *call) {
     return NAME(run_tiled)(&p, w->data, 1);
 }
 
-/* The weight's gradient: some tiles at a time, of all images in order, are transformed on both sides; then each position of
- * theirs is added to its sums. */
+/* The weight's gradient is made in blocks of planes by rows, each by a thread of its own, which transforms what its block needs: to
+ * read what another core has just written, or to write where it has read, costs more than to do it twice. Some tiles at a time, of
+ * all images in order, are transformed on both sides; then each position of theirs is added to its sums. */
 typedef struct {
     NAME(tiled) of; /* .out is not used */
     const T *g;
-    T *seen, *panels, *sums, *taps; /* [position][plane][tile]; [position][panel][tile][NR]; [position][plane][width]; [plane][9][width] */
-    int64_t group, first, count, stride, width; /* the tiles at work; `stride` elements from plane to plane of `seen` */
+    T *gradient;
+    int64_t planes, rows, plane_blocks, row_blocks; /* of a block, but for the last ones; blocks of a group */
+    int64_t grain;
     _Atomic int no_memory;
 } NAME(tiled_sums);
+
+/* One of those blocks, and the tiles at work. */
+typedef struct {
+    const NAME(tiled) * of;
+    const T *x, *g; /* of its first plane and row in the first image */
+    int64_t planes, rows, width, first, count, most; /* rows in whole panels; tiles: at most `most` */
+    int64_t stride, seen_apart, panels_apart, sums_apart; /* from plane to plane of `seen`; from position to position */
+    T *seen, *panels, *sums; /* [position][plane][tile]; [position][panel][tile][NR]; [position][plane][width] */
+    T *own; /* a plane's canvas; or two lines of the gradient; or taps: [plane][9][width] */
+} NAME(tiled_block);
+
+/* The tiles at work of each plane. */
+static void NAME(see_planes)(const NAME(tiled_block) * s) {
+    const NAME(tiled) *p = s->of;
+    const NAME(unfolding) *u = &p->canvas;
+    for (int64_t plane = 0; plane < s->planes; plane++) {
+        int64_t painted = -1, top = 0;
+        NAME(run) run;
+        for (int64_t done = 0; done < s->count; done += run.count) {
+            run = NAME(run_from)(p, s->first + done, s->count - done);
+            if (run.n != painted) {
+                top = 2 * run.y;
+                NAME(paint_lines)(u, s->x + (run.n * p->groups * p->planes + plane) * u->h * u->w, 1, s->own, top,
+                                  NAME(lines_to)(p, run.n, s->first + s->count));
+                painted = run.n;
+            }
+            for (int64_t i = 0; i < run.count; i += VN)
+                NAME(see_tiles)(s->own + (2 * run.y - top) * u->canvas_w + 2 * (run.x + i), u->canvas_w,
+                                s->seen + plane * s->stride + done + i, s->seen_apart, s->stride - done - i);
+        }
+    }
+}
 
 /* A g A' of NR channels of a run of tiles: to[i * apart + tile * NR + channel]; pixels: [2][2 * count][NR]. */
 static void NAME(see_gradient)(const T *pixels, int64_t line, int64_t count, T *to, int64_t apart) {
@@ -327,73 +361,53 @@ static void NAME(see_gradient)(const T *pixels, int64_t line, int64_t count, T *
         }
 }
 
-/* One task: a plane of the image, or, behind the last one, a panel of the gradient's channels. */
-static void NAME(tiled_prepare_body)(void *context, int64_t begin, int64_t end) {
-    NAME(tiled_sums) *s = context;
-    const NAME(tiled) *p = &s->of;
-    const NAME(unfolding) *u = &p->canvas;
-    int64_t pixels = p->out_h * p->out_w, of_line = 2 * p->tiles_w * NR;
-    T *own = cyx_scratch(1, sizeof(T) * (size_t)(u->canvas_h * u->canvas_w + 2 * of_line + NAME(SLACK)));
-    if (!own) {
-        s->no_memory = 1;
-        return;
-    }
-    for (int64_t task = begin; task < end; task++) {
+/* The tiles at work of each panel of the gradient's channels. */
+static void NAME(see_panels)(const NAME(tiled_block) * s) {
+    const NAME(tiled) *p = s->of;
+    int64_t pixels = p->out_h * p->out_w;
+    for (int64_t row = 0; row < s->width; row += NR) {
+        int64_t channels = s->rows - row < NR ? s->rows - row : NR;
         NAME(run) run;
-        int64_t painted = -1, top = 0;
         for (int64_t done = 0; done < s->count; done += run.count) {
             run = NAME(run_from)(p, s->first + done, s->count - done);
-            if (task < p->planes) {
-                int64_t plane = (run.n * p->groups + s->group) * p->planes + task;
-                if (plane != painted) {
-                    top = 2 * run.y;
-                    NAME(paint_lines)(u, p->image + plane * u->h * u->w, 1, own, top,
-                                      NAME(lines_to)(p, run.n, s->first + s->count));
-                    painted = plane;
+            const T *g = s->g + (run.n * p->groups * p->rows + row) * pixels + 2 * run.y * p->out_w + 2 * run.x;
+            int64_t of_line = 2 * run.count * NR, left = p->out_w - 2 * run.x;
+            if (!run.x && left == 2 * run.count && 2 * run.y + 1 < p->out_h) /* both lines are one */
+                NAME(pack_panel)(g, pixels, 1, s->own, 2 * left, channels);
+            else
+                for (int i = 0; i < 2; i++) {
+                    T *line = s->own + i * of_line;
+                    int64_t there = 2 * run.y + i >= p->out_h ? 0 : left < 2 * run.count ? left : 2 * run.count;
+                    if (there) NAME(pack_panel)(g + i * p->out_w, pixels, 1, line, there, channels);
+                    memset(line + there * NR, 0, sizeof(T) * (size_t)((2 * run.count - there) * NR));
                 }
-                for (int64_t i = 0; i < run.count; i += VN)
-                    NAME(see_tiles)(own + (2 * run.y - top) * u->canvas_w + 2 * (run.x + i), u->canvas_w,
-                                    s->seen + task * s->stride + done + i, p->planes * s->stride, s->stride - done - i);
-                continue;
-            }
-            int64_t panel = task - p->planes, channels = p->rows - panel * NR < NR ? p->rows - panel * NR : NR;
-            const T *g = s->g + ((run.n * p->groups + s->group) * p->rows + panel * NR) * pixels + 2 * run.y * p->out_w + 2 * run.x;
-            int64_t count = p->out_w - 2 * run.x < 2 * run.count ? p->out_w - 2 * run.x : 2 * run.count;
-            for (int i = 0; i < 2; i++) {
-                T *line = own + i * of_line;
-                int64_t there = 2 * run.y + i < p->out_h ? count : 0;
-                if (there) NAME(pack_panel)(g + i * p->out_w, pixels, 1, line, there, channels);
-                memset(line + there * NR, 0, sizeof(T) * (size_t)((2 * run.count - there) * NR));
-            }
-            NAME(see_gradient)(own, of_line, run.count, s->panels + (panel * s->count + done) * NR, s->width * s->count);
+            NAME(see_gradient)(s->own, of_line, run.count, s->panels + row * s->count + done * NR, s->panels_apart);
         }
     }
 }
 
-/* One task: MR planes of one position. */
-static void NAME(tiled_sums_body)(void *context, int64_t begin, int64_t end) {
-    NAME(tiled_sums) *s = context;
-    int64_t planes = s->of.planes, blocks = (planes + MR - 1) / MR;
-    for (int64_t task = begin; task < end; task++) {
-        int64_t position = task / blocks, r = task % blocks * MR, rows = planes - r < MR ? planes - r : MR;
-        for (int64_t column = 0; column < s->width; column += NR) {
-            int64_t vectors = s->of.rows - column < NR ? (s->of.rows - column + VN - 1) / VN : NV;
-            NAME(rows_kernels)[rows - 1][vectors - 1](
-                s->seen + (position * planes + r) * s->stride, s->stride,
-                s->panels + (position * s->width + column) * s->count, NR,
-                s->sums + (position * planes + r) * s->width + column, s->width, s->count, 1, NO_ADDEND);
+/* Every position of the tiles at work onto its sums. */
+static void NAME(add_tiles)(const NAME(tiled_block) * s) {
+    for (int64_t position = 0; position < POSITIONS; position++)
+        for (int64_t r = 0; r < s->planes; r += MR) {
+            int64_t planes = s->planes - r < MR ? s->planes - r : MR;
+            for (int64_t column = 0; column < s->width; column += NR) {
+                int64_t vectors = s->rows - column < NR ? (s->rows - column + VN - 1) / VN : NV;
+                NAME(rows_kernels)[planes - 1][vectors - 1](
+                    s->seen + position * s->seen_apart + r * s->stride, s->stride,
+                    s->panels + position * s->panels_apart + column * s->count, NR,
+                    s->sums + position * s->sums_apart + r * s->width + column, s->width, s->count, 1, NO_ADDEND);
+            }
         }
-    }
 }
 
-/* One task: G' m G of one plane. */
-static void NAME(tiled_taps_body)(void *context, int64_t begin, int64_t end) {
-    NAME(tiled_sums) *s = context;
-    int64_t apart = s->of.planes * s->width;
-    for (int64_t plane = begin; plane < end; plane++)
+/* G' m G of every plane: [plane][9][width]. */
+static void NAME(make_taps)(const NAME(tiled_block) * s, T *taps) {
+    int64_t apart = s->sums_apart;
+    for (int64_t plane = 0; plane < s->planes; plane++)
         for (int64_t column = 0; column < s->width; column += VN) {
             const T *m = s->sums + plane * s->width + column;
-            T *to = s->taps + plane * 9 * s->width + column;
+            T *to = taps + plane * 9 * s->width + column;
             V t[3][4];
             for (int j = 0; j < 4; j++) {
                 V a = *(const V *)(m + j * apart), b = *(const V *)(m + (4 + j) * apart),
@@ -409,40 +423,80 @@ static void NAME(tiled_taps_body)(void *context, int64_t begin, int64_t end) {
         }
 }
 
+/* One task: a block of a group. */
+static void NAME(tiled_sums_body)(void *context, int64_t begin, int64_t end) {
+    NAME(tiled_sums) *all = context;
+    const NAME(tiled) *p = &all->of;
+    const NAME(unfolding) *u = &p->canvas;
+    for (int64_t task = begin; task < end; task++) {
+        int64_t block = task % (all->plane_blocks * all->row_blocks), group = task / (all->plane_blocks * all->row_blocks);
+        int64_t plane = block / all->row_blocks * all->planes, row = block % all->row_blocks * all->rows;
+        NAME(tiled_block)
+        s = {.of = p,
+             .x = p->image + (group * p->planes + plane) * u->h * u->w,
+             .g = all->g + (group * p->rows + row) * p->out_h * p->out_w,
+             .planes = p->planes - plane < all->planes ? p->planes - plane : all->planes,
+             .rows = p->rows - row < all->rows ? p->rows - row : all->rows};
+        s.width = (s.rows + NR - 1) / NR * NR;
+        int64_t near = TILED_BYTES / ((int64_t)sizeof(T) * POSITIONS * (s.planes + s.width)), total = p->images * p->tiles;
+        s.most = near < LEAST_TILES ? LEAST_TILES : near;
+        if (s.most > p->tiles_w) s.most -= s.most % p->tiles_w; /* whole lines are turned faster */
+        if (s.most > total) s.most = total;
+        s.stride = s.most + APART, s.seen_apart = s.planes * s.stride + APART, s.panels_apart = s.width * s.most + APART;
+        s.sums_apart = s.planes * s.width + APART;
+        int64_t lines = 4 * p->tiles_w * NR, canvas = u->canvas_h * u->canvas_w, taps = 9 * s.planes * s.width;
+        int64_t of_own = lines > canvas ? lines : canvas, sides = POSITIONS * (s.seen_apart + s.panels_apart);
+        s.sums = cyx_scratch(1, sizeof(T) * (size_t)(POSITIONS * s.sums_apart + (sides > taps ? sides : taps) + of_own + NAME(SLACK)));
+        if (!s.sums) {
+            all->no_memory = 1;
+            return;
+        }
+        s.seen = s.sums + POSITIONS * s.sums_apart, s.panels = s.seen + POSITIONS * s.seen_apart, s.own = s.seen + sides;
+        memset(s.sums, 0, sizeof(T) * (size_t)(POSITIONS * s.sums_apart));
+        for (; s.first < total; s.first += s.count) {
+            s.count = total - s.first < s.most ? total - s.first : s.most;
+            NAME(see_planes)(&s);
+            NAME(see_panels)(&s);
+            NAME(add_tiles)(&s);
+        }
+        NAME(make_taps)(&s, s.seen);
+        int64_t k = 9 * p->planes, rows = 9 * s.planes, whole = rows / VN * VN; /* nothing is written beside the block */
+        T *to = all->gradient + (group * p->rows + row) * k + 9 * plane;
+        if (whole) NAME(transpose)(s.seen, s.width, to, k, whole, s.rows);
+        NAME(transpose_columns)(s.seen + whole * s.width, s.width, to + whole, k, rows - whole, 0, s.rows);
+    }
+}
+
+/* Cuts planes and rows so that the threads are through soonest. For each tile a block takes the time of its products, and of
+ * PER_CHANNEL of them for each plane and row that it transforms. */
+static void NAME(cut_blocks)(NAME(tiled_sums) * s) {
+    enum { PER_CHANNEL = 12, LEAST_WORK = 100000 };
+    const NAME(tiled) *p = &s->of;
+    double work = (double)(p->groups * p->planes * p->rows) * (double)(p->images * p->tiles) * POSITIONS / 8.0 / LEAST_WORK;
+    int64_t threads = work < 1 ? 1 : work < cyx_threads() ? (int64_t)work : cyx_threads(), least = INT64_MAX;
+    int64_t heights = (p->planes + MR - 1) / MR, panels = (p->rows + NR - 1) / NR;
+    for (int64_t m = 1; m <= heights && m <= 2 * threads; m++)
+        for (int64_t n = 1; n <= panels && n <= 2 * threads; n++) {
+            int64_t planes = (p->planes + m - 1) / m, rows = (panels + n - 1) / n * NR;
+            int64_t cost = (p->groups * m * n + threads - 1) / threads * (planes * rows + PER_CHANNEL * (planes + rows));
+            if (cost >= least) continue;
+            least = cost;
+            s->planes = planes, s->plane_blocks = (p->planes + planes - 1) / planes;
+            s->rows = rows, s->row_blocks = (p->rows + rows - 1) / rows;
+        }
+    s->grain = threads == 1 ? p->groups : 1;
+}
+
 static cyx_status NAME(conv2d_grad_weight_by_tiles)(const cyx_call *call) {
     const cyx_array *g = &call->in[0], *x = &call->in[1], *w = &call->out;
     const int64_t *i = call->ints;
     if (!w->size || !g->size || !x->size ||
         !NAME(fits_tiles)(i, w->shape, w->shape[1], w->shape[0] / i[6], g->shape[2], g->shape[3]))
         return NAME(conv2d_grad_weight)(call);
-    NAME(tiled_sums) s = {.of = NAME(cut_tiles)(x, g, i[6], i[2], i[3]), .g = g->data};
-    const NAME(tiled) *p = &s.of;
-    int64_t panels = (p->rows + NR - 1) / NR, total = p->images * p->tiles;
-    s.width = panels * NR;
-    int64_t near = TILED_BYTES / ((int64_t)sizeof(T) * POSITIONS * (p->planes + s.width));
-    int64_t at_once = near < LEAST_TILES ? LEAST_TILES : near < total ? near : total;
-    if (at_once > total) at_once = total;
-    s.stride = at_once + APART;
-    int64_t of_seen = POSITIONS * p->planes * s.stride, of_panels = POSITIONS * s.width * at_once,
-            of_sums = POSITIONS * p->planes * s.width;
-    T *memory = cyx_scratch(0, sizeof(T) * (size_t)(of_seen + of_panels + of_sums + 9 * p->planes * s.width));
-    if (!memory) return CYX_NO_MEMORY;
-    s.seen = memory, s.panels = s.seen + of_seen, s.sums = s.panels + of_panels, s.taps = s.sums + of_sums;
-    int64_t prepared = p->planes + panels, blocks = POSITIONS * ((p->planes + MR - 1) / MR);
-    for (s.group = 0; s.group < p->groups; s.group++) {
-        memset(s.sums, 0, sizeof(T) * (size_t)of_sums);
-        for (s.first = 0; s.first < total; s.first += s.count) {
-            s.count = total - s.first < at_once ? total - s.first : at_once;
-            cyx_parallel(prepared, cyx_grain(prepared, (double)(POSITIONS * s.count), LEAST_PACKED), NAME(tiled_prepare_body), &s);
-            if (s.no_memory) return CYX_NO_MEMORY;
-            double work = (double)(MR * s.width) * (double)s.count / 8.0;
-            cyx_parallel(blocks, cyx_grain(blocks, work, 100000), NAME(tiled_sums_body), &s);
-        }
-        cyx_parallel(p->planes, cyx_grain(p->planes, (double)(25 * s.width), LEAST_PACKED), NAME(tiled_taps_body), &s);
-        int64_t k = 9 * p->planes;
-        NAME(transpose)(s.taps, s.width, (T *)w->data + s.group * p->rows * k, k, k, p->rows);
-    }
-    return CYX_OK;
+    NAME(tiled_sums) s = {.of = NAME(cut_tiles)(x, g, i[6], i[2], i[3]), .g = g->data, .gradient = w->data};
+    NAME(cut_blocks)(&s);
+    cyx_parallel(s.of.groups * s.plane_blocks * s.row_blocks, s.grain, NAME(tiled_sums_body), &s);
+    return s.no_memory ? CYX_NO_MEMORY : CYX_OK;
 }
 
 static void NAME(fill_winograd)(cyx_table table) {
