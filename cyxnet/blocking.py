@@ -146,7 +146,7 @@ class Client:
         return self._run(self._client.wait(job_id))
 
     def download(self, job_id: str, out_path: str | Path, progress: Advance | None = None) -> m.ArtifactRef:
-        return self._run(self._client.download(job_id, Path(out_path), progress))
+        return self._run(self._client.download(job_id, out_path, progress))
 
     def deploy(
         self,

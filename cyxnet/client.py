@@ -608,8 +608,9 @@ class AsyncClient:
             pause_s = min(2 * pause_s, 1.0)
         return view
 
-    async def download(self, job_id: str, out_path: Path, progress: Advance | None = None) -> m.ArtifactRef:
+    async def download(self, job_id: str, out_path: str | Path, progress: Advance | None = None) -> m.ArtifactRef:
         """Fetch the delivered .cyxmodel; every byte is checked against its SHA-256. Raises NoModel."""
+        out_path = Path(out_path)
         view = await self.job(job_id)
         if view.model is None:
             why = f": {view.error}" if view.error else "" if view.status in ENDED else "; wait for its end"

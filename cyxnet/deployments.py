@@ -388,8 +388,9 @@ class Deployments:
         return msgspec.json.decode(whole.body) if whole.content_type.startswith("application/json") else whole.body
 
     async def predict(self, deployment: str, input: Any, classes: bool = False) -> PredictReply:
-        """The answer to one sample, or to a list of samples (nested lists, or what has a tolist())."""
-        values = input.tolist() if hasattr(input, "tolist") else input
+        """The answer to one sample, or to a list of samples: nested lists, an array, or what NumPy makes one of."""
+        array = input.__array__() if hasattr(input, "__array__") and not hasattr(input, "tolist") else input  # a table
+        values = array.tolist() if hasattr(array, "tolist") else array
         body: dict[str, Any] = {"input": values} | ({"classes": True} if classes else {})
         return msgspec.convert(await self.ask(deployment, body), PredictReply)
 

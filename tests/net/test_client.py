@@ -614,7 +614,7 @@ async def test_a_model_is_downloaded_whole(central: FakeCentral, client: AsyncCl
     view = central.view(JOB)
     view.model = central.store(content)
     central.views[JOB] = view
-    await client.download(JOB, tmp_path / "model.bin")
+    await client.download(JOB, str(tmp_path / "model.bin"))
     assert (tmp_path / "model.bin").read_bytes() == content
 
 

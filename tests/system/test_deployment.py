@@ -3,6 +3,7 @@
 import asyncio
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import httpx
 import numpy as np
@@ -55,6 +56,8 @@ async def test_a_trained_model_is_deployed_asked_killed_and_paid_for_by_the_time
 
     # over NATS, over HTTP and as OpenAI's embeddings: the same numbers
     reply = await client.deployments.predict(deployment, rows)
+    table = SimpleNamespace(__array__=lambda: data[:5, :-1])  # as a DataFrame is: an array only when asked
+    assert (await client.deployments.predict(deployment, table)).output == reply.output
     server = await Server.start(Gateway(client.deployments.questions, deployment), "127.0.0.1", 0)
     async with (
         httpx.AsyncClient(base_url=server.url, timeout=60) as http,
