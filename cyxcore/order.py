@@ -1,9 +1,16 @@
-"""Where calls of a plan wait until right before who reads them: a kernel can then make both at once."""
+"""In what order a plan makes its calls, and what is decided about them before any memory exists.
+
+Some wait until right before who reads them: a kernel can then make both at once.
+"""
 
 import math
 from collections import Counter
 from collections.abc import Mapping
+from typing import NamedTuple
 
+from cyxcore.accumulating import Joined, accumulations, beside_readers, joined_rows, together
+from cyxcore.bands import Stretch, arrange
+from cyxcore.errors import GraphError
 from cyxcore.graph import Graph, Inferred
 from cyxcore.ops import OPS
 
@@ -64,3 +71,96 @@ def terms_before_updates(
     for index, place in enumerate(late):
         order += [*reversed(moved.get(index, [])), place]
     return order
+
+
+class Schedule(NamedTuple):
+    """Decisions about a graph, before any memory exists."""
+
+    order: list[int]  # nodes with a kernel call
+    alias: dict[int, int]  # reshape or detach -> the node whose memory it shares
+    in_place: dict[int, int]  # update op -> the param whose array it writes
+    copies: list[tuple[int, int]]  # (param, value) written at the end
+    stretches: list[Stretch]  # calls that follow each other in `order` and run band by band
+    onto: dict[int, int]  # sum -> what it adds to, whose memory it has
+    joined: list[Joined]  # concatenations that are not made: what they join is there until their readers are through
+
+    def stretch_of(self) -> dict[int, int]:
+        """The number of the stretch of each call in bands."""
+        return {place: number for number, each in enumerate(self.stretches) for place in each.places}
+
+    def within(self, graph: Graph, known: Inferred) -> set[int]:
+        """The nodes that nothing outside of their own stretch reads: they need memory for one band only."""
+        stretch_of = self.stretch_of()
+        kept = {self.alias.get(i, i) for i in (*graph.outputs, *(value for _, value in self.copies), *self.in_place)}
+        for place in self.order:
+            sources = {self.alias.get(i, i) for i in graph.nodes[place].inputs}
+            kept |= {source for source in sources if stretch_of.get(source, -1) != stretch_of.get(place, -2)}
+        for place, root in self.alias.items():  # seen with other rows
+            if root in stretch_of and (known.shapes[place] or (1,))[0] % self.stretches[stretch_of[root]].bands:
+                kept.add(root)
+        return set(stretch_of) - kept
+
+
+def schedule(graph: Graph, in_bands: bool = False, lanes: int = 1) -> Schedule:
+    """Which nodes need a call and in what order.
+
+    Optimiser ops move to the end, where nobody reads the old parameter any more, and then write it
+    in place. Other updates (running statistics) are copied last of all. What can run in bands comes first; lanes: on
+    how many threads.
+    """
+    alias: dict[int, int] = {}
+    order = []
+    for place, node in enumerate(graph.nodes):
+        if node.op in ("reshape", "detach"):
+            alias[place] = alias.get(node.inputs[0], node.inputs[0])
+        elif OPS[node.op].group != "source":
+            order.append(place)
+    target_of: dict[int, int] = {}
+    copies = []
+    for target, value in graph.updates:
+        node = graph.nodes[value]
+        if OPS[node.op].group == "update" and node.inputs[0] == target and value not in target_of:
+            target_of[value] = target
+        elif graph.nodes[alias.get(value, value)].op == "param" and alias.get(value, value) != target:
+            raise GraphError(f"plan: {graph.nodes[target].attrs['name']!r} cannot become another parameter in place")
+        else:
+            copies.append((target, value))
+    late = _after(graph, set(target_of))
+    early = products_before_sums(graph, [place for place in order if place not in late], alias)
+    stretches: list[Stretch] = []
+    onto: dict[int, int] = {}
+    joined: list[Joined] = []
+    if in_bands:
+        known = graph.infer(1)
+        joined = joined_rows(graph, known, early, alias)
+        early, stretches = arrange(graph, known, early, alias, lanes, [each.place for each in joined])
+        elsewhere = {place for each in stretches for place in each.places}
+        added_up = accumulations(graph, known, early, alias, elsewhere)
+        if lanes > 1:  # one thread finds in its cache what it multiplies right behind its making
+            early = together(early, added_up)
+        elsewhere |= {place for each in added_up for place in each.places}
+        early, joined = beside_readers(graph, early, alias, joined, elsewhere)
+        onto = {place: source for each in added_up for place, source in each.onto().items()}
+        fixed = {*elsewhere, *onto, *onto.values()}
+        order = terms_before_updates(graph, known, early, [p for p in order if p in late], alias, fixed)
+    else:
+        order = early + [place for place in order if place in late]
+    position = {place: index for index, place in enumerate(order)}
+    last_read = {alias.get(i, i): position[place] for place in order for i in graph.nodes[place].inputs}
+    results = {alias.get(place, place) for place in graph.outputs}
+    in_place = {}
+    for value, target in target_of.items():
+        if last_read.get(target, -1) > position[value] or target in results:
+            copies.append((target, value))
+        else:
+            in_place[value] = target
+    return Schedule(order, alias, in_place, copies, stretches, onto, joined)
+
+
+def _after(graph: Graph, updates: set[int]) -> set[int]:
+    """The update ops and everything computed from them."""
+    late = set(updates)
+    for place, node in enumerate(graph.nodes):
+        if any(source in late for source in node.inputs):
+            late.add(place)
+    return late

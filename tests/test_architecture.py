@@ -47,7 +47,8 @@ cyxcore.kernels.gpu.cuda
 cyxcore.metrics.base cyxcore.metrics.classification cyxcore.metrics.regression cyxcore.metrics
 cyxcore.device cyxcore.precision cyxcore.held cyxcore.inspection cyxcore.drawing cyxcore.variates
 cyxcore.gradients cyxcore.memory
-cyxcore.passes cyxcore.onepass cyxcore.recompute cyxcore.accumulating cyxcore.bands cyxcore.order cyxcore.plan
+cyxcore.passes cyxcore.onepass cyxcore.recompute cyxcore.accumulating cyxcore.bands cyxcore.order cyxcore.placement
+cyxcore.plan
 cyxcore.tape cyxcore.keys cyxcore.conversion
 cyxcore.torchtensors cyxcore.exports
 cyxcore.eager cyxcore.creation cyxcore.fft cyxcore.signals

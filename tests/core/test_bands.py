@@ -8,14 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import cyxcore as cx
-from cyxcore import bands, recompute
+from cyxcore import bands, placement, recompute
 from cyxcore import functional as F
 from cyxcore.errors import DataError
 from cyxcore.gradients import backward
 from cyxcore.graph import Graph
 from cyxcore.kernels import cpu
+from cyxcore.order import schedule
 from cyxcore.passes import optimise
-from cyxcore.plan import Plan, schedule
+from cyxcore.plan import Plan
 from cyxcore.symbols import Builder
 
 ROWS, LENGTH, WIDTH, HEADS = 6, 5, 8, 2
@@ -393,6 +394,31 @@ def test_later_bands_make_cheap_arrays_again(monkeypatch: pytest.MonkeyPatch, th
     assert (tanhs(kept), tanhs(again)) == (layers, 2 * layers)
     assert again.arena_bytes <= kept.arena_bytes - layers * 4 * ROWS * WIDTH * 4
     assert run(again) == run(kept) == run(Plan(graph, state_of(graph), "cpu", optimised=False))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_bands_write_where_they_have_read_for_the_last_time(monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
+    """Of layers of gelu: one of the arrays that the backward pass writes lies where what goes into the layer lay."""
+    builder = Builder()
+    x = builder.input("x", (ROWS, 4, WIDTH)).reshape(4 * ROWS, WIDTH)
+    for layer in range(6):
+        weight = builder.param(f"{layer}", (WIDTH, WIDTH), {"kind": "constant", "value": 0.0})
+        x = F.linear(F.gelu(x, "tanh") if layer else x, weight)
+    trained = [builder.at(place) for place, node in enumerate(builder.nodes) if node.op == "param"]
+    loss = (x * x.mean((0,), keepdims=True)).sum()  # which divides the bands of the two passes
+    graph = optimise(builder.graph(loss, *backward(builder, loss, trained)))
+    cpu.set_num_threads(threads)
+    monkeypatch.setattr(bands, "LEAST_FREED", 1)
+    taken_over, found = placement._taken_over, list[dict[int, int]]()
+    monkeypatch.setattr(placement, "_taken_over", lambda *given: found.append(taken_over(*given)) or found[-1])
+    over = Plan(graph, state_of(graph), "cpu")
+    assert sum(map(len, found)) >= 5
+    at = {place: over.arrays[place].ctypes.data for each in found for pair in each.items() for place in pair}
+    assert all(at[new] == at[old] for each in found for new, old in each.items())
+    monkeypatch.setattr(placement, "_taken_over", lambda *_: {})
+    apart = Plan(graph, state_of(graph), "cpu")
+    assert over.arena_bytes <= apart.arena_bytes
+    assert run(over) == run(apart) == run(Plan(graph, state_of(graph), "cpu", optimised=False))
 
 
 @pytest.mark.parametrize("threads", [1, 3])

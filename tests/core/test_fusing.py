@@ -14,8 +14,9 @@ from cyxcore import functional as F
 from cyxcore import onepass
 from cyxcore.graph import Graph
 from cyxcore.kernels import cpu
+from cyxcore.order import schedule
 from cyxcore.passes import optimise
-from cyxcore.plan import Plan, schedule
+from cyxcore.plan import Plan
 from cyxcore.recompute import recompute
 from cyxcore.symbols import Builder
 

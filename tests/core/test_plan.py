@@ -17,8 +17,9 @@ from cyxcore.graphlearner import initial_weights
 from cyxcore.kernels import cpu
 from cyxcore.layers import build
 from cyxcore.objectives import training_step
+from cyxcore.order import schedule
 from cyxcore.passes import cut_products, dead_code, optimise, turn_once
-from cyxcore.plan import Arena, Plan, schedule
+from cyxcore.plan import Plan
 from cyxcore.spec import OptimizerSpec, TrainingSpec
 from cyxcore.symbols import Builder, Symbol
 from cyxcore.values import apply
@@ -312,25 +313,6 @@ def test_the_arena_is_smaller_than_the_sum_of_its_parts() -> None:
     plan = Plan(graph, initial_weights(graph, 0), "reference")
     total = sum(known.bytes_of(place) for place in schedule(graph).order)
     assert plan.arena_bytes < 0.6 * total
-
-
-@settings(max_examples=60, deadline=None, derandomize=True)
-@given(st.lists(st.tuples(st.booleans(), st.integers(0, 500), st.integers(0, 20)), max_size=60))
-def test_the_arena_never_hands_out_a_byte_twice(actions: list[tuple[bool, int, int]]) -> None:
-    arena, held = Arena(), []
-    for take, size, which in actions:
-        if take or not held:
-            slot = arena.take(size)
-            assert slot.offset % 64 == 0 and slot.bytes >= size and slot.offset + slot.bytes <= arena.end
-            assert all(
-                slot.offset + slot.bytes <= other.offset or other.offset + other.bytes <= slot.offset for other in held
-            )
-            held.append(slot)
-        else:
-            arena.give(held.pop(which % len(held)))
-    for slot in held:
-        arena.give(slot)
-    assert arena.free in ([], [(0, arena.end)])
 
 
 def test_parameters_are_updated_in_place() -> None:
