@@ -386,11 +386,36 @@ static void NAME(see_panels)(const NAME(tiled_block) * s) {
     }
 }
 
-/* Every position of the tiles at work onto its sums. */
+/* Lines [begin, end) of a plane that holds h lines of w, as far as there are any: on their way to the second-level cache. */
+static inline void NAME(fetch_lines)(const T *plane, int64_t h, int64_t w, int64_t begin, int64_t end) {
+    if (begin < 0) begin = 0;
+    if (end > h) end = h;
+    for (const T *at = plane + begin * w; at < plane + end * w; at += LINE) __builtin_prefetch(at, 0, 2);
+}
+
+/* A part of what tiles [first, end) read, of all planes and rows: parts are numbered from 0 to `parts`. */
+static void NAME(fetch_part)(const NAME(tiled_block) * s, int64_t first, int64_t end, int64_t part, int64_t parts) {
+    const NAME(tiled) *p = s->of;
+    const NAME(unfolding) *u = &p->canvas;
+    int64_t channels = s->planes + s->rows, pixels = p->out_h * p->out_w;
+    for (int64_t n = first / p->tiles; n * p->tiles < end; n++) {
+        int64_t begin = first > n * p->tiles ? 2 * (first % p->tiles / p->tiles_w) : 0, stop = NAME(lines_to)(p, n, end);
+        for (int64_t i = channels * part / parts; i < channels * (part + 1) / parts; i++)
+            if (i < s->planes)
+                NAME(fetch_lines)(s->x + (n * p->groups * p->planes + i) * u->h * u->w, u->h, u->w, begin - u->top, stop - u->top);
+            else
+                NAME(fetch_lines)(s->g + (n * p->groups * p->rows + i - s->planes) * pixels, p->out_h, p->out_w, begin, stop - 2);
+    }
+}
+
+/* Every position of the tiles at work onto its sums; meanwhile the memory sends what the next tiles need. */
 static void NAME(add_tiles)(const NAME(tiled_block) * s) {
+    int64_t heights = (s->planes + MR - 1) / MR, parts = POSITIONS * heights;
+    int64_t first = s->first + s->count, total = s->of->images * s->of->tiles, end = first + s->most < total ? first + s->most : total;
     for (int64_t position = 0; position < POSITIONS; position++)
         for (int64_t r = 0; r < s->planes; r += MR) {
             int64_t planes = s->planes - r < MR ? s->planes - r : MR;
+            if (first < end) NAME(fetch_part)(s, first, end, position * heights + r / MR, parts);
             for (int64_t column = 0; column < s->width; column += NR) {
                 int64_t vectors = s->rows - column < NR ? (s->rows - column + VN - 1) / VN : NV;
                 NAME(rows_kernels)[planes - 1][vectors - 1](
