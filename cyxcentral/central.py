@@ -322,7 +322,10 @@ class Central:
     def _react(self, stored: Stored, record: m.Record) -> None:
         """New records only: tell watchers, wake whoever has something to do now."""
         about, event, kind = subjects.last_token(stored.subject), record.event, type(record.event)
-        self.dispatch.happened(stored.subject)
+        if kind is m.Submitted and not cast("m.Submitted", event).job.serve:
+            self.dispatch.waits()
+        else:
+            self.dispatch.happened(stored.subject)
         assert self.payments and self.keeper
         self.keeper.look()
         if kind not in SAID_ON["job"]:
@@ -340,7 +343,8 @@ class Central:
         if kind is m.Rejected or kind is m.CheckGivenUp:
             level = logging.INFO if isinstance(event, m.CheckGivenUp) and not event.drawn else logging.ERROR
             log.log(level, "check of %s: %s", about, segments.in_words(self.world.jobs[about]))
-        self.payments.reconcile(about, by_another=record.by != self.central_id)
+        by_another = record.by != self.central_id
+        self.payments.reconcile(about, by_another)
         update = m.Update(
             job_id=about,
             source="event",
@@ -351,7 +355,8 @@ class Central:
         )
         if kind is m.Submitted:  # nobody has anything of this job in a cache yet
             self.recent.begin(update, len(stored.payload))
-            broadcast(self._edge, update)
+            if not by_another:  # who dies before that answers the submit neither: it is sent again, and answered
+                broadcast(self._edge, update)
         else:
             self.recent.add(update)
             if isinstance(self.cache, MemoryCache):

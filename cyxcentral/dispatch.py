@@ -126,6 +126,10 @@ class Dispatch:
         self._changed.add(subject)
         self._wake.set()
 
+    def waits(self) -> None:
+        """A job came that nobody holds and that is no replica: nothing but a node is to be found for it."""
+        self._wake.set()
+
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
         all_due_s = 0.0

@@ -5,7 +5,7 @@ script. Reading the job and looking for what must not be in it is most of what s
 log. So the last jobs are remembered by their bytes: their submissions are read without them, and share one in memory.
 """
 
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import msgspec
 from msgspec import Raw, Struct
@@ -14,6 +14,7 @@ from cyxcentral.world import UnknownEvent
 from cyxnet import messages as m
 from cyxnet.codec import MSGPACK, BadMessage, decode, encode, may_hold_non_finite, occurs
 
+K = TypeVar("K")
 LARGEST = 2**63 - 1  # that the ledger can hold
 _UINT64, _LARGER = b"\xcf", frozenset(range(0x80, 0x100))  # how a larger integer begins in MessagePack
 # Events that hold nothing but text, whole numbers, bytes and what was decoded once already: as they are encoded, they
@@ -61,6 +62,7 @@ _RECORDS = msgspec.msgpack.Decoder(m.Record)
 _SUBMISSIONS = msgspec.msgpack.Decoder(_Submission)
 _PEEK = msgspec.msgpack.Decoder(_Peek)
 _jobs: dict[bytes, m.JobRequest] = {}  # by their bytes: jobs that were read, and hold nothing that must not be
+_own_jobs: dict[int, m.JobRequest] = {}  # by id(): jobs of records that were encoded here, and hold nothing such either
 
 
 def read(payload: bytes, plain: bool | None = None) -> m.Record | BadMessage:
@@ -94,7 +96,16 @@ def is_plain(payload: bytes) -> bool:
 
 def is_read_as(record: m.Record, payload: bytes) -> bool:
     """Whether read() would make this record of its own encoding, so that it need not be read."""
-    return type(record.event) in READ_AS_ENCODED and is_plain(_without_bytes(payload, record))
+    event = record.event
+    if type(event) not in READ_AS_ENCODED:
+        return False
+    if type(event) is m.Submitted and _own_jobs.get(id(event.job)) is event.job:
+        return _largest(record.at_ms, event) <= LARGEST
+    if not is_plain(_without_bytes(payload, record)):
+        return False
+    if type(event) is m.Submitted and len(payload) <= LARGEST_REMEMBERED_BYTES:
+        _keep(_own_jobs, id(event.job), event.job)
+    return True
 
 
 def _of_known_job(said: _Submission, payload: bytes) -> m.Record | None:
@@ -106,9 +117,7 @@ def _of_known_job(said: _Submission, payload: bytes) -> m.Record | None:
     job = _jobs.get(bytes(event.job))
     if job is None or encode(said) != payload:
         return None
-    terms, amounts = event.terms, (event.memory_bytes, event.price_base_units, event.reference_fee_base_units)
-    dates = said.at_ms, event.deposit.last_valid_block_height, terms.deadline_s
-    if max(*amounts, *dates, terms.amount_base_units, terms.fee_basis_points) > LARGEST:
+    if _largest(said.at_ms, event) > LARGEST:
         return None
     return m.Record(
         command_id=said.command_id,
@@ -116,7 +125,7 @@ def _of_known_job(said: _Submission, payload: bytes) -> m.Record | None:
         by=said.by,
         event=m.Submitted(
             job=job,
-            terms=terms,
+            terms=event.terms,
             caller=event.caller,
             memory_bytes=event.memory_bytes,
             deposit=event.deposit,
@@ -127,12 +136,32 @@ def _of_known_job(said: _Submission, payload: bytes) -> m.Record | None:
     )
 
 
+def _largest(at_ms: int, event: m.Submitted | _Submitted) -> int:
+    """The largest number of a submission outside its job."""
+    terms = event.terms
+    return max(
+        at_ms,
+        event.memory_bytes,
+        event.price_base_units,
+        event.reference_fee_base_units,
+        event.deposit.last_valid_block_height,
+        terms.amount_base_units,
+        terms.fee_basis_points,
+        terms.deadline_s,
+    )
+
+
 def _remember(said: _Submission, record: m.Record) -> None:
     job = bytes(said.event.job)
     if len(job) <= LARGEST_REMEMBERED_BYTES and isinstance(record.event, m.Submitted):
-        if len(_jobs) >= JOBS_REMEMBERED:
-            del _jobs[next(iter(_jobs))]
-        _jobs[job] = record.event.job
+        _keep(_jobs, job, record.event.job)
+
+
+def _keep(jobs: dict[K, m.JobRequest], key: K, job: m.JobRequest) -> None:
+    """Among the last ones."""
+    if len(jobs) >= JOBS_REMEMBERED:
+        del jobs[next(iter(jobs))]
+    jobs[key] = job
 
 
 def _without_bytes(payload: bytes, record: m.Record) -> bytes:

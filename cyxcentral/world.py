@@ -41,7 +41,6 @@ SAID_ON = {
 }
 # what the end of an attempt, or of its check, says of its node
 JUDGED = frozenset({m.Completed, m.TimeUsed, m.LeaseLost, m.Checked, m.CheckGivenUp, m.Rejected})
-NAMING_BYTES = frozenset({m.Submitted, m.Completed})  # events that name artifacts, besides Checkpointed
 FOLD_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
 
 
@@ -274,7 +273,9 @@ class World:
             self.payers.add(job.caller)
         if kind is m.Checkpointed:
             self._name_state(before, job)
-        elif kind in NAMING_BYTES:
+        elif kind is m.Submitted:
+            self.named.update((sha256, job.caller) for sha256 in jobs.inputs(job))
+        elif kind is m.Completed:
             self._name(job)
         elif before and (kind is m.Rejected or before.kept is not job.kept):
             self._name_no_more(before, job)

@@ -5,7 +5,7 @@ import pytest
 from msgspec.structs import fields, replace
 
 from cyxcentral import records
-from cyxcentral.records import _jobs, _Submission, _Submitted, read
+from cyxcentral.records import _jobs, _own_jobs, _Submission, _Submitted, is_read_as, read
 from cyxnet import messages as m
 from cyxnet.codec import BadMessage, encode
 from tests.central import facts as f
@@ -14,8 +14,10 @@ from tests.central import facts as f
 @pytest.fixture(autouse=True)
 def nothing_known():
     _jobs.clear()
+    _own_jobs.clear()
     yield
     _jobs.clear()
+    _own_jobs.clear()
 
 
 def submission(job_id="job-1", **changes):
@@ -83,6 +85,16 @@ def test_a_job_that_is_named_twice_is_not_known():
     twice = head[:-1] + count + name + b"\x01" + b"\xa3job" + tail
     assert isinstance(msgspec.msgpack.decode(twice, type=_Submission), _Submission)
     assert isinstance(read(twice), BadMessage)
+
+
+def test_our_own_submissions_need_not_be_read_unless_others_would_not_take_them():
+    record = submission()
+    assert [is_read_as(record, encode(record)) for _ in range(2)] == [True, True] and _own_jobs
+    for change in ({"memory_bytes": 2**63}, {"terms": replace(record.event.terms, deadline_s=2**63)}):
+        strange = replace(record, event=replace(record.event, **change))
+        assert not is_read_as(strange, encode(strange)) and isinstance(read(encode(strange)), BadMessage)
+    other = submission(training=replace(record.event.job.training, label_smoothing=float("nan")))
+    assert not is_read_as(other, encode(other)) and id(other.event.job) not in _own_jobs
 
 
 def test_only_so_many_jobs_are_remembered(monkeypatch):
