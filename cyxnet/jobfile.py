@@ -20,6 +20,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -412,6 +413,11 @@ def _check_fit(info: "DatasetInfo", graph: "Graph", training: TrainingSpec, held
             f"{where}: the model ends in {output[0]} outputs, the data has {classes} classes;"
             f" make the last layer give {classes}"
         )
+    warnings = [
+        f"the column {name!r} is taken for a feature, and is pandas' row numbers: name it in data.ignore"
+        for name in info.feature_names
+        if re.fullmatch(r"__index_level_\d+__|Unnamed: \d+", name)
+    ]
     if training.batch_size > info.rows:
-        return [f"batch_size {training.batch_size} is more than the {info.rows} rows: one batch per epoch"]
-    return []
+        warnings.append(f"batch_size {training.batch_size} is more than the {info.rows} rows: one batch per epoch")
+    return warnings

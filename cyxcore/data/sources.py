@@ -62,7 +62,12 @@ def check_columns(path: Path, names: list[str], *, fold_case: bool) -> None:
     seen: dict[str, str] = {}
     for number, name in enumerate(names, 1):
         if not name or not name.isprintable():
-            raise defect(path, f"a name for column {number:,}", shown(name), "name every column in the header")
+            remedy = "name every column in the header"
+            if not name and number == 1:  # the most common reason by far
+                remedy += " (pandas writes its row numbers without a name: to_csv(…, index=False) leaves them out)"
+            elif not name and number == len(names):
+                remedy += " (a separator at the end of each line begins one more)"
+            raise defect(path, f"a name for column {number:,}", shown(name), remedy)
         key = name.casefold() if fold_case else name
         if key in seen:
             got = f"{shown(seen[key])} and {shown(name)}" if seen[key] != name else f"{shown(name)} twice"

@@ -154,11 +154,12 @@ def _matrix(path: Path, source: Source, run: Run, wanted: list[tuple[str, Column
         missing = np.ma.is_masked(values)
         matrix[:, index] = np.ma.filled(values, np.nan) if missing else np.asarray(values)
         if missing or not np.isfinite(matrix[:, index]).all():
-            raise _bad_cell(path, source, run, column, np.flatnonzero(~np.isfinite(matrix[:, index])))
+            bad_rows = np.flatnonzero(~np.isfinite(matrix[:, index]))
+            raise _bad_cell(path, source, run, column, bad_rows, len(matrix))
     return matrix
 
 
-def _bad_cell(path: Path, source: Source, run: Run, column: Column, bad_rows: ndarray) -> Exception:
+def _bad_cell(path: Path, source: Source, run: Run, column: Column, bad_rows: ndarray, rows: int) -> Exception:
     """The error for the first cell of a column that is not a finite number."""
     first = int(bad_rows[0])
     text = column.text_sql or "NULL"
@@ -168,10 +169,22 @@ def _bad_cell(path: Path, source: Source, run: Run, column: Column, bad_rows: nd
         path,
         "a number",
         _described(cell) + also,
-        "fill it in, remove the row, or name the column in data.ignore",
+        f"{_mend(cell, len(bad_rows) == rows)}, or name the column in data.ignore",
         column=column.name,
         row=first + 1,
     )
+
+
+def _mend(cell: str | None, everywhere: bool) -> str:
+    """What to do about a cell that is no number: one is filled in, a column of them is something else than numbers."""
+    text = (cell or "").strip()
+    if text.lower() in ("true", "false"):
+        return "write 1 and 0"
+    if re.fullmatch(r"[-+]?\d+(,\d+)+(\.\d+)?", text):
+        return "write a point before the decimals and nothing between thousands (1234.5)"
+    if everywhere and re.search(r"\w", text) and _described(text) == shown(text):
+        return "make numbers of it (of categories a column of 0 and 1 for each)"
+    return "fill it in, remove the row"
 
 
 def _described(cell: str | None) -> str:

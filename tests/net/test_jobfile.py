@@ -288,6 +288,18 @@ def test_more_in_a_batch_than_there_are_rows_is_only_a_warning(tmp_path: Path) -
     assert "batch_size 1000" in warning
 
 
+@pytest.mark.parametrize("name", ["Unnamed: 0", "__index_level_0__"])
+def test_the_row_numbers_that_pandas_writes_are_warned_of(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path)
+    header, *rows = (tmp_path / "data.csv").read_text().splitlines()
+    table = [f"{name},{header}", *(f"{number},{row}" for number, row in enumerate(rows))]
+    (tmp_path / "data.csv").write_text("\n".join(table) + "\n")
+    assert (
+        load(path).warnings[0]
+        == f"the column {name!r} is taken for a feature, and is pandas' row numbers: name it in data.ignore"
+    )
+
+
 def test_a_pair_of_npy_files_is_packed_into_one(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.arange(48, dtype=np.float32).reshape(24, 2))
     np.save(tmp_path / "y.npy", np.arange(24) % 3)
