@@ -354,7 +354,7 @@ class AsyncClient:
         """Upload the data, sign the deposit, submit. Safe to call again: the same id, the same deposit.
 
         Another deposit is signed only when the chain proves that the first can never land. Raises DepositAlive when
-        central has that one expire and the chain does not, SettlementError when it landed all the same.
+        central calls that one expired and the chain does not.
         """
         amount, balance = prepared.job.amount_base_units, prepared.quote.balance_base_units
         if balance < amount:
@@ -371,23 +371,27 @@ class AsyncClient:
                     on_upload(prepared.job.dataset.size, prepared.job.dataset.size)
             elif prepared.data_path is not None:
                 await self._send_data(prepared.data_path, prepared.job.dataset, on_upload)
-            prepared.payment = await signing
+            payment = await signing
+            prepared.payment = prepared.payment or payment  # of several who place it at once the first one's is sent
         finally:
             signing.cancel()
-        try:
-            return await self._submit(prepared)
-        except ApiError as error:
-            if error.code != "expired":
-                raise
-        await self._persist(lambda: self._refuse_alive(prepared))
-        prepared.payment = await self._sign_deposit(prepared, by_chain=True)
-        return await self._submit(prepared)
+        return await self._persist(lambda: self._submit(prepared))
 
     async def _submit(self, prepared: Prepared) -> m.SubmitReply:
-        request = m.SubmitRequest(
-            job=prepared.job, job_id=prepared.job_id, payment=prepared.payment, price=prepared.price
-        )
-        return await self._ask("job.submit", request, m.SubmitReply, timeout_s=15)
+        """Once; and once more with another deposit if the first is dead. Raises DepositAlive while it is not."""
+        subject = subjects.api(self.caller, "job.submit")
+        while True:
+            offered = prepared.payment
+            request = m.SubmitRequest(job=prepared.job, job_id=prepared.job_id, payment=offered, price=prepared.price)
+            try:
+                return await self.bus.ask(subject, request, m.SubmitReply, timeout_s=15)
+            except ApiError as error:
+                if error.code != "expired" or not offered:
+                    raise
+            await self._refuse_alive(prepared.job_id, offered)
+            payment = await self._sign_deposit(prepared, by_chain=True)
+            if prepared.payment is offered:  # else somebody else who places it was faster, and this one is never sent
+                prepared.payment = payment
 
     async def _send_data(self, path: Path, expected: m.ArtifactRef, on_upload: Advance | None) -> None:
         """upload() for a job; of many that are placed at once, one sends their data. Raises DataError and BusError."""
@@ -461,25 +465,19 @@ class AsyncClient:
         """The payment that was signed before, or a new one: a repeated submit sends the same deposit."""
         return prepared.payment or await self._sign_deposit(prepared)
 
-    async def _refuse_alive(self, prepared: Prepared) -> None:
-        """Raise unless the deposit that was signed for a job can never pay for it, by the chain's own word."""
-        from cyxnet.instructions import SettlementError
-
-        assert prepared.payment
-        deposit, job_id = prepared.payment.deposit, prepared.job_id
-        found = await (await self._chain()).status_of(deposit)
+    async def _refuse_alive(self, job_id: str, payment: m.Payment) -> None:
+        """Raise DepositAlive unless this deposit can never pay for the job, by the chain's own word."""
+        signature = payment.deposit.signature
+        found = await (await self._chain()).status_of(payment.deposit)
         if found.state == "dead" or (found.finalized and found.err):
             return
+        told = f"central calls the deposit {signature} of {job_id} expired"
         if found.finalized:
-            raise SettlementError(
-                "deposit_landed",
-                f"the deposit {deposit.signature} of {job_id} has paid, and central calls it expired; nothing more is "
-                f"signed: if the job does not appear, its money comes back with: cyx refund {job_id}",
+            raise DepositAlive(
+                f"{told}, and it has paid: another central may have taken the job; if it does not appear, the money "
+                f"comes back with: cyx refund {job_id}"
             )
-        raise DepositAlive(
-            f"central calls the deposit {deposit.signature} of {job_id} expired, but the chain may still take it; no "
-            "other is signed before it cannot"
-        )
+        raise DepositAlive(f"{told}, but the chain may still take it; no other is signed before it cannot")
 
     async def _sign_deposit(self, prepared: Prepared, by_chain: bool = False) -> m.Payment:
         """The deposit for the quoted terms, built and signed here.

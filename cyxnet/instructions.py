@@ -32,7 +32,7 @@ MEMO_PROGRAM = "MemoSq4gqABAXKb96qnH8TysNcWxMyWCqXgDLGmfcHr"
 ErrorCode = Literal[
     "insufficient_funds", "bad_transaction", "bad_terms", "bad_address", "chain_unreachable", "chain_refused",
     "escrow_mismatch", "bad_program", "escrow_missing", "escrow_exists", "expired", "transaction_failed", "not_local",
-    "too_early", "signer_refused", "spending_cap", "signer_gone", "clocks_differ", "deposit_landed",
+    "too_early", "signer_refused", "spending_cap", "signer_gone", "clocks_differ",
 ]  # fmt: skip
 
 

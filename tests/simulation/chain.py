@@ -323,7 +323,7 @@ class RpcClient:
         return SimpleNamespace(value=value)
 
     async def get_fee_for_message(self, message: Any, commitment: Any = None) -> Any:
-        height = await self._machine("getFeeForMessage")
+        height = self._at(await self._machine("getFeeForMessage"), commitment)
         named = int.from_bytes(bytes(message.recent_blockhash)[:8], "big")
         return SimpleNamespace(value=5000 if named <= height <= named + VALID_BLOCKS else None)
 

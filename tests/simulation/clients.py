@@ -78,6 +78,9 @@ class Client(Process):
         self.done = False
         self.seen: list[tuple[str, int]] = []
 
+    def crash(self, why: str) -> None:
+        """The fault is of centrals: nobody would start a client again."""
+
     async def main(self) -> None:
         dice = self.network.scheduler.dice
         await asyncio.sleep(dice.random() * 6)
