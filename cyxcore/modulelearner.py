@@ -151,7 +151,7 @@ class ModuleLearner:
         loss, *others = found if isinstance(found, tuple) else (found,)
         value = float(loss.item())
         if not math.isfinite(value):
-            raise DivergedError(f"fit: the loss became {value} at {where}; try a learning rate below {lr:g}")
+            raise DivergedError(f"fit: the loss became {value} at {where}{_cause(tensors, lr)}")
         if self.metrics:
             output = others.pop(0).detach()
             for metric in self.metrics.values():
@@ -440,6 +440,18 @@ def _by_owner(state: Mapping[str, Array]) -> dict[str, dict[str, Array]]:
         owner, _, rest = name.partition(".")
         parts.setdefault(owner + ".", {})[rest] = array
     return parts
+
+
+def _cause(tensors: Sequence[Tensor], lr: float) -> str:
+    """What may have made a loss no number, and what to do: a learning rate cannot help where the data are none."""
+    for values in (each.numpy() for each in tensors):
+        bad = int((~np.isfinite(values)).reshape(len(values), -1).any(1).sum()) if values.dtype.kind in "fc" else 0
+        if bad:
+            return (
+                f": {bad} of the {len(values)} rows of this batch hold NaN or infinity; fill them in "
+                "(cx.preprocessing.Imputer), or leave them out"
+            )
+    return f"; try a learning rate below {lr:g}"
 
 
 def _flat(batch: Batch) -> list[Tensor]:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 import cyxcore as cx
 from cyxcore import cyxmodel
 from cyxcore import safetensors as own
-from cyxcore.errors import CheckpointError, CyxError, FormatError, SpecError
+from cyxcore.errors import CheckpointError, CyxError, FormatError, ShapeError, SpecError
 from cyxcore.graphlearner import initial_weights
 from cyxcore.model import Facts, cyxmodel_parts, load_model, save_model
 from cyxcore.spec import EpochMetrics, TrainingSpec, TrainingSummary
@@ -318,6 +318,31 @@ def test_classes_are_named_only_where_each_output_has_a_name(tmp_path: Path) -> 
     save_model(tmp_path / "m.cyxmodel", GRAPH, WEIGHTS, classes=["x", "y"])
     with pytest.raises(SpecError, match=r"has 2 class names and gives \[3\] for each row"):
         load_model(tmp_path / "m.cyxmodel").predict_classes(np.ones((1, 4)))
+
+
+class Table:
+    """Named columns, as pandas and polars have them."""
+
+    def __init__(self, columns: dict[Any, list[float]]) -> None:
+        self.data, self.columns = columns, list(columns)
+
+    def __getitem__(self, names: list[str]) -> "Table":
+        return Table({name: self.data[name] for name in names})
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+        return np.array(list(self.data.values()), dtype).T
+
+
+def test_of_a_table_a_model_takes_its_own_columns_by_name() -> None:
+    graph = cx.build(input_shape=[2], layers=[{"kind": "Linear", "out_features": 1}])
+    weights = {"0.weight": np.array([[1.0, 10.0]], np.float32), "0.bias": np.zeros(1, np.float32)}
+    model = cx.Model(graph, weights, Facts(feature_names=["size", "größe"], loss="mse"))
+    turned = Table({"größe": [2.0, 4.0], "price": [9.0, 9.0], "size": [1.0, 3.0]})
+    assert model.predict(turned).tolist() == [[21.0], [43.0]]
+    assert model.evaluate(turned, np.array([[21.0], [43.0]], np.float32))["loss"] == 0.0
+    assert model.predict(Table({0: [1.0], 1: [2.0]})).tolist() == [[21.0]]  # no names: as an array
+    with pytest.raises(ShapeError, match=r"the columns 'size', 'größe', got none called 'größe' \(1 of 2 missing\)"):
+        model.predict(Table({"size": [1.0], "Größe": [2.0]}))
 
 
 def test_a_file_that_says_how_another_weight_is_stored_is_refused(tmp_path: Path) -> None:

@@ -447,6 +447,11 @@ def test_a_model_that_looks_at_values_is_told_how_to_run_it() -> None:
             "one of loss.*'f1'",
         ),
         (lambda: fit(trainer(lr=math.inf)), DivergedError, r"the loss became nan at step 2 \(batch 2 of epoch 1\)"),
+        (
+            lambda: trainer().fit(np.where(X > 1.0, np.nan, X), Y, epochs=1, batch_size=len(X), progress=False),
+            DivergedError,
+            rf"\(batch 1 of epoch 1\): {(X > 1.0).any(1).sum()} of the {len(X)} rows .* hold NaN or inf.*Imputer",
+        ),
         (lambda: fit(trainer(), resume="nowhere"), CheckpointError, "nowhere: cannot be read"),
         (lambda: callbacks.EarlyStopping(patience=-1), SpecError, "patience of at least 0, got -1"),
         (lambda: callbacks.Checkpoints("x", every_steps=0), SpecError, "every_steps of at least 1 or None, got 0"),
