@@ -64,6 +64,7 @@ async def deploy(args: argparse.Namespace, screen: Screen) -> int:
             f"{deployment} {state}: {_counted(len(made) - size.standby, size.standby)}; ask it with: cyx ask "
             f"{deployment}",
             {"deployment": deployment, "jobs": made},
+            deployment,
         )
     return DONE
 

@@ -28,8 +28,8 @@ class Screen(Protocol):
     def update(self, update: Update) -> None:
         """One thing that happened to a job."""
 
-    def result(self, text: str, data: Any) -> None:
-        """What the command was for: shown even with --quiet."""
+    def result(self, text: str, data: Any, name: str = "") -> None:
+        """What the command was for. With --quiet only its name (the id that was made), where it has one."""
 
     def table(self, columns: list[str], rows: list[list[str]], data: Any) -> None:
         """Rows for people, `data` for programs. Shown even with --quiet."""
@@ -55,7 +55,7 @@ class JsonScreen:
     def update(self, update: Update) -> None:
         self._print(update)
 
-    def result(self, text: str, data: Any) -> None:
+    def result(self, text: str, data: Any, name: str = "") -> None:
         self._print({"kind": "result", "data": data})
 
     def table(self, columns: list[str], rows: list[list[str]], data: Any) -> None:
@@ -91,8 +91,8 @@ class PlainScreen:
         if told and not self.quiet:
             self._line(*told)
 
-    def result(self, text: str, data: Any) -> None:
-        self.out.write(clean(text) + "\n")
+    def result(self, text: str, data: Any, name: str = "") -> None:
+        self.out.write(clean(name if self.quiet and name else text) + "\n")
         self.out.flush()
 
     def table(self, columns: list[str], rows: list[list[str]], data: Any) -> None:
@@ -156,7 +156,7 @@ class LiveScreen:
         if told := tell(update):
             self.say(*told)
 
-    def result(self, text: str, data: Any) -> None:
+    def result(self, text: str, data: Any, name: str = "") -> None:
         from rich.text import Text
 
         self._stop()

@@ -69,7 +69,8 @@ async def _submit(job: LoadedJob, args: argparse.Namespace, screen: Screen) -> i
             outbox.forget(args.dir, waits.job_id)
             _discard_fetched(waits)
         if not args.wait:
-            screen.result(f"{reply.job_id} is submitted; follow it with: cyx watch {reply.job_id}", reply)
+            said = f"{reply.job_id} is submitted; follow it with: cyx watch {reply.job_id}"
+            screen.result(said, reply, reply.job_id)
             return DONE
         screen.say("job", reply.job_id, kind="job", job_id=reply.job_id)
         return await follow(client, reply.job_id, screen)
@@ -149,7 +150,8 @@ async def sent_later(args: argparse.Namespace, screen: Screen) -> int:
                 continue
             outbox.forget(args.dir, each.job_id)
             _discard_fetched(each)
-            screen.result(f"{each.job_id} is submitted; follow it with: cyx watch {each.job_id}", reply)
+            said = f"{each.job_id} is submitted; follow it with: cyx watch {each.job_id}"
+            screen.result(said, reply, each.job_id)
     if refused:
         raise refused[0]
     return DONE

@@ -151,7 +151,8 @@ def test_quiet_shows_the_result_only() -> None:
         screen.update(update)
     screen.say("a", "b")
     screen.result("the end", None)
-    assert out.getvalue() == "the end\n"
+    screen.result("digits-0a is submitted", None, "digits-0a")
+    assert out.getvalue() == "the end\ndigits-0a\n"
 
 
 def test_a_terminal_shows_the_newest_epochs_the_loss_and_the_moment() -> None:
@@ -833,6 +834,8 @@ async def test_a_job_whose_submit_nobody_answers_is_kept_and_sent_later_under_it
     code, sent, _ = await cyx("outbox", "--send")
     assert code == 0 and f"{placed[0]} is submitted" in sent
     assert placed == [placed[0]] * 2
+    code, name, _ = await cyx("submit", str(EXAMPLES / "diabetes.toml"), "--quiet")
+    assert (code, name) == (0, f"{placed[2]}\n")
     assert "no job waits" in (await cyx("outbox"))[1]
 
 
