@@ -8,6 +8,7 @@ with cyxnet.Client(".cyx") as client:
 import asyncio
 import tempfile
 import threading
+import warnings
 from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from types import TracebackType
@@ -95,10 +96,13 @@ class Client:
         """Pay for a job and submit it.
 
         job: the path of a job file, a LoadedJob, a JobRequest with `data`, or a cyxcore module with `data` (a file, or
-        arrays (inputs, targets)), `amount` and the options of AsyncClient.submit_module.
+        arrays (inputs, targets)), `amount` and the options of AsyncClient.submit_module. What is odd but possible in a
+        job is a warning.
         """
         if isinstance(job, str | Path):
             job = load(job)
+            for warning in job.warnings:
+                warnings.warn(f"{job.name}: {warning}", stacklevel=2)
         if isinstance(job, LoadedJob | m.JobRequest):
             if amount is not None or options:
                 raise TypeError("amount and options go with a module; a job holds its own")

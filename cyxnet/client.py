@@ -15,6 +15,7 @@ import functools
 import math
 import secrets
 import tempfile
+import warnings
 import weakref
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from pathlib import Path
@@ -458,6 +459,8 @@ class AsyncClient:
                 needs=needs or m.Needs(),
                 weights_path=weights,
             )
+            for warning in job.warnings:
+                warnings.warn(f"{name}: {warning}", stacklevel=2)
             await self.upload(weights)
             return await self.submit(job, on_upload=on_upload)
 

@@ -701,9 +701,18 @@ async def test_the_blocking_client_submits_and_follows(
 async def test_the_blocking_client_submits_a_module_with_arrays(
     paying: FakeCentral, client: AsyncClient, broker: Broker, tmp_path: Path
 ) -> None:
+    (tmp_path / "data.csv").write_text("a,label\n1,0\n2,1\n3,0\n4,1\n")
+    (tmp_path / "tiny.toml").write_text(
+        'name = "tiny"\namount = "1"\ndata = { path = "data.csv" }\n'
+        'model = { layers = [{ kind = "Linear", out_features = 2 }] }\n'
+    )
+
     def work() -> tuple[str, str]:
         with cyxnet.Client(tmp_path, url=broker.url("client")) as blocking:
-            job = blocking.submit(nn.Linear(1, 2), ([[1.0], [2.0], [3.0], [4.0]], [0, 1, 0, 1]), "1")
+            with pytest.warns(UserWarning, match="module: batch_size 32 is more than the 4 rows"):
+                job = blocking.submit(nn.Linear(1, 2), ([[1.0], [2.0], [3.0], [4.0]], [0, 1, 0, 1]), "1")
+            with pytest.warns(UserWarning, match="tiny: batch_size 32 is more than"):
+                blocking.submit(tmp_path / "tiny.toml")
             with pytest.raises(TypeError, match="arrays go with a module"):
                 blocking.submit(request_for(tmp_path / "client.key"), ([[1.0]], [0]))
             shown = repr(blocking)
