@@ -5,8 +5,10 @@ remembers the op and its inputs, and `backward` walks back with the rules of gra
 """
 
 import copy
+import importlib
+import math
 from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -52,6 +54,15 @@ Array = Any  # numpy.ndarray, or cupy.ndarray for a tensor on a device with its 
 
 
 _ALIKE = frozenset(("float32", "float64", *INTEGERS))  # dtypes of which equals are alike, but for zeros and NaN
+
+
+LEAST_COMPOSED = 16384  # elements; for less, one operation after the other takes less time than finding the plan
+
+
+@cache
+def _planned() -> Callable[..., Any]:
+    found: Callable[..., Any] = importlib.import_module("cyxcore.composed").composed
+    return found
 
 
 @lru_cache(4096)
@@ -105,6 +116,11 @@ class Tensor(Held, Leaving):
             result.requires_grad = True
             result._op = Node(op, tensors, normal, now())
         return result
+
+    def _composed(self, function: Callable[..., Any], inputs: Sequence[Any], options: tuple[Any, ...]) -> Any:
+        if not devices.straight[0] or math.prod(self.shape) < LEAST_COMPOSED:
+            return function(*inputs, *options)
+        return _planned()(function, inputs, options)
 
     def _picked(self, index: Any) -> "Tensor":
         result: Tensor = indexing.get(self, index)

@@ -99,6 +99,15 @@ class Sum:
         else:
             self._whole = new if self._whole is None else self._whole + new
 
+    @property
+    def whole(self) -> Any:
+        """What came but for pieces."""
+        return self._whole
+
+    def replace(self, whole: Any) -> None:
+        """Another sum of what came but for pieces."""
+        self._whole = whole
+
     def value(self, shape: tuple[int, ...]) -> Any:
         if not self._pieces:
             return self._whole
@@ -175,16 +184,24 @@ def reached(builder: Builder, loss: Symbol, wanted: Sequence[Symbol]) -> list[Sy
     """As backward(), but None for a value the loss does not depend on."""
     if loss.shape != () or not is_float(loss.dtype):
         raise GradientError(f"backward: expected a float scalar, got {loss.shape} {loss.dtype}; reduce it with mean()")
-    nodes = builder.nodes[: loss.node + 1]
+    return totals(builder, loss, builder.constant(1.0, loss.dtype), wanted, {})
+
+
+def totals(
+    builder: Builder, output: Symbol, gradient: Symbol, wanted: Sequence[Symbol], so_far: Mapping[int, Symbol]
+) -> list[Symbol | None]:
+    """The gradients with respect to `wanted` for one of the output. so_far: of nodes, what theirs are added to."""
+    nodes = builder.nodes[: output.node + 1]
     depends = {value.node for value in wanted}
     for place, node in enumerate(nodes):
         if node.op not in NO_GRADIENT and any(source in depends for source in node.inputs):
             depends.add(place)
-    sums: dict[int, Sum] = {loss.node: Sum()}
-    sums[loss.node].add(builder.constant(1.0, loss.dtype))
+    sums: dict[int, Sum] = {place: Sum() for place in (*so_far, output.node)}
+    for place, own in (*so_far.items(), (output.node, gradient)):
+        sums[place].add(own)
     kept = {value.node for value in wanted}
     gradients: dict[int, Symbol] = {}
-    for place in range(loss.node, -1, -1):
+    for place in range(output.node, -1, -1):
         node = nodes[place]
         if place not in depends or place not in sums:
             continue

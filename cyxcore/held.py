@@ -90,6 +90,10 @@ class _Plain:
         self.clock += 1
         return self.clock
 
+    def later(self, count: int) -> int:
+        self.clock += count
+        return self.clock
+
     def is_recording(self) -> bool:
         return getattr(self.own, "recording", True)
 
@@ -127,6 +131,7 @@ Watch: Any = _made.Watch
 connect = _made.connect
 connect_tape = _made.connect_tape
 is_recording = _made.is_recording
+later = _made.later
 now = _made.now
 refilled = _made.refilled
 set_recording = _made.set_recording

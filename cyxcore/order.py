@@ -88,6 +88,13 @@ class Schedule(NamedTuple):
         """The number of the stretch of each call in bands."""
         return {place: number for number, each in enumerate(self.stretches) for place in each.places}
 
+    def home(self, place: int) -> int:
+        """The node in whose memory a value is made."""
+        place = self.alias.get(place, place)
+        while place in self.onto:
+            place = self.onto[place]
+        return place
+
     def within(self, graph: Graph, known: Inferred) -> set[int]:
         """The nodes that nothing outside of their own stretch reads: they need memory for one band only."""
         stretch_of = self.stretch_of()

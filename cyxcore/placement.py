@@ -5,7 +5,7 @@ Pure bookkeeping: the memory is allocated once, when everything has its place.
 
 from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -159,10 +159,11 @@ def _around(blocks: Sequence[Block], large: Sequence[int]) -> tuple[list[Slot], 
 
 
 def place_arrays(
-    graph: Graph, known: Inferred, decided: Schedule, within: set[int], lanes: int
+    graph: Graph, known: Inferred, decided: Schedule, within: set[int], lanes: int, apart: Collection[int] = ()
 ) -> tuple[dict[int, Slot], dict[int, int], int]:
     """A slot per computed node, reused after its last reader; for what stays within a stretch the slot of its first
-    lane, and how many bytes further on that of the next lane is; and the arena's size in bytes.
+    lane, and how many bytes further on that of the next lane is; and the arena's size in bytes. apart: nodes whose
+    memory is elsewhere.
     """
 
     def root(place: int) -> int:
@@ -183,16 +184,17 @@ def place_arrays(
     group_end = _ends_of_groups([graph.nodes[places[0]].op for places in steps])
     blocks = list[Block]()
     block_of = dict[int, int]()  # node -> its block
+    elsewhere = within | decided.in_place.keys() | {place for place in decided.order if decided.home(place) in apart}
     inner = list[tuple[int, dict[int, Slot], int]]()  # of a stretch: the block of its lanes, slots, size of a lane
     for step, places in enumerate(steps):
         over: Mapping[int, int] = decided.onto
         if places[0] in begins:
             through = {i for i in {root(i) for p in places for i in graph.nodes[p].inputs} if last[i] == step}
-            new = [p for p in places if p not in within and p not in decided.onto and p not in decided.in_place]
+            new = [p for p in places if p not in elsewhere and p not in decided.onto]
             candidates = (through & block_of.keys()) - not_over
             over = {**decided.onto, **_taken_over(graph, known, begins[places[0]], root, candidates, new)}
         for place in sorted(places, key=lambda place: -last.get(place, step)):
-            if place in within or place in decided.in_place:
+            if place in elsewhere:
                 continue
             until = last.get(place, step)
             if place in last and until < end:

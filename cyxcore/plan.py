@@ -50,11 +50,13 @@ class Plan:
         fetch: bool = True,
         numerics: str | None = None,
         draws: Iterable[int] = (),
+        outputs_apart: bool = False,
     ) -> None:
         """resident: the inputs that are arrays of the device. fetch: whether outputs are copied to the host; otherwise
         they are arrays of the device. No difference where that is the host. numerics: of products on the cpu, see
         cyxcore.set_numerics; None: the class that is set. draws: the streams of random numbers that have each a key of
-        its own, in `keys`, as draws of tensors have; the others are of `key`.
+        its own, in `keys`, as draws of tensors have; the others are of `key`. outputs_apart: each output has memory of
+        its own beside the arena.
         """
         if any(node.op == "by_mode" for node in graph.nodes):
             raise GraphError("plan: the graph still holds both modes; embed it with training=True or False first")
@@ -75,8 +77,10 @@ class Plan:
             decided = schedule(graph, in_bands, self._lanes)
         known = graph.infer(1)
         self._within = decided.within(graph, known)
-        slots, self._lane_bytes, self.arena_bytes = place_arrays(graph, known, decided, self._within, self._lanes)
-        arena = self.backend.memory(self.arena_bytes)
+        self._apart: dict[int, Array] = {decided.home(place): None for place in graph.outputs} if outputs_apart else {}
+        placed = place_arrays(graph, known, decided, self._within, self._lanes, self._apart)
+        slots, self._lane_bytes, self.arena_bytes = placed
+        self.arena = arena = self.backend.memory(self.arena_bytes)
         self._sends: list[tuple[Array, Array]] = []  # (device, host)
         self.inputs: dict[str, Array] = {}
         self.key: Array
@@ -191,7 +195,17 @@ class Plan:
             return self.arrays[decided.alias[place]].reshape(shape)
         if place in decided.in_place:
             return self.arrays[decided.in_place[place]]
+        home = decided.home(place)
+        if home in self._apart:
+            if self._apart[home] is None:
+                self._apart[home] = self.backend.empty(shape, dtype)
+            return self._apart[home].reshape(shape)
         return self.backend.view(arena, slots[place].offset, shape, dtype)
+
+    @property
+    def apart(self) -> list[Array]:
+        """The memory of outputs beside the arena."""
+        return [array for array in self._apart.values() if array is not None]
 
     def run(self) -> None:
         """Make all calls. Raises DataError where the data is out of range."""

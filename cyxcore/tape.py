@@ -108,6 +108,39 @@ def unchanged(x: "Tensor", since: float, op: str) -> "Tensor":
     return x
 
 
+class Composed:
+    """The operation of a result that several made (composed.py). totals() gives their gradients, the sums that are
+    there with them; expand() lets the result remember the several.
+    """
+
+    def totals(self, tensor: "Tensor", g: "Tensor", pending: list[Any]) -> list[Any]:
+        raise NotImplementedError
+
+    def expand(self, tensor: "Tensor") -> None:
+        raise NotImplementedError
+
+
+def pending_total(pending: Any) -> Any:
+    """What there is of a gradient that something new is added to at once: none of its pieces."""
+    return pending.whole if type(pending) is Sum else None if type(pending) is Piece else pending
+
+
+def _expand(root: "Tensor") -> None:
+    """Let all that root came from remember single operations."""
+    seen, waiting = {id(root)}, [root]
+    while waiting:
+        tensor = waiting.pop()
+        node: Any = tensor._op
+        if node is None:
+            continue
+        if isinstance(node.op, Composed):
+            node.op.expand(tensor)
+        for x in node.inputs:
+            if id(x) not in seen:
+                seen.add(id(x))
+                waiting.append(x)
+
+
 def _then(x: "Tensor", since: float) -> "Tensor":
     """What x remembered at a time: it may have been assigned to since."""
     while x._op is not None and x._op.time > since and type(x._op.op) is Put:
@@ -125,6 +158,8 @@ def _value(x: "Tensor", since: float, op: Any) -> Any:
 def pull(root: "Tensor", start: "Tensor", create_graph: bool) -> "Iterator[tuple[Tensor, Tensor]]":
     """(tensor, its gradient) of everything root depends on, newest first. start: the gradient of root."""
     short: Iterator[tuple[Tensor, Tensor]] | None = None
+    if create_graph:
+        _expand(root)
     if not set_detect_anomaly.looks:
         short = walk(root, start, create_graph)
     return _pulled(root, start, create_graph) if short is None else short
@@ -132,6 +167,8 @@ def pull(root: "Tensor", start: "Tensor", create_graph: bool) -> "Iterator[tuple
 
 def into_leaves(root: "Tensor", start: "Tensor", create_graph: bool, only: set[int] | None = None) -> None:
     """Add the gradient of root to that of every leaf it depends on. only: to that of the tensors with these ids."""
+    if create_graph:
+        _expand(root)
     short = walk(root, start, create_graph) if only is None and not set_detect_anomaly.looks else None
     if short is not None:
         short.into_leaves()
@@ -146,6 +183,7 @@ def into_leaves(root: "Tensor", start: "Tensor", create_graph: bool, only: set[i
 
 def _pulled(root: "Tensor", start: "Tensor", create_graph: bool) -> "Iterator[tuple[Tensor, Tensor]]":
     """pull() the general way, also where something was assigned to since it was used."""
+    _expand(root)
     pending: dict[int, Any] = {id(root): start}  # a gradient, a Piece of one, or their Sum
     order = _newest_first(root)
     for tensor, remembered in [(tensor, tensor._op) for tensor in order]:
@@ -216,7 +254,7 @@ def _backwards(tensor: "Tensor", g: "Tensor") -> list[Any]:
     return [new if follow else None for follow, new in zip(wanted, gradients, strict=True)]
 
 
-connect_tape(_backwards, input_gradients, _together, _whole, Piece)
+connect_tape(_backwards, input_gradients, _together, _whole, Piece, Composed)
 
 
 def _newest_first(root: "Tensor") -> "list[Tensor]":

@@ -192,6 +192,10 @@ class Value:
         """The same values in memory of their own; a symbol has none and is its own copy."""
         return self
 
+    def _composed(self, function: Callable[..., Any], inputs: Sequence[Any], options: tuple[Any, ...]) -> Any:
+        """function(*inputs, *options): of tensors perhaps as one operation (composed.py)."""
+        return function(*inputs, *options)
+
     def shares_memory(self, other: Any) -> bool:
         """Whether writing to one may change the other."""
         return False

@@ -30,6 +30,10 @@ def celu(x: Any, alpha: float = 1.0, inplace: bool = False) -> Any:
 
 def gelu(x: Any, approximate: str = "none") -> Any:
     """x Φ(x), Φ the normal distribution function; "tanh": Hendrycks and Gimpel's approximation of it."""
+    return x._composed(_gelu, (x,), (approximate,))
+
+
+def _gelu(x: Any, approximate: str) -> Any:
     if approximate == "none":
         return x * 0.5 * ((x * math.sqrt(0.5)).erf() + 1.0)
     if approximate == "tanh":
@@ -39,6 +43,10 @@ def gelu(x: Any, approximate: str = "none") -> Any:
 
 def silu(x: Any, inplace: bool = False) -> Any:
     """x σ(x), also called swish."""
+    return x._composed(_silu, (x,), ())
+
+
+def _silu(x: Any) -> Any:
     return x * x.sigmoid()
 
 

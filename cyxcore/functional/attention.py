@@ -32,8 +32,14 @@ def scaled_dot_product_attention(
         key, value = _shared(key, query.shape[-3]), _shared(value, query.shape[-3])
     if key.shape[-2] != value.shape[-2]:
         raise ShapeError(f"attention: expected as many values as keys (axis -2), got {key.shape} and {value.shape}")
+    if dropout_p == 0.0:
+        return query._composed(_attended, (query, key, value, attn_mask), (is_causal, scale))
     weights = attention_weights(query, key, attn_mask, is_causal, scale)
     return dropout(weights, dropout_p, training) @ value
+
+
+def _attended(query: Any, key: Any, value: Any, attn_mask: Any, is_causal: bool, scale: float | None) -> Any:
+    return attention_weights(query, key, attn_mask, is_causal, scale) @ value
 
 
 def attention_weights(

@@ -64,6 +64,10 @@ def linear(x: Any, weight: Any, bias: Any = None) -> Any:
     """x @ weight.T + bias. x: (..., in), weight: (out, in), bias: (out,). Returns (..., out)."""
     if x.ndim < 1 or x.shape[-1] != weight.shape[-1]:
         raise ShapeError(f"linear: expected x (..., {weight.shape[-1]}) for weight {weight.shape}, got {x.shape}")
+    return x._composed(_affine, (x, weight, bias), ())
+
+
+def _affine(x: Any, weight: Any, bias: Any) -> Any:
     rows = x if x.ndim == 2 else x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
     result = apply("matmul", rows, weight, transpose_b=True)
     if bias is not None:
@@ -98,15 +102,12 @@ def conv2d(
         return conv2d(x.expand_dims(0), weight, bias, stride, padding, dilation, groups).squeeze(0)
     if type(padding) is str:
         x, padding = padded_like("conv2d", x, padding, weight.shape[2:], stride, dilation)
-    result = apply(
-        "conv2d",
-        x,
-        weight,
-        stride=pair(stride),
-        padding=pair(padding),
-        dilation=pair(dilation),
-        groups=groups,
-    )
+    steps = (pair(stride), pair(padding), pair(dilation), groups)
+    return _convolved(x, weight, None, *steps) if bias is None else x._composed(_convolved, (x, weight, bias), steps)
+
+
+def _convolved(x: Any, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any, groups: int) -> Any:
+    result = apply("conv2d", x, weight, stride=stride, padding=padding, dilation=dilation, groups=groups)
     return result if bias is None else result + bias.reshape(1, -1, 1, 1)
 
 

@@ -1,7 +1,7 @@
 """Normalisations. Names, arguments and formulas are torch.nn.functional's."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from cyxcore.dtype import finfo
@@ -35,26 +35,53 @@ def batch_norm(
         channels = "C" if running_mean is None else running_mean.shape[0]
         raise ShapeError(f"batch_norm: expected x (N, {channels}, ...), got {x.shape}")
     axes = (0, *range(2, x.ndim))
-    column = (1, -1, *(1,) * (x.ndim - 2))
 
-    def with_batch() -> Any:
-        mean = x.mean(axes, keepdims=True)
-        centred = x - mean
-        var = (centred**2).mean(axes, keepdims=True)
+    def follow(mean: Any, var: Any) -> None:
         if running_mean is not None:
             # The row count as a sum of ones: as a number it would tie a traced graph to one batch size.
             rows = x._constant(1.0, x.dtype).broadcast_to(x.shape[0]).sum()
             count = rows * float(math.prod(x.shape[2:]))
             _follow(running_mean, running_var, mean, var * (count / maximum(count - 1.0, 1.0)), momentum)
-        return centred / (var + eps).sqrt()
 
-    def with_running() -> Any:
-        return (x - running_mean.reshape(*column)) / (running_var.reshape(*column) + eps).sqrt()
+    if isinstance(training, TracedMode) and running_mean is not None:
+        result = by_mode(
+            training,
+            lambda: _by_batch(x, None, None, axes, eps, follow)[0],
+            lambda: _by_given(x, running_mean, running_var, None, None, eps),
+        )
+        return _scaled(result, weight, bias)
+    if running_mean is not None and not training:
+        return x._composed(_by_given, (x, running_mean, running_var, weight, bias), (eps,))
+    if x.is_symbolic:
+        return _by_batch(x, weight, bias, axes, eps, follow)[0]
+    result, mean, var = x._composed(_by_batch, (x, weight, bias), (axes, eps))
+    follow(mean, var)
+    return result
 
-    result = with_batch() if running_mean is None else by_mode(training, with_batch, with_running)
+
+def _by_batch(
+    x: Any, weight: Any, bias: Any, axes: tuple[int, ...], eps: float, follow: Callable[[Any, Any], None] | None = None
+) -> tuple[Any, Any, Any]:
+    """(the result, mean, var). follow: told mean and var."""
+    mean = x.mean(axes, keepdims=True)
+    centred = x - mean
+    var = (centred**2).mean(axes, keepdims=True)
+    if follow is not None:
+        follow(mean, var)
+    return _scaled(centred / (var + eps).sqrt(), weight, bias), mean, var
+
+
+def _by_given(x: Any, mean: Any, var: Any, weight: Any, bias: Any, eps: float) -> Any:
+    column = (1, -1, *(1,) * (x.ndim - 2))
+    return _scaled((x - mean.reshape(*column)) / (var.reshape(*column) + eps).sqrt(), weight, bias)
+
+
+def _scaled(x: Any, weight: Any, bias: Any) -> Any:
+    """x * weight + bias of each channel (axis 1)."""
+    column = (1, -1, *(1,) * (x.ndim - 2))
     if weight is not None:
-        result = result * weight.reshape(*column)
-    return result if bias is None else result + bias.reshape(*column)
+        x = x * weight.reshape(*column)
+    return x if bias is None else x + bias.reshape(*column)
 
 
 def _follow(running_mean: Any, running_var: Any, mean: Any, unbiased: Any, momentum: Any) -> None:
@@ -69,7 +96,11 @@ def layer_norm(
     """(x - mean) / sqrt(var + eps) over the last axes, then * weight + bias of that shape."""
     if x.shape[x.ndim - len(normalized_shape) :] != tuple(normalized_shape):
         raise ShapeError(f"layer_norm: expected x (..., {', '.join(map(str, normalized_shape))}), got {x.shape}")
-    axes = tuple(range(x.ndim - len(normalized_shape), x.ndim))
+    return x._composed(_layer_norm, (x, weight, bias), (len(normalized_shape), eps))
+
+
+def _layer_norm(x: Any, weight: Any, bias: Any, count: int, eps: float) -> Any:
+    axes = tuple(range(x.ndim - count, x.ndim))
     centred = x - x.mean(axes, keepdims=True)
     result = centred / ((centred**2).mean(axes, keepdims=True) + eps).sqrt()
     if weight is not None:
@@ -81,13 +112,13 @@ def group_norm(x: Any, num_groups: int, weight: Any = None, bias: Any = None, ep
     """(x - mean) / sqrt(var + eps) over each group of channels of each row. x: (N, C, ...); weight, bias: (C,)."""
     if x.ndim < 2 or num_groups < 1 or x.shape[1] % num_groups:
         raise ShapeError(f"group_norm: expected x (N, C, ...) with {num_groups} groups dividing C, got {x.shape}")
+    return x._composed(_group_norm, (x, weight, bias), (num_groups, eps))
+
+
+def _group_norm(x: Any, weight: Any, bias: Any, num_groups: int, eps: float) -> Any:
     parts = x.reshape(x.shape[0], num_groups, math.prod(x.shape[1:]) // num_groups)
     centred = parts - parts.mean(2, keepdims=True)
-    result = (centred / ((centred**2).mean(2, keepdims=True) + eps).sqrt()).reshape(*x.shape)
-    column = (1, -1, *(1,) * (x.ndim - 2))
-    if weight is not None:
-        result = result * weight.reshape(*column)
-    return result if bias is None else result + bias.reshape(*column)
+    return _scaled((centred / ((centred**2).mean(2, keepdims=True) + eps).sqrt()).reshape(*x.shape), weight, bias)
 
 
 def instance_norm(
@@ -131,7 +162,11 @@ def rms_norm(x: Any, normalized_shape: Sequence[int], weight: Any = None, eps: f
     shape = tuple(normalized_shape)
     if x.shape[x.ndim - len(shape) :] != shape:
         raise ShapeError(f"rms_norm: expected x (..., {', '.join(map(str, shape))}), got {x.shape}")
-    axes = tuple(range(x.ndim - len(shape), x.ndim))
+    return x._composed(_rms_norm, (x, weight), (len(shape), eps))
+
+
+def _rms_norm(x: Any, weight: Any, count: int, eps: float) -> Any:
+    axes = tuple(range(x.ndim - count, x.ndim))
     result = x / (x.square().mean(axes, keepdims=True) + eps).sqrt()
     return result if weight is None else result * weight
 

@@ -15,8 +15,8 @@ from cyxcore.errors import DataError, DtypeError, GraphError, KernelError, Shape
 cimport numpy as cnp
 from cpython.pycapsule cimport PyCapsule_New
 from libc.stdint cimport int32_t, int64_t
-from libc.stdlib cimport calloc, free, realloc
-from libc.string cimport memset
+from libc.stdlib cimport calloc, free, malloc, realloc
+from libc.string cimport memcpy, memset
 
 cnp.import_array()
 
@@ -474,6 +474,11 @@ cdef bint _joins(const cyx_call *calls, const char *elided, int64_t first, int64
     return True
 
 
+cdef enum:
+    NOWHERE = -1
+    MOST_MOVING = 64  # arrays of a program
+
+
 cdef class Program:
     """A list of calls on arrays that stay where they are; changing what the arrays hold feeds new data."""
 
@@ -483,6 +488,8 @@ cdef class Program:
     cdef cyx_factor *_factors  # matrices that are packed once a run
     cdef readonly size_t packed_bytes  # what those and the matrices of a stretch take beside the arrays of the calls
     cdef set _edges  # places of calls that no group of earlier ones reaches
+    cdef int32_t *_homes  # of each array of each call, the output first: which of those that move it lies in, or NOWHERE
+    cdef list _bases  # where these lie in the records
     cdef list _arrays
     cdef object __weakref__
 
@@ -499,6 +506,7 @@ cdef class Program:
             cyx_free_lanes(self._calls[i].lane_records)
             _release(&self._calls[i])
         free(self._calls)
+        free(self._homes)
         cyx_free_factors(self._factors)
 
     def __len__(self):
@@ -668,6 +676,77 @@ cdef class Program:
         with nogil:
             status = cyx_run(self._calls, self._count, &failed, &message)
         self._running -= 1
+        if status != CYX_OK:
+            _fail(status, &message)
+
+    def moving(self, list arrays) -> None:
+        """From now on the program runs on other arrays each time: run_on. After fuse(), and of an exact program.
+
+        arrays: those in whose place others come, no two of which overlap. The program lets go of all its arrays; what
+        else is in them (constants) the caller keeps.
+        """
+        cdef int64_t k
+        cdef int i, place
+        cdef const cyx_array *array
+        cdef size_t start
+        if self._terms or self._homes != NULL:
+            raise ValueError("expected a program of exact products whose arrays do not move yet")
+        self._bases = [(<size_t>cnp.PyArray_DATA(<cnp.ndarray>x), cnp.PyArray_NBYTES(<cnp.ndarray>x)) for x in arrays]
+        self._homes = <int32_t *>malloc((self._count * (1 + CYX_INLINE_INPUTS) + 1) * sizeof(int32_t))
+        if self._homes == NULL:
+            raise MemoryError
+        for k in range(self._count):
+            if self._calls[k].in_count > CYX_INLINE_INPUTS:
+                free(self._homes)
+                self._homes = NULL
+                raise ValueError(f"expected calls of at most {CYX_INLINE_INPUTS} inputs")
+            for i in range(1 + self._calls[k].in_count):
+                array = &self._calls[k].out if i == 0 else &self._calls[k].inputs[i - 1]
+                start = <size_t>array.data
+                self._homes[k * (1 + CYX_INLINE_INPUTS) + i] = NOWHERE
+                for place, (base, count) in enumerate(self._bases):
+                    if base <= start < base + max(count, 1):
+                        self._homes[k * (1 + CYX_INLINE_INPUTS) + i] = place
+        self._arrays = []
+
+    def run_on(self, list arrays) -> None:
+        """Runs as run() does, on arrays in the place of those that move, of their sizes and in their order.
+
+        Threads may do so at the same time. Raises ValueError for an array with gaps or of another size.
+        """
+        cdef cyx_message message
+        cdef int64_t failed = 0, k
+        cdef cyx_status status
+        cdef int64_t shifts[MOST_MOVING]
+        cdef cyx_call *own
+        cdef int32_t *homes
+        cdef Py_ssize_t place
+        cdef int i
+        if self._homes == NULL or len(arrays) != len(self._bases) or len(arrays) > MOST_MOVING:
+            raise ValueError(f"expected a program that moves, and {len(self._bases or ())} arrays; got {len(arrays)}")
+        for place in range(len(arrays)):
+            array = <cnp.ndarray?>arrays[place]
+            base, count = <tuple>(self._bases[place])
+            if not cnp.PyArray_IS_C_CONTIGUOUS(array) or cnp.PyArray_NBYTES(array) != count:
+                raise ValueError(f"expected array {place} to have {count} bytes without gaps")
+            shifts[place] = <int64_t>(<size_t>cnp.PyArray_DATA(array) - <size_t>base)
+        own = <cyx_call *>malloc((self._count + 1) * sizeof(cyx_call))
+        if own == NULL:
+            raise MemoryError
+        memcpy(own, self._calls, self._count * sizeof(cyx_call))
+        for k in range(self._count):
+            own[k].inputs, own[k].lane_records = own[k].own_in, NULL  # those are of the arrays that were there
+            homes = self._homes + k * (1 + CYX_INLINE_INPUTS)
+            if homes[0] != NOWHERE:
+                own[k].out.data = <char *>own[k].out.data + shifts[homes[0]]
+            for i in range(own[k].in_count):
+                if homes[1 + i] != NOWHERE:
+                    own[k].inputs[i].data = <char *>own[k].inputs[i].data + shifts[homes[1 + i]]
+        self._running += 1
+        with nogil:
+            status = cyx_run(own, self._count, &failed, &message)
+        self._running -= 1
+        free(own)
         if status != CYX_OK:
             _fail(status, &message)
 

@@ -227,12 +227,13 @@ cdef object _rules = None  # gradients.input_gradients
 cdef object _joined = None  # (gradient so far, new) -> a Sum
 cdef object _whole = None  # (Sum or Piece, tensor) -> a tensor
 cdef object _piece = None  # the class
+cdef object _composed = None  # the class of operations that are several
 
 
-def connect_tape(backwards, rules, joined, whole, piece):
+def connect_tape(backwards, rules, joined, whole, piece, composed):
     """Tell this module of the general way back."""
-    global _backwards, _rules, _joined, _whole, _piece
-    _backwards, _rules, _joined, _whole, _piece = backwards, rules, joined, whole, piece
+    global _backwards, _rules, _joined, _whole, _piece, _composed
+    _backwards, _rules, _joined, _whole, _piece, _composed = backwards, rules, joined, whole, piece, composed
 
 
 cdef object _gradients(Held tensor, object g, uint64_t wanted):
@@ -578,12 +579,32 @@ cdef class Walk:
                 wanted |= <uint64_t>1 << i
         _recording = before and self.create_graph
         try:
+            if tensor._op.call is None and isinstance(tensor._op.own_op, _composed):
+                self._spread_several(tensor, edges, count)
+                return 0
             found = _gradients(tensor, self.g, wanted)
             for i in range(count):
                 if edges[i] != NOWHERE and found[i] is not None:
                     self._add(edges[i], found[i])
         finally:
             _recording = before
+        return 0
+
+    cdef int _spread_several(self, Held tensor, int *edges, int count) except -1:
+        """The same where the operation is several, which add to what there is of the gradients one after the other."""
+        cdef PyObject *so_far
+        cdef int i
+        cdef list pending = []
+        for i in range(count):
+            so_far = self.pending[edges[i]] if edges[i] != NOWHERE else NULL
+            pending.append(<object>so_far if so_far != NULL else None)
+        found = tensor._op.own_op.totals(tensor, self.g, pending)
+        for i in range(count):
+            if edges[i] != NOWHERE and found[i] is not None:
+                so_far = self.pending[edges[i]]
+                Py_INCREF(found[i])
+                self.pending[edges[i]] = <PyObject *>found[i]
+                Py_XDECREF(so_far)
         return 0
 
     cdef int _add(self, int place, object new) except -1:

@@ -1,0 +1,321 @@
+"""Functions of several operations as one on the tape: layer norms, GELU, attention, a product and its bias, ...
+
+Each operation of such a function would keep what it was given until the way back is through. Here only the inputs are
+kept, and the small sums that the way back needs of them; both ways are plans (plan.py), which make element-wise chains
+tile by tile and rows band by band, in memory that is there for the time of a run. They are made when the function first
+meets inputs of these shapes, and run on other arrays each time. No bit changes by that: a plan has the bits of its
+operations one after the other, and what a function adds to the gradient of an input it adds in the order in which its
+operations would.
+
+Where more is asked than gradients (a second derivative, anomalies), the operations take the place of the one on the
+tape: _Call.expand.
+"""
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cyxcore import device as devices
+from cyxcore.eager import Tensor, enable_grad, is_recording, wrap
+from cyxcore.gradients import Sum, totals
+from cyxcore.graph import Graph
+from cyxcore.held import Node, later
+from cyxcore.memory import Overwritten
+from cyxcore.ops import OPS
+from cyxcore.plan import Plan
+from cyxcore.symbols import Builder, Symbol
+from cyxcore.tape import Composed, pending_total
+
+Array = Any
+Function = Callable[..., Any]
+
+MOST_OPERATIONS = 64  # of a function: so many times are left free for them
+SMALL = 8  # a sum that is so many times smaller than the result is kept, not made again
+MOST_KNOWN = 256  # kinds of calls
+LEAST_USES = 4  # of plans in the mean, for more to be made: where shapes are always new ones, plans do not pay
+FIRST_PLANS = 64
+
+
+class _Unplanned(Exception):  # noqa: N818 - no error: the function runs operation by operation
+    pass
+
+
+class _Moving:
+    """A plan whose arrays are others each time. names: of its inputs, in the order in which run() takes them."""
+
+    def __init__(self, graph: Graph) -> None:
+        plan = Plan(graph, device="cpu", numerics="exact", outputs_apart=True)
+        program: Any = getattr(plan.program, "__self__", None)
+        self._program = program
+        if not hasattr(program, "run_on"):
+            raise _Unplanned  # an operation has NumPy's kernel only
+        self.names = list(plan.inputs)
+        arrays: list[Array] = list(plan.inputs.values())
+        places = {array.ctypes.data: place for place, array in enumerate(arrays)}
+        self._made: list[tuple[tuple[int, ...], Any]] = []
+        self._results: list[tuple[int, tuple[int, ...]]] = []
+        for array in plan.outputs:
+            if array.ctypes.data not in places:
+                if not any(array is each or array.base is each for each in plan.apart):
+                    raise _Unplanned  # a constant
+                places[array.ctypes.data] = len(arrays)
+                arrays.append(array)
+                self._made.append((array.shape, array.dtype))
+            self._results.append((places[array.ctypes.data], array.shape))
+        self._arena_bytes = plan.arena_bytes
+        self._constants = [
+            array for node, array in zip(plan.graph.nodes, plan.arrays, strict=True) if node.op == "const"
+        ]
+        self._program.moving([*arrays, plan.arena])
+
+    def run(self, given: list[Array]) -> list[Array]:
+        memory = devices.backend("cpu").memory
+        arrays = list(given)
+        for shape, dtype in self._made:
+            arrays.append(np.ndarray(shape, dtype, memory(int(np.prod(shape, dtype=np.int64)) * dtype.itemsize)))
+        self._program.run_on([*arrays, memory(self._arena_bytes)])
+        return [
+            arrays[place] if arrays[place].shape == shape else arrays[place].reshape(shape)
+            for place, shape in self._results
+        ]
+
+
+class _Kind(NamedTuple):
+    """What calls have in common that one pair of plans is for."""
+
+    function: Function
+    options: tuple[Any, ...]
+    places: tuple[int | None, ...]  # of each argument, which of the tensors it is
+    typed: tuple[tuple[tuple[int, ...], str], ...]  # the shape and dtype of each tensor
+    followed: tuple[bool, ...]
+    threads: int
+
+    def call(self, tensors: Sequence[Any]) -> Any:
+        return self.function(*(None if place is None else tensors[place] for place in self.places), *self.options)
+
+
+class _Ways:
+    """The plans of a kind of calls: one there, and those back, by which gradients have a sum to be added to."""
+
+    def __init__(self, kind: _Kind) -> None:
+        self.kind, self._backs = kind, dict[tuple[bool, ...], _Moving]()
+        builder, symbols, results = self._traced()
+        self.count = len(results)
+        self.kept: list[int] = []
+        self.needed: set[int] = set()  # the tensors that the way back reads
+        if any(kind.followed):
+            self.kept = self._small_sums(builder, results[0])
+            found = self._way_back(builder, symbols, results[0], ())
+            self.needed = {place for place, x in enumerate(symbols) if x.node in _sources(builder, found, self.kept)}
+        forward = self._cut(builder, [*(x.node for x in results), *self.kept], {})
+        self._there = _Moving(forward)
+
+    def _traced(self) -> tuple[Builder, list[Symbol], list[Symbol]]:
+        builder = Builder(merging=False, travels=False)
+        symbols = [builder.input(str(place), *typed) for place, typed in enumerate(self.kind.typed)]
+        result = self.kind.call(symbols)
+        results = list(result) if isinstance(result, tuple) else [result]
+        if any(x.dtype != self.kind.typed[0][1] for x in results) or len(builder.nodes) > MOST_OPERATIONS:
+            raise _Unplanned
+        return builder, symbols, results
+
+    def _small_sums(self, builder: Builder, result: Symbol) -> list[int]:
+        """The nodes whose values are kept for the way back."""
+        size = result.size // SMALL
+        symbols = [builder.at(place) for place in range(result.node + 1)]
+        return [x.node for x in symbols if OPS[builder.nodes[x.node].op].group == "reduce" and x.size <= size]
+
+    def _way_back(self, builder: Builder, symbols: list[Symbol], result: Symbol, sums: Sequence[bool]) -> list[int]:
+        """The nodes of the gradients of what is followed. sums: to which tensors' gradients they are added."""
+        g = builder.input("g", result.shape, result.dtype)
+        so_far = {
+            x.node: builder.input(f"sum {place}", x.shape, x.dtype)
+            for place, (x, added) in enumerate(zip(symbols, sums, strict=False))
+            if added
+        }
+        wanted = [x for x, followed in zip(symbols, self.kind.followed, strict=True) if followed]
+        found = totals(builder, result, g, wanted, so_far)
+        if any(x is None for x in found):
+            raise _Unplanned
+        return [x.node for x in found if x is not None]
+
+    def _cut(self, builder: Builder, outputs: list[int], given: dict[int, str]) -> Graph:
+        """The graph of some nodes, with others as inputs."""
+        made = Builder(merging=False, travels=False)
+        new: dict[int, Symbol] = {}
+        for place in sorted(_needed(builder, outputs, given)):
+            node = builder.nodes[place]
+            if place in given:
+                new[place] = made.input(given[place], builder.shapes[place], builder.dtypes[place])
+            else:
+                new[place] = made.copy(node.op, [new[source] for source in node.inputs], node.attrs)
+        return made.graph(*(new[place] for place in outputs))
+
+    def back(self, sums: tuple[bool, ...]) -> _Moving:
+        known = self._backs.get(sums)
+        if known is None:
+            builder, symbols, results = self._traced()
+            found = self._way_back(builder, symbols, results[0], sums)
+            known = self._backs[sums] = _Moving(self._cut(builder, found, {p: f"kept {p}" for p in self.kept}))
+        return known
+
+    def run(self, tensors: Sequence[Tensor]) -> tuple[list[Array], list[Array]]:
+        """The results, and what is kept for the way back."""
+        found = self._there.run([_array(tensors[int(name)]) for name in self._there.names])
+        return found[: self.count], found[self.count :]
+
+
+def _needed(builder: Builder, outputs: Sequence[int], given: Any) -> set[int]:
+    """The nodes that outputs are made of, up to those that are given."""
+    seen, waiting = set(outputs), list(outputs)
+    while waiting:
+        place = waiting.pop()
+        new = [] if place in given else [source for source in builder.nodes[place].inputs if source not in seen]
+        seen.update(new)
+        waiting += new
+    return seen
+
+
+def _sources(builder: Builder, outputs: Sequence[int], given: Any) -> set[int]:
+    return {place for place in _needed(builder, outputs, given) if builder.nodes[place].op == "input"}
+
+
+def _array(x: Tensor) -> Array:
+    return x._data if x._view is None else x._dense()
+
+
+class _Call(Composed):
+    """One call, as the operation that its result remembers."""
+
+    def __init__(self, ways: _Ways, kept: list[Array]) -> None:
+        self._ways, self._kept = ways, kept
+
+    @property
+    def __name__(self) -> str:
+        return self._ways.kind.function.__name__.strip("_")
+
+    def _check(self, node: Node) -> None:
+        for place in self._ways.needed:
+            x = node.inputs[place]
+            if x._memory is not None and x._memory.written > node.time:
+                raise Overwritten(x.shape, x.dtype, self.__name__).error()
+
+    def totals(self, tensor: Tensor, g: Tensor, pending: list[Any]) -> list[Any]:
+        """The gradient of each input so far and what this call adds to it. pending: what there is of each, or None."""
+        node: Any = tensor._op
+        self._check(node)
+        kind = self._ways.kind
+        sums = [pending_total(x) if followed else None for x, followed in zip(pending, kind.followed, strict=True)]
+        way = self._ways.back(tuple([x is not None for x in sums]))
+        kept = dict(zip(self._ways.kept, self._kept, strict=True))
+        given = []
+        for name in way.names:
+            what, _, place = name.rpartition(" ")
+            if name == "g":
+                given.append(_array(g))
+            elif what == "kept":
+                given.append(kept[int(place)])
+            else:
+                x: Any = sums[int(place)] if what == "sum" else node.inputs[int(place)]
+                given.append(_array(x))
+        made = iter([wrap(array) for array in way.run(given)])
+        found: list[Any] = []
+        for so_far, total, followed in zip(pending, sums, kind.followed, strict=True):
+            new = next(made) if followed else None
+            if new is not None and type(so_far) is Sum and total is not None:
+                so_far.replace(new)
+                found.append(so_far)
+            elif new is not None and so_far is not None and total is None:  # pieces only
+                both = Sum()
+                both.add(so_far)
+                both.add(new)
+                found.append(both)
+            else:
+                found.append(new)
+        return found
+
+    def expand(self, tensor: Tensor) -> None:
+        """Let the tensor remember the operations themselves, at the times they would have had."""
+        node: Any = tensor._op
+        self._check(node)
+        start = node.time - MOST_OPERATIONS
+        inputs = {id(x) for x in node.inputs}
+        began = later(1)
+        with enable_grad():
+            result = self._ways.kind.call(node.inputs)
+        last = result[0] if isinstance(result, tuple) else result
+        found: dict[int, Tensor] = {}
+        waiting = [last]
+        while waiting:
+            x = waiting.pop()
+            if id(x) not in found and id(x) not in inputs and x._op is not None and x._op.time > began:
+                found[id(x)] = x
+                waiting += x._op.inputs
+        for place, x in enumerate(sorted(found.values(), key=lambda each: each._op.time)):  # type: ignore[union-attr]
+            was: Any = x._op
+            x._op = Node(was.op, was.inputs, was.attrs, start + 1 + place)
+        tensor._op = last._op
+
+
+_ways: dict[_Kind, _Ways | None] = {}  # None: without plans
+_lock = threading.Lock()
+_made = _used = 0
+
+
+def _ways_of(kind: _Kind) -> _Ways | None:
+    global _made, _used
+    with _lock:
+        _used += 1
+        if kind in _ways:
+            return _ways[kind]
+        if _made > FIRST_PLANS and _made * LEAST_USES > _used:
+            return None
+        while len(_ways) >= MOST_KNOWN:
+            del _ways[next(iter(_ways))]
+        _made += 1
+        try:
+            _ways[kind] = _Ways(kind)
+        except _Unplanned:
+            _ways[kind] = None
+        return _ways[kind]
+
+
+def composed(function: Function, inputs: Sequence[Any], options: tuple[Any, ...]) -> Any:
+    """function(*inputs, *options), which gives a tensor, or several of which only the first is followed.
+
+    inputs: tensors on the host, or None. Its operations run one by one where there is no plan for them.
+    """
+    tensors: list[Tensor] = []
+    places: list[int | None] = []
+    for x in inputs:
+        if x is None:
+            places.append(None)
+            continue
+        if not isinstance(x, Tensor) or not x._on_host or x.dtype not in ("float32", "float64", "bool") or 0 in x.shape:
+            return function(*inputs, *options)
+        known = next((place for place, each in enumerate(tensors) if each is x), None)
+        places.append(len(tensors) if known is None else known)
+        if known is None:
+            if x._view is not None:
+                x._refresh()
+            tensors.append(x)
+    recording = is_recording()
+    kind = _Kind(
+        function,
+        options,
+        tuple(places),
+        tuple([(x.shape, x.dtype) for x in tensors]),
+        tuple([recording and x.requires_grad for x in tensors]),
+        devices.backend("cpu").lanes,  # type: ignore[attr-defined]
+    )
+    ways = _ways_of(kind)
+    if ways is None:
+        return function(*inputs, *options)
+    arrays, kept = ways.run(tensors)
+    results = [wrap(array) for array in arrays]
+    if any(kind.followed):
+        results[0].requires_grad = True
+        results[0]._op = Node(_Call(ways, kept), tuple(tensors), {}, later(MOST_OPERATIONS + 1))
+    return results[0] if ways.count == 1 else tuple(results)

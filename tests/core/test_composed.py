@@ -1,0 +1,207 @@
+"""Functions that are one operation on the tape (cyxcore/composed.py): the same bits, and less kept."""
+
+import threading
+
+import numpy as np
+import pytest
+
+import cyxcore as cx
+from cyxcore import composed, eager
+from cyxcore import functional as F
+from cyxcore.errors import GradientError
+from cyxcore.kernels import cpu
+
+ONE_BY_ONE = 1 << 60
+
+
+def _drawn(*shape, seed=0):
+    return cx.tensor(np.random.default_rng((seed, *shape)).standard_normal(shape, np.float32), requires_grad=True)
+
+
+def _running(channels):
+    return cx.tensor(np.full(channels, 0.25, np.float32)), cx.tensor(np.full(channels, 2.0, np.float32))
+
+
+FUNCTIONS = {
+    "layer_norm": (lambda x, w, b: F.layer_norm(x, (24,), w, b), [(8, 4, 24), (24,), (24,)]),
+    "layer_norm without weights": (lambda x: F.layer_norm(x, (4, 24)), [(8, 4, 24)]),
+    "rms_norm": (lambda x, w: F.rms_norm(x, (24,), w), [(8, 4, 24), (24,)]),
+    "group_norm": (lambda x, w, b: F.group_norm(x, 2, w, b), [(3, 4, 5, 6), (4,), (4,)]),
+    "instance_norm": (F.instance_norm, [(3, 4, 5, 6)]),
+    "batch_norm": (lambda x, w, b: F.batch_norm(x, *_running(4), w, b, True), [(6, 4, 5, 3), (4,), (4,)]),
+    "batch_norm in evaluation": (lambda x, w, b: F.batch_norm(x, *_running(4), w, b, False), [(6, 4, 5), (4,), (4,)]),
+    "gelu": (F.gelu, [(7, 50)]),
+    "gelu tanh": (lambda x: F.gelu(x, "tanh"), [(7, 50)]),
+    "silu": (F.silu, [(7, 50)]),
+    "attention": (F.scaled_dot_product_attention, [(2, 3, 8, 4), (2, 3, 9, 4), (2, 3, 9, 5)]),
+    "causal attention": (lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True), [(2, 3, 8, 4)] * 3),
+    "attention with a mask": (F.scaled_dot_product_attention, [(2, 3, 8, 4)] * 3 + [(8, 8)]),
+    "attention of one tensor": (lambda x: F.scaled_dot_product_attention(x, x, x), [(2, 3, 8, 4)]),
+    "linear": (F.linear, [(4, 5, 16), (24, 16), (24,)]),
+    "conv2d": (lambda x, w, b: F.conv2d(x, w, b, padding=1), [(2, 3, 8, 8), (4, 3, 3, 3), (4,)]),
+}
+
+
+@pytest.fixture(params=[1, 2])
+def threads(request):
+    before = cx.get_num_threads()
+    cx.set_num_threads(request.param)
+    yield
+    cx.set_num_threads(before)
+
+
+def _both(monkeypatch, run):
+    found = []
+    for least in (ONE_BY_ONE, 0):
+        monkeypatch.setattr(eager, "LEAST_COMPOSED", least)
+        found.append([x.detach().numpy() for x in run()])
+    return found
+
+
+def _same(found):
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_values_and_gradients_have_the_bits_of_single_operations(monkeypatch, threads, name):
+    function, shapes = FUNCTIONS[name]
+
+    def run():
+        inputs = [_drawn(*shape, seed=place) for place, shape in enumerate(shapes)]
+        first, weight = inputs[0] * 1.5, _drawn(1, seed=9)
+        result = function(first, *inputs[1:])
+        # what is used again afterwards has a gradient already when the function's is added: whole, or of pieces
+        loss = (result.sin() * weight).sum() + (first * first.detach().cos()).sum() + first[1:3].square().sum()
+        loss.backward()
+        return [result, *(x.grad for x in (*inputs, weight))]
+
+    _same(_both(monkeypatch, run))
+
+
+@pytest.mark.parametrize("name", ["layer_norm", "gelu tanh", "batch_norm", "attention of one tensor", "linear"])
+def test_second_derivatives_have_the_bits_of_single_operations(monkeypatch, name):
+    function, shapes = FUNCTIONS[name]
+
+    def run():
+        inputs = [_drawn(*shape, seed=place) for place, shape in enumerate(shapes)]
+        slopes = cx.autograd.grad(function(*inputs).sin().sum(), inputs, create_graph=True)
+        sum((g.square().sum() for g in slopes), cx.tensor(0.0)).backward()
+        return [*slopes, *(x.grad for x in inputs)]
+
+    _same(_both(monkeypatch, run))
+
+
+def test_a_gradient_of_a_gradient_of_a_function(monkeypatch):
+    def run():
+        return [cx.hessian(lambda x: (F.gelu(F.layer_norm(x, (6,))) ** 3).sum())(_drawn(2, 6))]
+
+    _same(_both(monkeypatch, run))
+
+
+def test_running_statistics_move_as_by_single_operations(monkeypatch):
+    def run():
+        cx.manual_seed(1)
+        layer = cx.nn.BatchNorm2d(4)
+        layer(_drawn(6, 4, 5, 3)).sum().backward()
+        return [*layer.parameters(), layer.running_mean, layer.running_var, layer.weight.grad]
+
+    _same(_both(monkeypatch, run))
+
+
+def test_large_tensors_keep_their_input_alone():
+    x, weight = _drawn(256, 128), _drawn(128)
+    assert F.gelu(x)._op.inputs == (x,)
+    assert F.layer_norm(x, (128,), weight)._op.inputs == (x, weight)
+
+
+def test_small_tensors_go_operation_by_operation():
+    x = _drawn(8, 8)
+    assert type(F.gelu(x)._op.op) is str
+
+
+def test_an_input_changed_in_place_is_an_error_that_names_the_function(monkeypatch):
+    monkeypatch.setattr(eager, "LEAST_COMPOSED", 0)
+    for create_graph in (False, True):
+        x = _drawn(4, 8) * 1.0
+        loss = F.layer_norm(x, (8,)).sum()
+        with cx.no_grad():
+            x += 1.0
+        with pytest.raises(GradientError, match="gradient of layer_norm needs a tensor .* changed in place"):
+            loss.backward(create_graph=create_graph)
+
+
+def test_a_bias_may_change_before_the_way_back(monkeypatch):
+    monkeypatch.setattr(eager, "LEAST_COMPOSED", 0)
+    x, weight, bias = _drawn(4, 8), _drawn(3, 8), _drawn(3)
+    loss = F.linear(x, weight, bias).sum()
+    with cx.no_grad():
+        bias += 1.0
+    loss.backward()
+    np.testing.assert_array_equal(bias.grad.numpy(), np.full(3, 4.0, np.float32))
+
+
+def test_a_result_may_be_written_to(monkeypatch):
+    def run():
+        x, y, weight, bias = _drawn(4, 8), _drawn(4, 8, seed=1), _drawn(8), _drawn(8, seed=2)
+        result = F.layer_norm(x, (8,), weight, bias)
+        result += y
+        result[1:3] = y[:2] * 2.0
+        result.sin().sum().backward()
+        return [x.grad, y.grad, weight.grad, bias.grad]
+
+    _same(_both(monkeypatch, run))
+
+
+def test_looking_for_nan_names_the_operation_within(monkeypatch):
+    monkeypatch.setattr(eager, "LEAST_COMPOSED", 0)
+    x = cx.tensor(np.zeros((2, 8), np.float32), requires_grad=True)
+    with cx.autograd.detect_anomaly(), pytest.raises(GradientError, match="that sqrt gives|that div gives"):
+        F.layer_norm(x, (8,), eps=0.0).sum().backward()
+
+
+def test_a_function_calls_itself_in_threads(monkeypatch):
+    monkeypatch.setattr(eager, "LEAST_COMPOSED", 0)
+    wanted, found = [], []
+
+    def slope(seed):
+        x = _drawn(64, 32, seed=seed)
+        F.gelu(F.layer_norm(x, (32,))).sum().backward()
+        return x.grad.numpy()
+
+    wanted = [slope(seed) for seed in range(4)]
+    threads = [threading.Thread(target=lambda seed=seed: found.append((seed, slope(seed)))) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(seed for seed, _ in found) == [0, 1, 2, 3]
+    for seed, each in found:
+        np.testing.assert_array_equal(each, wanted[seed])
+
+
+def test_shapes_that_are_always_new_get_no_plans(monkeypatch):
+    monkeypatch.setattr(eager, "LEAST_COMPOSED", 0)
+    monkeypatch.setattr(composed, "FIRST_PLANS", 0)
+    monkeypatch.setattr(composed, "_made", 0)
+    monkeypatch.setattr(composed, "_used", 0)
+    for length in range(301, 340):
+        F.gelu(_drawn(length)).sum().backward()
+    assert composed._made <= 40 // composed.LEAST_USES
+
+
+def test_a_program_runs_on_other_arrays_of_the_same_sizes_only():
+    a, b, out = (np.zeros(8, np.float32) for _ in range(3))
+    program = cpu.Program()
+    program.add("add", out, [a, b], {})
+    with pytest.raises(ValueError, match="expected a program that moves"):
+        program.run_on([a, b, out])
+    program.moving([a, b, out])
+    there = np.empty(8, np.float32)
+    program.run_on([np.arange(8, dtype=np.float32), np.ones(8, np.float32), there])
+    np.testing.assert_array_equal(there, np.arange(1, 9))
+    assert not out.any()
+    with pytest.raises(ValueError, match="expected array 1 to have 32 bytes"):
+        program.run_on([a, np.zeros(7, np.float32), there])
+    with pytest.raises(ValueError, match="without gaps"):
+        program.run_on([a, np.zeros(16, np.float32)[::2], there])
