@@ -2,6 +2,7 @@
 
     python -m benchmarks.bench_submissions            # 5,000 jobs, 300 assignments
     python -m benchmarks.bench_submissions --quick    # 500 jobs, 30 assignments
+    python -m benchmarks.bench_submissions --equal    # one job again and again; else each has a seed of its own
     python -m benchmarks.bench_submissions --centrals 2
 
 Targets: 5,000 durable submissions a second through one central (the broker syncs every write), more with two; from
@@ -54,11 +55,13 @@ LOOK_EVERY_S = 0.2
 SIGNED_AT_ONCE = 5_000  # a deposit's blockhash lives for a minute, and central asks the chain about old ones
 
 
-async def requests_of(client: AsyncClient, job: m.JobRequest, count: int) -> list[tuple[str, bytes]]:
-    """(job id, the encoded submit) of `count` jobs, paid by the client."""
+async def requests_of(client: AsyncClient, job: m.JobRequest, count: int, equal: bool) -> list[tuple[str, bytes]]:
+    """(job id, the encoded submit) of `count` jobs, paid by the client; they differ in their seed, or are all equal."""
     made = []
     quote = await client.quote(job, subjects.new_job_id(job.name))
-    for _ in range(count):
+    for number in range(count):
+        if not equal:
+            job = replace(job, training=replace(job.training, seed=number))
         job_id = subjects.new_job_id(job.name)
         terms = replace(quote.terms, job_id=job_id, escrow=_escrow(client, job_id, quote.terms.program))
         deposit = build_deposit(client.purse, terms, quote.blockhash, quote.last_valid_block_height)
@@ -185,12 +188,12 @@ def cpu_s_of(network: LocalNetwork) -> dict[str, float]:
     return found
 
 
-async def submissions(network: LocalNetwork, jobs: int) -> tuple[Row, Row, Row]:
+async def submissions(network: LocalNetwork, jobs: int, equal: bool) -> tuple[Row, Row, Row]:
     """The rate, microseconds of processor per submission that each process took while it lasted, and deposits()."""
     async with await AsyncClient.connect(network.folder) as client:
         job, warm_up = await ready_job(client, jobs * 2), max(200, jobs // 10)
         asking = Generator()
-        asked = await requests_of(client, job, jobs + warm_up)
+        asked = await requests_of(client, job, jobs + warm_up, equal)
         seed = credentials.nkey_seed(credentials.USER, client.keys.child("nats"))
         await asking.ask(Asked(network.file.client_url, client.caller, seed, asked, warm_up, IN_FLIGHT))
         before = cpu_s_of(network)
@@ -314,7 +317,7 @@ async def assignments(network: LocalNetwork, count: int) -> dict[str, Row]:
             await client.bus.subscribe(subjects.update("*"), heard)
             for what, idle in (("submit → assigned, idle", True), ("submit → assigned, back to back", False)):
                 took_ms = []
-                for job_id, asked in await requests_of(client, job, count):
+                for job_id, asked in await requests_of(client, job, count, equal=False):
                     leased[job_id], ended[job_id] = asyncio.get_running_loop().create_future(), asyncio.Event()
                     begun = time.perf_counter()
                     await client.bus.request(subjects.api(client.caller, "job.submit"), asked, content_type=MSGPACK)
@@ -361,14 +364,14 @@ def percentile(values: list[float], share: float) -> float:
     return sorted(values)[min(len(values) - 1, int(len(values) * share))]
 
 
-async def measure(jobs: int, assigned: int, centrals: int) -> dict[str, Row]:
+async def measure(jobs: int, assigned: int, centrals: int, equal: bool) -> dict[str, Row]:
     found: dict[str, Row] = {}
     with tempfile.TemporaryDirectory() as folder:
         async with LocalNetwork(Path(folder) / "idle", nodes=0, centrals=centrals) as network:
             found |= await assignments(network, assigned)
         async with LocalNetwork(Path(folder) / "load", nodes=0, centrals=centrals) as network:
             found["the broker alone"] = await appends(network, jobs, b"x" * 1500)
-            row, spent, paid = await submissions(network, jobs)
+            row, spent, paid = await submissions(network, jobs, equal)
             found[f"durable submissions, {centrals} central(s)"], found["processor per submission"] = row, spent
             found["their deposits, afterwards"] = paid
     return found
@@ -378,11 +381,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="500 jobs and 30 assignments")
     parser.add_argument("--centrals", type=int, default=1, help="how many centrals share the work")
+    parser.add_argument("--equal", action="store_true", help="the same job again and again; else each has its own seed")
     parser.add_argument("--json", action="store_true", help="print the figures as one JSON object")
     add_save(parser)
     options = parser.parse_args()
     jobs, assigned = (500, 30) if options.quick else (SIGNED_AT_ONCE, 300)
-    found = run(measure(jobs, assigned, options.centrals))
+    found = run(measure(jobs, assigned, options.centrals, options.equal))
     figures = {what: {name: round(value, 2) for name, value in row.items()} for what, row in found.items()}
     save(options.save, figures)
     if options.json:

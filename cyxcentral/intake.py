@@ -4,6 +4,7 @@ import functools
 import math
 import re
 from collections.abc import Callable, Collection
+from typing import NamedTuple
 
 import msgspec
 from msgspec import Struct
@@ -22,6 +23,7 @@ from cyxnet.escrow import DEADLINE_S
 
 BASE_MEMORY_BYTES = 192 * 2**20  # of a training process before the first tensor
 LARGEST_COUNT = 2**63 - 1  # that the log and the ledger can hold
+JOBS_REMEMBERED = 256
 LARGEST_REMEMBERED_BYTES = 32_768  # of a description; strangers must not be able to fill the memory with large ones
 MODEL_COPIES = 2  # of a served model: the file, and its weights as the kernels want them
 LONGEST_SERVED_S = DEADLINE_S - DEADLINE_MARGIN_S - 86_400  # a day may go by before a replica is ready
@@ -57,43 +59,47 @@ def examined(job: m.JobRequest) -> tuple[m.JobRequest, Plan]:
         encoded = msgspec.msgpack.encode(job)
     except OverflowError:  # layers and graphs are checked below; this would be too late there
         raise SpecError("model: expected integers of at most 64 bits") from None
-    if len(encoded) > LARGEST_REMEMBERED_BYTES:
-        return _examine.__wrapped__(encoded)
-    return _examine(encoded)
+    if not (known := _examined.get(encoded)):
+        known = job, _plan(job)
+        if len(encoded) <= LARGEST_REMEMBERED_BYTES:
+            _examined[encoded] = known
+            if len(_examined) > JOBS_REMEMBERED:
+                del _examined[next(iter(_examined))]  # the oldest
+    return known
 
 
-@functools.lru_cache(maxsize=256)
-def _examine(encoded: bytes) -> tuple[m.JobRequest, Plan]:
-    job = msgspec.msgpack.decode(encoded, type=m.JobRequest)
+_examined: dict[bytes, tuple[m.JobRequest, Plan]] = {}  # by the job as it is encoded
+
+
+def _plan(job: m.JobRequest) -> Plan:
     if job.sealed and (job.serve or not job.needs.node_id):
         raise SpecError(
             "sealed: expected a job that trains on the node of needs.node_id, which alone can read its data"
         )
     if job.serve:
-        return job, _plan_of_serving(job, job.serve)
-    graph = graph_of(job.model)
+        return _plan_of_serving(job, job.serve)
     batch = job.training.batch_size
+    costs = _costs(job.model, batch)
     rows = job.facts.rows if job.facts else 0
     check_metrics(job.training, job.data.validation > 0.0)
-    if job.facts and list(graph.input_shape) != list(job.facts.input_shape):
+    if job.facts and costs.input_shape != list(job.facts.input_shape):
         raise SpecError(
-            f"the model takes samples of shape {list(graph.input_shape)}, the data has {list(job.facts.input_shape)}"
+            f"the model takes samples of shape {costs.input_shape}, the data has {list(job.facts.input_shape)}"
         )
     if job.facts and job.facts.classes and job.training.loss == "cross_entropy":
-        outputs = graph.output_shape[-1]
-        if outputs != job.facts.classes:
-            raise SpecError(f"the model ends in {outputs} outputs, the data has {job.facts.classes} classes")
-    estimate = BASE_MEMORY_BYTES + graph.memory_bytes(batch, training=True) + DATA_COPIES * job.dataset.size
+        if costs.outputs != job.facts.classes:
+            raise SpecError(f"the model ends in {costs.outputs} outputs, the data has {job.facts.classes} classes")
+    estimate = BASE_MEMORY_BYTES + costs.memory_bytes + DATA_COPIES * job.dataset.size
     plan = Plan(
         memory_bytes=max(job.needs.memory_bytes, estimate),
-        flops_per_epoch=3 * graph.flops(1) * rows,  # backward costs about twice the forward pass
-        bytes_per_epoch=3 * graph.bytes_moved(batch) * math.ceil(rows / batch),
-        parameters=graph.parameter_count,
+        flops_per_epoch=3 * costs.flops_of_a_row * rows,  # backward costs about twice the forward pass
+        bytes_per_epoch=3 * costs.bytes_moved * math.ceil(rows / batch),
+        parameters=costs.parameters,
     )
     for what, count in msgspec.structs.asdict(plan).items():
         if count > LARGEST_COUNT:
             raise SpecError(f"{what}: the job comes to {count}, more than any machine has or can count")
-    return job, plan
+    return plan
 
 
 def _plan_of_serving(job: m.JobRequest, serve: m.ServeSpec) -> Plan:
@@ -131,10 +137,35 @@ def possible_steps(job: m.JobRequest) -> range | None:
     return range(fewest, most + 1)
 
 
-def graph_of(model: ModelSpec) -> Graph:
-    """The model as a graph, checked. A graph never changes: the last ones are remembered."""
+class _Costs(NamedTuple):
+    """Of a model at a batch size. memory_bytes: to train it; flops and bytes moved: of an inference."""
+
+    input_shape: list[int]
+    outputs: int
+    parameters: int
+    memory_bytes: int
+    flops_of_a_row: int
+    bytes_moved: int
+
+
+def _costs(model: ModelSpec, batch_size: int) -> _Costs:
+    """Checks the model. The last ones are remembered: jobs of one model differ in seed, learning rate or data."""
     encoded = msgspec.msgpack.encode(model)
-    return _graph.__wrapped__(encoded) if len(encoded) > LARGEST_REMEMBERED_BYTES else _graph(encoded)
+    find = _costs_of.__wrapped__ if len(encoded) > LARGEST_REMEMBERED_BYTES else _costs_of
+    return find(encoded, batch_size)
+
+
+@functools.lru_cache(maxsize=128)
+def _costs_of(encoded: bytes, batch_size: int) -> _Costs:
+    graph = _graph.__wrapped__(encoded) if len(encoded) > LARGEST_REMEMBERED_BYTES else _graph(encoded)
+    return _Costs(
+        list(graph.input_shape),
+        graph.output_shape[-1] if graph.output_shape else 0,
+        graph.parameter_count,
+        graph.memory_bytes(batch_size, training=True),
+        graph.flops(1),
+        graph.bytes_moved(batch_size),
+    )
 
 
 @functools.lru_cache(maxsize=64)

@@ -4,7 +4,7 @@ import pytest
 
 from cyxcentral import intake
 from cyxcore.errors import SpecError
-from cyxcore.spec import ModelSpec
+from cyxcore.spec import ModelSpec, TrainingSpec
 from cyxnet import messages as m
 from tests.central import facts as f
 
@@ -49,9 +49,24 @@ def test_a_sealed_job_trains_on_a_node_that_it_names(changes):
 
 def test_large_descriptions_are_not_remembered():
     # 256 of a megabyte each, and the graphs of 64: anybody could make central keep a gigabyte
-    intake._examine.cache_clear()
+    intake._examined.clear()
+    intake._costs_of.cache_clear()
     intake._graph.cache_clear()
     layers = [{"kind": "Linear", "out_features": 4} for _ in range(2_000)]
     intake.examine(f.job_request(model=ModelSpec(input=[4], layers=layers)))
-    assert (intake._examine.cache_info().currsize, intake._graph.cache_info().currsize) == (0, 0)
+    kept = intake._costs_of.cache_info().currsize, intake._graph.cache_info().currsize
+    assert (len(intake._examined), *kept) == (0, 0, 0)
     assert intake.examine(f.job_request()) is intake.examine(f.job_request())
+
+
+def test_a_sweep_over_seeds_looks_at_its_model_once_and_fills_no_memory():
+    intake._costs_of.cache_clear()
+    jobs = [f.job_request(training=TrainingSpec(seed=seed)) for seed in range(intake.JOBS_REMEMBERED + 20)]
+    plans = [intake.examine(job) for job in jobs]
+    assert all(plan == plans[0] for plan in plans)
+    assert intake._costs_of.cache_info().misses == 1
+    assert len(intake._examined) == intake.JOBS_REMEMBERED
+    assert intake.examined(jobs[-1])[0] is jobs[-1]
+    assert intake.examined(jobs[0])[0] == jobs[0]
+    larger = intake.examine(f.job_request(training=TrainingSpec(batch_size=512)))
+    assert larger.memory_bytes > intake.examine(jobs[0]).memory_bytes
