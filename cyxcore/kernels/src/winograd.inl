@@ -52,6 +52,14 @@ static inline NAME(run) NAME(run_from)(const NAME(tiled) * p, int64_t first, int
     return (NAME(run)){n, y, x, p->tiles_w - x < most ? p->tiles_w - x : most};
 }
 
+/* The same, but through all lines of its image, where those are short. */
+static inline NAME(run) NAME(part_from)(const NAME(tiled) * p, int64_t first, int64_t most) {
+    NAME(run) part = NAME(run_from)(p, first, most);
+    int64_t left = p->tiles - first % p->tiles;
+    if (p->tiles_w <= NR) part.count = left < most ? left : most;
+    return part;
+}
+
 /* How many lines of image n's canvas its tiles before `stop`, counted through all images, reach. */
 static inline int64_t NAME(lines_to)(const NAME(tiled) * p, int64_t n, int64_t stop) {
     int64_t tiles = stop - n * p->tiles < p->tiles ? stop - n * p->tiles : p->tiles;
@@ -79,20 +87,33 @@ static void NAME(paint_lines)(const NAME(unfolding) * u, const T *image, int64_t
         }
 }
 
-/* B' d B of VN tiles, d being the first pixel of the first: position i of tile j to[i * apart + j], of which `room` may be
- * written. */
-static inline __attribute__((always_inline)) void NAME(see_tiles)(const T *d, int64_t line, T *to, int64_t apart,
-                                                                  int64_t room) {
-    V t[4][4];
-    _Pragma("GCC unroll 4") for (int i = 0; i < 4; i++, d += line) {
-        V a = *(const V *)d, b = *(const V *)(d + VN), c = *(const V *)(d + 2), e = *(const V *)(d + VN + 2);
-        V d0 = EVENS(a, b), d1 = ODDS(a, b), d2 = EVENS(c, e), d3 = ODDS(c, e);
-        t[i][0] = d0 - d2, t[i][1] = d1 + d2, t[i][2] = d2 - d1, t[i][3] = d1 - d3;
-    }
-    _Pragma("GCC unroll 4") for (int j = 0; j < 4; j++) {
-        V v[4] = {t[0][j] - t[2][j], t[1][j] + t[2][j], t[2][j] - t[1][j], t[1][j] - t[3][j]};
-        _Pragma("GCC unroll 4") for (int i = 0; i < 4; i++) NAME(put_part)(to + (4 * i + j) * apart, v[i], room);
-    }
+/* Elements that see_part() works in for `count` tiles. */
+static inline int64_t NAME(of_half)(const NAME(tiled) * p, int64_t count) { return 8 * (count + 3 * p->tiles_w + VN); }
+
+/* B' d B of tiles one behind the other, from tile x of a line on, whose pixels begin at `line`: position i of tile j to[i * apart +
+ * j], of which `room` may be written. Lines of pixels are transformed first, each for both lines of tiles that it is part of:
+ * half[line % 2][j][line / 2][tile], so that tiles of several lines are next to each other. */
+static void NAME(see_part)(const NAME(tiled) * p, const T *line, int64_t x, int64_t count, T *half, T *to, int64_t apart,
+                           int64_t room) {
+    int64_t width = p->tiles_w, lines = (x + count + width - 1) / width;
+    if (lines == 1) line += 2 * x, width = count, x = 0;
+    int64_t next = (lines + 1) * width + VN; /* of a line, up to VN tiles too many */
+    for (int64_t r = 0; r < 2 * lines + 2; r++, line += p->canvas.canvas_w)
+        for (int64_t i = 0; i < width; i += VN) {
+            const T *d = line + 2 * i;
+            T *t = half + r % 2 * 4 * next + r / 2 * width + i;
+            V a = *(const V *)d, b = *(const V *)(d + VN), c = *(const V *)(d + 2), e = *(const V *)(d + VN + 2);
+            V d0 = EVENS(a, b), d1 = ODDS(a, b), d2 = EVENS(c, e), d3 = ODDS(c, e);
+            *(V *)t = d0 - d2, *(V *)(t + next) = d1 + d2, *(V *)(t + 2 * next) = d2 - d1, *(V *)(t + 3 * next) = d1 - d3;
+        }
+    for (int64_t i = 0; i < count; i += VN)
+        _Pragma("GCC unroll 4") for (int j = 0; j < 4; j++) {
+            const T *even = half + j * next + x + i, *odd = even + 4 * next;
+            V t0 = *(const V *)even, t1 = *(const V *)odd, t2 = *(const V *)(even + width), t3 = *(const V *)(odd + width);
+            V v[4] = {t0 - t2, t1 + t2, t2 - t1, t1 - t3};
+            _Pragma("GCC unroll 4") for (int k = 0; k < 4; k++)
+                NAME(put_part)(to + (4 * k + j) * apart + i, v[k], room - i);
+        }
 }
 
 /* G w G' of all kernels. */
@@ -193,9 +214,9 @@ static void NAME(tiled_body)(void *context, int64_t begin, int64_t end) {
     const NAME(unfolding) *u = &p->canvas;
     int64_t total = p->images * p->tiles, apart = p->planes * NR + APART;
     int64_t reach = 2 * (((end - begin) * NR + p->tiles_w - 1) / p->tiles_w + 1) + 2; /* lines that these tiles read */
-    int64_t of_canvas = p->planes * u->canvas_w * (reach < u->canvas_h ? reach : u->canvas_h);
-    T *seen = cyx_scratch(1, sizeof(T) * (size_t)(POSITIONS * (apart + MR * NR) + of_canvas + NAME(SLACK)));
-    T *m = seen + POSITIONS * apart, *canvas = m + POSITIONS * MR * NR;
+    int64_t of_canvas = p->planes * u->canvas_w * (reach < u->canvas_h ? reach : u->canvas_h), of_half = NAME(of_half)(p, NR);
+    T *seen = cyx_scratch(1, sizeof(T) * (size_t)(POSITIONS * (apart + MR * NR) + of_half + of_canvas + NAME(SLACK)));
+    T *m = seen + POSITIONS * apart, *half = m + POSITIONS * MR * NR, *canvas = half + of_half;
     if (!seen) {
         p->no_memory = 1;
         return;
@@ -204,23 +225,23 @@ static void NAME(tiled_body)(void *context, int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; task++) {
         int64_t group = task / p->panels, first = task % p->panels * NR;
         int64_t count = total - first < NR ? total - first : NR, vectors = (count + VN - 1) / VN;
-        NAME(run) runs[NR + 1], *last = runs;
-        for (int64_t done = 0; done < count; done += last++->count) {
-            *last = NAME(run_from)(p, first + done, count - done);
-            int64_t pair = last->n * p->groups + group;
+        NAME(run) runs[NR + 1], *last = runs, part;
+        for (int64_t done = 0; done < count; done += last++->count) *last = NAME(run_from)(p, first + done, count - done);
+        last->count = 0;
+        for (int64_t done = 0; done < count; done += part.count) {
+            part = NAME(part_from)(p, first + done, count - done);
+            int64_t pair = part.n * p->groups + group;
             if (pair != painted) { /* as far as this thread reads it */
                 int64_t stop = task / p->panels == (end - 1) / p->panels ? (end - 1) % p->panels + 1 : p->panels;
-                top = 2 * last->y;
-                lines = NAME(lines_to)(p, last->n, stop * NR) - top;
+                top = 2 * part.y;
+                lines = NAME(lines_to)(p, part.n, stop * NR) - top;
                 NAME(paint_lines)(u, p->image + pair * p->planes * u->h * u->w, p->planes, canvas, top, top + lines);
                 painted = pair;
             }
-            const T *d = canvas + (2 * last->y - top) * u->canvas_w + 2 * last->x;
-            for (int64_t c = 0; c < p->planes; c++, d += lines * u->canvas_w)
-                for (int64_t i = 0; i < last->count; i += VN)
-                    NAME(see_tiles)(d + 2 * i, u->canvas_w, seen + c * NR + done + i, apart, NR - done - i);
+            const T *line = canvas + (2 * part.y - top) * u->canvas_w;
+            for (int64_t c = 0; c < p->planes; c++, line += lines * u->canvas_w)
+                NAME(see_part)(p, line, part.x, part.count, half, seen + c * NR + done, apart, NR - done);
         }
-        last->count = 0;
         const T *weight = p->weight + group * ((p->rows + MR - 1) / MR) * POSITIONS * NAME(weights_apart)(p);
         for (int64_t r = 0; r < p->rows; r += MR) {
             int64_t rows = p->rows - r < MR ? p->rows - r : MR;
@@ -317,7 +338,7 @@ typedef struct {
     int64_t planes, rows, width, first, count, most; /* rows in whole panels; tiles: at most `most` */
     int64_t stride, seen_apart, panels_apart, sums_apart; /* from plane to plane of `seen`; from position to position */
     T *seen, *panels, *sums; /* [position][plane][tile]; [position][panel][tile][NR]; [position][plane][width] */
-    T *own; /* a plane's canvas; or two lines of the gradient; or taps: [plane][9][width] */
+    T *half, *own; /* a plane's lines, transformed; its canvas, or two lines of the gradient, or taps: [plane][9][width] */
 } NAME(tiled_block);
 
 /* The tiles at work of each plane. */
@@ -326,18 +347,17 @@ static void NAME(see_planes)(const NAME(tiled_block) * s) {
     const NAME(unfolding) *u = &p->canvas;
     for (int64_t plane = 0; plane < s->planes; plane++) {
         int64_t painted = -1, top = 0;
-        NAME(run) run;
-        for (int64_t done = 0; done < s->count; done += run.count) {
-            run = NAME(run_from)(p, s->first + done, s->count - done);
-            if (run.n != painted) {
-                top = 2 * run.y;
-                NAME(paint_lines)(u, s->x + (run.n * p->groups * p->planes + plane) * u->h * u->w, 1, s->own, top,
-                                  NAME(lines_to)(p, run.n, s->first + s->count));
-                painted = run.n;
+        NAME(run) part;
+        for (int64_t done = 0; done < s->count; done += part.count) {
+            part = NAME(part_from)(p, s->first + done, s->count - done);
+            if (part.n != painted) {
+                top = 2 * part.y;
+                NAME(paint_lines)(u, s->x + (part.n * p->groups * p->planes + plane) * u->h * u->w, 1, s->own, top,
+                                  NAME(lines_to)(p, part.n, s->first + s->count));
+                painted = part.n;
             }
-            for (int64_t i = 0; i < run.count; i += VN)
-                NAME(see_tiles)(s->own + (2 * run.y - top) * u->canvas_w + 2 * (run.x + i), u->canvas_w,
-                                s->seen + plane * s->stride + done + i, s->seen_apart, s->stride - done - i);
+            NAME(see_part)(p, s->own + (2 * part.y - top) * u->canvas_w, part.x, part.count, s->half,
+                           s->seen + plane * s->stride + done, s->seen_apart, s->stride - done);
         }
     }
 }
@@ -470,14 +490,16 @@ static void NAME(tiled_sums_body)(void *context, int64_t begin, int64_t end) {
         s.stride = s.most + APART, s.seen_apart = s.planes * s.stride + APART, s.panels_apart = s.width * s.most + APART;
         s.sums_apart = s.planes * s.width + APART;
         int64_t lines = 4 * p->tiles_w * NR, canvas = u->canvas_h * u->canvas_w, taps = 9 * s.planes * s.width;
-        int64_t of_own = lines > canvas ? lines : canvas, sides = POSITIONS * (s.seen_apart + s.panels_apart);
-        s.sums = cyx_scratch(1, sizeof(T) * (size_t)(POSITIONS * s.sums_apart + (sides > taps ? sides : taps) + of_own + NAME(SLACK)));
+        int64_t of_own = lines > canvas ? lines : canvas, of_half = NAME(of_half)(p, s.most);
+        int64_t sides = POSITIONS * (s.seen_apart + s.panels_apart), of_sums = POSITIONS * s.sums_apart;
+        s.sums = cyx_scratch(1, sizeof(T) * (size_t)(of_sums + (sides > taps ? sides : taps) + of_half + of_own + NAME(SLACK)));
         if (!s.sums) {
             all->no_memory = 1;
             return;
         }
-        s.seen = s.sums + POSITIONS * s.sums_apart, s.panels = s.seen + POSITIONS * s.seen_apart, s.own = s.seen + sides;
-        memset(s.sums, 0, sizeof(T) * (size_t)(POSITIONS * s.sums_apart));
+        s.seen = s.sums + of_sums, s.panels = s.seen + POSITIONS * s.seen_apart;
+        s.half = s.seen + (sides > taps ? sides : taps), s.own = s.half + of_half;
+        memset(s.sums, 0, sizeof(T) * (size_t)of_sums);
         for (; s.first < total; s.first += s.count) {
             s.count = total - s.first < s.most ? total - s.first : s.most;
             NAME(see_planes)(&s);
