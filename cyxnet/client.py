@@ -380,6 +380,8 @@ class AsyncClient:
 
     async def _submit(self, prepared: Prepared) -> m.SubmitReply:
         """Once; and once more with another deposit if the first is dead. Raises DepositAlive while it is not."""
+        from cyxnet.instructions import SettlementError
+
         subject = subjects.api(self.caller, "job.submit")
         while True:
             offered = prepared.payment
@@ -390,7 +392,12 @@ class AsyncClient:
                 if error.code != "expired" or not offered:
                     raise
             await self._refuse_alive(prepared.job_id, offered)
-            payment = await self._sign_deposit(prepared, by_chain=True)
+            try:
+                payment = await self._sign_deposit(prepared, by_chain=True)
+            except SettlementError as error:
+                if error.code != "escrow_exists":
+                    raise
+                raise DepositAlive(f"{error}: another central may have taken it") from None
             if prepared.payment is offered:  # else somebody else who places it was faster, and this one is never sent
                 prepared.payment = payment
 

@@ -528,6 +528,20 @@ async def test_a_deposit_that_paid_although_central_calls_it_expired_is_the_last
     assert len({str(each.payment) for each in quoting.offered}) == 1
 
 
+async def test_no_second_deposit_is_signed_when_another_one_has_opened_the_escrow(
+    quoting: FakeCentral, client: AsyncClient, data_path: Path
+) -> None:
+    assert quoting.settlement
+    quoting.deadline_s = int(time.time()) + DEADLINE_S
+    quoting.blockhash, quoting.before_submit = ("1" * 32, 0), expired
+    prepared = await client.prepare(request_for(data_path, CYX), data_path)
+    other = await quoting.settlement.deposit_transaction(client.purse, prepared.quote.terms)
+    await quoting.settlement.succeed(other, "deposit")
+    with pytest.raises(DepositAlive, match=f"{prepared.job_id} already has its escrow .* another central"):
+        await client.place(prepared)
+    assert len({str(each.payment) for each in quoting.offered}) == 1
+
+
 async def test_a_wish_for_test_money_whose_answer_was_lost_is_the_same_wish_in_every_try(
     paying: FakeCentral, client: AsyncClient
 ) -> None:
