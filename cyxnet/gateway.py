@@ -15,7 +15,7 @@ from cyxcore.errors import CyxError
 from cyxnet.asking import JSON, LARGEST_QUESTION_BYTES, ROUTE, Part, Question
 from cyxnet.bus import BusError
 from cyxnet.inference import Fault, Refusal, fault_type
-from cyxnet.outcomes import ApiError
+from cyxnet.outcomes import ApiError, refuse_encoded
 from cyxnet.questions import Questions
 
 log = logging.getLogger(__name__)
@@ -128,6 +128,8 @@ async def _question(scope: Any, receive: Any) -> Question:
     if not ROUTE.fullmatch(path):
         raise ApiError("not_found", f"{path[:200]}: there is no such path; see /openapi.json", 404)
     headers = dict(scope["headers"])
+    if method == "POST":
+        refuse_encoded(headers.get(b"content-encoding", b"").decode("latin-1"))
     if int(headers.get(b"content-length", 0)) > LARGEST_QUESTION_BYTES:  # a number: the server has read it
         raise _too_large()
     body = await _body(receive) if method == "POST" else b""

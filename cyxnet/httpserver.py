@@ -29,10 +29,12 @@ HEAD_BYTES = 16_384
 CONNECTIONS, CONNECTIONS_OF_ONE = 2_048, 256
 CLOSE_S = 5
 STEP_S = 0.01
-# What says how a request goes on. A plain one has its length, as a number, and nothing else of these.
+# What says how a request goes on, and what its body is. A plain one has its length, a number, and
+# nothing else of these.
 _FRAMING = re.compile(
     rb"\r\n(?:content-length:[ \t]*([0-9]{1,11})[ \t]*(?=\r\n)"
-    rb"|content-length|transfer-encoding|connection(?!:[ \t]*keep-alive[ \t]*\r\n)|proxy-connection|expect|upgrade)",
+    rb"|content-length|content-encoding|transfer-encoding|connection(?!:[ \t]*keep-alive[ \t]*\r\n)"
+    rb"|proxy-connection|expect|upgrade)",
     re.IGNORECASE,
 )
 # A head whose lines every reader ends at the same places, and reads as the same names.

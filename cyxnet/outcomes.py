@@ -73,6 +73,15 @@ class ApiError(CyxError):
         self.now_ms = now_ms
 
 
+def refuse_encoded(encoding: str) -> None:
+    """Raise ApiError (415) for a body over HTTP that is packed: how large it is unpacked nothing says beforehand.
+
+    encoding: its Content-Encoding; "" when there is none.
+    """
+    if encoding.strip().lower() not in ("", "identity"):
+        raise ApiError("bad_content_type", f"expected a body as it is, got Content-Encoding {encoding[:80]!r}", 415)
+
+
 class Stored(msgspec.Struct, frozen=True, gc=False):
     """A message of a stream: where it lies and what it holds."""
 

@@ -34,7 +34,7 @@ from cyxcentral.http.tokens import Tokens
 from cyxnet import messages as m
 from cyxnet.bus import COSTS_ONE_MORE_BYTES
 from cyxnet.codec import JSON, MAX_MESSAGE_BYTES, BadMessage, decode
-from cyxnet.outcomes import ApiError, BusError, refusal
+from cyxnet.outcomes import ApiError, BusError, refusal, refuse_encoded
 from cyxnet.ratelimit import Places, Rate, household
 from cyxnet.subjects import Verb, may_ask
 
@@ -227,9 +227,7 @@ class Front:
             return _converted(fields | dict(given), verb, strict=False)
         if request.query_params:
             raise BadMessage("expected no query: what is asked stands in the body")
-        encoding = request.headers.get("content-encoding", "identity")
-        if encoding.strip().lower() != "identity":
-            raise ApiError("bad_content_type", f"expected a body as it is, got Content-Encoding {encoding[:80]!r}", 415)
+        refuse_encoded(request.headers.get("content-encoding", ""))
         body = await self._body(request, CHUNK_BYTES if verb.raw_request else MAX_MESSAGE_BYTES)
         if verb.raw_request:
             return body

@@ -17,7 +17,7 @@ from msgspec import Struct
 from cyxcore.errors import CyxError, Overloaded
 from cyxnet.codec import JSON, BadMessage
 from cyxnet.inference import Fault, Refusal, fault_type
-from cyxnet.outcomes import ApiError
+from cyxnet.outcomes import ApiError, refuse_encoded
 from cyxnode.serving.batcher import ClientGone
 
 log = logging.getLogger(__name__)
@@ -110,7 +110,10 @@ class Asked:
         return content_type_of(self.headers.get(b"content-type", _JSON))
 
     async def body(self) -> bytes:
-        """Raises ApiError: 413 when it is too large, 408 when it does not come, 429 when there is no room."""
+        """Raises ApiError: 413 when it is too large, 408 when it does not come, 415 when it is packed, 429 when
+        there is no room.
+        """
+        refuse_encoded(self.headers.get(b"content-encoding", b"").decode("latin-1"))
         most = self._limits.body_bytes
         said = self.headers.get(b"content-length")
         if said and int(said) > most:

@@ -362,7 +362,8 @@ async def test_the_gateway_says_what_it_cannot_pass_on(gateway: httpx.AsyncClien
         "path": await gateway.get("/no such%20path"),
         "empty": await gateway.post("/v1/predict"),
         "large": await gateway.post("/v1/predict", content=b"x" * 2_000_000),
-        "nobody": await gateway.post("/v1/predict", content=b"{}"),
+        "packed": await gateway.post("/v1/predict", content=b"{}", headers={"Content-Encoding": "gzip"}),
+        "nobody": await gateway.post("/v1/predict", content=b"{}", headers={"Content-Encoding": "identity"}),
         "live": await gateway.get("/livez"),
     }
     assert {name: answer.status_code for name, answer in found.items()} == {
@@ -370,7 +371,9 @@ async def test_the_gateway_says_what_it_cannot_pass_on(gateway: httpx.AsyncClien
         "path": 404,
         "empty": 400,
         "large": 413,
+        "packed": 415,
         "nobody": 503,
         "live": 200,
     }
     assert found["nobody"].json()["error"]["code"] == "no_replica"
+    assert found["packed"].json()["error"]["message"] == "expected a body as it is, got Content-Encoding 'gzip'"

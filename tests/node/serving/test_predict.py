@@ -1,6 +1,7 @@
 """A served model of tensors as its callers meet it: a real server, over real sockets."""
 
 import asyncio
+import gzip
 import io
 import json
 import socket
@@ -111,6 +112,13 @@ WRONG = {
     "another model": (b'{"input":[1,2,3,4],"model":"big"}', JSON_TYPE, 404, "model_not_found"),
     "too many samples": (json.dumps({"input": [[1, 2, 3, 4]] * 65}).encode(), JSON_TYPE, 413, "too_large"),
     "a form": (b"input=1", {"Content-Type": "application/x-www-form-urlencoded"}, 415, "bad_content_type"),
+    "packed": (
+        gzip.compress(b'{"input":[1,2,3,4]}'),
+        JSON_TYPE | {"Content-Encoding": "gzip"},
+        415,
+        "bad_content_type",
+    ),
+    "said to be packed": (b'{"input":[1,2,3,4]}', JSON_TYPE | {"Content-Encoding": "BR"}, 415, "bad_content_type"),
     "no NPY": (b"\x93NUMPY", {"Content-Type": NPY}, 400, "bad_message"),
     "a cut NPY": (npy(samples(2))[:-1], {"Content-Type": NPY}, 400, "bad_message"),
     "an NPY of objects": (
