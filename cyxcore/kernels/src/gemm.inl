@@ -513,6 +513,8 @@ typedef struct {
     _Atomic int status;
 } NAME(batch);
 
+static int NAME(multiply_triangular)(const NAME(product) * p); /* triangular.inl */
+
 static void NAME(batch_body)(void *context, int64_t begin, int64_t end) {
     NAME(batch) *batch = context;
     int64_t coordinate[CYX_MAX_NDIM], offset[CYX_WALK_INPUTS], last = batch->walk.ndim - 1;
@@ -523,7 +525,8 @@ static void NAME(batch_body)(void *context, int64_t begin, int64_t end) {
         p.b += (offset[1] + coordinate[last] * batch->walk.stride[1][last]) * p.k * p.n;
         p.c += i * p.m * p.n;
         if (p.plus.at) p.plus.at += i * p.m * p.plus.row;
-        cyx_status status = NAME(multiply_thin)(&p) || NAME(multiply_small)(&p) ? CYX_OK : NAME(multiply)(&p);
+        int done = NAME(multiply_thin)(&p) || NAME(multiply_triangular)(&p) || NAME(multiply_small)(&p);
+        cyx_status status = done ? CYX_OK : NAME(multiply)(&p);
         if (status != CYX_OK) batch->status = status;
     }
 }

@@ -38,6 +38,7 @@
 #include "softmax.inl"
 #include "gemv.inl"
 #include "gemm.inl"
+#include "triangular.inl"
 #include "conv2d_blocks.inl"
 #include "conv2d.inl"
 #include "winograd.inl"
@@ -87,6 +88,7 @@
 #include "softmax.inl"
 #include "gemv.inl"
 #include "gemm.inl"
+#include "triangular.inl"
 #include "conv2d_blocks.inl"
 #include "conv2d.inl"
 
