@@ -86,7 +86,7 @@ class _Watched:
             start = output._start(gradient)
             with enable_grad():
                 found = {id(x): g for x, g in eager.pull(output, start, keep) if id(x) in wanted}
-        elif output.shape != () and gradient is None:
+        elif output.size != 1 and gradient is None:
             output._start(gradient)
         each = [found.get(id(x)) for x in self.inputs]
         each = each if keep else _apart(each, [gradient])

@@ -18,7 +18,18 @@ from cyxcore.keys import drawing_again
 from cyxcore.nn.module import Module
 from cyxcore.objectives import evaluation_graph
 from cyxcore.plan import Plan
-from cyxcore.steps import Bound, CompiledStep, Draws, Plans, Seen, draws_of, in_a_graph, with_values
+from cyxcore.steps import (
+    Bound,
+    CompiledStep,
+    Draws,
+    IsAPart,
+    Plans,
+    Seen,
+    draws_of,
+    in_a_graph,
+    look_for_symbols,
+    with_values,
+)
 from cyxcore.surroundings import Surroundings
 from cyxcore.symbols import Builder, Symbol
 from cyxcore.tracing import results_of, symbolic
@@ -29,10 +40,6 @@ class _Traced(NamedTuple):
     rebuild: Callable[[tuple[Tensor, ...]], Any]  # what the function returns, of the plan's outputs
     draws: Draws
     kept: list[Any]
-
-
-class _IsAPart(Exception):  # noqa: N818 - no error: what is compiled around a function has made symbols of what it reads
-    pass
 
 
 class Compiled:
@@ -106,7 +113,7 @@ class Compiled:
         try:
             with self._lock:
                 return self._run(tensors, tuple(named))
-        except _IsAPart:
+        except IsAPart:
             free = len(inputs)
             return self.function(*tensors[:free], **dict(zip(named, tensors[free:], strict=True)))
 
@@ -125,10 +132,7 @@ class Compiled:
                     "after the optimiser is made"
                 )
             self._begin(around)
-        if any(isinstance(x, Symbol) for part in self.modules for x in (*part.parameters(), *part.buffers())) or (
-            self.around is not None and self.around.holds_symbols()
-        ):
-            raise _IsAPart
+        look_for_symbols(self.modules, self.around)
         key = (self._bound.key(), self.around.key() if self.around is not None else ())
         self._bound.note(watch)
         if self.around is not None:

@@ -358,7 +358,7 @@ class Tensor(Held, Leaving):
     ) -> None:
         """Add the gradient of this tensor to `.grad` of every leaf it depends on.
 
-        gradient: of this tensor's shape; may be left out for a scalar. retain_graph: accepted and without effect, as
+        gradient: of this tensor's shape; may be left out for one element. retain_graph: accepted and without effect, as
         what a tensor depends on is there as long as the tensor. create_graph: the gradients remember how they were
         computed, so that they have gradients themselves. inputs: a tensor or several that alone get theirs. Raises
         GradientError.
@@ -382,7 +382,7 @@ class Tensor(Held, Leaving):
                 "backward: this tensor depends on nothing that requires a gradient; what a compiled module or function "
                 "returns does not: compile the training step, with backward() and optimizer.step() in it"
             )
-        if gradient is None and self.shape != ():
+        if gradient is None and self.size != 1:
             raise GradientError(
                 f"backward: expected a scalar, got {self.shape}; reduce it with mean() or pass a gradient"
             )
@@ -391,11 +391,13 @@ class Tensor(Held, Leaving):
                 "backward: expected a real scalar, got a complex one; take abs() or .real, or pass a gradient"
             )
         if gradient is None and self._on_host:
-            return self._constant(1.0, self.dtype)
+            one = self._constant(1.0, self.dtype)
+            return one if self.shape == () else one.reshape(*self.shape)
         if isinstance(gradient, Tensor) and gradient.dtype == self.dtype:
             start = gradient.to(self.device)
         else:
             start = Tensor(1.0 if gradient is None else gradient, self.dtype).to(self.device)
+            start = start.reshape(*self.shape) if gradient is None else start
         if start.shape != self.shape:
             raise ShapeError(f"backward: expected a gradient of shape {self.shape}, got {start.shape}")
         return start

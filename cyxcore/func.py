@@ -28,7 +28,9 @@ def flat(tree: Any) -> tuple[list[Any], Rebuild]:
     """What is in dicts, lists and tuples within each other, in order; and how others are put in their places."""
     if not isinstance(tree, (dict, list, tuple)):
         return [tree], lambda leaves: leaves[0]
-    parts = [flat(part) for part in (tree.values() if isinstance(tree, dict) else tree)]
+    # Of a tuple what it is made of, whatever it shows: a PackedSequence shows what PyTorch's has.
+    own = tree.values() if isinstance(tree, dict) else tuple.__iter__(tree) if isinstance(tree, tuple) else tree
+    parts = [flat(part) for part in own]
 
     def rebuild(leaves: Sequence[Any]) -> Any:
         made, at = [], 0

@@ -182,9 +182,10 @@ def backward(builder: Builder, loss: Symbol, wanted: Sequence[Symbol]) -> list[S
 
 def reached(builder: Builder, loss: Symbol, wanted: Sequence[Symbol]) -> list[Symbol | None]:
     """As backward(), but None for a value the loss does not depend on."""
-    if loss.shape != () or not is_float(loss.dtype):
+    if loss.size != 1 or not is_float(loss.dtype):
         raise GradientError(f"backward: expected a float scalar, got {loss.shape} {loss.dtype}; reduce it with mean()")
-    return totals(builder, loss, builder.constant(1.0, loss.dtype), wanted, {})
+    one = builder.constant(1.0, loss.dtype)
+    return totals(builder, loss, one if loss.shape == () else one.reshape(*loss.shape), wanted, {})
 
 
 def totals(

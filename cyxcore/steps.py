@@ -249,6 +249,17 @@ class _Traced(NamedTuple):
     kept: list[Any]
 
 
+class IsAPart(Exception):  # noqa: N818 - no error: what is compiled around a function has made symbols of what it reads
+    pass
+
+
+def look_for_symbols(modules: list[Module], around: Surroundings | None) -> None:
+    """Raises IsAPart where something is compiled around a function of these."""
+    held = (x for part in modules for x in (*part.parameters(), *part.buffers()))
+    if any(isinstance(x, Symbol) for x in held) or (around is not None and around.holds_symbols()):
+        raise IsAPart
+
+
 class CompiledStep:
     """Calls like the original, and returns the same tensors, without gradients."""
 
@@ -259,7 +270,8 @@ class CompiledStep:
         device: str | None,
         numerics: str | None = None,
     ) -> None:
-        self.function, self.device = function, device
+        self.function = self.__wrapped__ = function  # by which a function that is compiled around this finds modules
+        self.device = device
         self.numerics = None if numerics is None else precision.check_name(numerics)
         self._lock = Lock()  # a plan has one memory
         self._seen = Seen()
@@ -270,14 +282,20 @@ class CompiledStep:
         self._plans, self._bound = Plans(), Bound(around.modules)
 
     def __call__(self, *inputs: Any, **named: Any) -> Any:
-        with self._lock:
-            given = (*inputs, *named.values()) if named else inputs
-            return self._step([x if isinstance(x, Tensor) else Tensor(x) for x in given], tuple(named))
+        given = (*inputs, *named.values()) if named else inputs
+        if any(isinstance(x, Symbol) for x in given):
+            return self.function(*inputs, **named)  # a part of what is compiled around it
+        try:
+            with self._lock:
+                return self._step([x if isinstance(x, Tensor) else Tensor(x) for x in given], tuple(named))
+        except IsAPart:
+            return self.function(*inputs, **named)
 
     def _look(self, watch: Any) -> tuple[str, tuple[Any, ...]]:
         """The device of the plan, and what else it is chosen by."""
         if self.around.is_outdated():
             self._begin(Surroundings(self.around.function))
+        look_for_symbols(self.modules, self.around)
         own, held = self._bound.key(), self._bound.tensors
         self._bound.note(watch)
         self.around.note(watch)

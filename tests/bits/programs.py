@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import cyxcore as cx
-from cyxcore import bands, nn, onepass, optim, passes, recompute
+from cyxcore import bands, composed, eager, nn, onepass, optim, passes, recompute
 from cyxcore.kernels import cpu
 from tests.bits.operations import MOST_ELEMENTS, RULES, WEIGHTS, Instruction, Program, Scene
 
@@ -23,6 +23,8 @@ LOWERED = (
     (bands, "LEAST_SHORT_ROWS", 2),
     (passes, "LONG_ROWS", 16),
 )
+
+COMPOSED = ((eager, "LEAST_COMPOSED", 0), (composed, "LEAST_USES", 0))
 
 OPTIMIZERS: list[Callable[[Any], optim.Optimizer]] = [
     lambda p: optim.SGD(p, lr=0.05),
@@ -68,16 +70,18 @@ class Setting(NamedTuple):
     isa: str = ""
     threads: int = 1
     lowered: bool = False  # the bounds of the passes
+    composed: bool = False  # whether functions of plain steps are one on the tape however small their tensors are
 
 
 @contextmanager
 def _set(setting: Setting) -> Iterator[None]:
     isa, threads = cpu.isa(), cpu.get_num_threads()
-    bounds = [(module, name, getattr(module, name)) for module, name, _ in LOWERED]
+    changed = (LOWERED if setting.lowered else ()) + (COMPOSED if setting.composed else ())
+    bounds = [(module, name, getattr(module, name)) for module, name, _ in changed]
     with suppress(ValueError):  # a machine without them
         cpu.set_isa(setting.isa or isa)
     cpu.set_num_threads(setting.threads)
-    for module, name, value in LOWERED if setting.lowered else ():
+    for module, name, value in changed:
         setattr(module, name, value)
     try:
         yield
@@ -212,12 +216,14 @@ def setting_of(seed: int) -> Setting:
     dice = random.Random(-seed - 1)
     every = dice.choice([1, 1, 2, 3])
     isa, threads = dice.choice(ISAS), dice.choice([1, 1, 2, 3])
-    return Setting(lambda number: number % every == every - 1, isa, threads, dice.random() < 0.5)
+    lowered, composed = dice.random() < 0.5, dice.random() < 0.5
+    return Setting(lambda number: number % every == every - 1, isa, threads, lowered, composed)
 
 
 def difference(program: Program, setting: Setting) -> str:
     """What differs between the plain steps and the compiled ones; empty where nothing does."""
-    plain, made = outcome(program, Setting(lambda number: False)), outcome(program, setting)
+    plainly = Setting(lambda number: False, composed=setting.composed)
+    plain, made = outcome(program, plainly), outcome(program, setting)
     if len(plain) != len(made):
         return "other state"
     return ", ".join(

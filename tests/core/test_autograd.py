@@ -532,3 +532,13 @@ def test_results_with_gradients_of_several_dtypes_are_refused() -> None:
 
     with pytest.raises(GradientError, match=r"Mixed.forward: expected results with gradients of one dtype"):
         Mixed.apply(cx.tensor([0.5], requires_grad=True))
+
+
+def test_a_loss_of_one_element_goes_back_whatever_its_shape() -> None:
+    for shape in ((1,), (1, 1, 1)):
+        x = cx.tensor([1.0, 2.0], requires_grad=True)
+        (x * x).sum().reshape(*shape).backward()
+        assert x.grad.tolist() == [2.0, 4.0]
+        assert cx.autograd.grad((x * 3.0).sum().reshape(*shape), x)[0].tolist() == [3.0, 3.0]
+    with pytest.raises(GradientError, match="expected a scalar, got \\(2,\\)"):
+        (x * x).backward()

@@ -1116,3 +1116,43 @@ def test_a_compiled_function_is_a_part_of_one_around_it_whatever_it_is_called_wi
     ((model(cx.tensor(rows)) - 1.0).square().mean() * (w * 2.0).sum()).backward()
     for ours, wanted in zip(found, [model.weight.grad.tolist(), w.grad.tolist()], strict=True):
         np.testing.assert_allclose(ours, wanted, rtol=1e-5)
+
+
+def test_a_loss_of_one_element_is_a_loss_in_a_compiled_step() -> None:
+    def outcome(compiled: bool) -> list[Any]:
+        cx.manual_seed(0)
+        model = nn.Linear(3, 1)
+        optimizer = optim.SGD(model.parameters(), lr=0.1)
+
+        def step(x: cx.Tensor) -> cx.Tensor:
+            loss = model(x)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            return loss
+
+        run = cx.compile(step) if compiled else step
+        losses = [run(cx.ones(1, 3)).tolist() for _ in range(3)]
+        return [losses, *(p.tolist() for p in model.parameters())]
+
+    assert outcome(True) == outcome(False)
+
+
+def test_a_compiled_step_is_a_part_of_what_is_compiled_around_it() -> None:
+    def outcome(choose: Callable[[Any], Any]) -> list[Any]:
+        cx.manual_seed(0)
+        model = net()
+        optimizer = optim.Adam(model.parameters(), lr=0.01)
+        inner = choose(training_step(model, optimizer))
+        x, y = batch(0)
+        without_arguments = choose(lambda: inner(x, y))
+
+        def around(x: cx.Tensor, y: cx.Tensor) -> Any:
+            return inner(x * 2.0, y) + 1.0
+
+        outer = choose(around)
+        losses = [outer(*batch(number)).item() for number in range(2)] + [without_arguments().item()]
+        losses += [inner(x, y).item(), outer(x, y).item()]
+        return [losses, optimizer.steps, *(p.tolist() for p in model.parameters())]
+
+    assert outcome(cx.compile) == outcome(lambda function: function)

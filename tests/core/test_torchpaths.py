@@ -1,5 +1,6 @@
 """Modules by PyTorch's paths, torch.func and torch.autograd.functional, containers: what PyTorch gives."""
 
+import copy
 import importlib
 import subprocess
 import sys
@@ -553,12 +554,15 @@ def test_what_a_packed_sequence_holds(batch_first: bool) -> None:
         (packed.data * packed[0]).sum().backward()
         loss = m.nn.functional.mse_loss(packed.data[:, 0], targets)  # of the steps that are there alone
         indices = packed.sorted_indices, packed.unsorted_indices
+        data, sizes, *places = packed
+        assert len(packed) == 4 and len(places) == 2 and data.shape == packed.data.shape and sizes.shape == (4,)
         return packed.data, packed.batch_sizes, packed[1], *indices, x.grad, targets, loss
 
     for ours, theirs in zip(run(cx), run(torch), strict=True):
         np.testing.assert_allclose(ours.detach().numpy(), theirs.detach().numpy(), rtol=1e-6)
     rnn = cx.nn.utils.rnn
     packed = rnn.pack_sequence([cx.ones(3, 2), cx.ones(1, 2)])
+    assert copy.copy(packed).lengths is packed.lengths
     for given in ((packed.data, packed.batch_sizes), (packed.data * 2.0, packed.lengths, True)):
         with pytest.raises(ShapeError, match="expected padded rows and as many lengths, got .* make it with pack_"):
             rnn.PackedSequence(*given)  # was taken for padded rows

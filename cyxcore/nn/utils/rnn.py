@@ -1,6 +1,6 @@
 """Sequences of different lengths. A packed one is the padded one with its lengths, as recurrent modules take it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,9 +25,9 @@ class _Rows(NamedTuple):
 class PackedSequence(_Rows):
     """padded: (N, T, ...) or (T, N, ...); lengths: (N,) integers. pack_padded_sequence and pack_sequence make it.
 
-    Raises ShapeError for anything else, such as what PyTorch's own is made of. What PyTorch packs, its data,
-    batch_sizes, sorted_indices and unsorted_indices, is made when it is asked for, by its name or place; a graph, which
-    does not know the lengths, raises GraphError then.
+    Raises ShapeError for anything else, such as what PyTorch's own is made of. As in PyTorch it has four places: data,
+    batch_sizes, sorted_indices and unsorted_indices. They are made when they are asked for, by name, place or in turn;
+    a graph, which does not know the lengths, raises GraphError then.
     """
 
     __slots__ = ()
@@ -68,6 +68,15 @@ class PackedSequence(_Rows):
 
     def __getitem__(self, place: Any) -> Any:
         return (self.data, self.batch_sizes, self.sorted_indices, self.unsorted_indices)[place]
+
+    def __len__(self) -> int:
+        return 4
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self[place] for place in range(4))
+
+    def __getnewargs__(self) -> tuple[Any, ...]:
+        return self.padded, self.lengths, self.batch_first
 
     def _order(self) -> tuple[Any, Any]:
         if not isinstance(self.lengths, InPlace):
