@@ -313,6 +313,8 @@ class LocalNetwork:
             kept.brokers = [Ports() for _ in range(self._cluster or 1)]
         except (OSError, msgspec.MsgspecError) as error:
             raise ConfigError(f"{path}: damaged ({error}); restore it, or start afresh in another folder") from None
+        else:
+            self._refuse_without_money()
         kept.brokers = kept.brokers or [Ports()]
         if self._cluster not in (None, len(kept.brokers)):
             raise ConfigError(
@@ -322,6 +324,18 @@ class LocalNetwork:
         if len(kept.brokers) not in CLUSTER_SIZES:
             raise ConfigError(f"expected a cluster of 1, 3 or 5 brokers, got {len(kept.brokers)}")
         return kept
+
+    def _refuse_without_money(self) -> None:
+        """A key or a chain that is gone from a folder that had it would be made anew, and all money be lost unsaid."""
+        for name, what, how in (
+            ("central.key", "the key of this network's wallets and escrows", "or with `cyx id import --central`, "),
+            ("chain", "the chain that holds this network's money", ""),
+        ):
+            if not (self.folder / name).exists():
+                raise ConfigError(
+                    f"{self.folder / name} is gone, {what}: restore it from a backup, {how}or begin another network in "
+                    "another folder with --dir"
+                )
 
     # -- supervision -----------------------------------------------------------------------------------
 

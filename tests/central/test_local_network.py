@@ -7,14 +7,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import psutil
 import pytest
 from msgspec.structs import replace
 
 from cyxnet import jobfile
+from cyxnet.broker import Passwords
+from cyxnet.brokers import Ports
 from cyxnet.client import AsyncClient
 from cyxnet.config import ConfigError, read_network
-from cyxnet.local import LocalNetwork
+from cyxnet.identity import load_or_create
+from cyxnet.local import Kept, LocalNetwork
 from cyxnet.messages import Needs
 from cyxnet.solana import Settlement
 
@@ -65,6 +69,26 @@ async def test_a_second_up_on_the_same_folder_is_refused(tmp_path):
     async with Watched(tmp_path / "net"):
         with pytest.raises(ConfigError, match=f"is up already .process {os.getpid()}."):
             await Watched(tmp_path / "net").__aenter__()
+
+
+@pytest.mark.parametrize(
+    ("gone", "said"),
+    [
+        ("central.key", "central.key is gone.* with `cyx id import --central`"),
+        ("chain", "chain is gone, the chain that"),
+    ],
+)
+async def test_a_folder_that_has_lost_its_key_or_its_chain_is_refused(tmp_path, gone, said):
+    # both were made anew without a word: every wallet was empty
+    kept = Kept(network_id="local-1", passwords=Passwords.fresh(), brokers=[Ports()])
+    (tmp_path / "kept.json").write_bytes(msgspec.json.encode(kept))
+    (tmp_path / "chain").mkdir()
+    load_or_create(tmp_path / "central.key")
+    lost = tmp_path / gone
+    lost.rename(tmp_path / "elsewhere")
+    with pytest.raises(ConfigError, match=said):
+        await LocalNetwork(tmp_path, nodes=0).__aenter__()
+    assert not lost.exists()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the broker ends with its parent on Linux only")
