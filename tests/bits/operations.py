@@ -412,6 +412,9 @@ def _layer(scene: Scene, x: Any, i: Instruction) -> Any:
             return found(lambda: nn.Conv1d(x.shape[1], 1 + out % 8, 3))(x)
         case 11 if x.ndim == 4 and min(x.shape[2:]) > 2:
             return found(lambda: nn.Sequential(nn.Conv2d(x.shape[1], 4, 3), nn.BatchNorm2d(4), nn.ReLU()))(x)
+        case 11 if x.ndim == 2 and width >= 16 and width % 4 == 0:  # of enough channels to be made by tiles
+            first = found(lambda: nn.Conv2d(1, 16, 3, padding=1), "images")(x.reshape(len(x), 1, 4, width // 4))
+            return found(lambda: nn.Conv2d(16, 15 + out, 3, padding=1))(first.relu()).relu().mean(axis=(2, 3))
         case 12 if x.ndim == 2 and len(x) > 1:
             return found(lambda: nn.Sequential(nn.Linear(width, out), nn.BatchNorm1d(out), nn.SiLU()))(x)
         case 13 if x.ndim == 2:

@@ -7,6 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+import cyxcore as cx
+from cyxcore import functional as F
+from cyxcore import nn, optim
 from cyxcore.kernels import cpu
 from tests.core.test_cpu_kernels import ISAS, Array
 
@@ -118,3 +121,38 @@ def test_what_is_not_finite_reaches_the_outputs_that_read_it_and_no_others(odd: 
             first[0, 3, at[0], at[1]] = odd
             found = [made((op, shape, [first, second], attrs), dtype) for dtype in (FLOAT, np.float64)]
             assert np.array_equal(*map(np.isfinite, found)), (op, at)
+
+
+def test_a_step_of_such_convolutions_has_the_same_bits_plain_and_compiled_everywhere() -> None:
+    def trained(isa: str, threads: int, compiled: bool) -> bytes:
+        cpu.set_isa(isa)
+        cpu.set_num_threads(threads)
+        cx.manual_seed(0)
+        model = nn.Sequential(
+            nn.Conv2d(2, 32, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(32, 48, 3),
+            nn.BatchNorm2d(48),
+            nn.ReLU(),
+            nn.Conv2d(48, 32, 3, padding=1, groups=2),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Linear(32 * 6 * 7, 5),
+        )
+        optimizer = optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        rng = np.random.default_rng(0)
+        x, labels = cx.tensor(rng.standard_normal((6, 2, 14, 17)).astype(FLOAT)), cx.tensor(rng.integers(0, 5, 6))
+
+        def step(x: Any, labels: Any) -> Any:
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(x), labels)
+            loss.backward()
+            optimizer.step()
+            return loss
+
+        run = cx.compile(step) if compiled else step
+        losses = [run(x, labels) for _ in range(2)]
+        return b"".join(np.asarray(value).tobytes() for value in [*losses, *model.state_dict().values()])
+
+    ways = [(isa, threads, compiled) for isa in ISAS for threads in (1, 2, 3) for compiled in (False, True)]
+    assert len({trained(*way) for way in ways}) == 1
