@@ -65,6 +65,7 @@ cdef extern from "cyx.h" nogil:
     ctypedef struct cyx_factor
     ctypedef struct cyx_group
     ctypedef struct cyx_lanes
+    ctypedef struct cyx_ahead
     ctypedef struct cyx_call:
         cyx_array *inputs "in"
         int32_t op
@@ -82,6 +83,7 @@ cdef extern from "cyx.h" nogil:
         cyx_factor *packed
         cyx_group *kept
         cyx_lanes *lane_records
+        const cyx_ahead *ahead
         cyx_factor *pack
         cyx_array out
         cyx_array own_in[5]
@@ -105,6 +107,11 @@ cdef extern from "cyx.h" nogil:
     int cyx_reads_rows(const cyx_call *joined, const cyx_call *call)
     int cyx_is_adam(const cyx_call *calls, int64_t count)
     cyx_status cyx_run(const cyx_call *calls, int64_t count, int64_t *failed, cyx_message *message)
+
+cdef extern from "ahead.h" nogil:
+    void cyx_look_ahead(cyx_call *calls, int64_t count, bint of_a_lane)
+    void cyx_look_nowhere(cyx_call *calls, int64_t count)
+    int64_t cyx_lines_ahead(const cyx_call *call)
 
 cdef extern from "fast.h" nogil:
     cyx_factor *cyx_share_factors(cyx_call *calls, int64_t count, size_t *bytes)
@@ -501,6 +508,7 @@ cdef class Program:
 
     def __dealloc__(self):
         cdef int64_t i
+        cyx_look_nowhere(self._calls, self._count)
         for i in range(self._count):
             free(self._calls[i].kept)
             cyx_free_lanes(self._calls[i].lane_records)
@@ -613,6 +621,8 @@ cdef class Program:
         if self._factors == NULL:
             self._factors = cyx_share_factors(self._calls, self._count, &self.packed_bytes)
             self.packed_bytes += <size_t>cyx_stretches_pack(self._calls, self._count)
+        cyx_look_nowhere(self._calls, self._count)
+        cyx_look_ahead(self._calls, self._count, False)
         for place in range(self._count):  # at last: these are copies of the records
             if self._calls[place].stretch:
                 cyx_free_lanes(self._calls[place].lane_records)
@@ -666,6 +676,11 @@ cdef class Program:
             if found is not None:
                 last[found] = self._count
         return last
+
+    @property
+    def lines_ahead(self) -> list:
+        """For each call how many lines of 64 bytes it fetches for the calls behind it, where one thread makes it (ahead.c)."""
+        return [cyx_lines_ahead(&self._calls[place]) for place in range(self._count)]
 
     def run(self) -> None:
         """Runs every call in order without the interpreter lock. Raises DataError where the data is out of range."""

@@ -1017,3 +1017,31 @@ def test_what_is_taken_is_what_numpy_takes(isa: str, dtype: str) -> None:
             long = dice.integers(-7, 7, 20001)
             cpu.call("take", out := np.empty((5, 20001, inner), dtype), [x, long], {"axis": 1})
             assert out.tobytes() == x[:, long].tobytes()
+
+
+def test_a_product_fetches_what_the_calls_behind_it_read_and_have_not_read_lately() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(32, 128)).astype(np.float32), rng.normal(size=(128, 512)).astype(np.float32)
+    old, large = np.ones((32, 128), np.float32), np.ones((512, 256), np.float32)
+    product, twice, halved = np.empty((32, 512), np.float32), np.empty_like(old), np.empty_like(large)
+
+    def lines(*behind: tuple[str, Any, list[Any]], terms: int = 128) -> list[int]:
+        program = cpu.Program()
+        left = np.ascontiguousarray(a[:, :terms])
+        program.add("matmul", product, [left, b[:terms]], {"transpose_a": False, "transpose_b": False})
+        for op, out, inputs in behind:
+            program.add(op, out, inputs, {})
+        program.fuse()
+        program.run()
+        assert np.allclose(product, left @ b[:terms], atol=1e-4)
+        return program.lines_ahead
+
+    tiny = np.ones(1, np.float32)
+    record = lines(("add", tiny, [tiny, tiny]))[0]
+    assert 0 < record < 64
+    of_old = 2 * old.nbytes // 64  # what is read, and where the result goes
+    assert of_old <= lines(("add", twice, [old, old]))[0] <= of_old + record + 2
+    assert lines(("add", twice, [a, a]))[0] < of_old  # the product has just read it
+    assert lines(("add", halved, [large, large]))[0] <= record  # it would displace what the product needs
+    assert lines()[0] == 0
+    assert lines(("add", twice, [old, old]), terms=0) == [0, 0]

@@ -50,6 +50,7 @@ typedef struct {
 
 typedef struct cyx_group cyx_group; /* fused.c */
 typedef struct cyx_lanes cyx_lanes; /* stretch.c */
+typedef struct cyx_ahead cyx_ahead; /* ahead.c */
 
 typedef struct cyx_call {
     cyx_array *in; /* own_in, or memory of its own where there are more inputs */
@@ -71,6 +72,7 @@ typedef struct cyx_call {
     struct cyx_factor *packed; /* the right factor of a product, as tiles; NULL: the product makes its own (fast.h) */
     cyx_group *kept; /* of the first call of a group: what need not be found again in every run; or NULL */
     cyx_lanes *lane_records; /* of the first call of a stretch: what need not be copied in every run; or NULL */
+    const cyx_ahead *ahead;    /* of a product: what it fetches for the calls behind it; or NULL */
     struct cyx_factor *pack;   /* those to be made before this call, or before the stretch that begins with it */
     cyx_array out;
     cyx_array own_in[CYX_INLINE_INPUTS];
@@ -118,6 +120,7 @@ extern __thread int64_t cyx_band; /* the band this thread is at; 0 outside of st
  * those of one call after the other. */
 cyx_status cyx_run_group(const cyx_call *calls, const cyx_table table);
 cyx_group *cyx_look_at_group(const cyx_call *calls, const cyx_table table);
+const void *cyx_group_records(const cyx_group *kept, size_t *bytes); /* what every run reads of it */
 int cyx_fusible(const cyx_call *call, const cyx_table table);
 int64_t cyx_sums_runs(const cyx_call *call); /* the terms that lie in a row of a sum that a group can make; 0: it cannot */
 /* Whether a call reads the rows of a concat one by one, so that nobody has to make that. */

@@ -296,6 +296,11 @@ cyx_group *cyx_look_at_group(const cyx_call *calls, const cyx_table table) {
     return g;
 }
 
+const void *cyx_group_records(const cyx_group *kept, size_t *bytes) {
+    *bytes = offsetof(cyx_group, loops) + sizeof *kept->loops * (size_t)kept->count;
+    return kept;
+}
+
 int cyx_is_adam(const cyx_call *calls, int64_t count) {
     if (count < 3 || count % 3) return 0;
     for (const cyx_call *m = calls; m < calls + count; m += 3) {

@@ -49,13 +49,25 @@ _Static_assert(MR + APART >= VN, "transpose() writes a whole vector to the last 
 #define PANEL(p) ((p)->k_count * NR + APART)         /* elements from one panel of B to the next */
 #define ROWS_PANEL(k_count) ((k_count) * MR + APART) /* and of A */
 
-/* Added to the finished product: the element of row r and column c is at[r * row + c]. at: NULL for none. */
+/* Beside a product: added to it when it is finished, the element of row r and column c is at[r * row + c], NULL for none. */
 typedef struct {
     const T *at;
     int64_t row;
+    cyx_fetching fetching; /* what the block fetches meanwhile */
 } NAME(addend);
 #undef NO_ADDEND
-#define NO_ADDEND ((NAME(addend)){NULL, 0})
+#define NO_ADDEND ((NAME(addend)){NULL, 0, {NULL, NULL}})
+
+/* To the sums of R rows by W vectors: a[r * a_row] times b[column]. */
+static inline __attribute__((always_inline)) void NAME(add_terms)(const int R, const int W, V sum[MR][NV > 3 ? NV : 3],
+                                                                  const T *a, int64_t a_row, const T *b) {
+    V column[NV > 3 ? NV : 3];
+    _Pragma("GCC unroll 4") for (int w = 0; w < W; w++) column[w] = *(const V *)(b + w * VN);
+    _Pragma("GCC unroll 16") for (int r = 0; r < R; r++) {
+        V row = SPLAT(a[r * a_row]);
+        _Pragma("GCC unroll 4") for (int w = 0; w < W; w++) sum[r][w] = FMA_V(row, column[w], sum[r][w]);
+    }
+}
 
 /* R rows by W vectors. A is a[r * a_row + k * a_k]; B is b[k * b_k + column]. */
 static inline __attribute__((always_inline)) void NAME(block)(const int R, const int W, const T *a,
@@ -65,14 +77,14 @@ static inline __attribute__((always_inline)) void NAME(block)(const int R, const
     V sum[MR][NV > 3 ? NV : 3];
     _Pragma("GCC unroll 16") for (int r = 0; r < R; r++) _Pragma("GCC unroll 4") for (int w = 0; w < W; w++)
         sum[r][w] = add ? *(const V *)(c + r * c_row + w * VN) : (V){0};
-    for (int64_t k = 0; k < count; k++, a += a_k, b += b_k) {
-        V column[NV > 3 ? NV : 3];
-        _Pragma("GCC unroll 4") for (int w = 0; w < W; w++) column[w] = *(const V *)(b + w * VN);
-        _Pragma("GCC unroll 16") for (int r = 0; r < R; r++) {
-            V row = SPLAT(a[r * a_row]);
-            _Pragma("GCC unroll 4") for (int w = 0; w < W; w++) sum[r][w] = FMA_V(row, column[w], sum[r][w]);
-        }
+    const char *next = plus.fetching.at, *last = plus.fetching.last;
+    int fetching = 2 * R * W > MR * NV && next; /* smaller blocks have no time for it */
+    for (; fetching && count > 0; count--, a += a_k, b += b_k) {
+        __builtin_prefetch(next, 0, 2);
+        next = next < last ? next + CYX_LINE_BYTES : next;
+        NAME(add_terms)(R, W, sum, a, a_row, b);
     }
+    for (; count > 0; count--, a += a_k, b += b_k) NAME(add_terms)(R, W, sum, a, a_row, b);
     __asm__("" : "+r"(c), "+r"(c_row)); /* or the places of all rows are computed, and kept, before the first product */
     if (plus.at)
         _Pragma("GCC unroll 16") for (int r = 0; r < R; r++) _Pragma("GCC unroll 4") for (int w = 0; w < W; w++)
@@ -255,6 +267,7 @@ typedef struct {
     T *last;
     const T *packed; /* all of B: see pack_all; or NULL */
     int64_t panels_at_once; /* 0, or how many panels are packed by whom they are for, who uses them while they are near */
+    cyx_looking looking; /* of a product that one thread makes */
     _Atomic int no_memory;
 } NAME(product);
 
@@ -362,7 +375,8 @@ static void NAME(product_body)(void *context, int64_t begin, int64_t end) {
                 NAME(run_block)(pack_a || p->a_transposed ? NAME(packed_kernels) : NAME(rows_kernels), count,
                                 columns, own_a, pack_a ? MR : p->a_row, b, b_k, c + r * p->n, p->n,
                                 p->k_count, p->k0 > 0,
-                                (NAME(addend)){done ? plus + r * p->plus.row : NULL, p->plus.row});
+                                (NAME(addend)){done ? plus + r * p->plus.row : NULL, p->plus.row,
+                                               cyx_fetch_ahead(&p->looking, p->k_count)});
             }
         }
     }
@@ -451,6 +465,7 @@ static cyx_status NAME(multiply)(NAME(product) * p) {
             int64_t tasks =
                 (p->m + p->m_block - 1) / p->m_block * ((p->n_count + p->n_block - 1) / p->n_block);
             int64_t threads = NAME(threads_of)(p), share = (tasks + threads - 1) / threads;
+            if (threads > 1) p->looking.ahead = NULL;
             cyx_parallel(tasks, own_b || threads == 1 ? share : 1, NAME(product_body), p);
             if (p->no_memory) return CYX_NO_MEMORY;
         }
@@ -628,6 +643,7 @@ static cyx_status NAME(matmul)(const cyx_call *call) {
          .b_row = call->ints[1] ? k : n,
          .a_transposed = (int)call->ints[0],
          .lines = (const T *const *)call->lines,
+         .looking = {.ahead = call->ahead},
          .b_transposed = (int)call->ints[1]};
     if (!cyx_asked && a->ndim == 2 && b->ndim == 2 && m > 1 && n > 1 && call->group <= 2 && NAME(multiply_small)(&p))
         return CYX_OK;

@@ -8,6 +8,7 @@
 #include <immintrin.h>
 #endif
 
+#include "ahead.h"
 #include "cyx.h"
 #include "elementwise.h"
 #include "plan.h"

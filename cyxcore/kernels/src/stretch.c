@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "ahead.h"
 #include "elementwise.h"
 #include "plan.h"
 
@@ -87,13 +88,17 @@ cyx_lanes *cyx_keep_lanes(const cyx_call *calls) {
         }
         copy_records(own, calls);
         move_records(own, calls, lanes->count, lanes->count);
+        cyx_look_ahead(own, calls->stretch, 1);
         lanes->records[lanes->count] = own;
     }
     return lanes;
 }
 
 void cyx_free_lanes(cyx_lanes *lanes) {
-    for (int64_t lane = 0; lanes && lane < lanes->count; lane++) free(lanes->records[lane]);
+    for (int64_t lane = 0; lanes && lane < lanes->count; lane++) {
+        cyx_look_nowhere(lanes->records[lane], lanes->records[lane]->stretch);
+        free(lanes->records[lane]);
+    }
     free(lanes);
 }
 
