@@ -322,15 +322,17 @@ class Central:
     def _react(self, stored: Stored, record: m.Record) -> None:
         """New records only: tell watchers, wake whoever has something to do now."""
         about, event, kind = subjects.last_token(stored.subject), record.event, type(record.event)
-        if kind is m.Submitted and not cast("m.Submitted", event).job.serve:
+        by_another = record.by != self.central_id
+        our_turn = not by_another and kind is not m.Leased  # to give the room that this may have made
+        if kind is not m.Submitted or cast("m.Submitted", event).job.serve:
+            self.dispatch.happened(stored.subject, our_turn)
+        elif our_turn:
             self.dispatch.waits()
-        else:
-            self.dispatch.happened(stored.subject)
         assert self.payments and self.keeper
         self.keeper.look()
         if kind not in SAID_ON["job"]:
             if kind is m.MintSigned:
-                self.payments.reconcile_mint(about, by_another=record.by != self.central_id)
+                self.payments.reconcile_mint(about, by_another)
             elif kind is m.PayoutsReleased:
                 self.payments.resume()
             elif kind is m.ClientBanned and self.door and about not in self.settings.network.operators:
@@ -343,7 +345,6 @@ class Central:
         if kind is m.Rejected or kind is m.CheckGivenUp:
             level = logging.INFO if isinstance(event, m.CheckGivenUp) and not event.drawn else logging.ERROR
             log.log(level, "check of %s: %s", about, segments.in_words(self.world.jobs[about]))
-        by_another = record.by != self.central_id
         self.payments.reconcile(about, by_another)
         update = m.Update(
             job_id=about,

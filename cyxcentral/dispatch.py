@@ -32,6 +32,7 @@ NodeReport = m.RunStarted | m.RunCheckpoint | m.RunFailed | m.RunCompleted | m.S
 Lease = jobs.Attempt | jobs.CheckLease
 
 SAFETY_NET_S = 1.0  # decisions follow events at once; silence, standing still and what was missed are seen so late
+# (and jobs that wait are given the room that another central's event made, if it did not: it died)
 LISTENS_PER_LEASE = 8  # how often the link to the broker is tried: well within the half lease it may be deaf
 PAUSING = "pausing"  # what central makes of it, until the node gives the run back
 PHASES = {"fetching": 0, "ready": 1, "training": 2, "stored": 2, "uploading": 3, "reporting": 4, PAUSING: 5}
@@ -87,6 +88,7 @@ class Dispatch:
         self._nodes = Telling(edge, events.world, events.machine, commander)
         self._wake = asyncio.Event()
         self._changed: set[str] = set()  # subjects to look at again
+        self._our_turn = False  # whether what changed is for us to give to those who wait
         self._heard_ms: dict[str, float] = {}  # node id -> monotonic time of its last word
         self._listened_ms = self._machine.monotonic_ms()  # when the broker answered last
         self._read_seq: dict[str, int] = {}  # node id -> the event of its that was read last
@@ -121,14 +123,24 @@ class Dispatch:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def happened(self, subject: str) -> None:
-        """A job or a node changed, which may allow a decision. With very many of them, only it is looked at."""
+    def happened(self, subject: str, our_turn: bool = True) -> None:
+        """A job or a node changed, which may allow a decision. With very many of them, only it is looked at.
+
+        our_turn: whether we give the room that it may have made to those who wait. Not where another central wrote it:
+        two that do it at once are refused half of their leases, and fill a node twice.
+        """
         self._changed.add(subject)
+        if our_turn:
+            self._take_turn()
+        self._wake.set()
+
+    def _take_turn(self) -> None:
+        self._our_turn = True
         self._wake.set()
 
     def waits(self) -> None:
         """A job came that nobody holds and that is no replica: nothing but a node is to be found for it."""
-        self._wake.set()
+        self._take_turn()
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -136,6 +148,7 @@ class Dispatch:
         while True:
             changed: set[str] | None  # None: everything there is
             changed, self._changed = self._changed, set()
+            our_turn, self._our_turn = self._our_turn, False
             if loop.time() >= all_due_s:
                 changed, all_due_s = None, loop.time() + min(SAFETY_NET_S, self.lease_ms / 1000 / LISTENS_PER_LEASE)
             try:
@@ -143,7 +156,8 @@ class Dispatch:
                 await self._ban_suspects()
                 await self._scale(changed)
                 await self._check_waiting(whole=changed is None)
-                await self._assign_waiting()
+                if our_turn or changed is None:
+                    await self._assign_waiting()
                 self._tell_holders(changed)
             except Exception as error:
                 if isinstance(error, CyxError):
@@ -152,7 +166,7 @@ class Dispatch:
                     log.exception("scheduling failed; going on")
                 await asyncio.sleep(0.5)
                 all_due_s = 0.0
-            due = loop.call_at(min(all_due_s, loop.time() + self._until_retry_s()), self._wake.set)
+            due = loop.call_at(min(all_due_s, loop.time() + self._until_retry_s()), self._take_turn)
             try:
                 await self._wake.wait()
             finally:
@@ -194,7 +208,7 @@ class Dispatch:
     def _leased_at_once(self) -> None:
         """It was, or was not: either way the others may have their turn now."""
         self._leasing_at_once = False
-        self._wake.set()
+        self._take_turn()
 
     async def _assign_waiting(self) -> None:
         if self._leasing_at_once:
@@ -207,7 +221,7 @@ class Dispatch:
         finally:
             self._assigning = False
         if len(planned) == MAX_PLANNED:
-            self._wake.set()
+            self._take_turn()
 
     def _lease(self, choice: schedule.Assignment) -> m.Leased | None:
         return self._lease_of(self._world.jobs[choice.job_id], choice)
@@ -313,7 +327,7 @@ class Dispatch:
         if error := task.exception():
             log.warning("%s/%d: not told: %s; will be tried again", *key, error)
         else:
-            self.happened(subjects.job_event(key[0]))  # something more may have become due meanwhile
+            self.happened(subjects.job_event(key[0]), False)  # something more may have become due meanwhile
 
     def _command(self, what: str, job: jobs.Job, attempt: Lease) -> m.Command:
         match what:

@@ -53,7 +53,12 @@ class SmallCentral:
         )
         self.reports = RunReports(self.log, self.dispatch, self.blobs, NETWORK, policy)
         if scheduling:
-            self.log.applied.append(lambda stored, record: self.dispatch.happened(stored.subject))
+
+            def react(stored, record):
+                ours = record.by == name and not isinstance(record.event, m.Leased)
+                self.dispatch.happened(stored.subject, ours)
+
+            self.log.applied.append(react)
             await self.reports.start(self.edge)
             await self.dispatch.start()
         return self
@@ -676,6 +681,66 @@ async def test_of_two_jobs_that_two_centrals_gave_one_node_the_refused_one_goes_
     assert refused.not_before_ms == times["LeaseLost"]
     print(f"leased again {times['Leased'] - times['LeaseLost']} ms after the refusal")
     for each in (a, b, bus_b):
+        await each.close()
+
+
+@pytest.fixture
+async def both(broker, monkeypatch):
+    """Two centrals whose loops run and miss nothing."""
+    monkeypatch.setattr("cyxcentral.dispatch.SAFETY_NET_S", 60.0)
+    running = [await SmallCentral.start(broker, f"central-{name}", scheduling=True) for name in "ab"]
+    yield running
+    for each in running:
+        await each.close()
+
+
+async def test_the_room_that_a_central_makes_is_given_to_the_next_job_by_that_one(both, node):
+    # both gave it, and one of them was refused by the log
+    given = {}
+
+    async def answer(subject, command):
+        return m.CommandReply(accepted=True)
+
+    def decides(name, real):
+        def lease(choice):
+            given.setdefault(choice.job_id, set()).add(name)
+            return real(choice)
+
+        return lease
+
+    await node.answer(subjects.command(NODE), m.Command, answer)
+    first, second = both
+    for name, each in zip("ab", both, strict=True):
+        each.dispatch._lease = decides(name, each.dispatch._lease)
+    await first.dispatch._register(register())
+    await first.job("job-0", f.FUNDED)
+    await first.until(lambda: first.world.jobs["job-0"].status == "leased")
+    names = [f"job-{number}" for number in range(1, 13)]
+    for job_id in names:
+        await first.job(job_id, f.FUNDED)
+    for number, job_id in enumerate(names):
+        ends = both[number % 2]  # hears of the end of the job before, and may be the slower one of both
+        await ends.until(lambda job=f"job-{number}", ends=ends: ends.world.jobs[job].status == "leased")
+        await ends.say(subjects.job_event(f"job-{number}"), f.CANCELLED)
+        await ends.until(lambda job=job_id, ends=ends: ends.world.jobs[job].status == "leased")
+    assert {job_id: given[job_id] for job_id in names} == {
+        job_id: {"ab"[number % 2]} for number, job_id in enumerate(names)
+    }
+
+
+async def test_the_room_that_a_central_made_before_it_died_is_given_by_another(broker, node, monkeypatch):
+    monkeypatch.setattr("cyxcentral.dispatch.SAFETY_NET_S", 0.05)
+    died = await SmallCentral.start(broker, "central-a")  # nothing runs in it
+    lives = await SmallCentral.start(broker, "central-b", scheduling=True)
+
+    async def answer(subject, command):
+        return m.CommandReply(accepted=True)
+
+    await node.answer(subjects.command(NODE), m.Command, answer)
+    await died.dispatch._register(register())
+    await died.job("job-1", f.FUNDED)
+    await lives.until(lambda: "job-1" in lives.world.jobs and lives.world.jobs["job-1"].status == "leased")
+    for each in (died, lives):
         await each.close()
 
 
