@@ -53,6 +53,7 @@ from cyxcore.values import Value, apply, binary, of_one_dtype, to_inexact
 Array = Any  # numpy.ndarray, or cupy.ndarray for a tensor on a device with its own memory
 
 
+FEW_OF = 4  # of so many the best one is found faster than by sorting all
 _ALIKE = frozenset(("float32", "float64", *INTEGERS))  # dtypes of which equals are alike, but for zeros and NaN
 
 
@@ -246,6 +247,28 @@ class Tensor(Held, Leaving):
             return None
         found = np.sort(self._data, axis=axis)
         return wrap(np.ascontiguousarray(np.flip(found, axis) if descending else found))
+
+    def _places_of_best(self, k: int, axis: int, largest: bool) -> "Tensor | None":
+        """Where the k largest (or smallest) along an axis are, as a stable sort has them; None: let it find them."""
+        if not isinstance(self._data, np.ndarray) or not self.shape or self.dtype not in _ALIKE:
+            return None
+        rows = np.moveaxis(self._data, axis, -1)
+        count = rows.shape[-1]
+        if not 0 < k <= count // FEW_OF or (self.dtype in DIFFERENTIABLE and np.isnan(rows).any()):
+            return None
+        edge = count - k if largest else k - 1
+        last = np.partition(rows, edge, axis=-1)[..., edge : edge + 1]
+        better, equal = (rows > last if largest else rows < last), rows == last
+        missing = k - np.count_nonzero(better, axis=-1, keepdims=True)
+        if (missing != np.count_nonzero(equal, axis=-1, keepdims=True)).any():  # the first of equals
+            equal &= np.cumsum(equal, axis=-1, dtype=np.int64) <= missing
+        found = np.nonzero(better | equal)[-1].reshape(*rows.shape[:-1], k)
+        taken = np.take_along_axis(rows, found, -1)
+        order = np.argsort(taken, axis=-1, kind="stable")
+        if largest:  # equals stay in their order
+            order = k - 1 - np.argsort(taken[..., ::-1], axis=-1, kind="stable")[..., ::-1]
+        best = np.take_along_axis(found, order, -1)
+        return self._constant(np.ascontiguousarray(np.moveaxis(best, -1, axis)), "int64")
 
     def _counts(self, size: int) -> "Tensor":
         """How often each of 0 ... size - 1 is in this vector, which holds no others: int64."""

@@ -40,8 +40,10 @@ def topk(x: Any, k: int, /, *, axis: int = -1, largest: bool = True) -> TopK:
         raise ShapeError(f"topk: expected k of 0..{value.shape[place]} along axis {axis} of {value.shape}, got {k}")
     if not isinstance(value, InPlace):
         return _topk_in_graph(value, int(k), place, largest)
-    order = argsort(value, axis=place, descending=largest)
-    best = order[(*(slice(None),) * place, slice(0, k))]
+    best = value._places_of_best(int(k), place, largest)
+    if best is None:
+        order = argsort(value, axis=place, descending=largest)
+        best = order[(*(slice(None),) * place, slice(0, k))]
     return TopK(take_along_axis(value, best, place), best)
 
 

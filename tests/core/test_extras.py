@@ -179,3 +179,23 @@ WRONG: list[tuple[Callable[[], Any], str]] = [
 def test_what_cannot_be_is_refused(wrong: Callable[[], Any], said: str) -> None:
     with pytest.raises(CyxError, match=re.escape(said)):
         wrong()
+
+
+@pytest.mark.parametrize("largest", [True, False])
+@pytest.mark.parametrize("dtype", ["float32", "int64", "uint8", "bool"])
+def test_the_best_of_many_are_those_of_a_stable_sort(dtype: str, largest: bool) -> None:
+    """Also among equals, of which zeros of both signs are some."""
+    rng = np.random.default_rng(0)
+    for shape, axis in (((40,), 0), ((5, 32), 1), ((24, 3, 4), 0)):
+        values = (rng.integers(0, 2, shape) if dtype == "bool" else rng.integers(0, 6, shape)).astype(dtype)
+        if dtype == "float32":
+            values = (values - 2.0).astype(dtype) * rng.choice(np.array([1.0, -1.0], dtype), shape)
+        order = np.argsort(values if not largest else -values.astype(np.float64), axis=axis, kind="stable")
+        for k in (1, 3, 6):
+            found = cx.topk(cx.tensor(values), k, axis=axis, largest=largest)
+            wanted = np.take(order, range(k), axis)
+            assert found.indices.tolist() == wanted.tolist()
+            assert found.values.tolist() == np.take_along_axis(values, wanted, axis).tolist()
+    numbers = rng.normal(size=(4, 40)).astype(np.float32)
+    numbers[1, 7] = np.nan
+    assert cx.topk(cx.tensor(numbers), 2, largest=True).indices[1, 0].item() == 7
