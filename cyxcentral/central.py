@@ -223,7 +223,7 @@ class Central:
         with self.ledger.filled():
             self.keeper.kept_seq = await self.events.open(known_seq, known_sha256, network.replicas, kept)
         self.keeper.look()
-        self.events.applied.append(self._react)
+        self.events.applied.insert(0, self._react)  # before the ledger: somebody may wait for the word of it
         if self.door:
             self.door.open()  # it is known who is banned; who comes in now finds the rest ready in a moment
         await self.blobs.open(network.replicas)
@@ -323,6 +323,8 @@ class Central:
         """New records only: tell watchers, wake whoever has something to do now."""
         about, event, kind = subjects.last_token(stored.subject), record.event, type(record.event)
         by_another = record.by != self.central_id
+        if kind in SAID_ON["job"]:
+            self._say(stored, record, by_another)
         our_turn = not by_another and kind is not m.Leased  # to give the room that this may have made
         if kind is not m.Submitted or cast("m.Submitted", event).job.serve:
             self.dispatch.happened(stored.subject, our_turn)
@@ -346,13 +348,23 @@ class Central:
             level = logging.INFO if isinstance(event, m.CheckGivenUp) and not event.drawn else logging.ERROR
             log.log(level, "check of %s: %s", about, segments.in_words(self.world.jobs[about]))
         self.payments.reconcile(about, by_another)
+        job = self.world.jobs[about]
+        if kind in STOPPING and job.attempts and not job.current:
+            self._later(self.dispatch.stop_run(about, job.attempts[-1], job.error or ""))
+        if job.job.serve and job.attempts and not job.current and self.door and kind in (*STOPPING, m.LeaseLost):
+            grace_s = 0 if kind is m.LeaseLost else job.job.serve.drain_s + STOPS_WITHIN_S
+            self._later(self._no_more_answers(self.door, job.attempts[-1], job.job_id, grace_s))
+
+    def _say(self, stored: Stored, record: m.Record, by_another: bool) -> None:
+        """Tell who watches a job what happened to it."""
+        about, kind = subjects.last_token(stored.subject), type(record.event)
         update = m.Update(
             job_id=about,
             source="event",
             seq=stored.seq,
             at_ms=record.at_ms,
             kind=kind.__name__,
-            data=cast("dict[str, Any]", event),  # encoded, it is the same
+            data=cast("dict[str, Any]", record.event),  # encoded, it is the same
         )
         if kind is m.Submitted:  # nobody has anything of this job in a cache yet
             self.recent.begin(update, len(stored.payload))
@@ -365,12 +377,6 @@ class Central:
                 broadcast(self._edge, update)
             else:
                 self._later(self._tell(update))
-        job = self.world.jobs[about]
-        if kind in STOPPING and job.attempts and not job.current:
-            self._later(self.dispatch.stop_run(about, job.attempts[-1], job.error or ""))
-        if job.job.serve and job.attempts and not job.current and self.door and kind in (*STOPPING, m.LeaseLost):
-            grace_s = 0 if kind is m.LeaseLost else job.job.serve.drain_s + STOPS_WITHIN_S
-            self._later(self._no_more_answers(self.door, job.attempts[-1], job.job_id, grace_s))
 
     async def _shut_out(self, door: Door, node_id: str) -> None:
         await door.throw_out(node_id)

@@ -311,6 +311,11 @@ class EventLog:
             self._next(subject)
         return event
 
+    def expect(self) -> None:
+        """Something is likely to be recorded in a moment: on an idle network, the broker is woken meanwhile."""
+        if self._commits.idle:
+            self._core.wake()
+
     async def _turn(self, subject: str) -> None:
         """Wait until nothing of ours is under way about a subject: two would only conflict with each other."""
         while (waiting := self._turns.get(subject)) is not None:
@@ -431,8 +436,11 @@ class EventLog:
         that, or with anything between the two, it is not stored.
         """
         subject, payload, expected_seq = message
+        stored = self._at_once(subject, payload, record)
         with self._commits.alone():
-            first = asyncio.ensure_future(self._core.append(subject, payload, expected_seq, name=record.command_id))
+            first = asyncio.ensure_future(
+                self._core.append(subject, payload, expected_seq, name=record.command_id, stored=stored)
+            )
             try:
                 await asyncio.sleep(0)  # until it has left
                 # a follower that was quicker than the acknowledgement has let everybody decide on it
@@ -462,9 +470,9 @@ class EventLog:
 
         async def follow() -> None:
             next_payload = encode(next_record)
+            stored = self._at_once(subject, next_payload, next_record)
             try:
-                seq = await self._core.append(subject, next_payload, right_after=record.command_id)
-                self._acknowledged(Stored(subject, seq, next_payload), next_record)
+                await self._core.append(subject, next_payload, right_after=record.command_id, stored=stored)
             except (Conflict, BusError) as error:  # it is decided anew; if it was stored after all, the follower tells
                 log.info("%s does not follow at once on %s: %s", type(follows).__name__, subject, error)
             finally:
@@ -473,6 +481,10 @@ class EventLog:
         task = asyncio.get_running_loop().create_task(follow())
         self._sequels.add(task)
         task.add_done_callback(self._sequels.discard)
+
+    def _at_once(self, subject: str, payload: bytes, record: Record) -> Callable[[int], None]:
+        """Takes a record of ours in as its acknowledgement is read: on an idle network who waits for it waits less."""
+        return lambda seq: self._acknowledged(Stored(subject, seq, payload), record)
 
     def _record_of(self, subject: str, command_id: str, event: AnyEvent) -> Record:
         return Record(

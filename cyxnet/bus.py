@@ -27,6 +27,7 @@ from cyxnet.connection import Connection, Message, Take, block_of, is_refusal
 from cyxnet.credentials import Credentials
 from cyxnet.hearing import SHUT_OUT_S, Hearing
 from cyxnet.messages import ErrorBody
+from cyxnet.mux import Requests
 from cyxnet.outcomes import ApiError, BusError, NotAdmitted, NotTrusted, refusal
 from cyxnet.ratelimit import Floods, Places, Rate, RateLimiter
 from cyxnet.service import QUEUE, TYPES, Endpoint, Service, now
@@ -66,6 +67,7 @@ class Bus(Streams):
         self._look: asyncio.TimerHandle | None = None
         self._discovered, self._discovered_by_all = RateLimiter(DISCOVERY), RateLimiter(DISCOVERY_BY_ALL)
         self._discovery_floods = Floods(DISCOVERY_PATIENCE, DISCOVERY_CLOSED_S)
+        self._requests = Requests(connection)
         self._asking = 0  # requests that wait for their answer
         self.renew_after_s: float | None = None  # from its beginning; None: it is let in for good
         self._renewing: asyncio.Task[None] | None = None
@@ -375,18 +377,18 @@ class Bus(Streams):
         timeout_s: float = REQUEST_TIMEOUT_S,
     ) -> tuple[bytes, dict[str, str]]:
         """Ask and wait for one answer. Raises ApiError when it is a refusal, BusError when there is none."""
-        headers = {"Content-Type": content_type}
+        block = _CONTENT.get(content_type) or block_of({"Content-Type": content_type})
         self._asking += 1
         try:
-            message = await self._nc.request(subject, payload, timeout=timeout_s, headers=headers)
-        except nats.errors.NoRespondersError:
-            raise BusError(f"nobody serves {subject}; is the other side running?") from None
+            message = await self._requests.ask(subject, payload, block, timeout_s)
         except (TimeoutError, nats.errors.Error, OSError) as error:
             why = "" if isinstance(error, TimeoutError) else f" ({error or type(error).__name__})"
             raise BusError(f"no answer to {subjects.asked(subject)} within {round(timeout_s, 3):g} s{why}") from None
         finally:
             self._asking -= 1
-        answer_headers = dict(message.headers or {})
+        if message.status == "503":
+            raise BusError(f"nobody serves {subject}; is the other side running?")
+        answer_headers = dict(message.headers)
         status = answer_headers.get("Nats-Service-Error-Code")
         if status is not None:
             raise _refusal(status, answer_headers, message.data)

@@ -6,9 +6,10 @@ once and given to whoever listens; what is seldom (PING, INFO, errors, its own s
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import nats
 import nats.errors
@@ -18,6 +19,7 @@ log = logging.getLogger(__name__)
 
 LINK_DOWN_PAUSE_S = 0.01
 CLOSE_WITHIN_S = 2.0
+AT_ONCE_BYTES = 32_768  # of one read, as many as nats-py takes at a time
 FEW = 2  # messages of one turn of the loop: each is written by itself, without waiting for a task that writes them all
 # So long one try to connect waits to be let in, over and over. Most are short, because a request that no central heard
 # is lost and has to be made again; some are long, for a central that is slow.
@@ -111,6 +113,27 @@ class Connection(nats.NATS):
             raise
         self._failures = 0
         self.options["reconnect_time_wait"] = RECONNECT_PAUSES_S[0]
+        self._read_at_once()
+
+    def _read_at_once(self) -> None:
+        """From now on few messages are given as they are read, not by a task of nats-py's that is woken for it.
+
+        Of many, one part at a time is: others have their turn in between.
+        """
+        transport: Any = self._transport
+        reader = getattr(transport, "_io_reader", None)
+        if reader is None:
+            return
+        keep, parser = reader.feed_data, cast("_Parser", self._ps)
+
+        def feed(data: bytes) -> None:
+            is_next = not reader._buffer and parser.is_between_messages
+            if is_next and len(data) <= AT_ONCE_BYTES and self._status == CONNECTED and transport._io_reader is reader:
+                data = parser.at_once(bytes(data))
+            if data:
+                keep(data)
+
+        reader.feed_data = feed
 
     def _connect_command(self) -> bytes:
         """The first words of ours. nats-py would say them in plain text to a broker that does not ask for TLS."""
@@ -320,6 +343,11 @@ class _Parser(Parser):
         super().reset()
         self._wanted = 0  # bytes, before looking at the buffer again makes sense
 
+    @property
+    def is_between_messages(self) -> bool:
+        """Whether all that was read has been parsed."""
+        return not self.buf and self.state == AWAITING_CONTROL_LINE
+
     async def parse(self, data: bytes = b"") -> None:
         self.nc.on_read()
         self.buf += data
@@ -328,22 +356,43 @@ class _Parser(Parser):
         if self.state != AWAITING_CONTROL_LINE:
             await super().parse()
             return
-        nc, buffer, at, self._wanted = self.nc, bytes(self.buf), 0, 0
+        buffer, at, self._wanted = bytes(self.buf), 0, 0
         try:
-            while (found := self._message(buffer, at)) is not None:
-                stop, sid, *message = found
-                if sid not in nc._takers:
-                    await nc._process_msg(sid, *message)
-                elif nc._is_unheard(message[0]):
-                    stop = self._past_the_same(buffer, at, stop)
-                else:  # as _process_msg() would, without waiting for it each time
-                    nc._give(sid, *message)
-                at = stop
+            while True:
+                at = self._given(buffer, at)
+                found = self._message(buffer, at)
+                if found is None:
+                    break
+                at, sid, *message = found
+                await self.nc._process_msg(sid, *message)
         except (ValueError, IndexError) as error:
             raise nats.errors.ProtocolError from error
         self.buf = bytearray(memoryview(buffer)[at:])
         if self.buf and not self._wanted and not self.buf.startswith((b"MSG ", b"HMSG ")):
             await super().parse()
+
+    def at_once(self, data: bytes) -> bytes:
+        """Give what was just read to who listens, as far as it is whole messages of theirs; what is left of it.
+
+        Only while nothing that was read before waits to be parsed.
+        """
+        self.nc.on_read()
+        return data[self._given(data, 0) :]
+
+    def _given(self, buffer: bytes, at: int) -> int:
+        """Give the messages from `at` on to who listens; where the first one is that is for nobody of them, or none."""
+        nc = self.nc
+        with contextlib.suppress(ValueError, IndexError):
+            while (found := self._message(buffer, at)) is not None:
+                stop, sid, *message = found
+                if sid not in nc._takers:
+                    break
+                if nc._is_unheard(message[0]):
+                    stop = self._past_the_same(buffer, at, stop)
+                else:  # as _process_msg() would, without waiting for it each time
+                    nc._give(sid, *message)
+                at = stop
+        return at
 
     def _past_the_same(self, buffer: bytes, at: int, stop: int) -> int:
         """Where the message at `at` (which ends at `stop`) and all that follow it with the same first line end."""

@@ -1,14 +1,61 @@
-"""Many requests over one subscription: each costs a number and a future; one timer serves all of them.
+"""Many requests over one subscription: each costs a token and a future, and no task.
 
 nats-py's own request() makes a task, a timer and a random inbox per call, which is two thirds of what an append costs.
 """
 
 import asyncio
+import secrets
+from collections.abc import Callable
 
 from cyxnet.connection import Connection, Message
 from cyxnet.outcomes import AppendUnknown
 
 SWEEPS_PER_TIMEOUT = 10
+TOKEN_BYTES = 8  # random: who is asked something must not be able to answer what another was asked
+
+
+class Requests:
+    """Requests to anybody. Each ends within its time, whatever becomes of the link meanwhile."""
+
+    def __init__(self, connection: Connection):
+        self._nc = connection
+        self._inbox = ""
+        self._opening = asyncio.Lock()
+        self._waiting: dict[str, asyncio.Future[Message]] = {}  # by token
+
+    async def ask(self, subject: str, payload: bytes, block: bytes, timeout_s: float) -> Message:
+        """The answer; its status is "503" when nobody listens. block: headers, as on the wire.
+
+        Raises TimeoutError when none came, what the connection raises if nothing was sent.
+        """
+        if not self._inbox:
+            await self._open()
+        token = secrets.token_hex(TOKEN_BYTES)
+        loop = asyncio.get_running_loop()
+        answer = self._waiting[token] = loop.create_future()
+        too_late = loop.call_later(timeout_s, self._too_late, answer)
+        try:
+            await self._nc.publish(subject, payload, reply=f"{self._inbox}.{token}", block=block)
+            return await answer
+        finally:
+            too_late.cancel()
+            del self._waiting[token]
+
+    async def _open(self) -> None:
+        async with self._opening:
+            if not self._inbox:
+                inbox = self._nc.new_inbox()
+                await self._nc.listen(f"{inbox}.*", self._answered)
+                self._inbox = inbox
+
+    def _answered(self, message: Message) -> None:
+        answer = self._waiting.get(message.subject.rsplit(".", 1)[-1])
+        if answer is not None and not answer.done():
+            answer.set_result(message)
+
+    def _too_late(self, answer: "asyncio.Future[Message]") -> None:
+        if not answer.done():
+            answer.set_exception(TimeoutError())
 
 
 class Mux:
@@ -20,11 +67,15 @@ class Mux:
         self._inbox = ""
         self._opening = asyncio.Lock()
         self._last_token = 0
-        self._waiting: dict[str, tuple[float, asyncio.Future[bytes]]] = {}  # token -> when it is over; oldest first
+        # token -> when it is over, its future, and who is told at once; the oldest first
+        self._waiting: dict[str, tuple[float, asyncio.Future[bytes], Callable[[bytes], None] | None]] = {}
         self._sweep: asyncio.TimerHandle | None = None
 
-    async def ask(self, subject: str, payload: bytes, block: bytes) -> bytes:
-        """The answer's bytes. block: headers, as on the wire.
+    async def ask(
+        self, subject: str, payload: bytes, block: bytes, heard: Callable[[bytes], None] | None = None
+    ) -> bytes:
+        """The answer's bytes. block: headers, as on the wire. heard: is called with them as they are read, while the
+        caller's task is still to be woken, behind whatever else has a turn then.
 
         Raises AppendUnknown when none came; what the connection raises if nothing was sent.
         """
@@ -33,7 +84,7 @@ class Mux:
         self._last_token += 1
         token = str(self._last_token)
         answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        self._waiting[token] = (asyncio.get_running_loop().time() + self._timeout_s, answer)
+        self._waiting[token] = (asyncio.get_running_loop().time() + self._timeout_s, answer, heard)
         if self._sweep is None:
             self._sweep_later()
         try:
@@ -57,10 +108,12 @@ class Mux:
             waiting[1].set_exception(AppendUnknown(f"no stream takes {message.subject} now"))
         else:
             waiting[1].set_result(message.data)
+            if waiting[2] is not None:
+                waiting[2](message.data)
 
     def lost(self, why: str) -> None:
         """The link broke: no answer will come to what is under way."""
-        for _, answer in self._waiting.values():
+        for _, answer, _ in self._waiting.values():
             if not answer.done():
                 answer.set_exception(AppendUnknown(why))
         self._waiting.clear()
@@ -72,7 +125,7 @@ class Mux:
     def _end_the_overdue(self) -> None:
         now = asyncio.get_running_loop().time()
         overdue = []
-        for token, (until, answer) in self._waiting.items():
+        for token, (until, answer, _) in self._waiting.items():
             if until > now:
                 break
             overdue.append(token)

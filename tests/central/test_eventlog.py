@@ -120,6 +120,28 @@ async def test_a_conflict_of_one_append_costs_the_others_in_its_batch_nothing(co
     assert len(log.world.jobs) == 100
 
 
+async def test_who_appends_is_told_of_it_as_the_acknowledgement_is_read(core, log):
+    stored = []
+    append = asyncio.create_task(core.append(job(7), record_of(f.submitted("job-7")), 0, stored=stored.append))
+    while not stored:
+        await asyncio.sleep(0)
+    assert not append.done() and stored == [await append]
+    with pytest.raises(Conflict):
+        await core.append(job(7), record_of(f.FUNDED), 0, stored=stored.append)
+    assert len(stored) == 1
+
+
+async def test_a_broker_is_woken_for_what_is_expected_only_when_nothing_is_on_its_way(core, log, monkeypatch):
+    woken = []
+    monkeypatch.setattr(core, "wake", lambda: woken.append(1))
+    log.expect()
+    recording = asyncio.create_task(log.record(job(1), lambda: f.submitted("job-1")))
+    await asyncio.sleep(0)
+    log.expect()
+    await recording
+    assert woken == [1]
+
+
 async def test_two_commands_on_one_subject_are_decided_one_after_the_other(core, log):
     await log.record(job(1), lambda: f.submitted("job-1"))
     await log.record(job(1), lambda: f.FUNDED)

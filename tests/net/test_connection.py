@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from types import SimpleNamespace
 
 import nats.errors
 import pytest
@@ -10,7 +11,7 @@ from nats.aio.subscription import Subscription
 from cyxnet import messages as m
 from cyxnet import subjects
 from cyxnet.bus import ApiError, Bus
-from cyxnet.connection import Connection, Message, block_of
+from cyxnet.connection import AT_ONCE_BYTES, CONNECTED, Connection, Message, block_of
 
 WIRE = (
     b"MSG a.b 7 5\r\nhello\r\n"
@@ -52,6 +53,66 @@ async def test_messages_are_the_same_in_whatever_pieces_they_come(size):
     for at in range(0, len(WIRE), size):
         await connection._ps.parse(WIRE[at : at + size])
     assert (connection.heard, connection.pinged, bytes(connection._ps.buf)) == (HEARD, 1, b"")
+
+
+class Socket(Fed):
+    """A connection whose bytes come through a reader, as those of a socket do; nats-py's task reads it when it runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.reader = asyncio.StreamReader()
+        self._transport = SimpleNamespace(_io_reader=self.reader)
+        self._status = CONNECTED
+        self._read_at_once()
+
+    async def read(self):
+        while data := await self.reader.read(32_768):
+            await self._ps.parse(data)
+
+
+@pytest.mark.parametrize("pause", [1, 2, 5, 10**6])
+@pytest.mark.parametrize("size", [*range(1, 70, 4), len(WIRE)])
+async def test_messages_are_the_same_whether_they_are_given_as_they_are_read_or_later(size, pause):
+    connection = Socket()
+    reading = asyncio.create_task(connection.read())
+    for number, at in enumerate(range(0, len(WIRE), size)):
+        connection.reader.feed_data(WIRE[at : at + size])
+        if number % pause == 0:
+            await asyncio.sleep(0)
+    connection.reader.feed_eof()
+    await reading
+    assert (connection.heard, connection.pinged, bytes(connection._ps.buf)) == (HEARD, 1, b"")
+
+
+async def test_a_message_is_given_as_it_is_read_unless_something_is_before_it():
+    connection, message = Socket(), b"MSG a.b 7 5\r\nhello\r\n"
+    connection.reader.feed_data(message + message + message[:9])
+    assert len(connection.heard) == 2
+    connection.reader.feed_data(message[9:] + message)  # the first half of it waits for nats-py's task
+    assert len(connection.heard) == 2
+    reading = asyncio.create_task(connection.read())
+    await asyncio.sleep(0)
+    assert len(connection.heard) == 4
+    connection.reader.feed_data(message * (AT_ONCE_BYTES // len(message) + 1))  # so many wait for their turn
+    assert len(connection.heard) == 4
+    connection.reader.feed_eof()
+    await reading
+    assert len(connection.heard) == 5 + AT_ONCE_BYTES // len(message)
+
+
+async def test_bytes_that_are_no_protocol_end_the_link_after_what_was_before_them():
+    connection = Socket()
+    connection.reader.feed_data(b"MSG a.b 7 5\r\nhello\r\nMSG a.b x 5\r\nhello\r\n")
+    with pytest.raises(nats.errors.ProtocolError):
+        await connection.read()
+    assert len(connection.heard) == 1
+
+
+async def test_what_a_link_that_was_replaced_still_brings_is_left_to_nats_py():
+    connection = Socket()
+    connection._transport._io_reader = asyncio.StreamReader()
+    connection.reader.feed_data(WIRE)
+    assert not connection.heard
 
 
 @pytest.mark.parametrize("wire", [b"MSG a.b x 5\r\nhello\r\n", b"HMSG a 7 b\r\n\r\n", b"NONSENSE\r\n"])

@@ -406,10 +406,23 @@ class SimBus:
             name=name, subjects=stream_subjects, **{k: v for k, v in options.items() if k != "replicas"}
         )
 
+    def wake(self) -> None:
+        pass
+
     async def append(
-        self, subject: str, payload: bytes, expected_seq: int | None = None, *, name: str = "", right_after: str = ""
+        self,
+        subject: str,
+        payload: bytes,
+        expected_seq: int | None = None,
+        *,
+        name: str = "",
+        right_after: str = "",
+        stored: Callable[[int], None] | None = None,
     ) -> int:
         [seq] = await self._append([(subject, payload, expected_seq)], name, right_after)
+        if stored:
+            stored(seq)
+            await self._hop()  # who waits for it goes on only later
         return seq
 
     async def append_all(self, messages: list[tuple[str, bytes, int]]) -> list[int]:
