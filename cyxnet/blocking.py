@@ -21,6 +21,7 @@ from cyxnet.client import AsyncClient, NoModel
 from cyxnet.config import DEFAULT_FOLDER
 from cyxnet.inference import PredictReply
 from cyxnet.jobfile import LoadedJob, load
+from cyxnet.outbox import Kept
 
 T = TypeVar("T")
 
@@ -91,9 +92,10 @@ class Client:
         amount: str | int | None = None,
         *,
         on_upload: Advance | None = None,
+        keep: bool = False,
         **options: Any,
     ) -> "Job":
-        """Pay for a job and submit it.
+        """Pay for a job and submit it. keep: into the outbox, when nobody answers; not with a module.
 
         job: the path of a job file, a LoadedJob, a JobRequest with `data`, or a cyxcore module with `data` (a file, or
         arrays (inputs, targets)), `amount` and the options of AsyncClient.submit_module. What is odd but possible in a
@@ -109,12 +111,24 @@ class Client:
             if isinstance(data, tuple):
                 raise TypeError("arrays go with a module; a JobRequest names a file by its digest")
             path = Path(data) if data is not None else None
-            reply = self._run(self._client.submit(job, path, on_upload))
+            reply = self._run(self._client.submit(job, path, on_upload, keep=keep))
+        elif keep:
+            raise TypeError("keep goes with a job file or a JobRequest: a module's weights are nowhere but here")
         elif data is None or amount is None:
             raise TypeError("a module needs data (a path, or arrays) and amount (CYX, such as '2.5')")
         else:
             reply = self._run(self._client.submit_module(job, data, amount, on_upload=on_upload, **options))
         return Job(self, reply.job_id)
+
+    def kept(self) -> list[Kept]:
+        return self._client.kept()
+
+    def send_kept(self, kept: Kept, on_upload: Advance | None = None) -> "Job":
+        reply = self._run(self._client.send_kept(kept, on_upload=on_upload))
+        return Job(self, reply.job_id)
+
+    def forget_kept(self, kept: Kept) -> None:
+        self._client.forget_kept(kept)
 
     def job(self, job_id: str) -> m.JobView:
         return self._run(self._client.job(job_id))

@@ -27,13 +27,13 @@ from msgspec.structs import replace
 
 from cyxcore.errors import CyxError, DataError
 from cyxcore.spec import DataSpec, TrainingSpec
-from cyxnet import artifacts, envelope, identity, subjects
+from cyxnet import artifacts, envelope, identity, outbox, subjects
 from cyxnet import messages as m
 from cyxnet.amounts import format_cyx
 from cyxnet.artifacts import Advance
 from cyxnet.bus import ApiError, Bus, BusError
 from cyxnet.codec import MSGPACK, decode
-from cyxnet.config import DEFAULT_FOLDER, SESSION_S, read_network
+from cyxnet.config import DEFAULT_FOLDER, SESSION_S, ConfigError, read_network
 from cyxnet.credentials import as_client
 from cyxnet.deployments import Deployments
 from cyxnet.follow import ENDED, SOURCES, Merge
@@ -41,7 +41,7 @@ from cyxnet.quotes import Quotes
 
 if TYPE_CHECKING:
     from cyxnet.jobfile import LoadedJob
-    from cyxnet.solana import Settlement
+    from cyxnet.solana import Settlement, TransactionStatus
     from cyxnet.wallet import Wallet
 
 T = TypeVar("T")
@@ -107,7 +107,9 @@ class AsyncClient:
     on_retry: told before each pause.
     """
 
-    def __init__(self, bus: Bus, keys: identity.Identity, caller: str):
+    def __init__(self, bus: Bus, keys: identity.Identity, caller: str, folder: Path | None = None):
+        """folder: where jobs are kept that nobody answers for."""
+        self._folder = folder
         self.deployments = Deployments(self)
         self.bus = bus
         self.keys = keys
@@ -140,7 +142,7 @@ class AsyncClient:
         keys = identity.load_or_create(folder / "client.key")
         who = as_client(keys)
         bus = await Bus.connect(url, name="cyx-client", credentials=who, tls_ca=tls_ca, session_s=session_s)
-        return cls(bus, keys, who.id)
+        return cls(bus, keys, who.id, folder)
 
     async def close(self) -> None:
         if self._settlement is not None:
@@ -280,14 +282,29 @@ class AsyncClient:
         job: "LoadedJob | m.JobRequest",
         data_path: Path | None = None,
         on_upload: Advance | None = None,
+        *,
+        keep: bool = False,
     ) -> m.SubmitReply:
         """Pay for a job and submit it; its data is uploaded first. A JobRequest needs `data_path` too.
 
         For a job on the same data as one that was submitted within QUOTE_FRESH_S, nothing is asked that was answered
         then; of many at once, one sends the data.
 
-        Raises InsufficientFunds before anything is uploaded, ApiError when central refuses the job.
+        keep: a job that nobody answers for is put into the outbox of the folder, and is the one that is submitted when
+        the same is wanted again (`kept`, `send_kept`). Of a process that is killed meanwhile nothing is kept.
+
+        Raises InsufficientFunds before anything is uploaded, ApiError when central refuses the job, KeptForLater.
         """
+        if keep:
+            folder = self._kept_in()
+            kept = await asyncio.to_thread(outbox.wanted, job, data_path)
+            try:
+                waits = outbox.same(folder, kept)
+            except ConfigError as error:  # a damaged file there says nothing of this job
+                warnings.warn(str(error), stacklevel=2)
+                waits = None
+            with outbox.kept_if_unanswered(folder, kept, waits) as attempt:
+                return await self.place_kept(attempt, on_upload=on_upload, again=waits is not None)
         prepared = await self._prepare(job, data_path, again=True)
         try:
             return await self.place(prepared, on_upload)
@@ -401,6 +418,85 @@ class AsyncClient:
             if prepared.payment is offered:  # else somebody else who places it was faster, and this one is never sent
                 prepared.payment = payment
 
+    # -- submitting later -------------------------------------------------------------------------
+
+    def kept(self) -> list[outbox.Kept]:
+        """The jobs that wait in the outbox, oldest first. Raises ConfigError that names a damaged file."""
+        return outbox.waiting(self._kept_in())
+
+    async def send_kept(
+        self, kept: outbox.Kept, on_quote: Callable[[Prepared], None] | None = None, on_upload: Advance | None = None
+    ) -> m.SubmitReply:
+        """Submit a job of the outbox; then it waits there no more. Raises as submit() does: then it stays there."""
+        folder, attempt = self._kept_in(), outbox.Attempt(kept)
+        try:
+            reply = await self.place_kept(attempt, on_quote, on_upload, again=True)
+        except BaseException:
+            if attempt.kept != kept:
+                outbox.keep(folder, attempt.kept)
+            raise
+        self.forget_kept(kept)
+        return reply
+
+    def forget_kept(self, kept: outbox.Kept) -> None:
+        """It is not wanted any more; nor is data that was fetched for it."""
+        outbox.forget(self._kept_in(), kept.job_id)
+        outbox.discard_fetched(kept)
+
+    async def place_kept(
+        self,
+        attempt: outbox.Attempt,
+        on_quote: Callable[[Prepared], None] | None = None,
+        on_upload: Advance | None = None,
+        *,
+        again: bool,
+    ) -> m.SubmitReply:
+        """Ask for the terms of a job, pay for it and submit it: what it may cost is what it names, whatever was quoted.
+
+        again: it was tried before. If central has it, only the answer was lost; DataError if it ended without a model.
+        """
+        kept = attempt.kept
+        if again and (known := await self._known(kept.job_id)):
+            return known
+        data_path = Path(kept.data_path)
+        if not data_path.is_file():
+            raise DataError(
+                f"{data_path}: the data of {kept.job_id} is gone; bring it back, or: cyx outbox --forget {kept.job_id}"
+            )
+        prepared = await self.prepare(kept.job, data_path, kept.job_id)
+        prepared.price = kept.price
+        if kept.payment and not await self._is_dead(kept.payment):
+            prepared.payment = kept.payment
+        if on_quote:
+            on_quote(prepared)
+        try:
+            return await self.place(prepared, on_upload)
+        finally:
+            attempt.kept = replace(kept, payment=prepared.payment or kept.payment)
+
+    async def _known(self, job_id: str) -> m.SubmitReply | None:
+        """The answer to a submit that was lost, where central has the job. Raises DataError if it came to nothing."""
+        try:
+            view = await self.job(job_id)
+        except ApiError as error:
+            if error.code != "unknown_job":
+                raise
+            return None
+        if view.status in ("failed", "cancelled"):
+            why = f" ({view.error})" if view.error else ""
+            raise DataError(
+                f"{job_id} had reached the network and {view.status}{why}; cyx outbox --forget {job_id}, "
+                "then submit it again"
+            )
+        if view.terms is None:
+            raise ApiError("bad_reply", f"central does not say on what terms it has {job_id}", 500)
+        return m.SubmitReply(job_id=job_id, status=view.status, terms=view.terms, duplicate=True)
+
+    def _kept_in(self) -> Path:
+        if self._folder is None:
+            raise ConfigError("this client has no folder, so no outbox: make it by connect(folder)")
+        return self._folder
+
     async def _send_data(self, path: Path, expected: m.ArtifactRef, on_upload: Advance | None) -> None:
         """upload() for a job; of many that are placed at once, one sends their data. Raises DataError and BusError."""
         asked_s = _now_s()
@@ -475,13 +571,16 @@ class AsyncClient:
         """The payment that was signed before, or a new one: a repeated submit sends the same deposit."""
         return prepared.payment or await self._sign_deposit(prepared)
 
+    async def _is_dead(self, payment: m.Payment) -> bool:
+        """Whether a deposit can never pay for its job, by the chain's own word."""
+        return _is_over(await (await self._chain()).status_of(payment.deposit))
+
     async def _refuse_alive(self, job_id: str, payment: m.Payment) -> None:
-        """Raise DepositAlive unless this deposit can never pay for the job, by the chain's own word."""
-        signature = payment.deposit.signature
+        """Raise DepositAlive unless this deposit can never pay for the job."""
         found = await (await self._chain()).status_of(payment.deposit)
-        if found.state == "dead" or (found.finalized and found.err):
+        if _is_over(found):
             return
-        told = f"central calls the deposit {signature} of {job_id} expired"
+        told = f"central calls the deposit {payment.deposit.signature} of {job_id} expired"
         if found.finalized:
             raise DepositAlive(
                 f"{told}, and it has paid: another central may have taken the job; if it does not appear, the money "
@@ -740,6 +839,10 @@ def first_of(group: BaseException) -> BaseException:
     while isinstance(group, BaseExceptionGroup):
         group = group.exceptions[0]
     return group
+
+
+def _is_over(found: "TransactionStatus") -> bool:
+    return found.state == "dead" or bool(found.finalized and found.err)
 
 
 def _is_file_of(expected: m.ArtifactRef, path: Path) -> bool:

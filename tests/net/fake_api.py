@@ -163,17 +163,7 @@ class FakeCentral:
 
     async def _quote(self, ask: m.QuoteRequest) -> m.Quote:
         assert ask.job_id and ask.client
-        terms = escrow_terms(
-            job_id=ask.job_id,
-            mint=self.mint,
-            authority=self.authority.address,
-            client=ask.client,
-            platform=self.platform,
-            amount_base_units=ask.job.amount_base_units,
-            fee_basis_points=self.fee_offered,
-            program=self.program,
-            deadline_s=self.deadline_s,
-        )
+        terms = self._terms(ask.job_id, ask.client, ask.job.amount_base_units)
         node, platform = split(ask.job.amount_base_units, FEE_BASIS_POINTS)
         return m.Quote(
             job_id=ask.job_id,
@@ -188,6 +178,19 @@ class FakeCentral:
             flops_per_epoch=1,
             parameters=1,
             eligible_nodes=1,
+        )
+
+    def _terms(self, job_id: str, client: str, amount_base_units: int) -> m.EscrowTerms:
+        return escrow_terms(
+            job_id=job_id,
+            mint=self.mint,
+            authority=self.authority.address,
+            client=client,
+            platform=self.platform,
+            amount_base_units=amount_base_units,
+            fee_basis_points=self.fee_offered,
+            program=self.program,
+            deadline_s=self.deadline_s,
         )
 
     async def _submit(self, ask: m.SubmitRequest) -> m.SubmitReply:
@@ -228,6 +231,7 @@ class FakeCentral:
             attempt=1,
             max_attempts=3,
             submitted_at_ms=int(time.time() * 1000),
+            terms=self._terms(job_id, NODE.wallet, 10),
         )
         return msgspec.structs.replace(self.views.get(job_id, plain), status=self.status[job_id])
 

@@ -37,6 +37,7 @@ from cyxnet.codec import decode
 from cyxnet.config import ConfigError
 from cyxnet.escrow import DEADLINE_S, check_deposit
 from cyxnet.follow import Merge
+from cyxnet.outbox import KeptForLater
 from cyxnet.solana import Settlement, SettlementError
 from tests.doorkeeper import CENTRAL, door_of, opened
 from tests.net.fake_api import FakeCentral
@@ -542,6 +543,53 @@ async def test_no_second_deposit_is_signed_when_another_one_has_opened_the_escro
     assert len({str(each.payment) for each in quoting.offered}) == 1
 
 
+async def test_a_job_whose_answer_was_lost_for_good_is_kept_and_is_the_one_that_is_wanted_again(
+    quoting: FakeCentral, client: AsyncClient, data_path: Path
+) -> None:
+    job = request_for(data_path, CYX)
+    quoting.answers_lost["job.submit"] = 3
+    with pytest.raises(KeptForLater, match="is kept, not lost") as silence:
+        await client.submit(job, data_path, keep=True)
+    [kept] = client.kept()
+    assert kept.job_id == silence.value.job_id and kept.payment == quoting.submitted[kept.job_id].payment
+    reply = await client.submit(job, data_path, keep=True)
+    assert (reply.job_id, reply.duplicate, client.kept()) == (kept.job_id, True, [])
+    other = await client.submit(job, data_path, keep=True)
+    assert other.job_id != kept.job_id and not other.duplicate
+
+
+def busy(ask: m.SubmitRequest) -> None:
+    raise ApiError("busy", "too much at once", 503)
+
+
+@pytest.mark.parametrize("dead", [False, True])
+async def test_a_kept_job_is_sent_with_the_deposit_that_was_signed_for_it_as_long_as_that_may_land(
+    quoting: FakeCentral, client: AsyncClient, data_path: Path, dead: bool
+) -> None:
+    taken, nobodys = quoting.blockhash, ("1" * 32, 0)
+    quoting.blockhash, quoting.before_submit = nobodys if dead else taken, busy
+    with pytest.raises(KeptForLater):
+        await client.submit(request_for(data_path, CYX), data_path, keep=True)
+    quoting.blockhash, quoting.before_submit = taken if dead else nobodys, expired
+    [kept] = client.kept()
+    with pytest.raises(DepositAlive):
+        await client.send_kept(kept)
+    [kept] = client.kept()
+    quoting.before_submit = None
+    reply = await client.send_kept(kept)
+    first, *_, last = quoting.offered
+    assert (first.job_id, first.payment != last.payment) == (reply.job_id, dead)
+    assert kept.payment == last.payment and client.kept() == []
+
+
+async def test_a_job_that_was_refused_is_not_kept(quoting: FakeCentral, client: AsyncClient, data_path: Path) -> None:
+    with pytest.raises(InsufficientFunds):
+        await client.submit(request_for(data_path, 6 * CYX), data_path, keep=True)
+    assert client.kept() == []
+    with pytest.raises(ConfigError, match="no folder, so no outbox"):
+        await AsyncClient(client.bus, client.keys, client.caller).submit(request_for(data_path), data_path, keep=True)
+
+
 async def test_a_wish_for_test_money_whose_answer_was_lost_is_the_same_wish_in_every_try(
     paying: FakeCentral, client: AsyncClient
 ) -> None:
@@ -729,6 +777,15 @@ async def test_the_blocking_client_submits_a_module_with_arrays(
                 blocking.submit(tmp_path / "tiny.toml")
             with pytest.raises(TypeError, match="arrays go with a module"):
                 blocking.submit(request_for(tmp_path / "client.key"), ([[1.0]], [0]))
+            with pytest.raises(TypeError, match="keep goes with a job file"):
+                blocking.submit(nn.Linear(1, 2), ([[1.0]], [0]), "1", keep=True)
+            paying.before_submit, blocking._client.retry_delays_s = busy, (0.01,)
+            with pytest.raises(KeptForLater), pytest.warns(UserWarning, match="tiny: batch_size"):
+                blocking.submit(tmp_path / "tiny.toml", keep=True)
+            paying.before_submit = None
+            [kept] = blocking.kept()
+            blocking.forget_kept(replace(kept, job_id="another-0123456789"))
+            assert blocking.send_kept(kept).id == kept.job_id and blocking.kept() == []
             shown = repr(blocking)
         return job.id, f"{shown} {blocking!r}"
 
