@@ -7,12 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from cyxcore import device, patterns
 from cyxcore.layertable import LAYERS
 from cyxcore.nodekinds import KINDS, described
 from cyxcore.recipe import load_graph
+from cyxnet.config import NetworkFile
 from cyxnet.local import LocalNetwork
 from cyxnet.subjects import VERBS
 
@@ -97,6 +99,13 @@ def test_every_relative_link_leads_somewhere():
 def test_the_api_page_lists_exactly_the_verbs_there_are():
     listed = re.findall(r"^\| `([a-z.]+)` \|", (ROOT / "docs" / "api.md").read_text(), re.M)
     assert listed == list(VERBS)
+
+
+def test_the_page_of_operations_lists_every_setting_of_network_json():
+    rows = re.findall(r"^\| (`.*?) \|", (ROOT / "docs" / "operations.md").read_text(), re.M)
+    listed = set(re.findall(r"`(\w+)`", " ".join(rows)))
+    written_by_cyx_up = {"http_url", "pid"}
+    assert {field.name for field in msgspec.structs.fields(NetworkFile)} - written_by_cyx_up <= listed
 
 
 def test_the_page_of_layers_lists_every_kind_with_its_options():
