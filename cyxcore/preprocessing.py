@@ -323,8 +323,18 @@ def load(path: str | os.PathLike[str]) -> Pipeline:
 
 
 def categories_of(values: Sequence[str]) -> list[str]:
-    """The different texts, in code point order: what `encode` numbers."""
-    return sorted(set(values))
+    """The different texts, in code point order: what `encode` numbers. Raises DataError where one is missing."""
+    for row, value in enumerate(values):
+        if value is None or value != value:  # NaN, as pandas has it
+            raise DataError(
+                f"categories_of: row {row}: expected a text, got {value}; give what is missing a name of its own, such "
+                'as "unknown"'
+            )
+    try:
+        return sorted(set(values))
+    except TypeError:
+        kinds = ", ".join(sorted({type(value).__name__ for value in values}))
+        raise DataError(f"categories_of: expected texts, got a mixture of {kinds}; use str() on each") from None
 
 
 def encode(values: Sequence[str], categories: Sequence[str]) -> Array:
@@ -332,7 +342,7 @@ def encode(values: Sequence[str], categories: Sequence[str]) -> Array:
     place_of = {category: place for place, category in enumerate(categories)}
     for row, value in enumerate(values):
         if value not in place_of:
-            raise DataError(f"encode: row {row}: expected one of {_few(list(categories))}, got {value[:80]!r}")
+            raise DataError(f"encode: row {row}: expected one of {_few(list(categories))}, got {str(value)[:80]!r}")
     return np.fromiter((place_of[value] for value in values), np.int64, len(values))
 
 
@@ -371,7 +381,10 @@ def _fitted(step: Step) -> None:
 def _as_array(x: Any) -> Array:
     array = host_array(x) if isinstance(x, Tensor) else np.asarray(x)
     if array.dtype.kind not in "biuf":
-        raise DataError(f"preprocessing: expected numbers, got {array.dtype}; see encode for text")
+        advice = "see encode for text"
+        if array.dtype.kind in "mM":
+            advice = "count the days since the first: (x - x.min()) / numpy.timedelta64(1, 'D')"
+        raise DataError(f"preprocessing: expected numbers, got {array.dtype}; {advice}")
     return array
 
 

@@ -1,5 +1,6 @@
 """Scaling, missing values and categories: of the training rows alone, undone exactly, travelling with the model."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,15 @@ def test_images_are_scaled_pixel_by_pixel_and_tensors_stay_tensors() -> None:
         ),
         (lambda: MinMaxScaler().fit(X / np.float32(0)), DataError, "expected a finite number, got -?inf"),
         (lambda: StandardScaler().fit(np.zeros((0, 3))), DataError, r"expected rows \(N, …\), got \(0, 3\)"),
+        (lambda: categories_of(["a", None]), DataError, "row 1: expected a text, got None; give what is missing"),
+        (lambda: categories_of([math.nan, "a"]), DataError, "row 0: expected a text, got nan"),
+        (lambda: categories_of(["a", 1]), DataError, "a mixture of int, str; use str"),
+        (lambda: encode(["a", None], ["a"]), DataError, "row 1: expected one of 'a', got 'None'"),
+        (
+            lambda: StandardScaler().fit(np.array(["2026-01-01", "2026-01-03"], "datetime64[D]")),
+            DataError,
+            r"got datetime64\[D\]; count the days since the first",
+        ),
         (lambda: StandardScaler().fit(["a"]), DataError, "expected numbers, got <U1; see encode for text"),
         (lambda: Imputer().fit([[np.nan], [np.nan]]), DataError, "feature 0 has no value in any row"),
         (lambda: Imputer("modal").fit(X), SpecError, "Imputer: Invalid enum value 'modal'"),  # type: ignore[arg-type]
