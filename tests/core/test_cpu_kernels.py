@@ -201,6 +201,8 @@ def reduction_cases() -> Iterator[Case]:
         for axis in range(len(shape)):
             for dtype in (*FLOATS, "int64", "int32", "uint8", "bool"):
                 yield Case("argmax", [values(shape, dtype)], {"axis": axis})
+            for dtype in (*FLOATS, "int64", "int32"):
+                yield Case("cumulative_sum", [values(shape, dtype)], {"axis": axis})
     yield Case("sum", [values((0, 3))], {"axes": (0,), "keepdims": False})
     yield Case("sum", [values((200_000,))], {"axes": (0,), "keepdims": False}, tolerance=1e-5)
     yield Case("sum", [values((5000, 300))], {"axes": (0,), "keepdims": False}, tolerance=1e-5)
@@ -346,6 +348,7 @@ BIG = [
         for axis in (0, 1)
     ],
     Case("softmax", [values((700, 130))], {"axis": 1}),
+    *[Case("cumulative_sum", [values((37, 70, 41))], {"axis": axis}) for axis in (0, 1, 2)],
     Case("cross_entropy_grad", [values((900,)), values((900, 130)), np.arange(900) % 130]),
     Case("matmul", [values((130, 600)), values((600, 90))], {"transpose_a": False, "transpose_b": False}),
     Case("matmul", [values((300, 1100)), values((1100, 90))], {"transpose_a": False, "transpose_b": False}),

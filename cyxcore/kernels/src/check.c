@@ -124,6 +124,12 @@ static cyx_status check_argmax(cyx_call *call) {
     return want_shape(call, x->ndim - 1, shape);
 }
 
+/* ints: axis */
+static cyx_status check_cumulative_sum(cyx_call *call) {
+    if (call->ints[0] < 0 || call->ints[0] >= call->in[0].ndim) return bad_attribute(call, "an axis within the dimensions");
+    return check_same(call);
+}
+
 static cyx_status check_matmul(cyx_call *call) {
     const cyx_array *a = &call->in[0], *b = &call->in[1];
     if (a->ndim < 2 || b->ndim < 2) return bad_inputs(call, "at least two dimensions each");
@@ -379,6 +385,7 @@ static rule rule_of(int op) {
     if (op >= CYX_OP_sgd_update) return check_update;
     switch (op) {
     case CYX_OP_argmax: return check_argmax;
+    case CYX_OP_cumulative_sum: return check_cumulative_sum;
     case CYX_OP_matmul: return check_matmul;
     case CYX_OP_reshape: return check_reshape;
     case CYX_OP_transpose: return check_transpose;

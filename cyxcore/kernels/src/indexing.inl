@@ -208,6 +208,54 @@ ARGMAX(int64_t, uint64_t, i64, INT64_MIN)
 ARGMAX(int32_t, uint32_t, i32, INT32_MIN)
 ARGMAX(uint8_t, uint32_t, u8, 0)
 
+/* Sums of all elements of a line up to each one, in order. A line waits for each of its sums: several lie side by side. */
+enum { LINES_AT_ONCE = 8, LINE_COLUMNS = 2048 };
+#define CUMULATIVE_SUM(T, U, TAG)                                                                            \
+    static void cumulative_rows_##TAG(T *out, const T *x, int64_t n, int64_t rows) {                         \
+        T sums[LINES_AT_ONCE];                                                                               \
+        if (!n) return;                                                                                      \
+        for (int64_t r = 0; r < rows; r++) out[r * n] = sums[r] = x[r * n];                                  \
+        if (rows == LINES_AT_ONCE)                                                                           \
+            for (int64_t i = 1; i < n; i++)                                                                  \
+                for (int64_t r = 0; r < LINES_AT_ONCE; r++)                                                  \
+                    out[r * n + i] = sums[r] = (T)((U)sums[r] + (U)x[r * n + i]);                            \
+        else                                                                                                 \
+            for (int64_t r = 0; r < rows; r++)                                                               \
+                for (int64_t i = 1; i < n; i++)                                                              \
+                    out[r * n + i] = sums[r] = (T)((U)sums[r] + (U)x[r * n + i]);                            \
+    }                                                                                                        \
+    static void cumulative_sum_##TAG##_body(void *context, int64_t begin, int64_t end) {                     \
+        const taking *t = context;                                                                           \
+        const T *in = t->call->in[0].data;                                                                   \
+        T *out = t->call->out.data;                                                                          \
+        int64_t inner = t->a.inner, n = t->a.n;                                                              \
+        for (int64_t line = begin; line < end;) {                                                            \
+            int64_t most = inner == 1 ? LINES_AT_ONCE : LINE_COLUMNS, first = line % inner;                  \
+            int64_t left = inner == 1 || end - line < inner - first ? end - line : inner - first;            \
+            int64_t count = left < most ? left : most, at = line / inner * n * inner + first;                \
+            if (inner == 1)                                                                                  \
+                cumulative_rows_##TAG(out + line * n, in + line * n, n, count);                              \
+            for (int64_t i = 0; inner > 1 && i < n; i++, at += inner) {                                      \
+                const T *x = in + at, *before = out + at - inner;                                            \
+                T *to = out + at;                                                                            \
+                if (!i) memcpy(to, x, sizeof(T) * (size_t)count);                                            \
+                else INDEPENDENT for (int64_t j = 0; j < count; j++) to[j] = (T)((U)before[j] + (U)x[j]);    \
+            }                                                                                                \
+            line += count;                                                                                   \
+        }                                                                                                    \
+    }                                                                                                        \
+    static cyx_status cumulative_sum_##TAG(const cyx_call *call) {                                           \
+        taking t = {call, around_axis(&call->in[0], call->ints[0]), 0};                                      \
+        int64_t count = t.a.outer * t.a.inner;                                                               \
+        if (call->out.size)                                                                                  \
+            cyx_parallel(count, cyx_grain(count, (double)t.a.n, CYX_LEAST_WORK), cumulative_sum_##TAG##_body, &t); \
+        return CYX_OK;                                                                                       \
+    }
+CUMULATIVE_SUM(float, float, f32)
+CUMULATIVE_SUM(double, double, f64)
+CUMULATIVE_SUM(int64_t, uint64_t, i64)
+CUMULATIVE_SUM(int32_t, uint32_t, i32)
+
 /* Reductions of integers: any order gives the same. The result type is that of the output. */
 #define INTEGER_REDUCE(NAME, IN, OUT, START, JOIN)                                                           \
     static cyx_status NAME(const cyx_call *call) {                                                           \
@@ -291,6 +339,8 @@ static void fill_indexing(cyx_table table) {
     table[CYX_OP_argmax][CYX_F32] = argmax_f32, table[CYX_OP_argmax][CYX_F64] = argmax_f64;
     table[CYX_OP_argmax][CYX_I64] = argmax_i64, table[CYX_OP_argmax][CYX_I32] = argmax_i32;
     table[CYX_OP_argmax][CYX_BOOL] = argmax_u8, table[CYX_OP_argmax][CYX_U8] = argmax_u8;
+    table[CYX_OP_cumulative_sum][CYX_F32] = cumulative_sum_f32, table[CYX_OP_cumulative_sum][CYX_F64] = cumulative_sum_f64;
+    table[CYX_OP_cumulative_sum][CYX_I64] = cumulative_sum_i64, table[CYX_OP_cumulative_sum][CYX_I32] = cumulative_sum_i32;
     table[CYX_OP_sum][CYX_I64] = sum_i64, table[CYX_OP_sum][CYX_I32] = sum_i32;
     table[CYX_OP_sum][CYX_BOOL] = sum_u8, table[CYX_OP_sum][CYX_U8] = sum_u8;
     table[CYX_OP_max][CYX_I64] = max_i64, table[CYX_OP_max][CYX_I32] = max_i32,
