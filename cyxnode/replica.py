@@ -92,7 +92,7 @@ def load(order: Serve) -> Any:
     return loading.load(
         argparse.Namespace(
             file=path,
-            name=order.name,
+            name=loading.name_of(order.name),
             threads=order.threads,
             max_batch=order.max_batch,
             max_wait_ms=order.max_wait_ms,

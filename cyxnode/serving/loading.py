@@ -20,7 +20,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,199}")
 def load(args: argparse.Namespace) -> Served:
     """What answers about args.file. Raises FormatError, SpecError, DataError and what reading a model raises."""
     path: Path = args.file
-    name = args.name or path.stem
+    name = args.name or name_of(path.stem)
     if not NAME.fullmatch(name):
         raise SpecError(f"--name: expected letters, digits and . _ : / - after the first, got {name[:80]!r}")
     loader = LOADERS.get(path.suffix.lower())
@@ -33,6 +33,11 @@ def load(args: argparse.Namespace) -> Served:
         if kernels:
             kernels.set_num_threads(args.threads)
     return loader(path, name, args)
+
+
+def name_of(called: str) -> str:
+    """What a file or a job is called as the name of a model: with dashes for what that may not have."""
+    return re.sub(r"[^A-Za-z0-9._:/-]+", "-", called)[:200].strip("-._:/") or "model"
 
 
 def _tensors(path: Path, name: str, args: argparse.Namespace) -> Served:

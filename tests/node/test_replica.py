@@ -80,8 +80,9 @@ def language_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 async def test_a_replica_answers_with_the_bits_of_the_model(asking: Asking, model_file: Path) -> None:
-    replica, said = await asking.load(model_file)
+    replica, said = await asking.load(model_file, replace(ORDER, name="my job (1)"))
     assert isinstance(said, Serving) and json.loads(said.card)["classes"] == ["zero", "one", "two"]
+    assert json.loads(said.card)["name"] == "my-job-1"  # it failed on every node
     asked = json.dumps({"input": samples(5).tolist()}).encode()
     status, body = await whole(replica, "/v1/predict", asked)
     assert status == 200 and json.loads(body)["output"] == mlp().predict(samples(5)).tolist()

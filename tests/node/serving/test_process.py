@@ -8,11 +8,13 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
 
+from cyxcore.errors import SpecError
 from cyxcore.model import load_model
 from tests.node.serving.models import mlp, samples
 
@@ -52,6 +54,39 @@ def test_an_onnx_file_is_served_too(file, tmp_path):
     served = load(parser.parse_args([str(tmp_path / "foreign.onnx")]))
     assert served.name == "foreign" and served.card().input.shape == [4]
     asyncio.run(served.close())
+
+
+@pytest.mark.parametrize(
+    ("called", "name"),
+    [
+        ("my model (1)", "my-model-1"),
+        ("Qwen2.5-0.5B:q8", "Qwen2.5-0.5B:q8"),
+        ("größe ✓", "gr-e"),
+        ("猫", "model"),
+        ("org/model.", "org/model"),
+    ],
+)
+def test_a_file_or_a_job_may_be_called_anything_and_is_served(called, name):
+    from cyxnode.serving import loading
+
+    assert loading.name_of(called) == name and loading.NAME.fullmatch(name)
+
+
+def test_a_file_with_a_space_in_its_name_is_served(file, tmp_path):
+    from cyxnet.serveoptions import add_options
+    from cyxnode.serving.loading import load
+
+    path = tmp_path / "my model (1).safetensors"
+    path.write_bytes(Path(file).read_bytes())
+    parser = argparse.ArgumentParser()
+    add_options(parser)
+    served = load(parser.parse_args([str(path)]))
+    assert served.name == "my-model-1"
+    asyncio.run(served.close())
+    with pytest.raises(
+        SpecError, match="--name: expected letters"
+    ):  # what is asked for by name is refused, not changed
+        load(parser.parse_args([str(path), "--name", "my model"]))
 
 
 async def test_the_collector_of_garbage_looks_through_no_model(file, monkeypatch):
