@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from cyxcore import device as devices
 from cyxcore import precision
-from cyxcore.eager import Tensor, wrap
+from cyxcore.eager import Tensor, copy_of
 from cyxcore.errors import GraphError
 from cyxcore.held import refilled
 from cyxcore.keys import drawing_again
@@ -149,7 +149,7 @@ class Compiled:
                 plan.backend.assign(fed, devices.put(x._data, at))
         draws.fill()
         plan.run()
-        results = tuple(wrap(array.copy()) for array in plan.outputs)
+        results = tuple([copy_of(array) for array in plan.outputs])
         return rebuild(results)
 
 

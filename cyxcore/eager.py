@@ -29,7 +29,7 @@ from cyxcore.dtype import (
 from cyxcore.errors import DataError, DtypeError, GradientError, GraphError, ShapeError, SpecError
 from cyxcore.exports import Leaving
 from cyxcore.gradients import NO_GRADIENT
-from cyxcore.held import Held, Node, connect, is_recording
+from cyxcore.held import Held, Node, connect, copied, is_recording
 from cyxcore.infer import Shape, Typed
 from cyxcore.inplace import InPlace
 from cyxcore.kernels.bfloat16 import NUMPY_DTYPES
@@ -555,6 +555,12 @@ def wrap(data: Array) -> Tensor:
     tensor.shape = data.shape
     tensor.dtype = DTYPE_NAMES[data.dtype]
     return tensor
+
+
+def copy_of(data: Array) -> Tensor:
+    """A tensor around a copy of such an array."""
+    made: Tensor | None = copied(data, DTYPE_NAMES[data.dtype])
+    return wrap(data.copy()) if made is None else made
 
 
 def alias(x: Tensor) -> Tensor:

@@ -111,6 +111,14 @@ class _Plain:
     def refilled(self, array: Any, tensor: Any) -> bool:
         return False
 
+    def copied(self, array: Any, dtype: str) -> None:
+        """Whoever asks makes it."""
+
+    def wrote(self, tensors: list[Any]) -> None:
+        time = self.now()
+        for tensor in tensors:
+            tensor._shared().written = time
+
     def scalar(self, number: float, dtype: str) -> None:
         """Whoever asks makes it."""
 
@@ -130,6 +138,7 @@ View: Any = _made.View
 Watch: Any = _made.Watch
 connect = _made.connect
 connect_tape = _made.connect_tape
+copied = _made.copied
 is_recording = _made.is_recording
 later = _made.later
 now = _made.now
@@ -138,3 +147,4 @@ set_recording = _made.set_recording
 scalar = _made.scalar
 walk = _made.walk
 watched = _made.watched
+wrote = _made.wrote

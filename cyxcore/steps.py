@@ -31,10 +31,10 @@ import numpy as np
 
 from cyxcore import device as devices
 from cyxcore import precision
-from cyxcore.eager import Tensor, next_key, now, wrap
+from cyxcore.eager import Tensor, copy_of, next_key
 from cyxcore.errors import GradientError, GraphError
 from cyxcore.gradients import reached
-from cyxcore.held import Watch, is_recording, refilled
+from cyxcore.held import Watch, is_recording, refilled, wrote
 from cyxcore.keys import Draw, Generator, drawing_again
 from cyxcore.nn.module import Module
 from cyxcore.optimizer import NO_OPTIONS, Optimizer, State
@@ -198,6 +198,7 @@ class Plans(dict[tuple[Any, ...], Any]):
     def of(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
         """The plan of a key, made where there is none."""
         if self._last is not None and self._last[0] == key:
+            self._last = (key, self._last[1])  # of the newer objects, which are those of the next call
             return self._last[1]
         found = self.pop(key, None)
         self[key] = found = make() if found is None else found
@@ -216,6 +217,8 @@ class Gradients(NamedTuple):
 
     def taken(self, results: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """The results without the gradients, which go to their parameters."""
+        if not self.after and not self.gone:
+            return results
         count = len(results) - len(self.after)
         for parameter, gradient in zip(self.after, results[count:], strict=True):
             parameter.grad = gradient
@@ -283,8 +286,9 @@ class CompiledStep:
 
     def __call__(self, *inputs: Any, **named: Any) -> Any:
         given = (*inputs, *named.values()) if named else inputs
-        if any(isinstance(x, Symbol) for x in given):
-            return self.function(*inputs, **named)  # a part of what is compiled around it
+        for x in given:  # at every step: any() would take a third of a microsecond
+            if isinstance(x, Symbol):
+                return self.function(*inputs, **named)  # a part of what is compiled around it
         try:
             with self._lock:
                 return self._step([x if isinstance(x, Tensor) else Tensor(x) for x in given], tuple(named))
@@ -348,12 +352,10 @@ class CompiledStep:
             optimizer.steps += 1
             for place in missing:
                 optimizer.miss(place)
-        time = now()
-        for tensor in traced.written:
-            (tensor._memory or tensor._shared()).written = time
+        wrote(traced.written)
         for optimizer, _ in traced.stepped:
             optimizer.call_step_hooks("after_step")
-        results = tuple([wrap(array.copy()) for array in plan.outputs])
+        results = tuple([copy_of(array) for array in plan.outputs])
         results = traced.gradients.taken(results)
         return traced.rebuild(results)
 

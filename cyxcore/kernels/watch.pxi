@@ -173,3 +173,30 @@ def refilled(array, Held tensor) -> bool:
         return False
     memcpy(cnp.PyArray_DATA(into), tensor._pointer, count)
     return True
+
+
+def copied(array, str dtype):
+    """A tensor of a copy of an array, whose dtype has that name; None where the array is not plain memory."""
+    cdef cnp.ndarray source
+    cdef size_t count
+    cdef Held made
+    if type(array) is not cnp.ndarray or _tensor_type is None:
+        return None
+    source = <cnp.ndarray>array
+    count = <size_t>cnp.PyArray_NBYTES(source)
+    if not count or not cnp.PyArray_IS_C_CONTIGUOUS(source) or not cnp.PyArray_ISNOTSWAPPED(source):
+        return None
+    made = _new()
+    made.shape, made.dtype = array.shape, dtype
+    made._pointer = _taken(count, _size_class(count))
+    made._block, made._numpy_type = 1 + _size_class(count), cnp.PyArray_TYPE(source)
+    memcpy(made._pointer, cnp.PyArray_DATA(source), count)
+    return made
+
+
+def wrote(list tensors) -> None:
+    """Tells everybody with the memory of these tensors that it was written to just now."""
+    cdef double time = now()
+    cdef Py_ssize_t i
+    for i in range(len(tensors)):
+        _memory_of(<Held?>tensors[i]).written = time

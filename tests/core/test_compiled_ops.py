@@ -454,3 +454,19 @@ def test_rows_of_the_label_minus_100_count_nothing_compiled(name: str, options: 
             assert compiled == plain
     with pytest.raises(DataError):
         cx.compile(loss)(given.x, cx.tensor([0, 4, 1]))
+
+
+def test_results_are_of_their_own_memory_whatever_their_type_and_size() -> None:
+    @cx.compile
+    def several(x: Any) -> Any:
+        return x + 1, x > 0, x.astype("int64"), x.astype("float64") * 2, x[:0] * 2, x.sum()
+
+    first = several(cx.tensor([1.0, -2.0]))
+    held = [np.asarray(each).copy() for each in first]
+    second = several(cx.tensor([3.0, 4.0]))
+    assert [each.dtype for each in first] == ["float32", "bool", "int64", "float64", "float32", "float32"]
+    assert [each.shape for each in second] == [(2,), (2,), (2,), (2,), (0,), ()]
+    for before, now in zip(held, first, strict=True):
+        assert before.tobytes() == np.asarray(now).tobytes()
+    first[0][0] = 7.0
+    assert first[0].tolist() == [7.0, -1.0] and second[0].tolist() == [4.0, 5.0] and second[5].item() == 7.0
