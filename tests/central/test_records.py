@@ -15,6 +15,7 @@ from tests.central import facts as f
 def nothing_known():
     _jobs.clear()
     _own_jobs.clear()
+    records._misses = 0
     yield
     _jobs.clear()
     _own_jobs.clear()
@@ -95,6 +96,14 @@ def test_our_own_submissions_need_not_be_read_unless_others_would_not_take_them(
         assert not is_read_as(strange, encode(strange)) and isinstance(read(encode(strange)), BadMessage)
     other = submission(training=replace(record.event.job.training, label_smoothing=float("nan")))
     assert not is_read_as(other, encode(other)) and id(other.event.job) not in _own_jobs
+
+
+def test_while_every_job_is_another_they_are_hardly_looked_for_and_found_again_soon():
+    for amount in range(1, 4 * records.MISSES):
+        assert read(encode(submission(amount_base_units=amount))).event.job.amount_base_units == amount
+    assert len(_jobs) == records.MISSES + 3 * records.MISSES // records.SELDOM - 1
+    jobs = [read(encode(submission(f"job-{n}"))).event.job for n in range(3 * records.SELDOM)]
+    assert all(job == jobs[0] for job in jobs) and jobs[-1] is jobs[-2]
 
 
 def test_only_so_many_jobs_are_remembered(monkeypatch):
