@@ -1,5 +1,6 @@
 """The folder of a network: where its broker, chain and keys are. `cyx up` writes it, everyone else reads it."""
 
+import codecs
 import difflib
 import os
 import re
@@ -103,7 +104,7 @@ def read_network(folder: Path) -> NetworkFile:
     """The network of `folder`. Raises ConfigError when there is none, or a setting of it makes no sense."""
     path = network_path(folder)
     try:
-        network = msgspec.json.decode(path.read_bytes(), type=NetworkFile)
+        network = msgspec.json.decode(_text(path), type=NetworkFile)
     except FileNotFoundError:
         raise ConfigError(f"no network in {folder}: start one with `cyx up`, or name its folder with --dir") from None
     except NotADirectoryError:
@@ -114,11 +115,16 @@ def read_network(folder: Path) -> NetworkFile:
         raise ConfigError(f"{shown(path)}: cannot be read: {error.strerror}; name another folder with --dir") from None
     except msgspec.MsgspecError as error:
         raise ConfigError(
-            f"{path}: not a network file ({error}); stop the network, remove the file, `cyx up`"
+            f"{path}: not a network file ({error}); correct it, or, of a `cyx up`: stop that, remove it, start again"
         ) from None
     for mistake in _mistakes(network):
         raise ConfigError(f"{path}: {mistake}; correct it and start again")
     return network
+
+
+def _text(path: Path) -> bytes:
+    """What a file says, without the mark that some editors put before it."""
+    return path.read_bytes().removeprefix(codecs.BOM_UTF8)
 
 
 def _mistakes(network: NetworkFile) -> Iterator[str]:
@@ -153,7 +159,7 @@ def unknown_settings(folder: Path) -> list[str]:
     """
     known = [field.name for field in msgspec.structs.fields(NetworkFile)]
     lines = []
-    for name in sorted(msgspec.json.decode(network_path(folder).read_bytes()).keys() - set(known)):
+    for name in sorted(msgspec.json.decode(_text(network_path(folder))).keys() - set(known)):
         near = difflib.get_close_matches(name, known, 1)
         hint = f"; did you mean {near[0]}?" if near else ""
         lines.append(f"{network_path(folder)}: no setting is called {name[:80]!r}, so it changes nothing{hint}")

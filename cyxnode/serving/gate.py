@@ -95,7 +95,7 @@ def read_keys(path: Path | None) -> list[ApiKey]:
                 raise SpecError(f"{path}: expected a file of API keys, a line each; this is a folder")
             if mode & (stat.S_IRWXG | stat.S_IRWXO):
                 raise SpecError(f"{path}: others may read these keys; run: chmod 600 {path}")
-            text = path.read_text()
+            text = path.read_text("utf-8-sig")  # an editor's mark at the beginning is not part of the first key
         except OSError as error:
             raise SpecError(f"{path}: the API keys cannot be read: {error.strerror}") from None
         except UnicodeDecodeError:

@@ -48,7 +48,7 @@ def test_a_setting_that_makes_no_sense_is_named_and_nobody_is_told_to_remove_the
 
 def test_what_is_no_json_is_no_network_file(tmp_path):
     network_path(tmp_path).write_text("{")
-    with pytest.raises(ConfigError, match="not a network file .*; stop the network, remove the file, `cyx up`"):
+    with pytest.raises(ConfigError, match="not a network file .*; correct it, or, of a `cyx up`: stop that, remove it"):
         read_network(tmp_path)
 
 
@@ -72,3 +72,9 @@ def test_a_name_that_no_setting_has_is_said_with_the_nearest(tmp_path):
     first, second = unknown_settings(tmp_path)
     assert "no setting is called 'chek_share', so it changes nothing; did you mean check_share?" in first
     assert second.endswith("'zzz', so it changes nothing")
+
+
+def test_a_file_that_an_editor_has_marked_is_read(tmp_path):
+    write_network(tmp_path, NetworkFile(network_id="n", **URLS))
+    network_path(tmp_path).write_bytes(b"\xef\xbb\xbf" + network_path(tmp_path).read_bytes())
+    assert read_network(tmp_path).network_id == "n" and unknown_settings(tmp_path) == []

@@ -223,6 +223,16 @@ def test_a_file_of_keys_that_is_none(tmp_path, name):
         read_keys(file)
 
 
+def test_a_file_of_keys_that_an_editor_has_marked_has_the_same_keys(tmp_path):
+    digests = []
+    for mark in (b"", b"\xef\xbb\xbf"):
+        file = tmp_path / "keys"
+        file.write_bytes(mark + b"secret-of-sixteen alice\r\n")
+        file.chmod(0o600)
+        digests += [(key.sha256, key.prefix, key.name) for key in read_keys(file)]
+    assert digests == [digests[0]] * 2  # the mark was a letter of the first key, which nobody could send
+
+
 async def test_a_body_that_is_too_large_is_refused_unread():
     async with serving(tensors(), limits=Limits(body_bytes=1000)) as (http, _):
 
