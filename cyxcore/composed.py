@@ -36,6 +36,7 @@ SMALL = 8  # a sum that is so many times smaller than the result is kept, not ma
 MOST_KNOWN = 256  # kinds of calls
 LEAST_USES = 4  # of plans in the mean, for more to be made: where shapes are always new ones, plans do not pay
 FIRST_PLANS = 64
+FIXED = (int, float, str, tuple, type(None), np.generic)  # options that stay what they are, as a tensor does not
 
 
 class _Unplanned(Exception):  # noqa: N818 - no error: the function runs operation by operation
@@ -121,6 +122,15 @@ class _Ways:
             raise _Unplanned
         return builder, symbols, results
 
+    def remembered(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """What the way back is from: the tensors, but running statistics, which move on, as they are now."""
+        return tuple(
+            [
+                wrap(_array(x).copy()) if len(x.shape) == 1 and not followed and place in self.needed else x
+                for place, (x, followed) in enumerate(zip(tensors, self.kind.followed, strict=True))
+            ]
+        )
+
     def _small_sums(self, builder: Builder, result: Symbol) -> list[int]:
         """The nodes whose values are kept for the way back."""
         size = result.size // SMALL
@@ -202,9 +212,8 @@ class _Call(Composed):
             if x._memory is not None and x._memory.written > node.time:
                 raise Overwritten(x.shape, x.dtype, self.__name__).error()
 
-    def totals(self, tensor: Tensor, g: Tensor, pending: list[Any]) -> list[Any]:
+    def totals(self, node: Any, g: Tensor, pending: list[Any]) -> list[Any]:
         """The gradient of each input so far and what this call adds to it. pending: what there is of each, or None."""
-        node: Any = tensor._op
         self._check(node)
         kind = self._ways.kind
         sums = [pending_total(x) if followed else None for x, followed in zip(pending, kind.followed, strict=True)]
@@ -287,6 +296,8 @@ def composed(function: Function, inputs: Sequence[Any], options: tuple[Any, ...]
 
     inputs: tensors on the host, or None. Its operations run one by one where there is no plan for them.
     """
+    if not all(isinstance(x, FIXED) for x in options):
+        return function(*inputs, *options)
     tensors: list[Tensor] = []
     places: list[int | None] = []
     for x in inputs:
@@ -317,5 +328,5 @@ def composed(function: Function, inputs: Sequence[Any], options: tuple[Any, ...]
     results = [wrap(array) for array in arrays]
     if any(kind.followed):
         results[0].requires_grad = True
-        results[0]._op = Node(_Call(ways, kept), tuple(tensors), {}, later(MOST_OPERATIONS + 1))
+        results[0]._op = Node(_Call(ways, kept), ways.remembered(tensors), {}, later(MOST_OPERATIONS + 1))
     return results[0] if ways.count == 1 else tuple(results)

@@ -110,10 +110,10 @@ def unchanged(x: "Tensor", since: float, op: str) -> "Tensor":
 
 class Composed:
     """The operation of a result that several made (composed.py). totals() gives their gradients, the sums that are
-    there with them; expand() lets the result remember the several.
+    there with them, of the node whose operation it is; expand() lets the result remember the several.
     """
 
-    def totals(self, tensor: "Tensor", g: "Tensor", pending: list[Any]) -> list[Any]:
+    def totals(self, node: Node, g: "Tensor", pending: list[Any]) -> list[Any]:
         raise NotImplementedError
 
     def expand(self, tensor: "Tensor") -> None:

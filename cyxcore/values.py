@@ -53,6 +53,12 @@ def by_mode(training: bool | TracedMode, when_training: Callable[[], V], otherwi
     return value
 
 
+def composed(function: Callable[..., Any], inputs: Sequence[Any], options: tuple[Any, ...]) -> Any:
+    """function(*inputs, *options): of tensors perhaps as one (composed.py). The first may be a NumPy array."""
+    first = inputs[0]
+    return first._composed(function, inputs, options) if isinstance(first, Value) else function(*inputs, *options)
+
+
 def together(*values: Any) -> list["Value"]:
     """Values (numbers allowed) converted to one dtype; the highest-ranked class lifts the others."""
     first = values[0]

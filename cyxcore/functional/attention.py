@@ -6,7 +6,7 @@ from typing import Any
 from cyxcore.errors import ShapeError, SpecError
 from cyxcore.functional.activations import elu
 from cyxcore.functional.basic import concat, dropout, linear, softmax, where
-from cyxcore.values import TracedMode
+from cyxcore.values import TracedMode, composed
 
 NEVER = -1e9  # what a score that must not count becomes: e^(-1e9 - max) is 0 in float32
 
@@ -33,12 +33,14 @@ def scaled_dot_product_attention(
     if key.shape[-2] != value.shape[-2]:
         raise ShapeError(f"attention: expected as many values as keys (axis -2), got {key.shape} and {value.shape}")
     if dropout_p == 0.0:
-        return query._composed(_attended, (query, key, value, attn_mask), (is_causal, scale))
+        return composed(_scaled_dot_product_attention, (query, key, value, attn_mask), (is_causal, scale))
     weights = attention_weights(query, key, attn_mask, is_causal, scale)
     return dropout(weights, dropout_p, training) @ value
 
 
-def _attended(query: Any, key: Any, value: Any, attn_mask: Any, is_causal: bool, scale: float | None) -> Any:
+def _scaled_dot_product_attention(
+    query: Any, key: Any, value: Any, attn_mask: Any, is_causal: bool, scale: float | None
+) -> Any:
     return attention_weights(query, key, attn_mask, is_causal, scale) @ value
 
 

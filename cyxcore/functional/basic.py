@@ -9,7 +9,7 @@ from cyxcore.attrs import is_whole
 from cyxcore.dtype import DEFAULTS, result_type
 from cyxcore.errors import DtypeError, ShapeError, SpecError
 from cyxcore.infer import broadcast
-from cyxcore.values import TracedMode, Value, apply, binary, by_mode, together
+from cyxcore.values import TracedMode, Value, apply, binary, by_mode, composed, together
 
 Pair = int | tuple[int, int]
 # Where what lies at a place outside of an axis is taken from. place, count -> place inside.
@@ -64,10 +64,10 @@ def linear(x: Any, weight: Any, bias: Any = None) -> Any:
     """x @ weight.T + bias. x: (..., in), weight: (out, in), bias: (out,). Returns (..., out)."""
     if x.ndim < 1 or x.shape[-1] != weight.shape[-1]:
         raise ShapeError(f"linear: expected x (..., {weight.shape[-1]}) for weight {weight.shape}, got {x.shape}")
-    return x._composed(_affine, (x, weight, bias), ())
+    return composed(_linear, (x, weight, bias), ())
 
 
-def _affine(x: Any, weight: Any, bias: Any) -> Any:
+def _linear(x: Any, weight: Any, bias: Any) -> Any:
     rows = x if x.ndim == 2 else x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
     result = apply("matmul", rows, weight, transpose_b=True)
     if bias is not None:
@@ -103,10 +103,10 @@ def conv2d(
     if type(padding) is str:
         x, padding = padded_like("conv2d", x, padding, weight.shape[2:], stride, dilation)
     steps = (pair(stride), pair(padding), pair(dilation), groups)
-    return _convolved(x, weight, None, *steps) if bias is None else x._composed(_convolved, (x, weight, bias), steps)
+    return _conv2d(x, weight, None, *steps) if bias is None else composed(_conv2d, (x, weight, bias), steps)
 
 
-def _convolved(x: Any, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any, groups: int) -> Any:
+def _conv2d(x: Any, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any, groups: int) -> Any:
     result = apply("conv2d", x, weight, stride=stride, padding=padding, dilation=dilation, groups=groups)
     return result if bias is None else result + bias.reshape(1, -1, 1, 1)
 

@@ -46,20 +46,20 @@ def batch_norm(
     if isinstance(training, TracedMode) and running_mean is not None:
         result = by_mode(
             training,
-            lambda: _by_batch(x, None, None, axes, eps, follow)[0],
-            lambda: _by_given(x, running_mean, running_var, None, None, eps),
+            lambda: _batch_norm_by_batch(x, None, None, axes, eps, follow)[0],
+            lambda: _batch_norm_by_given(x, running_mean, running_var, None, None, eps),
         )
         return _scaled(result, weight, bias)
     if running_mean is not None and not training:
-        return x._composed(_by_given, (x, running_mean, running_var, weight, bias), (eps,))
+        return x._composed(_batch_norm_by_given, (x, running_mean, running_var, weight, bias), (eps,))
     if x.is_symbolic:
-        return _by_batch(x, weight, bias, axes, eps, follow)[0]
-    result, mean, var = x._composed(_by_batch, (x, weight, bias), (axes, eps))
+        return _batch_norm_by_batch(x, weight, bias, axes, eps, follow)[0]
+    result, mean, var = x._composed(_batch_norm_by_batch, (x, weight, bias), (axes, eps))
     follow(mean, var)
     return result
 
 
-def _by_batch(
+def _batch_norm_by_batch(
     x: Any, weight: Any, bias: Any, axes: tuple[int, ...], eps: float, follow: Callable[[Any, Any], None] | None = None
 ) -> tuple[Any, Any, Any]:
     """(the result, mean, var). follow: told mean and var."""
@@ -71,7 +71,7 @@ def _by_batch(
     return _scaled(centred / (var + eps).sqrt(), weight, bias), mean, var
 
 
-def _by_given(x: Any, mean: Any, var: Any, weight: Any, bias: Any, eps: float) -> Any:
+def _batch_norm_by_given(x: Any, mean: Any, var: Any, weight: Any, bias: Any, eps: float) -> Any:
     column = (1, -1, *(1,) * (x.ndim - 2))
     return _scaled((x - mean.reshape(*column)) / (var.reshape(*column) + eps).sqrt(), weight, bias)
 

@@ -562,25 +562,30 @@ cdef class Walk:
         """Tell the inputs of the tensor at `at` their gradients."""
         global _recording
         cdef Held tensor = <Held>self.tensors[self.at]
+        cdef Node node
+        cdef bint several
         cdef uint64_t wanted = 0
         cdef bint before = _recording
         cdef int *edges
         cdef int i, count
         if self.at >= self.results or tensor._op is None:
             return 0
-        if tensor._op is not self.nodes[self.at]:  # the edges are not those of what it remembers now
+        node = <Node>self.nodes[self.at]
+        several = node.call is None and isinstance(node.own_op, _composed)
+        # The edges are not those of what it remembers now; but a hook that asks for second derivatives assigns nothing.
+        if tensor._op is not node and not (several and tensor._op.time <= node.time):
             raise GradientError(
                 f"backward: a tensor of shape {tensor.shape} was assigned to on the way back (by a hook, or another "
                 "thread); assign before or afterwards"
             )
-        edges, count = self.edges + self.first[self.at], tensor._op.count
+        edges, count = self.edges + self.first[self.at], node.count
         for i in range(min(count, 64)):
             if edges[i] != NOWHERE:
                 wanted |= <uint64_t>1 << i
         _recording = before and self.create_graph
         try:
-            if tensor._op.call is None and isinstance(tensor._op.own_op, _composed):
-                self._spread_several(tensor, edges, count)
+            if several:
+                self._spread_several(node, edges, count)
                 return 0
             found = _gradients(tensor, self.g, wanted)
             for i in range(count):
@@ -590,7 +595,7 @@ cdef class Walk:
             _recording = before
         return 0
 
-    cdef int _spread_several(self, Held tensor, int *edges, int count) except -1:
+    cdef int _spread_several(self, Node node, int *edges, int count) except -1:
         """The same where the operation is several, which add to what there is of the gradients one after the other."""
         cdef PyObject *so_far
         cdef int i
@@ -598,7 +603,7 @@ cdef class Walk:
         for i in range(count):
             so_far = self.pending[edges[i]] if edges[i] != NOWHERE else NULL
             pending.append(<object>so_far if so_far != NULL else None)
-        found = tensor._op.own_op.totals(tensor, self.g, pending)
+        found = node.own_op.totals(node, self.g, pending)
         for i in range(count):
             if edges[i] != NOWHERE and found[i] is not None:
                 so_far = self.pending[edges[i]]

@@ -109,6 +109,8 @@ def test_causal_attention_needs_no_mask(options: dict[str, Any]) -> None:
 
 
 def test_first_values_spread_as_torchs() -> None:
+    torch.manual_seed(0)
+    cx.manual_seed(0)
     ours, theirs = (m.MultiheadAttention(64, 4, add_bias_kv=True, kdim=32, vdim=128) for m in (nn, torch.nn))
     for name, value in theirs.state_dict().items():
         spread = float(value.std()) if value.numel() else 0.0

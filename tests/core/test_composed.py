@@ -141,6 +141,51 @@ def test_a_bias_may_change_before_the_way_back(monkeypatch):
     np.testing.assert_array_equal(bias.grad.numpy(), np.full(3, 4.0, np.float32))
 
 
+def test_an_option_may_be_a_tensor_or_an_array(monkeypatch):
+    def run():
+        x, scale = _drawn(2, 4, 8), cx.tensor(0.5)
+        first = F.scaled_dot_product_attention(x, x, x, scale=scale)
+        scale *= 3.0
+        second = F.scaled_dot_product_attention(x, x, x, scale=scale)
+        scale.requires_grad_(True)
+        F.scaled_dot_product_attention(x, x, x, scale=scale).sin().sum().backward()
+        of_arrays = [F.layer_norm(x, (8,), eps=eps) for eps in (np.float32(0.5), np.array(0.5, np.float32))]
+        return [first, second, x.grad, scale.grad, *of_arrays]
+
+    _same(_both(monkeypatch, run))
+
+
+def test_the_first_input_may_be_an_array_of_numpy():
+    x, images = np.ones((2, 4), np.float32), np.ones((1, 2, 4, 4), np.float32)
+    assert F.linear(x, _drawn(3, 4), _drawn(3)).shape == (2, 3)
+    assert F.conv2d(images, _drawn(3, 2, 3, 3), _drawn(3)).shape == (1, 3, 2, 2)
+    assert F.scaled_dot_product_attention(x, _drawn(5, 4), _drawn(5, 3)).shape == (2, 3)
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_running_statistics_may_move_before_the_way_back(monkeypatch, create_graph):
+    def run():
+        layer, x = cx.nn.BatchNorm1d(5), _drawn(6, 5)
+        loss = layer.eval()(x).sin().sum()
+        layer.train()(_drawn(6, 5, seed=1))
+        loss.backward(create_graph=create_graph)
+        return [x.grad, layer.weight.grad, layer.bias.grad]
+
+    _same(_both(monkeypatch, run))
+
+
+def test_a_hook_may_ask_for_second_derivatives_of_what_is_walked(monkeypatch):
+    def run():
+        x, found = _drawn(4, 8), []
+        middle = F.gelu(x)
+        result = F.silu(middle)
+        result.register_hook(lambda g: found.extend(cx.autograd.grad(middle.sum(), [x], create_graph=True)))
+        result.sum().backward()
+        return [x.grad, *found]
+
+    _same(_both(monkeypatch, run))
+
+
 def test_a_result_may_be_written_to(monkeypatch):
     def run():
         x, y, weight, bias = _drawn(4, 8), _drawn(4, 8, seed=1), _drawn(8), _drawn(8, seed=2)
