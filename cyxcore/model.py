@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 
 from cyxcore import cyxmodel, oldmodels, safetensors
+from cyxcore.columns import by_name
 from cyxcore.errors import DtypeError, FormatError, GraphError, ShapeError, SpecError
 from cyxcore.evaluation import Evaluator
 from cyxcore.gguf import GGUFFile
@@ -50,21 +51,6 @@ class Content(NamedTuple):
     training: bytes | None
 
 
-def _by_name(x: Any, names: list[str] | None) -> Any:
-    """The columns that the model was trained on, in their order; x itself where one side has no names."""
-    columns = getattr(x, "columns", ())
-    there = [column for column in columns if isinstance(column, str)]
-    if names is None or not there:
-        return x
-    if missing := [name for name in names if name not in there]:
-        wanted = ", ".join(map(repr, names[:8])) + (", …" if names[8:] else "")
-        raise ShapeError(
-            f"model: expected a table with the columns {wanted}, got none called {missing[0]!r} ({len(missing)} of "
-            f"{len(names)} missing); rename them, or pass an array"
-        )
-    return x[names]
-
-
 class Model:
     """A loaded model. `predict` takes raw features where the graph normalises them itself."""
 
@@ -101,7 +87,7 @@ class Model:
 
         Of a table the model's own columns are taken, by name. Returns (rows, *output_shape).
         """
-        return self._evaluator.predict(_by_name(x, self.facts.feature_names))
+        return self._evaluator.predict(by_name(x, self.facts.feature_names))
 
     def predict_classes(self, x: Any) -> list[str]:
         """The most likely class of each row, by name. Raises SpecError for a model without a name for each output."""
@@ -125,7 +111,7 @@ class Model:
             raise SpecError(
                 "evaluate: the model does not say its loss; pass loss='cross_entropy', 'bce', 'mse', 'l1' or 'huber'"
             )
-        return self._evaluator.evaluate(_by_name(x, self.facts.feature_names), y, chosen)
+        return self._evaluator.evaluate(by_name(x, self.facts.feature_names), y, chosen)
 
     def save(self, path: str | os.PathLike[str], advance: Advance | None = None, **options: Any) -> None:
         """Write it; the name's ending says the format. advance: told how many bytes are written. options: as export."""

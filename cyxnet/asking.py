@@ -29,7 +29,7 @@ from cyxnet import subjects
 from cyxnet.outcomes import ApiError
 
 JSON, EVENTS = "application/json", "text/event-stream"
-PREDICT, PING = "/v1/predict", "/readyz"
+PREDICT, CARD, PING = "/v1/predict", "/v1/model", "/readyz"
 PART_BYTES = 256 * 1024  # of one part of an answer
 LARGEST_QUESTION_BYTES = 2**20  # of its body: the broker takes messages of 2 MiB, headers included
 TIMEOUT_MS = 60_000  # of a question that names none

@@ -15,13 +15,14 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
+from cyxcore.columns import are_named, by_name
 from cyxcore.errors import CyxError, SpecError
 from cyxcore.paths import check_file
 from cyxcore.spec import ModelSpec
 from cyxnet import artifacts, subjects
 from cyxnet import messages as m
 from cyxnet.artifacts import Advance
-from cyxnet.asking import EVENTS, PREDICT, Part, Question
+from cyxnet.asking import CARD, EVENTS, PREDICT, Part, Question
 from cyxnet.bus import ApiError
 from cyxnet.follow import ENDED
 from cyxnet.inference import PredictReply, Refusal
@@ -388,7 +389,12 @@ class Deployments:
         return msgspec.json.decode(whole.body) if whole.content_type.startswith("application/json") else whole.body
 
     async def predict(self, deployment: str, input: Any, classes: bool = False) -> PredictReply:
-        """The answer to one sample, or to a list of samples: nested lists, an array, or what NumPy makes one of."""
+        """The answer to one sample, or to a list of samples: nested lists, an array, or what NumPy makes one of.
+
+        Of a table with named columns the model's own are sent, by name. Raises ShapeError where one is missing.
+        """
+        if are_named(input):
+            input = by_name(input, (await self.ask(deployment, route=CARD)).get("feature_names"))
         array = input.__array__() if hasattr(input, "__array__") and not hasattr(input, "tolist") else input  # a table
         values = array.tolist() if hasattr(array, "tolist") else array
         body: dict[str, Any] = {"input": values} | ({"classes": True} if classes else {})

@@ -15,8 +15,8 @@ TOP_LEVEL = {*PACKAGES, "benchmarks", "tests", "examples", "docs", "decisions"}
 # A module may import only modules listed before it, inside functions too. What stands under `if TYPE_CHECKING` is for
 # readers. `cyxcore` itself is a lazy door to all of its modules: who has come that far may use it.
 VOCABULARY = """
-cyxcore.errors cyxcore.paths cyxcore.wording cyxcore.transforms cyxcore.spec cyxcore.dtype cyxcore.attrs cyxcore.infer
-cyxcore.infer2d cyxcore.infermatrix cyxcore.ops
+cyxcore.errors cyxcore.paths cyxcore.columns cyxcore.wording cyxcore.transforms cyxcore.spec cyxcore.dtype
+cyxcore.attrs cyxcore.infer cyxcore.infer2d cyxcore.infermatrix cyxcore.ops
 cyxcore.graph
 cyxcore.torchpaths cyxcore.torchwords cyxcore.values cyxcore.inplace cyxcore.indexing cyxcore.hosted
 cyxcore.functional.basic cyxcore.functional.activations cyxcore.functional.dropouts cyxcore.functional.losses

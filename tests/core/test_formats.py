@@ -23,6 +23,7 @@ from cyxcore.graphlearner import initial_weights
 from cyxcore.model import Facts, cyxmodel_parts, load_model, save_model
 from cyxcore.spec import EpochMetrics, TrainingSpec, TrainingSummary
 from cyxcore.training import Trainer
+from tests.core.tables import Table
 
 TENSORS = {
     "b": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -318,19 +319,6 @@ def test_classes_are_named_only_where_each_output_has_a_name(tmp_path: Path) -> 
     save_model(tmp_path / "m.cyxmodel", GRAPH, WEIGHTS, classes=["x", "y"])
     with pytest.raises(SpecError, match=r"has 2 class names and gives \[3\] for each row"):
         load_model(tmp_path / "m.cyxmodel").predict_classes(np.ones((1, 4)))
-
-
-class Table:
-    """Named columns, as pandas and polars have them."""
-
-    def __init__(self, columns: dict[Any, list[float]]) -> None:
-        self.data, self.columns = columns, list(columns)
-
-    def __getitem__(self, names: list[str]) -> "Table":
-        return Table({name: self.data[name] for name in names})
-
-    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
-        return np.array(list(self.data.values()), dtype).T
 
 
 def test_of_a_table_a_model_takes_its_own_columns_by_name() -> None:

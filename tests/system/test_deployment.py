@@ -3,7 +3,6 @@
 import asyncio
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import httpx
 import numpy as np
@@ -17,6 +16,7 @@ from cyxnet import jobfile
 from cyxnet.gateway import Gateway
 from cyxnet.httpserver import Server
 from cyxnet.local import LocalNetwork
+from tests.core.tables import Table
 from tests.node.serving.models import mlp
 from tests.system.conftest import EXAMPLES, assert_money_is_conserved
 
@@ -48,7 +48,7 @@ async def deploy(client, job_id, replicas):
 
 async def test_a_trained_model_is_deployed_asked_killed_and_paid_for_by_the_time(client, network):
     data = np.loadtxt(EXAMPLES / "digits.csv", delimiter=",", skiprows=1, dtype=np.float32)
-    rows = data[:5, :-1].tolist()
+    rows, header = data[:5, :-1].tolist(), (EXAMPLES / "digits.csv").read_text().splitlines()[0].split(",")
     job = jobfile.load(EXAMPLES / "digits.toml")
     trained = await client.submit(replace(job, training=replace(job.training, epochs=5)))
     assert (await client.wait(trained.job_id)).status == "completed"
@@ -56,7 +56,7 @@ async def test_a_trained_model_is_deployed_asked_killed_and_paid_for_by_the_time
 
     # over NATS, over HTTP and as OpenAI's embeddings: the same numbers
     reply = await client.deployments.predict(deployment, rows)
-    table = SimpleNamespace(__array__=lambda: data[:5, :-1])  # as a DataFrame is: an array only when asked
+    table = Table({name: data[:5, place] for place, name in reversed(list(enumerate(header)))})  # label first
     assert (await client.deployments.predict(deployment, table)).output == reply.output
     server = await Server.start(Gateway(client.deployments.questions, deployment), "127.0.0.1", 0)
     async with (
