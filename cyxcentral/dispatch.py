@@ -140,7 +140,8 @@ class Dispatch:
 
     def waits(self) -> None:
         """A job came that nobody holds and that is no replica: nothing but a node is to be found for it."""
-        self._take_turn()
+        if not self._leasing_at_once:  # else that is found already, mostly for this job; afterwards it is our turn
+            self._take_turn()
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+from collections import Counter
 
 import pytest
 from msgspec.structs import replace
@@ -57,9 +58,16 @@ async def network(tmp_path, told):
 
 
 async def test_a_job_outlives_the_leader_of_the_log_and_a_central(client, network):
+    told = Counter()  # by kind: how many of the centrals told it
+
+    async def heard(subject, payload, headers):
+        told[json.loads(payload)["kind"]] += 1
+
     job = jobfile.load(EXAMPLES / "digits.toml")
+    await client.bus.subscribe(subjects.update("*"), heard)
     submitted = await client.submit(replace(job, training=replace(job.training, epochs=60)))
     await until(client, submitted.job_id, "epoch", count=3)
+    assert told["Submitted"] == 1 < told["Leased"]  # who took it says so, and everybody what happens to it then
     core = await Bus.connect(network.file.core_url, name="test-core")
     leader = await leader_of(core, subjects.EVENTS)
     await core.close()
