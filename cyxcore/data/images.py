@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 MAX_PIXELS = 64_000_000  # of one image, checked before it is decoded
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "PPM")
+_LEFT_BEHIND = ("thumbs.db", "desktop.ini")  # by Windows, which hides them
 _GREY = ("1", "L", "LA")
 _COLOUR = ("P", "RGB", "RGBA", "CMYK", "YCbCr")
 
@@ -41,7 +42,8 @@ def pack_images(
     size: (width, height) every image is resized to; None keeps sizes, which must then be equal.
     C is 1 if every image is grey, else 3; transparency is dropped. Classes are the sub-folders' names in
     code point order, images are in the order of their names, so the same folder gives the same bytes.
-    Names that start with a dot are skipped. Raises DataError; MissingExtra without Pillow.
+    Names that start with a dot are skipped, and what Windows leaves in folders. Raises DataError; MissingExtra
+    without Pillow.
     """
     import numpy as np
 
@@ -77,7 +79,7 @@ def pillow() -> Any:
 def classes_of(folder: Path) -> list[str]:
     if not os.path.isdir(folder):
         raise defect(folder, "a folder with one sub-folder per class", "none by this name", "check the path")
-    names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
+    names = _names_in(folder)
     stray = [name for name in names if not os.path.isdir(os.path.join(folder, name))]
     if stray:
         raise defect(folder, "only sub-folders, one per class", f"the file {shown(stray[0])}", "move it away")
@@ -88,10 +90,19 @@ def classes_of(folder: Path) -> list[str]:
     return names
 
 
+def _names_in(folder: Path) -> list[str]:
+    """What somebody has put there, in code point order; not what systems that show folders leave behind."""
+    return sorted(name for name in os.listdir(folder) if not (name.startswith(".") or name.lower() in _LEFT_BEHIND))
+
+
 def files_of(folder: str) -> list[str]:
-    paths = [os.path.join(folder, name) for name in sorted(os.listdir(folder)) if not name.startswith(".")]
+    paths = [os.path.join(folder, name) for name in _names_in(folder)]
     if not paths:
         raise defect(folder, "at least 1 image", "an empty folder", "add images or remove the folder")
+    if nested := next((path for path in paths if os.path.isdir(path)), None):
+        remedy = "name the folder whose sub-folders are the classes, or move its images up"
+        got = f"the folder {shown(os.path.basename(nested))}"
+        raise defect(folder, "only images in the folder of a class", got, remedy)
     return paths
 
 
@@ -134,7 +145,9 @@ def _common_size(images: list[Image], size: tuple[int, int] | None) -> tuple[int
     if other is not None:
         expected = f"{first.size[0]} x {first.size[1]} pixels like {shown(os.path.basename(first.path))}"
         got = f"{other.size[0]} x {other.size[1]}"
-        raise defect(other.path, expected, got, "give a size (width, height) to resize all images to")
+        raise defect(
+            other.path, expected, got, "give a size (width, height; of a job data.image_size) to resize all images to"
+        )
     return first.size
 
 

@@ -301,7 +301,8 @@ def test_a_folder_of_images_becomes_channels_rows_and_columns(tmp_path: Path) ->
     folder = tmp_path / "pets"
     for name in ("dogs/1.png", "cats/2.png", "dogs/2.png", "cats/1.png"):
         picture(folder / name, value=1 if name.startswith("cats") else 200)
-    (folder / "cats" / ".hidden").write_text("not an image")
+    for name in ("cats/.hidden", "dogs/Thumbs.db", "desktop.ini"):  # what systems leave behind
+        (folder / name).write_text("not an image")
     assert pack_images(folder, None, tmp_path / "pets.npz") == ["cats", "dogs"]
     data = load(tmp_path / "pets.npz", DataSpec(format="npz", validation=0.0))
     assert (data.x_train.shape, data.classes, data.y_train.tolist()) == (
@@ -324,7 +325,14 @@ def test_images_of_different_sizes_need_a_size(tmp_path: Path) -> None:
     picture(tmp_path / "a" / "1.png")
     picture(tmp_path / "b" / "big.png", size=(8, 8))
     message = told(lambda: pack_images(tmp_path, None, tmp_path / "out.npz"))
-    assert "big.png: expected 4 x 3 pixels" in message and "give a size" in message
+    assert "big.png: expected 4 x 3 pixels" in message and "give a size (width, height; of a job data.im" in message
+
+
+def test_a_folder_one_above_the_classes_is_told_from_them(tmp_path: Path) -> None:
+    for name in ("train/a/1.png", "train/b/1.png", "val/a/1.png", "val/b/1.png"):
+        picture(tmp_path / name)
+    message = told(lambda: pack_images(tmp_path, None, tmp_path / "out.npz"))
+    assert "train: expected only images in the folder of a class, got the folder 'a'; name the folder whose" in message
 
 
 def test_a_file_that_is_no_image_is_named(tmp_path: Path) -> None:
