@@ -23,7 +23,8 @@ CHEAP = frozenset(
 LEAST_ELEMENTS = 16384  # smaller arrays stay in the cache
 MOST_AGAIN = 8  # calls made again for one value
 SMALL = 16  # an input of that fraction of the result costs nothing to read
-IN_BANDS = CHEAP | {"tanh"}  # the same where what they read is in the cache
+FEW_TERMS = 4  # a stack of products this many times larger than its left factor is made again, too: attention's scores
+IN_BANDS = CHEAP | {"tanh", "softmax"}  # the same where what they read is in the cache
 LEAST_BYTES = 1024 * 1024  # of what is not kept for later bands; for less the calls made again take longer
 MOST_IN_BANDS = 16  # calls made again for one of them
 
@@ -166,13 +167,14 @@ class _InBands:
     def _leave(self, place: int) -> None:
         """Not to keep an array, if that pays."""
         made, later = self.stretch.get(place, -1), None
-        if made >= 0 and self.nodes[place].op in IN_BANDS and place not in self.results:
+        if made >= 0 and self._is_cheap(place) and place not in self.results:
             later = self.begins.get(made + 1)
         if later is None or self.first[place] < later or self.known.bytes_of(place) < LEAST_BYTES:
             return
         relying = [other for other, reads in self.reads.items() if place in reads]
         # What a call behind the bands reads is written once in any case, earlier or later; the rest pays only with it.
-        written = relying or any(reader not in self.stretch for reader in self.read_in[place])
+        weights = self.nodes[place].op == "softmax"  # of attention: they are the larger part of what a step keeps
+        written = weights or relying or any(reader not in self.stretch for reader in self.read_in[place])
         found = self._again(place) if written else None
         if found is None:
             return
@@ -194,7 +196,7 @@ class _InBands:
                 reads.add(root)
             elif at != root:
                 waiting.append(root)
-            elif self.nodes[at].op in IN_BANDS and self.known.bytes_of(at) == self.known.bytes_of(place):
+            elif self._is_cheap(at) and self.known.bytes_of(at) == self.known.bytes_of(place):
                 calls.add(at)
                 waiting += self.nodes[at].inputs
             else:
@@ -202,6 +204,12 @@ class _InBands:
             if len(calls) > MOST_IN_BANDS:
                 return None
         return calls, reads
+
+    def _is_cheap(self, place: int) -> bool:
+        node, shapes = self.nodes[place], self.known.shapes
+        if node.op == "matmul":
+            return len(shapes[place]) > 2 and math.prod(shapes[node.inputs[0]]) * FEW_TERMS <= math.prod(shapes[place])
+        return node.op in IN_BANDS
 
     def _is_there(self, root: int, size: int) -> bool:
         """Whether an array costs nothing: it is small, or another call in later bands reads it."""

@@ -104,6 +104,7 @@ cdef extern from "cyx.h" nogil:
     cyx_group *cyx_keep_group(const cyx_call *calls)
     int64_t cyx_sums_runs(const cyx_call *call)
     int cyx_adds_to_product(const cyx_call *calls)
+    int cyx_masks_product(const cyx_call *calls)
     int cyx_reads_rows(const cyx_call *joined, const cyx_call *call)
     int cyx_is_adam(const cyx_call *calls, int64_t count)
     cyx_status cyx_run(const cyx_call *calls, int64_t count, int64_t *failed, cyx_message *message)
@@ -590,7 +591,8 @@ cdef class Program:
             end = first
             if (
                 first + 1 < self._count and first + 1 not in self._edges and last_read[first] == first + 1
-                and low <= <size_t>self._calls[first].out.data < high and cyx_adds_to_product(&self._calls[first])
+                and low <= <size_t>self._calls[first].out.data < high
+                and (cyx_adds_to_product(&self._calls[first]) or cyx_masks_product(&self._calls[first]))
             ):
                 end = first + 2
                 while self._adds_on(first, end, last_read, low, high):

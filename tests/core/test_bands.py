@@ -397,6 +397,32 @@ def test_later_bands_make_cheap_arrays_again(monkeypatch: pytest.MonkeyPatch, th
 
 
 @pytest.mark.parametrize("threads", [1, 2])
+def test_later_bands_make_weights_of_attention_again(monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
+    """Where the scores are sums of few terms: queries and keys are kept, and not the weights of all pairs."""
+    builder, layers, length = Builder(), 3, 32
+    x = builder.input("x", (ROWS, length, WIDTH))
+    for layer in range(layers):
+        weights = [builder.param(f"{layer}.{i}", (WIDTH, WIDTH), {"kind": "constant", "value": 0.0}) for i in range(3)]
+        q, k, v = (F.linear(x, weight).reshape(ROWS, length, 2, WIDTH // 2).transpose(0, 2, 1, 3) for weight in weights)
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + mixed.transpose(0, 2, 1, 3).reshape(ROWS, length, WIDTH)
+    trained = [builder.at(place) for place, node in enumerate(builder.nodes) if node.op == "param"]
+    loss = (x * x.mean((0,), keepdims=True)).sum()  # which divides the bands of the two passes
+    graph = optimise(builder.graph(loss, *backward(builder, loss, trained)))
+    cpu.set_num_threads(threads)
+    kept = Plan(graph, state_of(graph), "cpu")
+    monkeypatch.setattr(recompute, "LEAST_BYTES", 1)
+    again = Plan(graph, state_of(graph), "cpu")
+
+    def softmaxes(plan: Plan) -> int:
+        return sum(call.op == "softmax" for call in plan.calls)
+
+    assert (softmaxes(kept), softmaxes(again)) == (layers, 2 * layers)
+    assert again.arena_bytes <= kept.arena_bytes - layers * ROWS * 2 * length * length * 4 / 2
+    assert run(again) == run(kept) == run(Plan(graph, state_of(graph), "cpu", optimised=False))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
 def test_bands_write_where_they_have_read_for_the_last_time(monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
     """Of layers of gelu: one of the arrays that the backward pass writes lies where what goes into the layer lay."""
     builder = Builder()

@@ -39,6 +39,7 @@
 #include "gemv.inl"
 #include "gemm.inl"
 #include "triangular.inl"
+#include "masked.inl"
 #include "conv2d_blocks.inl"
 #include "conv2d.inl"
 #include "winograd.inl"
@@ -89,6 +90,7 @@
 #include "gemv.inl"
 #include "gemm.inl"
 #include "triangular.inl"
+#include "masked.inl"
 #include "conv2d_blocks.inl"
 #include "conv2d.inl"
 

@@ -1,0 +1,94 @@
+"""A stack of products and what a mask leaves of it are made in one pass, with the bits of both one after the other."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cyxcore.kernels import cpu
+
+Array = np.ndarray[Any, Any]
+NEVER = -1e9
+
+
+@pytest.fixture(params=["avx512", "avx2", "portable"])
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    before = cpu.isa()
+    try:
+        cpu.set_isa(request.param)
+    except ValueError:
+        pytest.skip(f"this machine has no {request.param}")
+    yield request.param
+    cpu.set_isa(before)
+
+
+def masks(m: int, n: int) -> list[Array]:
+    rng = np.random.default_rng(m)
+    causal, scattered, few = np.tri(m, n, dtype=np.bool_), rng.random((m, n)) < 0.5, np.zeros((m, n), np.bool_)
+    few[m // 2, n - 1] = few[3, 0] = True
+    return [causal, np.tri(m, n, 5, dtype=np.bool_), np.ones((m, n), np.bool_), scattered, few, ~causal]
+
+
+def calls(a: Array, b: Array, mask: Array, turned: bool) -> tuple[Array, Array, Array, list[Any]]:
+    """(memory of the product, the product, what comes out, the two calls)"""
+    scratch = np.full(a.shape[0] * a.shape[1] * mask.shape[-2] * mask.shape[-1], 77, a.dtype)
+    product = scratch.reshape(*a.shape[:2], *mask.shape[-2:])
+    out, number = np.full_like(product, 55), np.array(NEVER, a.dtype)
+    attrs = {"transpose_a": False, "transpose_b": turned}
+    return scratch, product, out, [("matmul", product, [a, b], attrs), ("where", out, [mask, product, number], {})]
+
+
+def same_bits(a: Array, b: Array) -> bool:
+    """Equal byte for byte, except that a NaN is a NaN."""
+    nan = np.isnan(a)
+    return np.where(nan, 0, a).tobytes() == np.where(np.isnan(b), 0, b).tobytes() and bool((nan == np.isnan(b)).all())
+
+
+def check(a: Array, b: Array, mask: Array, turned: bool, fused: bool = True) -> None:
+    scratch, product, out, made = calls(a, b, mask, turned)
+    program = cpu.Program()
+    for call in made:
+        program.add(*call)
+    assert program.fuse(scratch) == ([(0, [False, True])] if fused else [])
+    program.run()
+    assert (product == 77).all() == fused  # it is never written
+    cpu.call("matmul", product, [a, b], {"transpose_a": False, "transpose_b": turned})
+    assert same_bits(out, np.where(mask, product, np.array(NEVER, a.dtype)))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("m", "n", "k"), [(32, 32, 1), (128, 128, 32), (50, 77, 20), (90, 200, 64), (33, 400, 40)])
+def test_scores_and_their_mask_are_made_together(isa: str, dtype: str, m: int, n: int, k: int) -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(2, 2, m, k)).astype(dtype), rng.normal(size=(2, 2, k, n)).astype(dtype)
+    a[0, 0, 5, 0], a[1, 1, 7, k - 1], b[0, 1, 0, 9] = np.inf, np.nan, -np.inf
+    for mask in masks(m, n):
+        check(a, b, mask, False)
+        check(a, np.ascontiguousarray(b.swapaxes(2, 3)), mask, True)
+        check(a, np.ascontiguousarray(b[:, :1]), mask[None, None], False)  # heads that share their keys
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_threads_share_the_products(threads: int) -> None:
+    cpu.set_num_threads(threads)
+    rng = np.random.default_rng(0)
+    a, b = (rng.normal(size=(4, 4, *shape)).astype(np.float32) for shape in ((128, 64), (64, 128)))
+    check(a, b, np.tri(128, dtype=np.bool_), False)
+    cpu.set_num_threads(1)
+
+
+def test_what_is_no_mask_of_a_product_is_made_one_by_one() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(2, 2, 40, 8)).astype(np.float32), rng.normal(size=(2, 2, 8, 40)).astype(np.float32)
+    check(a, b, rng.random((2, 2, 40, 40)) < 0.5, False, fused=False)  # one for each product
+    check(a[:1, :1], b[:1, :1], np.tri(40, dtype=np.bool_), False, fused=False)  # which threads share
+    scratch, product, out, (first, second) = calls(a, b, np.tri(40, dtype=np.bool_), False)
+    for change in (
+        [first, ("where", out, [second[2][0], second[2][2], product], {})],  # the mask shows the number
+        [first, second, ("neg", np.empty_like(product), [product], {})],  # somebody else reads it
+    ):
+        program = cpu.Program()
+        for call in change:
+            program.add(*call)
+        assert (0, [False, True]) not in program.fuse(scratch)
