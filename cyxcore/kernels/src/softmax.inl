@@ -19,11 +19,32 @@ static void NAME(exp_row)(T *out, const T *x, T shift, int64_t n) {
     memcpy(out + i, rest, sizeof(T) * (size_t)(n - i));
 }
 
+#ifndef SOFTMAX_ONCE
+#define SOFTMAX_ONCE
+enum { LOGS_AT_ONCE = 64, VANISHING = 1000 }; /* e**-1000 is 0 in any type */
+#endif
+
+/* Behind the last element whose power is not 0, in whole chunks of 16: a mask hides the end of most rows of attention. */
+static int64_t NAME(shown)(const T *x, T greatest, int64_t n) {
+    const V limit = SPLAT(greatest - VANISHING);
+    for (; n % 16 == 0 && n >= 16; n -= 16) {
+        MASK near = (MASK){0};
+        _Pragma("GCC unroll 4") for (int i = 0; i < 16; i += VN) near |= (MASK) ~(*(const V *)(x + n - 16 + i) < limit);
+        for (int i = 0; i < VN; i++)
+            if (near[i]) return n;
+    }
+    return n;
+}
+
 static void NAME(softmax_row)(T *out, const T *x, int64_t n, T *work) {
     (void)work;
-    NAME(exp_row)(out, x, NAME(max_run)(x, n), n);
+    T greatest = NAME(max_run)(x, n);
+    int64_t shown = NAME(shown)(x, greatest, n);
+    NAME(exp_row)(out, x, greatest, shown);
+    memset(out + shown, 0, sizeof(T) * (size_t)(n - shown));
     T sum = NAME(sum_run)(out, n);
-    for (int64_t i = 0; i < n; i += VN) NAME(put_part)(out + i, NAME(part)(out + i, n - i, 0) / sum, n - i);
+    if (!(sum > 0)) shown = n; /* there is NaN in it, and then in all of the row */
+    for (int64_t i = 0; i < shown; i += VN) NAME(put_part)(out + i, NAME(part)(out + i, shown - i, 0) / sum, shown - i);
 }
 
 static void NAME(log_softmax_row)(T *out, const T *x, int64_t n, T *work) {
@@ -77,11 +98,6 @@ static cyx_status NAME(softmax)(const cyx_call *call) { return NAME(run_softmax)
 static cyx_status NAME(log_softmax)(const cyx_call *call) {
     return NAME(run_softmax)(call, NAME(log_softmax_row));
 }
-
-#ifndef SOFTMAX_ONCE
-#define SOFTMAX_ONCE
-enum { LOGS_AT_ONCE = 64 };
-#endif
 
 /* One loss per row: log(sum(e**(x - max))) - (x[label] - max). The logarithms of many rows at once. */
 static void NAME(loss_body)(void *context, int64_t begin, int64_t end) {
