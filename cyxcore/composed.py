@@ -44,7 +44,9 @@ class _Unplanned(Exception):  # noqa: N818 - no error: the function runs operati
 
 
 class _Moving:
-    """A plan whose arrays are others each time. names: of its inputs, in the order in which run() takes them."""
+    """A plan whose arrays are others each time. names: of its inputs, in the order in which run() takes them, each in
+    two: what it is, and of which tensor or node.
+    """
 
     def __init__(self, graph: Graph) -> None:
         plan = Plan(graph, device="cpu", numerics="exact", outputs_apart=True)
@@ -52,10 +54,10 @@ class _Moving:
         self._program = program
         if not hasattr(program, "run_on"):
             raise _Unplanned  # an operation has NumPy's kernel only
-        self.names = list(plan.inputs)
+        self.names = [_named(name) for name in plan.inputs]
         arrays: list[Array] = list(plan.inputs.values())
         places = {array.ctypes.data: place for place, array in enumerate(arrays)}
-        self._made: list[tuple[tuple[int, ...], Any]] = []
+        self._made: list[tuple[tuple[int, ...], Any, int]] = []
         self._results: list[tuple[int, tuple[int, ...]]] = []
         for array in plan.outputs:
             if array.ctypes.data not in places:
@@ -63,7 +65,7 @@ class _Moving:
                     raise _Unplanned  # a constant
                 places[array.ctypes.data] = len(arrays)
                 arrays.append(array)
-                self._made.append((array.shape, array.dtype))
+                self._made.append((array.shape, array.dtype, array.nbytes))
             self._results.append((places[array.ctypes.data], array.shape))
         self._arena_bytes = plan.arena_bytes
         self._constants = [
@@ -74,8 +76,8 @@ class _Moving:
     def run(self, given: list[Array]) -> list[Array]:
         memory = devices.backend("cpu").memory
         arrays = list(given)
-        for shape, dtype in self._made:
-            arrays.append(np.ndarray(shape, dtype, memory(int(np.prod(shape, dtype=np.int64)) * dtype.itemsize)))
+        for shape, dtype, size in self._made:
+            arrays.append(np.ndarray(shape, dtype, memory(size)))
         self._program.run_on([*arrays, memory(self._arena_bytes)])
         return [
             arrays[place] if arrays[place].shape == shape else arrays[place].reshape(shape)
@@ -173,7 +175,7 @@ class _Ways:
 
     def run(self, tensors: Sequence[Tensor]) -> tuple[list[Array], list[Array]]:
         """The results, and what is kept for the way back."""
-        found = self._there.run([_array(tensors[int(name)]) for name in self._there.names])
+        found = self._there.run([_array(tensors[place]) for _, place in self._there.names])
         return found[: self.count], found[self.count :]
 
 
@@ -190,6 +192,11 @@ def _needed(builder: Builder, outputs: Sequence[int], given: Any) -> set[int]:
 
 def _sources(builder: Builder, outputs: Sequence[int], given: Any) -> set[int]:
     return {place for place in _needed(builder, outputs, given) if builder.nodes[place].op == "input"}
+
+
+def _named(name: str) -> tuple[str, int]:
+    what, _, place = name.rpartition(" ")
+    return ("g", 0) if name == "g" else (what, int(place))
 
 
 def _array(x: Tensor) -> Array:
@@ -220,14 +227,13 @@ class _Call(Composed):
         way = self._ways.back(tuple([x is not None for x in sums]))
         kept = dict(zip(self._ways.kept, self._kept, strict=True))
         given = []
-        for name in way.names:
-            what, _, place = name.rpartition(" ")
-            if name == "g":
+        for what, place in way.names:
+            if what == "g":
                 given.append(_array(g))
             elif what == "kept":
-                given.append(kept[int(place)])
+                given.append(kept[place])
             else:
-                x: Any = sums[int(place)] if what == "sum" else node.inputs[int(place)]
+                x: Any = sums[place] if what == "sum" else node.inputs[place]
                 given.append(_array(x))
         made = iter([wrap(array) for array in way.run(given)])
         found: list[Any] = []

@@ -57,7 +57,7 @@ FEW_OF = 4  # of so many the best one is found faster than by sorting all
 _ALIKE = frozenset(("float32", "float64", *INTEGERS))  # dtypes of which equals are alike, but for zeros and NaN
 
 
-LEAST_COMPOSED = 16384  # elements; for less, one operation after the other takes less time than finding the plan
+LEAST_COMPOSED = 65536  # elements; less stays in the cache, and one operation after the other takes less time
 
 
 @cache

@@ -110,7 +110,7 @@ def test_running_statistics_move_as_by_single_operations(monkeypatch):
 
 
 def test_large_tensors_keep_their_input_alone():
-    x, weight = _drawn(256, 128), _drawn(128)
+    x, weight = _drawn(512, 128), _drawn(128)
     assert F.gelu(x)._op.inputs == (x,)
     assert F.layer_norm(x, (128,), weight)._op.inputs == (x, weight)
 
