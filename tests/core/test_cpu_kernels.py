@@ -954,6 +954,43 @@ def test_the_gradient_of_a_small_weight_stays_within_its_memory(channels: int) -
     np.testing.assert_allclose(out[:, :, 0, 0], np.einsum("nohw,nchw->oc", g, x[:, :, ::2, ::2]), rtol=1e-4, atol=1e-4)
 
 
+BLOCKED = {  # images, channels, outputs, size, kernel, stride, padding, dilation, groups: threads share these
+    "few channels": (4, 1, 33, (28, 30), (3, 3), 1, 0, 1, 1),
+    "large steps": (2, 3, 40, (37, 41), (7, 7), 2, 3, 1, 1),
+    "1 x 1": (3, 70, 37, (14, 13), (1, 1), 1, 0, 1, 1),
+    "depthwise": (3, 50, 50, (23, 24), (3, 3), 1, 1, 1, 50),
+    "groups, far apart": (3, 24, 36, (17, 19), (3, 2), 1, 2, 2, 2),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("what", BLOCKED)
+def test_a_weights_gradient_that_threads_share_has_the_bits_of_one_and_stays_within_its_memory(
+    what: str, dtype: str
+) -> None:
+    images, channels, outputs, size, kernel, stride, padding, dilation, groups = BLOCKED[what]
+    rng = np.random.default_rng(0)
+    made = [(n + 2 * padding - dilation * (k - 1) - 1) // stride + 1 for n, k in zip(size, kernel, strict=True)]
+    g, x = rng.normal(size=(images, outputs, *made)), rng.normal(size=(images, channels, *size))
+    shape = (outputs, channels // groups, *kernel)
+    attrs = {"stride": (stride,) * 2, "padding": (padding,) * 2, "dilation": (dilation,) * 2, "groups": groups}
+    attrs["weight_shape"] = shape
+    expected = reference.KERNELS["conv2d_grad_weight"](attrs, g, x)
+    found = set()
+    for isa, threads in itertools.product(ISAS, (1, 2, 3)):
+        cpu.set_isa(isa)
+        cpu.set_num_threads(threads)
+        held = np.full(math.prod(shape) + 128, np.nan, dtype)
+        out = held[64:-64].reshape(shape)
+        cpu.call("conv2d_grad_weight", out, [g.astype(dtype), x.astype(dtype)], attrs)
+        assert np.isnan(held[:64]).all() and np.isnan(held[-64:]).all()
+        found.add(out.tobytes())
+    assert len(found) == 1
+    np.testing.assert_allclose(
+        out, expected, rtol=0, atol=np.abs(expected).max() * (1e-5 if dtype == "float32" else 1e-13)
+    )
+
+
 @pytest.mark.parametrize("rest", [1, 17, 64, 100, 128, 129, 1024])
 def test_a_long_sum_has_the_same_bits_on_any_number_of_threads_whatever_its_last_part_is(rest):
     threads = cpu.get_num_threads()

@@ -357,107 +357,154 @@ static cyx_status NAME(conv2d_grad_input)(const cyx_call *call) {
     return NAME(run_image_product)(&p, g->data, x->shape[0], w->data, NAME(fill_weight_turned));
 }
 
-/* The weight's gradient, transposed: rows are (channel, kh, kw) of the unfolded image as they come, columns
- * are output channels of g turned into panels [pixel][NR]. Sums are kept across batches of images, in the
- * order of the images. */
+/* The weight's gradient, transposed: rows are (channel, kh, kw) of the unfolded image as they come, columns are output channels
+ * of g turned into panels [pixel][NR]. It is made in blocks of channels by outputs, each by a thread of its own: to read what
+ * another core has just written costs more than to paint and pack it twice. */
 typedef struct {
-    NAME(unfolding) unfolding;
+    NAME(unfolding) unfolding; /* of a whole group */
     const T *x, *g;
-    T *canvas, *sums, *panels; /* sums: [k][width]; panels: [image][channel panel][pixel][NR] */
-    int64_t images, groups, group, k, outputs, pixels, output_panels, width, rows_per_task;
+    T *gradient;
+    int64_t images, groups, outputs, pixels;
+    int64_t rows, columns, row_blocks, column_blocks; /* of a block, but for the last ones; blocks of a group */
     int by_taps;
     _Atomic int no_memory;
 } NAME(weight_product);
 
-/* The same task where the kernel is three neighbouring pixels wide: the rows are read where they lie. */
-static void NAME(taps_product_body)(void *context, int64_t begin, int64_t end) {
-    NAME(weight_product) *p = context;
-    const NAME(unfolding) *u = &p->unfolding;
-    for (int64_t task = begin; task < end; task++) {
-        int64_t k0 = task * p->rows_per_task, left = p->k - k0;
-        int64_t stop = k0 + (left < p->rows_per_task ? left : p->rows_per_task);
-        for (int64_t n = 0; n < p->images; n++)
-            for (int64_t r = k0; r < stop; r += 3 * NAME(LINES)) {
-                int64_t lines = (stop - r) / 3 < NAME(LINES) ? (stop - r) / 3 : NAME(LINES);
-                int32_t line[NAME(LINES)];
-                for (int64_t i = 0; i < lines; i++) {
-                    int64_t kh = (r / 3 + i) % u->kh, plane = (r / 3 + i) / u->kh;
-                    line[i] = (int32_t)((plane * u->canvas_h + u->kh_first + kh * u->kh_step) * u->canvas_w);
-                }
-                for (int64_t column = 0; column < p->width; column += NR) {
-                    int64_t vectors = p->outputs - column < NR ? (p->outputs - column + VN - 1) / VN : NV;
-                    NAME(taps_kernels)[lines - 1][vectors - 1](
-                        p->canvas + n * NAME(canvas_size)(u), line, u->y_step * u->canvas_w,
-                        p->panels + (n * p->width + column) * p->pixels, p->sums + r * p->width + column, p->width,
-                        p->pixels / u->columns_w, u->columns_w);
-                }
+/* One of those blocks, and the images at work. Sums are kept across them, in the order of the images. */
+typedef struct {
+    NAME(unfolding) unfolding;
+    const T *x, *g; /* of its first plane and column in the first image */
+    int64_t x_apart, g_apart; /* from image to image */
+    int64_t images, first, k, outputs, pixels, width; /* rows [first, first + k) of those of its planes */
+    T *canvas, *panels, *sums, *unfolded; /* [image][canvas]; [image][panel][pixel][NR]; [k][width]; [4 * MR][BLOCK_K] */
+} NAME(weight_block);
+
+/* Where the kernel is three neighbouring pixels wide: the rows are read where they lie. */
+static void NAME(add_taps)(const NAME(weight_block) * b) {
+    const NAME(unfolding) *u = &b->unfolding;
+    for (int64_t n = 0; n < b->images; n++)
+        for (int64_t r = 0; r < b->k; r += 3 * NAME(LINES)) {
+            int64_t lines = (b->k - r) / 3 < NAME(LINES) ? (b->k - r) / 3 : NAME(LINES);
+            int32_t line[NAME(LINES)];
+            for (int64_t i = 0; i < lines; i++) {
+                int64_t kh = ((b->first + r) / 3 + i) % u->kh, plane = ((b->first + r) / 3 + i) / u->kh;
+                line[i] = (int32_t)((plane * u->canvas_h + u->kh_first + kh * u->kh_step) * u->canvas_w);
             }
-    }
-}
-
-/* One task: one panel of an image's gradient is packed, or, behind the last one, the image is painted. */
-static void NAME(prepare_body)(void *context, int64_t begin, int64_t end) {
-    NAME(weight_product) *p = context;
-    const NAME(unfolding) *u = &p->unfolding;
-    for (int64_t task = begin; task < end; task++) {
-        int64_t n = task / (p->output_panels + 1), panel = task % (p->output_panels + 1), first = panel * NR;
-        if (panel == p->output_panels) {
-            NAME(paint)(u, p->x + (n * p->groups + p->group) * u->planes * u->h * u->w,
-                        p->canvas + n * NAME(canvas_size)(u));
-            continue;
+            for (int64_t column = 0; column < b->width; column += NR) {
+                int64_t vectors = b->outputs - column < NR ? (b->outputs - column + VN - 1) / VN : NV;
+                NAME(taps_kernels)[lines - 1][vectors - 1](
+                    b->canvas + n * NAME(canvas_size)(u), line, u->y_step * u->canvas_w,
+                    b->panels + (n * b->width + column) * b->pixels, b->sums + r * b->width + column, b->width,
+                    b->pixels / u->columns_w, u->columns_w);
+            }
         }
-        int64_t count = p->outputs - first < NR ? p->outputs - first : NR;
-        int64_t channel = (n * p->groups + p->group) * p->outputs + first;
-        NAME(pack_panel)(p->g + channel * p->pixels, p->pixels, 1, p->panels + (n * p->width + first) * p->pixels,
-                         p->pixels, count);
+}
+
+/* Otherwise some rows at a time are written out, for as many pixels as the panels stay near. */
+static void NAME(add_unfolded)(const NAME(weight_block) * b) {
+    for (int64_t step = 0, count; step < b->images * b->pixels; step += count) {
+        int64_t n = step / b->pixels, pixel = step % b->pixels;
+        count = b->pixels - pixel < BLOCK_K ? b->pixels - pixel : BLOCK_K;
+        for (int64_t k0 = 0; k0 < b->k; k0 += 4 * MR) {
+            int64_t rows = b->k - k0 < 4 * MR ? b->k - k0 : 4 * MR;
+            NAME(unfold)(&b->unfolding, b->canvas + n * NAME(canvas_size)(&b->unfolding), b->first + k0, rows, pixel, count,
+                         b->unfolded, BLOCK_K);
+            for (int64_t column = 0; column < b->width; column += NR) {
+                const T *panel = b->panels + ((n * b->width + column) * b->pixels + pixel * NR);
+                int64_t columns = b->outputs - column < NR ? (b->outputs - column + VN - 1) / VN * VN : NR;
+                for (int64_t r = 0; r < rows; r += MR)
+                    NAME(run_block)(NAME(rows_kernels), rows - r < MR ? rows - r : MR, columns, b->unfolded + r * BLOCK_K,
+                                    BLOCK_K, panel, NR, b->sums + (k0 + r) * b->width + column, b->width, count, 1, NO_ADDEND);
+            }
+        }
     }
 }
 
-/* One task: rows_per_task rows by all output channels, over every image and pixel in order. */
+/* Images from `first` on: painted, and the panels of their gradient packed. Of columns that are not there nobody reads the
+ * sums: what lies in them may stay. */
+static void NAME(prepare_images)(const NAME(weight_block) * b, int64_t first) {
+    for (int64_t n = 0; n < b->images; n++) {
+        NAME(paint)(&b->unfolding, b->x + (first + n) * b->x_apart, b->canvas + n * NAME(canvas_size)(&b->unfolding));
+        for (int64_t column = 0; column < b->outputs; column += NR)
+            NAME(transpose)(b->g + (first + n) * b->g_apart + column * b->pixels, b->pixels,
+                            b->panels + (n * b->width + column) * b->pixels, NR,
+                            b->outputs - column < NR ? b->outputs - column : NR, b->pixels);
+    }
+}
+
+/* to[column * to_row + row], row by row of `from`, and nothing beside it: other threads write there. */
+static void NAME(put_turned)(const T *from, int64_t from_row, T *to, int64_t to_row, int64_t rows, int64_t columns) {
+    int64_t whole = rows / VN * VN;
+    if (whole) NAME(transpose)(from, from_row, to, to_row, whole, columns);
+    NAME(transpose_columns)(from + whole * from_row, from_row, to + whole, to_row, rows - whole, 0, columns);
+}
+
+/* One task: a block of a group. */
 static void NAME(weight_product_body)(void *context, int64_t begin, int64_t end) {
     NAME(weight_product) *p = context;
-    T *unfolded = cyx_scratch(1, sizeof(T) * (size_t)(p->rows_per_task * BLOCK_K + NAME(SLACK)));
-    if (!unfolded) {
-        p->no_memory = 1;
-        return;
-    }
+    const NAME(unfolding) *whole = &p->unfolding;
+    int64_t taps = whole->kh * whole->kw, of_plane = whole->h * whole->w, k = whole->planes * taps;
     for (int64_t task = begin; task < end; task++) {
-        int64_t k0 = task * p->rows_per_task,
-                rows = p->k - k0 < p->rows_per_task ? p->k - k0 : p->rows_per_task;
-        for (int64_t step = 0; step < p->images * p->pixels;) {
-            int64_t n = step / p->pixels, pixel = step % p->pixels;
-            int64_t count = p->pixels - pixel < BLOCK_K ? p->pixels - pixel : BLOCK_K;
-            NAME(unfold)(&p->unfolding, p->canvas + n * NAME(canvas_size)(&p->unfolding), k0, rows, pixel,
-                         count, unfolded, BLOCK_K);
-            for (int64_t column = 0; column < p->width; column += NR) {
-                const T *panel = p->panels + ((n * p->width + column) * p->pixels + pixel * NR);
-                int64_t columns = p->outputs - column < NR ? (p->outputs - column + VN - 1) / VN * VN : NR;
-                for (int64_t r = 0; r < rows; r += MR)
-                    NAME(run_block)(NAME(rows_kernels), rows - r < MR ? rows - r : MR, columns,
-                                    unfolded + r * BLOCK_K, BLOCK_K, panel, NR,
-                                    p->sums + (k0 + r) * p->width + column, p->width, count, 1, NO_ADDEND);
-            }
-            step += count;
+        int64_t block = task % (p->row_blocks * p->column_blocks), group = task / (p->row_blocks * p->column_blocks);
+        int64_t row = block / p->column_blocks * p->rows, column = block % p->column_blocks * p->columns;
+        int64_t rows = k - row < p->rows ? k - row : p->rows, plane = row / taps;
+        NAME(weight_block)
+        b = {.unfolding = *whole,
+             .x = p->x + (group * whole->planes + plane) * of_plane,
+             .g = p->g + (group * p->outputs + column) * p->pixels,
+             .x_apart = p->groups * whole->planes * of_plane,
+             .g_apart = p->groups * p->outputs * p->pixels,
+             .first = row - plane * taps,
+             .k = rows,
+             .outputs = p->outputs - column < p->columns ? p->outputs - column : p->columns,
+             .pixels = p->pixels};
+        b.unfolding.planes = (row + rows + taps - 1) / taps - plane, b.width = (b.outputs + NR - 1) / NR * NR;
+        int64_t of_canvas = NAME(canvas_size)(&b.unfolding), of_panels = b.width * b.pixels;
+        int64_t fit = CANVAS_BYTES / ((int64_t)sizeof(T) * (of_canvas + of_panels)), at_once = fit < 1 ? 1 : fit;
+        if (at_once > p->images) at_once = p->images;
+        int64_t canvases = at_once * of_canvas, panels = at_once * of_panels, unfolded = 4 * MR * BLOCK_K + NAME(SLACK);
+        b.sums = cyx_scratch(1, sizeof(T) * (size_t)(b.k * b.width + panels + unfolded + canvases + NAME(SLACK)));
+        if (!b.sums) {
+            p->no_memory = 1;
+            return;
         }
+        /* The canvas comes last: of the others each begins with a line of the cache. */
+        b.panels = b.sums + b.k * b.width, b.unfolded = b.panels + panels, b.canvas = b.unfolded + unfolded;
+        memset(b.sums, 0, sizeof(T) * (size_t)(b.k * b.width));
+        for (int64_t first = 0; first < p->images; first += b.images) {
+            b.images = p->images - first < at_once ? p->images - first : at_once;
+            NAME(prepare_images)(&b, first);
+            if (p->by_taps)
+                NAME(add_taps)(&b);
+            else
+                NAME(add_unfolded)(&b);
+        }
+        NAME(put_turned)(b.sums, b.width, p->gradient + (group * p->outputs + column) * k + row, k, rows, b.outputs);
     }
 }
 
-/* All images of one group, a cacheful at a time. */
-static cyx_status NAME(sum_group)(NAME(weight_product) * p, const T *x, const T *g, int64_t images, int64_t at_once) {
-    const NAME(unfolding) *u = &p->unfolding;
-    memset(p->sums, 0, sizeof(T) * (size_t)(p->k * p->width));
-    for (int64_t first = 0; first < images; first += at_once) {
-        p->images = images - first < at_once ? images - first : at_once;
-        p->x = x + first * p->groups * u->planes * u->h * u->w;
-        p->g = g + first * p->groups * p->outputs * p->pixels;
-        int64_t tasks = p->images * (p->output_panels + 1), blocks = (p->k + p->rows_per_task - 1) / p->rows_per_task;
-        cyx_parallel(tasks, cyx_grain(tasks, (double)(p->pixels * NR), LEAST_PACKED), NAME(prepare_body), p);
-        double work = (double)(p->rows_per_task * p->outputs) * (double)(p->images * p->pixels) / 8.0;
-        cyx_parallel(blocks, cyx_grain(blocks, work, 100000),
-                     p->by_taps ? NAME(taps_product_body) : NAME(weight_product_body), p);
-        if (p->no_memory) return CYX_NO_MEMORY;
-    }
-    return CYX_OK;
+/* Cuts rows and outputs so that the threads are through soonest. For each pixel a block takes the time of its products, of
+ * PER_CHANNEL of them for each plane that it paints and each output that it packs, and of some for each row that it writes out.
+ * Returns how many blocks a thread takes at once. */
+static int64_t NAME(cut_weight)(NAME(weight_product) * p) {
+    enum { PER_CHANNEL = 16, PER_ROW = 4, PER_ROW_APART = 16, LEAST_WORK = 100000 };
+    int64_t taps = p->unfolding.kh * p->unfolding.kw, k = p->unfolding.planes * taps, least = INT64_MAX;
+    double work = (double)(p->groups * k * p->outputs) * (double)(p->images * p->pixels) / 8.0 / LEAST_WORK;
+    int64_t threads = work < 1 ? 1 : work < cyx_threads() ? (int64_t)work : cyx_threads();
+    int64_t height = p->by_taps ? 3 * NAME(LINES) : MR, heights = (k + height - 1) / height, vectors = (p->outputs + VN - 1) / VN;
+    int64_t per_row = p->by_taps ? 0 : p->unfolding.x_step == 1 ? PER_ROW : PER_ROW_APART;
+    for (int64_t m = 1; m <= heights && m <= 2 * threads; m++)
+        for (int64_t n = 1; n <= vectors && n <= 2 * threads; n++) {
+            int64_t rows = (heights + m - 1) / m * height, columns = (vectors + n - 1) / n * VN;
+            int64_t turns = (p->groups * m * n + threads - 1) / threads;
+            int64_t cost = turns * (rows * (columns + per_row) + PER_CHANNEL * ((rows + taps - 1) / taps + columns));
+            if (cost >= least) continue;
+            least = cost;
+            p->rows = rows, p->row_blocks = (k + rows - 1) / rows;
+            p->columns = columns, p->column_blocks = (p->outputs + columns - 1) / columns;
+        }
+    int64_t blocks = p->groups * p->row_blocks * p->column_blocks;
+    return threads == 1 ? blocks : cyx_grain(blocks, work * LEAST_WORK / (double)blocks, LEAST_WORK);
 }
 
 static cyx_status NAME(conv2d_grad_weight)(const cyx_call *call) {
@@ -467,38 +514,20 @@ static cyx_status NAME(conv2d_grad_weight)(const cyx_call *call) {
         memset(w->data, 0, sizeof(T) * (size_t)w->size);
         return CYX_OK;
     }
-    int64_t groups = call->ints[6], images = x->shape[0];
     NAME(weight_product)
     p = {.unfolding = NAME(unfold_input)(call->ints, x, w, g),
-         .groups = groups,
-         .k = w->shape[1] * w->shape[2] * w->shape[3],
-         .outputs = w->shape[0] / groups,
+         .x = x->data,
+         .g = g->data,
+         .gradient = w->data,
+         .images = x->shape[0],
+         .groups = call->ints[6],
+         .outputs = w->shape[0] / call->ints[6],
          .pixels = g->shape[2] * g->shape[3]};
-    p.output_panels = (p.outputs + NR - 1) / NR;
-    p.width = p.output_panels * NR;
-    int64_t share = (p.k + 2 * cyx_threads() - 1) / (2 * cyx_threads());
-    p.rows_per_task = share < 4 * MR ? share : 4 * MR;
     const NAME(unfolding) *u = &p.unfolding;
     p.by_taps = u->kw == 3 && u->kw_step == 1 && u->x_step == 1 && NAME(canvas_size)(u) <= INT32_MAX;
-    if (p.by_taps) p.rows_per_task = (p.rows_per_task + 3 * NAME(LINES) - 1) / (3 * NAME(LINES)) * (3 * NAME(LINES));
-    int64_t at_once = NAME(canvases_at_once)(&p.unfolding, images);
-    int64_t canvases = at_once * NAME(canvas_size)(&p.unfolding) + NAME(SLACK),
-            panels = at_once * p.width * p.pixels;
-    T *memory = cyx_scratch(0, sizeof(T) * (size_t)(canvases + panels + p.k * p.width));
-    if (!memory) return CYX_NO_MEMORY;
-    p.canvas = memory;
-    p.panels = memory + canvases;
-    p.sums = p.panels + panels;
-    for (p.group = 0; p.group < groups; p.group++) {
-        cyx_status status = NAME(sum_group)(&p, x->data, g->data, images, at_once);
-        if (status != CYX_OK) return status;
-        T *to = (T *)w->data + p.group * p.outputs * p.k;
-        if (p.k < VN) /* transpose() would write beyond the end of the last short line */
-            NAME(transpose_columns)(p.sums, p.width, to, p.k, p.k, 0, p.outputs);
-        else
-            NAME(transpose)(p.sums, p.width, to, p.k, p.k, p.outputs);
-    }
-    return CYX_OK;
+    int64_t grain = NAME(cut_weight)(&p);
+    cyx_parallel(p.groups * p.row_blocks * p.column_blocks, grain, NAME(weight_product_body), &p);
+    return p.no_memory ? CYX_NO_MEMORY : CYX_OK;
 }
 
 static void NAME(fill_conv2d)(cyx_table table) {

@@ -497,8 +497,8 @@ static void NAME(tiled_sums_body)(void *context, int64_t begin, int64_t end) {
             all->no_memory = 1;
             return;
         }
-        s.seen = s.sums + of_sums, s.panels = s.seen + POSITIONS * s.seen_apart;
-        s.half = s.seen + (sides > taps ? sides : taps), s.own = s.half + of_half;
+        s.panels = s.sums + of_sums, s.seen = s.panels + POSITIONS * s.panels_apart;
+        s.half = s.panels + (sides > taps ? sides : taps), s.own = s.half + of_half;
         memset(s.sums, 0, sizeof(T) * (size_t)of_sums);
         for (; s.first < total; s.first += s.count) {
             s.count = total - s.first < s.most ? total - s.first : s.most;
@@ -506,11 +506,9 @@ static void NAME(tiled_sums_body)(void *context, int64_t begin, int64_t end) {
             NAME(see_panels)(&s);
             NAME(add_tiles)(&s);
         }
-        NAME(make_taps)(&s, s.seen);
-        int64_t k = 9 * p->planes, rows = 9 * s.planes, whole = rows / VN * VN; /* nothing is written beside the block */
-        T *to = all->gradient + (group * p->rows + row) * k + 9 * plane;
-        if (whole) NAME(transpose)(s.seen, s.width, to, k, whole, s.rows);
-        NAME(transpose_columns)(s.seen + whole * s.width, s.width, to + whole, k, rows - whole, 0, s.rows);
+        NAME(make_taps)(&s, s.panels);
+        int64_t k = 9 * p->planes;
+        NAME(put_turned)(s.panels, s.width, all->gradient + (group * p->rows + row) * k + 9 * plane, k, 9 * s.planes, s.rows);
     }
 }
 
