@@ -18,6 +18,7 @@ from solana.exceptions import SolanaRpcException
 
 from cyxnet import instructions
 from cyxnet.escrow import DECIMALS, LOCAL_PROGRAM, STATE_BYTES, associated_address, mint_address, public_key, solders
+from cyxnet.messages import SignedTransaction
 from cyxnet.solana import Settlement
 from cyxnet.wallet import base58_encode
 from tests.simulation.faults import FIRST_WALL_MS, Faults
@@ -107,6 +108,13 @@ class Chain:
     def can_land(self, signature: str, last_valid_block_height: int) -> bool:
         """Whether these bytes are on the chain or may still get there."""
         return signature in self.landed or self.height <= last_valid_block_height
+
+    def is_over(self, signed: SignedTransaction) -> bool:
+        """Whether these bytes have failed, or can never get onto the chain."""
+        found = self.landed.get(signed.signature)
+        if found is not None:
+            return found.error is not None
+        return self.height > signed.last_valid_block_height
 
     def blockhash(self, height: int) -> Any:
         from solders.hash import Hash

@@ -18,6 +18,7 @@ chain and of the artifacts. Numbers in the messages are those of the invariants:
   I25 what its owner paused, or sent back, is given to nobody, and whoever has it gives it back in time
   I22 a replica loses its lease for silence when its living node spoke for a lease and it did not, and it does then
   I19 no more replicas of a deployment work than its client wants at the most, and none that stands by
+  I26 of a job's deposits one may land at a time
   R12 clocks do not end leases
 """
 
@@ -150,6 +151,7 @@ class Checks:
         self._silent_s: dict[tuple[str, str], float] = {}  # and when it last was silent for a lease of its node's words
         self._came_s: dict[tuple[str, str], float] = {}  # central, node -> when it last said anything
         self._changed_s: dict[str, float] = {}  # node -> when an event of its was stored
+        self._deposits: dict[str, m.SignedTransaction] = {}  # job -> the newest that its client sent
         self._obeyed: dict[tuple[str, str], int] = {}  # session, job -> what its node obeyed was said at this event
         self._gaps: dict[tuple[str, str], tuple[float, list[tuple[float, float]]]] = {}
 
@@ -183,6 +185,14 @@ class Checks:
             before = self._obeyed.get((session, command.job_id), 0)
             self.expect(said.sequence >= before, f"I18: {what} of event {said.sequence} after one of {before}")
             self._obeyed[session, command.job_id] = max(before, said.sequence)
+
+    def deposit_sent(self, job_id: str, deposit: m.SignedTransaction) -> None:
+        """A job has one deposit at a time: two that may land could both pay, one after the other."""
+        before = self._deposits.get(job_id)
+        if before is None or before.signature != deposit.signature:
+            over = before is None or self.network.chain.is_over(before)
+            self.expect(over, f"I26: a second deposit of {job_id} is sent while the first may land")
+            self._deposits[job_id] = deposit
 
     def told_no(self, about: str, before: Any, now: Any) -> None:
         """No is said only of what was so at some moment of the question: who says it has read all that is stored."""

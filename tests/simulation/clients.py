@@ -42,6 +42,19 @@ def job_request(name: str, steps: int, every_steps: int, amount: int, max_attemp
     )
 
 
+class Payer(SimBus):
+    """A client's link, where its deposits are seen."""
+
+    def __init__(self, process: Process, network: Any):
+        super().__init__(process, network.edge)
+        self._checks = network.checks
+
+    async def ask(self, subject: str, message: Any, reply: Any, **options: Any) -> Any:
+        if isinstance(message, m.SubmitRequest) and message.payment:
+            self._checks.deposit_sent(message.job_id, message.payment.deposit)
+        return await super().ask(subject, message, reply, **options)
+
+
 class Client(Process):
     """A caller with a wallet and one job. Until it has an acknowledgement it asks again, with the same id."""
 
@@ -64,7 +77,7 @@ class Client(Process):
             self.wish = "stall"
         self.copies = 4 if network.faults.asks_two() else 1  # of its submission, none of which waits for an answer
         self.keys = identity(500 + number)
-        self.client = AsyncClient(SimBus(self, network.edge), self.keys, f"c-{self.keys.short_id}")  # type: ignore[arg-type]
+        self.client = AsyncClient(Payer(self, network), self.keys, f"c-{self.keys.short_id}")  # type: ignore[arg-type]
         self.others: list[m.JobRequest] = []  # replicas that stand by
         if replica := network.wishes.job(number, self.client.caller, self.job.dataset):
             assert replica.serve is not None
@@ -92,7 +105,7 @@ class Client(Process):
         self.done = True
 
     async def _submit(self) -> None:
-        """Until central has said yes, or no for good. The id stays; a deposit that is too old is signed anew."""
+        """Until central has said yes, or no for good. The id stays."""
         prepared: Prepared | None = None
         while not self.acknowledged:
             try:
@@ -105,14 +118,23 @@ class Client(Process):
                     self.job_id, self.acknowledged = answer.job_id, True
                 elif not isinstance(answer, CyxError):
                     raise answer
-                elif answer.code in ("expired", "clocks_differ"):
-                    prepared = None
+                elif answer.code == "clocks_differ":
+                    prepared = await self._kept(prepared)
                 elif not isinstance(answer, BusError) and answer.code not in TEMPORARY_CODES:
                     self.refused = f"{answer.code}: {answer}"
             if self.refused:
                 return
             if not self.acknowledged:
                 await asyncio.sleep(1.0)
+
+    async def _kept(self, prepared: Prepared | None) -> Prepared | None:
+        """A job that a central does not take for its deadline, until another may be signed with that of a new quote."""
+        try:
+            if prepared and prepared.payment and not await self.client._is_dead(prepared.payment):
+                return prepared
+        except CyxError:
+            return prepared
+        return None
 
     async def _place(self, prepared: Prepared) -> list[m.SubmitReply | BaseException]:
         """All answers to a submission that is sent so often, one copy behind the other, each to any central."""
@@ -126,14 +148,17 @@ class Client(Process):
 
     async def _buy(self, other: m.JobRequest) -> None:
         """A replica that stands by, until central has said yes or no."""
+        prepared: Prepared | None = None
         while True:
             try:
-                await self.client.place(await self.client.prepare(other, DATASET_PATH, other.name))
+                prepared = prepared or await self.client.prepare(other, DATASET_PATH, other.name)
+                await self.client.place(prepared)
                 return
             except CyxError as error:
-                asks_again = isinstance(error, BusError) or error.code in TEMPORARY_CODES
-                if not (asks_again or error.code in ("expired", "clocks_differ")):
+                if not (isinstance(error, BusError) or error.code in TEMPORARY_CODES):
                     return
+                if error.code == "clocks_differ":
+                    prepared = await self._kept(prepared)
                 await asyncio.sleep(1.0)
 
     async def _until_said(self, verb: str, message: Any) -> None:

@@ -444,6 +444,16 @@ def drop_cancel_wanted() -> Iterator[Any]:
 
 
 @planted
+def another_deposit_at_once() -> Iterator[Any]:
+    """A client that is told that its deposit has expired signs another, whatever the chain says of the first."""
+
+    async def never(self: client.AsyncClient, job_id: str, payment: m.Payment) -> None:
+        pass
+
+    yield mock.patch.object(client.AsyncClient, "_refuse_alive", never)
+
+
+@planted
 def no_for_a_clock() -> Iterator[Any]:
     """A central that finds a deadline too near by its own clock says a plain no; another one may have said yes."""
     real = escrow.with_signed_deadline
