@@ -100,6 +100,7 @@ cdef inline int _size_class(size_t count) noexcept:
 cdef inline char *_taken(size_t count, int size_class) except NULL:
     """A block of at least `count` bytes."""
     cdef void *memory
+    cdef char *data
     if size_class < SIZES:
         memory = _kept[size_class]
         if memory != NULL:
@@ -107,13 +108,22 @@ cdef inline char *_taken(size_t count, int size_class) except NULL:
             _kept_count[size_class] -= 1
             return <char *>memory
         count = <size_t>ALIGN_BYTES << size_class
-    if posix_memalign(&memory, ALIGN_BYTES, count):
+        if posix_memalign(&memory, ALIGN_BYTES, count):
+            raise MemoryError
+        return <char *>memory
+    # A large block is aligned here: glibc asks for more than it leaves, so that none fits where one of its size was.
+    memory = malloc(count + ALIGN_BYTES + sizeof(void *))
+    if memory == NULL:
         raise MemoryError
-    return <char *>memory
+    data = <char *>((<size_t>memory + sizeof(void *) + ALIGN_BYTES - 1) & ~<size_t>(ALIGN_BYTES - 1))
+    (<void **>data)[-1] = memory
+    return data
 
 
 cdef inline void _given_back(char *data, int size_class) noexcept:
-    if size_class < SIZES and (_kept_count[size_class] << size_class) * ALIGN_BYTES < KEPT_BYTES:
+    if size_class >= SIZES:
+        free((<void **>data)[-1])
+    elif (_kept_count[size_class] << size_class) * ALIGN_BYTES < KEPT_BYTES:
         (<void **>data)[0] = _kept[size_class]
         _kept[size_class] = data
         _kept_count[size_class] += 1
