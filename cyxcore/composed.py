@@ -253,7 +253,12 @@ class _Call(Composed):
 
     def expand(self, tensor: Tensor) -> None:
         """Let the tensor remember the operations themselves, at the times they would have had."""
-        node: Any = tensor._op
+        with _expanding:  # once: another thread may walk back over it
+            node: Any = tensor._op
+            if node.op is self:
+                self._expand(tensor, node)
+
+    def _expand(self, tensor: Tensor, node: Any) -> None:
         self._check(node)
         start = node.time - MOST_OPERATIONS
         inputs = {id(x) for x in node.inputs}
@@ -275,7 +280,7 @@ class _Call(Composed):
 
 
 _ways: dict[_Kind, _Ways | None] = {}  # None: without plans
-_lock = threading.Lock()
+_lock, _expanding = threading.Lock(), threading.Lock()
 _made = _used = 0
 
 

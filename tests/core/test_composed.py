@@ -174,6 +174,16 @@ def test_running_statistics_may_move_before_the_way_back(monkeypatch, create_gra
     _same(_both(monkeypatch, run))
 
 
+def test_operations_take_the_place_of_a_function_once(monkeypatch):
+    monkeypatch.setattr(eager, "LEAST_COMPOSED", 0)
+    result = F.gelu(_drawn(4, 8))
+    function = result._op.op
+    function.expand(result)
+    expanded = result._op
+    function.expand(result)
+    assert result._op is expanded
+
+
 def test_a_hook_may_ask_for_second_derivatives_of_what_is_walked(monkeypatch):
     def run():
         x, found = _drawn(4, 8), []
