@@ -58,19 +58,9 @@ typedef struct {
 #undef NO_ADDEND
 #define NO_ADDEND ((NAME(addend)){NULL, 0, {NULL, NULL}})
 
-/* To the sums of R rows by W vectors: a[r * a_row] times b[column]. */
-static inline __attribute__((always_inline)) void NAME(add_terms)(const int R, const int W, V sum[MR][NV > 3 ? NV : 3],
-                                                                  const T *a, int64_t a_row, const T *b) {
-    V column[NV > 3 ? NV : 3];
-    _Pragma("GCC unroll 4") for (int w = 0; w < W; w++) column[w] = *(const V *)(b + w * VN);
-    _Pragma("GCC unroll 16") for (int r = 0; r < R; r++) {
-        V row = SPLAT(a[r * a_row]);
-        _Pragma("GCC unroll 4") for (int w = 0; w < W; w++) sum[r][w] = FMA_V(row, column[w], sum[r][w]);
-    }
-}
-
-/* R rows by W vectors. A is a[r * a_row + k * a_k]; B is b[k * b_k + column]. */
-static inline __attribute__((always_inline)) void NAME(block)(const int R, const int W, const T *a,
+/* R rows by W vectors. A is a[r * a_row + k * a_k]; B is b[k * b_k + column]. FETCHING: with each term a line of what is
+ * fetched, by a kernel of its own, as a second loop in one would cost the first its registers. */
+static inline __attribute__((always_inline)) void NAME(block)(const int FETCHING, const int R, const int W, const T *a,
                                                               int64_t a_row, int64_t a_k, const T *b,
                                                               int64_t b_k, T *c, int64_t c_row, int64_t count,
                                                               int add, NAME(addend) plus) {
@@ -78,13 +68,15 @@ static inline __attribute__((always_inline)) void NAME(block)(const int R, const
     _Pragma("GCC unroll 16") for (int r = 0; r < R; r++) _Pragma("GCC unroll 4") for (int w = 0; w < W; w++)
         sum[r][w] = add ? *(const V *)(c + r * c_row + w * VN) : (V){0};
     const char *next = plus.fetching.at, *last = plus.fetching.last;
-    int fetching = 2 * R * W > MR * NV && next; /* smaller blocks have no time for it */
-    for (; fetching && count > 0; count--, a += a_k, b += b_k) {
-        __builtin_prefetch(next, 0, 2);
-        next = next < last ? next + CYX_LINE_BYTES : next;
-        NAME(add_terms)(R, W, sum, a, a_row, b);
+    for (int64_t k = 0; k < count; k++, a += a_k, b += b_k) {
+        V column[NV > 3 ? NV : 3];
+        if (FETCHING) __builtin_prefetch(next, 0, 2), next = next < last ? next + CYX_LINE_BYTES : next;
+        _Pragma("GCC unroll 4") for (int w = 0; w < W; w++) column[w] = *(const V *)(b + w * VN);
+        _Pragma("GCC unroll 16") for (int r = 0; r < R; r++) {
+            V row = SPLAT(a[r * a_row]);
+            _Pragma("GCC unroll 4") for (int w = 0; w < W; w++) sum[r][w] = FMA_V(row, column[w], sum[r][w]);
+        }
     }
-    for (; count > 0; count--, a += a_k, b += b_k) NAME(add_terms)(R, W, sum, a, a_row, b);
     __asm__("" : "+r"(c), "+r"(c_row)); /* or the places of all rows are computed, and kept, before the first product */
     if (plus.at)
         _Pragma("GCC unroll 16") for (int r = 0; r < R; r++) _Pragma("GCC unroll 4") for (int w = 0; w < W; w++)
@@ -98,15 +90,17 @@ typedef void (*NAME(block_kernel))(const T *a, int64_t a_stride, const T *b, int
 
 /* Two of each size: rows next to each other (packed or transposed A), and k next to each other (A as it
  * lies). */
-#define BLOCK_KERNEL(R, W)                                                                                   \
-    static void NAME(packed_##R##x##W)(const T *a, int64_t a_k, const T *b, int64_t b_k, T *c,               \
-                                       int64_t c_row, int64_t count, int add, NAME(addend) plus) {           \
-        NAME(block)(R, W, a, 1, a_k, b, b_k, c, c_row, count, add, plus);                                    \
+#define BLOCK_KERNEL_OF(KIND, FETCHING, R, W)                                                                \
+    static void NAME(packed_##KIND##R##x##W)(const T *a, int64_t a_k, const T *b, int64_t b_k, T *c,         \
+                                             int64_t c_row, int64_t count, int add, NAME(addend) plus) {     \
+        NAME(block)(FETCHING, R, W, a, 1, a_k, b, b_k, c, c_row, count, add, plus);                          \
     }                                                                                                        \
-    static void NAME(rows_##R##x##W)(const T *a, int64_t a_row, const T *b, int64_t b_k, T *c,               \
-                                     int64_t c_row, int64_t count, int add, NAME(addend) plus) {             \
-        NAME(block)(R, W, a, a_row, 1, b, b_k, c, c_row, count, add, plus);                                  \
+    static void NAME(rows_##KIND##R##x##W)(const T *a, int64_t a_row, const T *b, int64_t b_k, T *c,         \
+                                           int64_t c_row, int64_t count, int add, NAME(addend) plus) {       \
+        NAME(block)(FETCHING, R, W, a, a_row, 1, b, b_k, c, c_row, count, add, plus);                        \
     }
+#define BLOCK_KERNEL(R, W) BLOCK_KERNEL_OF(, 0, R, W)
+#define FETCHING_KERNEL(R, W) BLOCK_KERNEL_OF(fetching_, 1, R, W)
 #if NV == 4
 #define FOR_WIDTHS(X, R) X(R, 1) X(R, 2) X(R, 3) X(R, 4)
 #define WIDTHS(KIND, R) {NAME(KIND##R##x1), NAME(KIND##R##x2), NAME(KIND##R##x3), NAME(KIND##R##x4)}
@@ -142,6 +136,24 @@ BLOCK_KERNEL(8, 3)
 #endif
 static const NAME(block_kernel) NAME(packed_kernels)[MR][NV] = HEIGHTS(packed_);
 static const NAME(block_kernel) NAME(rows_kernels)[MR][NV] = HEIGHTS(rows_);
+
+/* Of the tallest blocks, whole: the others are too few to matter. */
+#if MR >= 12
+FETCHING_KERNEL(10, 2)
+FETCHING_KERNEL(11, 2)
+FETCHING_KERNEL(12, 2)
+#define FETCHING(K, rows) ((rows) == 12 ? NAME(K##12x2) : (rows) == 11 ? NAME(K##11x2) : (rows) == 10 ? NAME(K##10x2) : NULL)
+#elif MR >= 6
+FETCHING_KERNEL(5, 2)
+FETCHING_KERNEL(6, 2)
+#define FETCHING(K, rows) ((rows) == 6 ? NAME(K##6x2) : (rows) == 5 ? NAME(K##5x2) : NULL)
+#else
+#define FETCHING(K, rows) NULL
+#endif
+static NAME(block_kernel) NAME(fetching_kernel)(int packed, int64_t rows) {
+    return packed ? FETCHING(packed_fetching_, rows) : FETCHING(rows_fetching_, rows);
+}
+#undef FETCHING
 
 /* One block whose `columns` <= NR need not fill its vectors: b must be readable up to the vector's end, c
  * need not. */
@@ -372,11 +384,16 @@ static void NAME(product_body)(void *context, int64_t begin, int64_t end) {
                 int64_t count = rows - r < height ? rows - r : height;
                 if (far) NAME(fetch_next)(p, c, r + height, rows, height, stop - column);
                 const T *own_a = pack_a ? packed + r / MR * ROWS_PANEL(p->k_count) : a + (p->a_transposed ? r : r * p->a_row);
-                NAME(run_block)(pack_a || p->a_transposed ? NAME(packed_kernels) : NAME(rows_kernels), count,
-                                columns, own_a, pack_a ? MR : p->a_row, b, b_k, c + r * p->n, p->n,
-                                p->k_count, p->k0 > 0,
-                                (NAME(addend)){done ? plus + r * p->plus.row : NULL, p->plus.row,
-                                               cyx_fetch_ahead(&p->looking, p->k_count)});
+                int packed_rows = pack_a || p->a_transposed;
+                int64_t a_stride = pack_a ? MR : p->a_row;
+                NAME(addend) beside = {done ? plus + r * p->plus.row : NULL, p->plus.row, {NULL, NULL}};
+                NAME(block_kernel) kernel = p->looking.ahead && columns == NR ? NAME(fetching_kernel)(packed_rows, count) : NULL;
+                if (kernel) beside.fetching = cyx_fetch_ahead(&p->looking, p->k_count);
+                if (beside.fetching.at)
+                    kernel(own_a, a_stride, b, b_k, c + r * p->n, p->n, p->k_count, p->k0 > 0, beside);
+                else
+                    NAME(run_block)(packed_rows ? NAME(packed_kernels) : NAME(rows_kernels), count, columns, own_a, a_stride,
+                                    b, b_k, c + r * p->n, p->n, p->k_count, p->k0 > 0, beside);
             }
         }
     }
