@@ -753,7 +753,8 @@ cdef class Program:
             raise MemoryError
         memcpy(own, self._calls, self._count * sizeof(cyx_call))
         for k in range(self._count):
-            own[k].inputs, own[k].lane_records = own[k].own_in, NULL  # those are of the arrays that were there
+            # Those are of the arrays that were there.
+            own[k].inputs, own[k].lane_records, own[k].ahead = own[k].own_in, NULL, NULL
             homes = self._homes + k * (1 + CYX_INLINE_INPUTS)
             if homes[0] != NOWHERE:
                 own[k].out.data = <char *>own[k].out.data + shifts[homes[0]]
