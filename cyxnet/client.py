@@ -408,13 +408,15 @@ class AsyncClient:
             except ApiError as error:
                 if error.code != "expired" or not offered:
                     raise
-            await self._refuse_alive(prepared.job_id, offered)
             try:
+                await self._refuse_alive(prepared.job_id, offered)
                 payment = await self._sign_deposit(prepared, by_chain=True)
             except SettlementError as error:
-                if error.code != "escrow_exists":
-                    raise
-                raise DepositAlive(f"{error}: another central may have taken it") from None
+                if error.code == "escrow_exists":
+                    raise DepositAlive(f"{error}: another central may have taken it") from None
+                if error.code == "chain_unreachable":
+                    raise DepositAlive(f"central calls the deposit of {prepared.job_id} expired, and {error}") from None
+                raise
             if prepared.payment is offered:  # else somebody else who places it was faster, and this one is never sent
                 prepared.payment = payment
 

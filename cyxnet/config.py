@@ -23,7 +23,7 @@ PerSecond = Annotated[float, Meta(gt=0)]
 AnyPerSecond = Annotated[float, Meta(ge=0)]
 NODE_ID = r"[a-z0-9][a-z0-9-]{0,51}-[0-9a-f]{10}"  # the end stands for its key
 CALLER_ID = r"c-[0-9a-f]{32}"
-ORIGIN = r"\*|https?://[^/\s,]+"
+ORIGIN = r"\*|[a-z][a-z0-9+.-]*://[^/\s,]+"  # apps and extensions of browsers have schemes of their own
 
 
 class ConfigError(CyxError):

@@ -529,6 +529,18 @@ async def test_a_deposit_that_paid_although_central_calls_it_expired_is_the_last
     assert len({str(each.payment) for each in quoting.offered}) == 1
 
 
+async def test_a_job_whose_deposit_nobody_can_be_asked_about_is_kept_with_it(
+    quoting: FakeCentral, client: AsyncClient, data_path: Path
+) -> None:
+    job = request_for(data_path, CYX)
+    quoting.before_submit, client.retry_delays_s = expired, ()
+    client._settlement = Settlement("http://127.0.0.1:1")  # nobody is there
+    with pytest.raises(KeptForLater, match="expired, and .* is kept, not lost"):
+        await client.submit(job, data_path, keep=True)
+    [kept] = client.kept()
+    assert {str(each.payment) for each in quoting.offered} == {str(kept.payment)}
+
+
 async def test_no_second_deposit_is_signed_when_another_one_has_opened_the_escrow(
     quoting: FakeCentral, client: AsyncClient, data_path: Path
 ) -> None:

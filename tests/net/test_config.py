@@ -57,7 +57,7 @@ def test_ids_and_origins_as_they_are_shown_are_taken(tmp_path):
         "operators": ["c-" + "0a" * 16],
         "vouched": ["desk-6d3543ec4e"],
         "checkers": ["node-1-0123456789"],
-        "http_origins": ["https://app.example", "http://localhost:5173", "*"],
+        "http_origins": ["https://app.example", "http://localhost:5173", "capacitor://localhost", "*"],
     }
     write_network(tmp_path, NetworkFile(network_id="n", **URLS, **said))
     assert all(getattr(read_network(tmp_path), name) == value for name, value in said.items())
