@@ -6,6 +6,7 @@ with cyxnet.Client(".cyx") as client:
 """
 
 import asyncio
+import contextlib
 import tempfile
 import threading
 import warnings
@@ -20,8 +21,8 @@ from cyxnet.asking import PREDICT
 from cyxnet.client import AsyncClient, NoModel
 from cyxnet.config import DEFAULT_FOLDER
 from cyxnet.inference import PredictReply
-from cyxnet.jobfile import LoadedJob, load
-from cyxnet.outbox import Kept
+from cyxnet.jobfile import LoadedJob, discard, load
+from cyxnet.outbox import Kept, KeptForLater
 
 T = TypeVar("T")
 
@@ -102,9 +103,10 @@ class Client:
         job is a warning.
         """
         if isinstance(job, str | Path):
-            job = load(job)
-            for warning in job.warnings:
-                warnings.warn(f"{job.name}: {warning}", stacklevel=2)
+            with self._loaded(job) as loaded:
+                for warning in loaded.warnings:
+                    warnings.warn(f"{loaded.name}: {warning}", stacklevel=2)
+                return self.submit(loaded, data, amount, on_upload=on_upload, keep=keep, **options)
         if isinstance(job, LoadedJob | m.JobRequest):
             if amount is not None or options:
                 raise TypeError("amount and options go with a module; a job holds its own")
@@ -119,6 +121,20 @@ class Client:
         else:
             reply = self._run(self._client.submit_module(job, data, amount, on_upload=on_upload, **options))
         return Job(self, reply.job_id)
+
+    @contextlib.contextmanager
+    def _loaded(self, path: str | Path) -> Iterator[LoadedJob]:
+        """The job of a file. Data that was packed or fetched for it goes at the end, unless it is kept for later."""
+        folder = self._client.folder
+        job, kept = load(path, folder / "packed" if folder else None), False
+        try:
+            yield job
+        except KeptForLater:
+            kept = True
+            raise
+        finally:
+            if job.fetched and not kept:
+                discard(job.data_path)
 
     def kept(self) -> list[Kept]:
         return self._client.kept()

@@ -109,7 +109,7 @@ class AsyncClient:
 
     def __init__(self, bus: Bus, keys: identity.Identity, caller: str, folder: Path | None = None):
         """folder: where jobs are kept that nobody answers for."""
-        self._folder = folder
+        self.folder = folder
         self.deployments = Deployments(self)
         self.bus = bus
         self.keys = keys
@@ -495,9 +495,9 @@ class AsyncClient:
         return m.SubmitReply(job_id=job_id, status=view.status, terms=view.terms, duplicate=True)
 
     def _kept_in(self) -> Path:
-        if self._folder is None:
+        if self.folder is None:
             raise ConfigError("this client has no folder, so no outbox: make it by connect(folder)")
-        return self._folder
+        return self.folder
 
     async def _send_data(self, path: Path, expected: m.ArtifactRef, on_upload: Advance | None) -> None:
         """upload() for a job; of many that are placed at once, one sends their data. Raises DataError and BusError."""

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -804,6 +805,33 @@ async def test_the_blocking_client_submits_a_module_with_arrays(
     job_id, shown = await asyncio.to_thread(work)
     assert paying.submitted[job_id].job.data.target == "y"
     assert shown == f"Client({client.caller!r}) Client({client.caller!r}, closed)"
+
+
+async def test_data_that_was_packed_for_a_job_file_lies_in_the_folder_as_long_as_the_job_waits(
+    paying: FakeCentral, broker: Broker, tmp_path: Path
+) -> None:
+    np.save(tmp_path / "x.npy", np.arange(8, dtype=np.float32).reshape(4, 2))
+    np.save(tmp_path / "y.npy", np.array([0, 1, 0, 1]))
+    (tmp_path / "tiny.toml").write_text(
+        'name = "tiny"\namount = "1"\ndata = { path = "x.npy", target_path = "y.npy" }\n'
+        'training = { batch_size = 2 }\nmodel = { layers = [{ kind = "Linear", out_features = 2 }] }\n'
+    )
+    packed = tmp_path / "packed"
+
+    def work() -> None:
+        with cyxnet.Client(tmp_path, url=broker.url("client")) as blocking:
+            blocking.submit(tmp_path / "tiny.toml")
+            assert list(packed.iterdir()) == []
+            paying.before_submit, blocking._client.retry_delays_s = busy, ()
+            with pytest.raises(KeptForLater):
+                blocking.submit(tmp_path / "tiny.toml", keep=True)
+            [kept] = blocking.kept()
+            assert Path(kept.data_path).is_relative_to(packed) and Path(kept.data_path).is_file()
+            paying.before_submit = None
+            blocking.send_kept(kept)
+            assert list(packed.iterdir()) == []
+
+    await asyncio.to_thread(work)
 
 
 def test_a_blocking_client_without_a_network_leaves_no_thread(tmp_path: Path) -> None:
