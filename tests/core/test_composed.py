@@ -42,6 +42,14 @@ FUNCTIONS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def no_other_shapes_before(monkeypatch):
+    """Where shapes are always new ones, as in the tests that ran before in this process, no plans are made."""
+    monkeypatch.setattr(composed, "_ways", {})
+    monkeypatch.setattr(composed, "_made", 0)
+    monkeypatch.setattr(composed, "_used", 0)
+
+
 @pytest.fixture(params=[1, 2])
 def threads(request):
     before = cx.get_num_threads()

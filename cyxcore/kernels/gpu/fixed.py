@@ -74,6 +74,22 @@ def argmax(x, out, outputs, n, inner, BJ: tl.constexpr, BN: tl.constexpr):
 
 
 @triton.jit
+def cumulative_sum(x, out, outputs, n, inner, BJ: tl.constexpr):
+    """Over the middle axis of (outer, n, inner), each line from its first element to its last: no other order has the
+    bits of the host.
+    """
+    j = tl.program_id(0).to(tl.int64) * BJ + tl.arange(0, BJ)
+    inside = j < outputs
+    at = (j // inner) * n * inner + j % inner
+    total = tl.load(x + at, mask=inside, other=0)
+    tl.store(out + at, total, mask=inside)
+    for _ in range(1, n):
+        at += inner
+        total += tl.load(x + at, mask=inside, other=0)
+        tl.store(out + at, total, mask=inside)
+
+
+@triton.jit
 def _row_statistics(base, n, inner, inside, BJ: tl.constexpr, BN: tl.constexpr):
     """(maximum, sum of exp(x - maximum)) of each row. Lanes are added up last: in the loop, Triton 3.6 cannot."""
     dtype = base.dtype.element_ty

@@ -194,6 +194,16 @@ def _argmax(rt: Runtime, out: Array, inputs: Sequence[Array], attrs: Mapping[str
     return [rt.kernel(fixed.argmax, (ceil_div(outer * inner, bj),), args, {"BJ": bj, "BN": bn})]
 
 
+@row("cumulative_sum")
+def _cumulative_sum(rt: Runtime, out: Array, inputs: Sequence[Array], attrs: Mapping[str, Any]) -> list[Launch]:
+    (x,) = inputs
+    outer, n, inner = _around(x.shape, attrs["axis"])
+    bj = min(power_of_2(outer * inner), 128)
+    return [
+        rt.kernel(fixed.cumulative_sum, (ceil_div(outer * inner, bj),), [x, out, outer * inner, n, inner], {"BJ": bj})
+    ]
+
+
 def _softmax(logarithm: bool) -> Row:
     def prepare(rt: Runtime, out: Array, inputs: Sequence[Array], attrs: Mapping[str, Any]) -> list[Launch]:
         (x,) = inputs
