@@ -173,7 +173,8 @@ async def kinds_of(central, job_id="job-1"):
 
 
 async def behind(other, central):
-    """Make `other` a central that has not read the newest events yet; returns what lets it go on."""
+    """Make `other` a central that reads no event after these; returns what lets it go on."""
+    await other.log.catch_up()
     held, real = [], other.log._apply
 
     async def later(stored):
