@@ -18,11 +18,10 @@ from cryptography.exceptions import InvalidSignature
 from msgspec import Struct
 
 from cyxcentral import nodes
+from cyxnet.config import CLIENT_ID
 from cyxnet.credentials import USER, bound_node, caller_id, nkey_bytes, replica_id
 from cyxnet.identity import ed25519_key
 from cyxnet.subjects import Role
-
-CLIENT_ID = re.compile(r"c-[0-9a-f]{32}")  # as caller_id makes it; a node id ends with a dash and ten digits
 
 
 class Proof(Struct, frozen=True, kw_only=True):
@@ -98,7 +97,7 @@ def roles(
     banned_until_ms: Callable[[str], int] = lambda client_id: 0,
 ) -> frozenset[Role]:
     """What an identity may be now, however it shows who it is: nothing while it is banned."""
-    if CLIENT_ID.fullmatch(identity):
+    if re.fullmatch(CLIENT_ID, identity):
         if identity in operators:
             return frozenset(("client", "operator"))
         return frozenset() if banned_until_ms(identity) else frozenset(("client",))

@@ -1,9 +1,9 @@
 """Messages of the event log as records; what is none is told apart in the same way by every central.
 
-Most messages are submissions, and many of them are of a job that was submitted before, as in a sweep over seeds or by a
-script. Reading the job and looking for what must not be in it is most of what such a message costs who follows the
-log. So the last jobs are remembered by their bytes: their submissions are read without them, and share one in memory.
-While every job is another one, as in a sweep, they are looked for only now and then.
+Most messages are submissions, and a script may submit one job many times. Reading the job and looking for what must not
+be in it is most of what such a message costs who follows the log. So the last jobs are remembered by their bytes: their
+submissions are read without them, and share one in memory. While every job is another one, as in a sweep over seeds,
+they are looked for only now and then.
 """
 
 from typing import Any, TypeVar, get_args

@@ -21,8 +21,9 @@ AtLeastOne = Annotated[int, Meta(ge=1)]
 NotNegative = Annotated[int, Meta(ge=0)]
 PerSecond = Annotated[float, Meta(gt=0)]
 AnyPerSecond = Annotated[float, Meta(ge=0)]
-NODE_ID = r"[a-z0-9][a-z0-9-]{0,51}-[0-9a-f]{10}"  # the end stands for its key
-CALLER_ID = r"c-[0-9a-f]{32}"
+# As regular expressions: a client's id as credentials.caller_id makes it; a node's ends with key_id() of its key.
+CLIENT_ID = r"c-[0-9a-f]{32}"
+NODE_ID = r"[a-z0-9][a-z0-9-]{0,51}-[0-9a-f]{10}"
 ORIGIN = r"\*|[a-z][a-z0-9+.-]*://[^/\s,]+"  # apps and extensions of browsers have schemes of their own
 
 
@@ -142,7 +143,7 @@ def _mistakes(network: NetworkFile) -> Iterator[str]:
             f"{network.lease_ms}: all nodes would be lost between two heartbeats"
         )
     for field, pattern, expected in (
-        ("operators", CALLER_ID, "ids of clients as `cyx id show` shows them (c-1f38…)"),
+        ("operators", CLIENT_ID, "ids of clients as `cyx id show` shows them (c-1f38…)"),
         ("vouched", NODE_ID, "ids of nodes as `cyx nodes` shows them (desk-6d3543ec4e), not names"),
         ("checkers", NODE_ID, "ids of nodes as `cyx nodes` shows them (desk-6d3543ec4e), not names"),
         ("http_origins", ORIGIN, "origins as a browser sends them (https://app.example, no path and no / at the end)"),

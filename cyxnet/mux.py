@@ -14,13 +14,30 @@ SWEEPS_PER_TIMEOUT = 10
 TOKEN_BYTES = 8  # random: who is asked something must not be able to answer what another was asked
 
 
-class Requests:
-    """Requests to anybody. Each ends within its time, whatever becomes of the link meanwhile."""
+class _Inbox:
+    """Where answers come to, told apart by the token at the end of their subject."""
 
     def __init__(self, connection: Connection):
         self._nc = connection
         self._inbox = ""
         self._opening = asyncio.Lock()
+
+    async def _open(self) -> None:
+        async with self._opening:
+            if not self._inbox:
+                inbox = self._nc.new_inbox()
+                await self._nc.listen(f"{inbox}.*", self._answered)
+                self._inbox = inbox
+
+    def _answered(self, message: Message) -> None:
+        raise NotImplementedError
+
+
+class Requests(_Inbox):
+    """Requests to anybody. Each ends within its time, whatever becomes of the link meanwhile."""
+
+    def __init__(self, connection: Connection):
+        super().__init__(connection)
         self._waiting: dict[str, asyncio.Future[Message]] = {}  # by token
 
     async def ask(self, subject: str, payload: bytes, block: bytes, timeout_s: float) -> Message:
@@ -41,13 +58,6 @@ class Requests:
             too_late.cancel()
             del self._waiting[token]
 
-    async def _open(self) -> None:
-        async with self._opening:
-            if not self._inbox:
-                inbox = self._nc.new_inbox()
-                await self._nc.listen(f"{inbox}.*", self._answered)
-                self._inbox = inbox
-
     def _answered(self, message: Message) -> None:
         answer = self._waiting.get(message.subject.rsplit(".", 1)[-1])
         if answer is not None and not answer.done():
@@ -58,14 +68,12 @@ class Requests:
             answer.set_exception(TimeoutError())
 
 
-class Mux:
+class Mux(_Inbox):
     """Requests whose answers come to one inbox, told apart by a number. Every one ends within `timeout_s`."""
 
     def __init__(self, connection: Connection, timeout_s: float):
-        self._nc = connection
+        super().__init__(connection)
         self._timeout_s = timeout_s
-        self._inbox = ""
-        self._opening = asyncio.Lock()
         self._last_token = 0
         # token -> when it is over, its future, and who is told at once; the oldest first
         self._waiting: dict[str, tuple[float, asyncio.Future[bytes], Callable[[bytes], None] | None]] = {}
@@ -92,13 +100,6 @@ class Mux:
             return await answer
         finally:
             self._waiting.pop(token, None)
-
-    async def _open(self) -> None:
-        async with self._opening:
-            if not self._inbox:
-                inbox = self._nc.new_inbox()
-                await self._nc.listen(f"{inbox}.*", self._answered)
-                self._inbox = inbox
 
     def _answered(self, message: Message) -> None:
         waiting = self._waiting.pop(message.subject.rsplit(".", 1)[-1], None)

@@ -16,7 +16,7 @@ from cyxnet import amounts
 from cyxnet.cli.exits import DONE
 from cyxnet.cli.running import connected
 from cyxnet.cli.screen import Screen
-from cyxnet.config import ConfigError, addresses
+from cyxnet.config import CLIENT_ID, ConfigError, addresses
 from cyxnet.display import cyx, human_age
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from cyxnet.messages import ClientView, NodeView
 
 LAMPORTS_PER_SOL = 10**9
-CLIENT_ID = re.compile(r"c-[0-9a-f]{32}")  # a node id ends with a dash and ten digits
 
 
 async def up(args: argparse.Namespace, screen: Screen) -> int:
@@ -161,7 +160,7 @@ async def nodes(args: argparse.Namespace, screen: Screen) -> int:
 
 async def ban(args: argparse.Namespace, screen: Screen) -> int:
     async with connected(args) as client:
-        if CLIENT_ID.fullmatch(args.node):
+        if re.fullmatch(CLIENT_ID, args.node):
             shut_out = await client.ban_client(args.node, args.reason, args.for_s)
             screen.result(_client(shut_out), shut_out)
             return DONE
@@ -172,7 +171,7 @@ async def ban(args: argparse.Namespace, screen: Screen) -> int:
 
 async def pardon(args: argparse.Namespace, screen: Screen) -> int:
     async with connected(args) as client:
-        if CLIENT_ID.fullmatch(args.node):
+        if re.fullmatch(CLIENT_ID, args.node):
             let_in = await client.pardon_client(args.node, args.reason)
             screen.result(_client(let_in), let_in)
             return DONE

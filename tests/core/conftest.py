@@ -14,6 +14,18 @@ def plain_registers() -> None:
     cpu.leave_mmx()
 
 
+@pytest.fixture(params=["avx512", "avx2", "portable"])
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Runs the test on every instruction set of this machine."""
+    before = cpu.isa()
+    try:
+        cpu.set_isa(request.param)
+    except ValueError:
+        pytest.skip(f"this machine has no {request.param}")
+    yield request.param
+    cpu.set_isa(before)
+
+
 @pytest.fixture
 def gpu() -> None:
     """Skips the test where the device cuda does not run."""

@@ -17,7 +17,7 @@ from cyxcore.kernels import cpu
 from cyxcore.order import schedule
 from cyxcore.passes import optimise
 from cyxcore.plan import Plan
-from cyxcore.symbols import Builder
+from cyxcore.symbols import Builder, Symbol
 
 ROWS, LENGTH, WIDTH, HEADS = 6, 5, 8, 2
 
@@ -370,18 +370,27 @@ def test_a_stretch_is_cut_where_that_frees_memory(monkeypatch: pytest.MonkeyPatc
     assert run(cut) == run(whole) == run(Plan(graph, state_of(graph), "cpu", optimised=False))
 
 
+def both_passes(builder: Builder, x: Symbol) -> Graph:
+    """A loss of x, which divides the bands of the two passes, and the gradients of all parameters."""
+    trained = [builder.at(place) for place, node in enumerate(builder.nodes) if node.op == "param"]
+    loss = (x * x.mean((0,), keepdims=True)).sum()
+    return optimise(builder.graph(loss, *backward(builder, loss, trained)))
+
+
+def of_gelu_layers(layers: int) -> Graph:
+    builder = Builder()
+    x = builder.input("x", (ROWS, 4, WIDTH)).reshape(4 * ROWS, WIDTH)
+    for layer in range(layers):
+        weight = builder.param(f"{layer}", (WIDTH, WIDTH), {"kind": "constant", "value": 0.0})
+        x = F.linear(F.gelu(x, "tanh") if layer else x, weight)
+    return both_passes(builder, x)
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 def test_later_bands_make_cheap_arrays_again(monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
     """Of layers of gelu what goes into each is kept for the backward pass: not its tanh, and not what comes out."""
-    builder = Builder()
-    x = builder.input("x", (ROWS, 4, WIDTH)).reshape(4 * ROWS, WIDTH)
     layers = 6
-    for layer in range(layers + 1):
-        weight = builder.param(f"{layer}", (WIDTH, WIDTH), {"kind": "constant", "value": 0.0})
-        x = F.linear(F.gelu(x, "tanh") if layer else x, weight)
-    trained = [builder.at(place) for place, node in enumerate(builder.nodes) if node.op == "param"]
-    loss = (x * x.mean((0,), keepdims=True)).sum()  # which divides the bands of the two passes
-    graph = optimise(builder.graph(loss, *backward(builder, loss, trained)))
+    graph = of_gelu_layers(layers + 1)
     cpu.set_num_threads(threads)
     monkeypatch.setattr(bands, "LEAST_FREED", 1)
     kept = Plan(graph, state_of(graph), "cpu")
@@ -406,9 +415,7 @@ def test_later_bands_make_weights_of_attention_again(monkeypatch: pytest.MonkeyP
         q, k, v = (F.linear(x, weight).reshape(ROWS, length, 2, WIDTH // 2).transpose(0, 2, 1, 3) for weight in weights)
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + mixed.transpose(0, 2, 1, 3).reshape(ROWS, length, WIDTH)
-    trained = [builder.at(place) for place, node in enumerate(builder.nodes) if node.op == "param"]
-    loss = (x * x.mean((0,), keepdims=True)).sum()  # which divides the bands of the two passes
-    graph = optimise(builder.graph(loss, *backward(builder, loss, trained)))
+    graph = both_passes(builder, x)
     cpu.set_num_threads(threads)
     kept = Plan(graph, state_of(graph), "cpu")
     monkeypatch.setattr(recompute, "LEAST_BYTES", 1)
@@ -425,14 +432,7 @@ def test_later_bands_make_weights_of_attention_again(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("threads", [1, 2])
 def test_bands_write_where_they_have_read_for_the_last_time(monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
     """Of layers of gelu: one of the arrays that the backward pass writes lies where what goes into the layer lay."""
-    builder = Builder()
-    x = builder.input("x", (ROWS, 4, WIDTH)).reshape(4 * ROWS, WIDTH)
-    for layer in range(6):
-        weight = builder.param(f"{layer}", (WIDTH, WIDTH), {"kind": "constant", "value": 0.0})
-        x = F.linear(F.gelu(x, "tanh") if layer else x, weight)
-    trained = [builder.at(place) for place, node in enumerate(builder.nodes) if node.op == "param"]
-    loss = (x * x.mean((0,), keepdims=True)).sum()  # which divides the bands of the two passes
-    graph = optimise(builder.graph(loss, *backward(builder, loss, trained)))
+    graph = of_gelu_layers(6)
     cpu.set_num_threads(threads)
     monkeypatch.setattr(bands, "LEAST_FREED", 1)
     taken_over, found = placement._taken_over, list[dict[int, int]]()

@@ -1,6 +1,5 @@
 """A stack of products and what a mask leaves of it are made in one pass, with the bits of both one after the other."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -10,17 +9,6 @@ from cyxcore.kernels import cpu
 
 Array = np.ndarray[Any, Any]
 NEVER = -1e9
-
-
-@pytest.fixture(params=["avx512", "avx2", "portable"])
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = cpu.isa()
-    try:
-        cpu.set_isa(request.param)
-    except ValueError:
-        pytest.skip(f"this machine has no {request.param}")
-    yield request.param
-    cpu.set_isa(before)
 
 
 def masks(m: int, n: int) -> list[Array]:

@@ -1,6 +1,5 @@
 """A product with a factor that is zero above its diagonal leaves out what that multiplies, and no bit changes."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -9,17 +8,6 @@ import pytest
 from cyxcore.kernels import cpu
 
 Array = np.ndarray[Any, Any]
-
-
-@pytest.fixture(params=["avx512", "avx2", "portable"])
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = cpu.isa()
-    try:
-        cpu.set_isa(request.param)
-    except ValueError:
-        pytest.skip(f"this machine has no {request.param}")
-    yield request.param
-    cpu.set_isa(before)
 
 
 def product(a: Array, b: Array, ta: bool = False, tb: bool = False) -> Array:
