@@ -12,9 +12,9 @@ A step is forward, cross-entropy, backward and the optimiser's update, float32, 
 compiled (`cx.compile(step)`), in the exact class, whose bits depend on no thread count and no instruction set. PyTorch
 runs eagerly, as it comes, with its fused optimiser and, where inputs are images, with channels last as well, and with
 --compile through torch.compile; JAX under jax.jit, in a process of its own (jax_steps.py), on as many cores as there
-are threads. Rounds alternate between them, so that a busy machine slows all; figures are medians. Before anything is
-timed, all run the same first steps from the same weights, and their losses must agree; by how much they differ is
-shown beside the times.
+are threads. Rounds alternate between them, so that a busy machine slows all; a figure is the median over rounds of the
+median step of each, so that a step that the machine interrupts does not count. Before anything is timed, all run the
+same first steps from the same weights, and their losses must agree; by how much they differ is shown beside the times.
 
 Target: never slower than the fastest of them; in the geometric mean 1.6 times faster on one thread, 1.8 times on two.
 With --numerics fast 2.5 times, with fast16 3.8 times.

@@ -5,11 +5,12 @@
 bench_train starts it, and says in which interpreter. STATE.npz holds the first weights by PyTorch's names, and the
 batch as `x` and `y`. A step is one function under jax.jit that gives up its arguments and makes the new weights and
 state of the optimiser. Each line of stdin is answered by one line of JSON: `steps N` by the losses of N steps, `burst
-SECONDS CLOCK` by (milliseconds of a step, how many were made), CLOCK being wall or processor.
+SECONDS CLOCK` by (median milliseconds of a step, how many were made), CLOCK being wall or processor.
 """
 
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -23,6 +24,7 @@ import numpy as np
 Weights = dict[str, Any]
 Array = np.ndarray[Any, Any]
 MOMENTUM, BN_MOMENTUM, EPS = 0.9, 0.1, 1e-5
+GROUP_S = 0.001  # the least that is timed at once
 
 
 def models() -> dict[str, Callable[[Weights, Any], tuple[Any, Weights]]]:
@@ -142,12 +144,20 @@ def step_of(model: str, state: dict[str, Any]) -> Callable[[], float]:
 
 
 def burst(step: Callable[[], float], seconds: float, clock: Callable[[], float]) -> tuple[float, int]:
-    """(milliseconds of a step, how many were made) in as many as fill the time."""
-    begun, count = clock(), 0
-    while (spent := clock() - begun) < seconds or not count:
-        step()
-        count += 1
-    return spent / count * 1000, count
+    """(median milliseconds of a step, how many were made) in as many as fill the time. What interrupts one of them does
+    not count. Steps of less than a millisecond are timed in groups: reading the clock takes none of their time."""
+    took: list[float] = []
+    begun, count, at_once = clock(), 0, 1
+    while clock() - begun < seconds or not took:
+        before = clock()
+        for _ in range(at_once):
+            step()
+        spent = clock() - before
+        count += at_once
+        took.append(spent / at_once)
+        if spent < GROUP_S:
+            took, at_once = took[-1:], 2 * at_once  # one figure at least, where time is up
+    return statistics.median(took) * 1000, count
 
 
 class Steps:

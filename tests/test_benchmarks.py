@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks import __main__ as benchmarks
 from benchmarks import bench_rebuild, bench_submissions, charts
-from benchmarks.jax_steps import Steps
+from benchmarks.jax_steps import Steps, burst
 from cyxcore.errors import CyxError
 
 RESULTS = Path(benchmarks.__file__).parent / "results"
@@ -162,3 +162,26 @@ def test_steps_in_jax_need_an_interpreter_that_has_it(tmp_path: Path) -> None:
     other.chmod(0o755)
     with pytest.raises(SystemExit, match="python ended with status 1; does it have JAX"):
         Steps(str(other), "mlp_small", {}, batch, 1)
+
+
+@pytest.mark.parametrize("step_ms, interrupted", [(10, 7), (0.05, 300)])
+def test_an_interrupted_step_does_not_count_in_a_figure(step_ms: float, interrupted: int) -> None:
+    now, made = [0.0], [0]
+
+    def step() -> float:
+        made[0] += 1
+        now[0] += step_ms / 1000 + 0.02 * (made[0] == interrupted)
+        return 0.0
+
+    def clock() -> float:
+        now[0] += 1e-6  # reading it takes a fiftieth of the shorter step
+        return now[0]
+
+    found, count = burst(step, 0.5, clock)
+    assert count == made[0] > interrupted
+    assert found == pytest.approx(step_ms, rel=0.002)
+
+
+def test_a_figure_of_a_burst_that_is_over_at_once_is_that_of_its_one_step() -> None:
+    times = iter([0.0, 0.0, 0.0, 0.0005, 0.0005])
+    assert burst(lambda: 0.0, 0.0004, lambda: next(times)) == (0.5, 1)
