@@ -49,25 +49,27 @@ _Static_assert(MR + APART >= VN, "transpose() writes a whole vector to the last 
 #define PANEL(p) ((p)->k_count * NR + APART)         /* elements from one panel of B to the next */
 #define ROWS_PANEL(k_count) ((k_count) * MR + APART) /* and of A */
 
-/* Beside a product: added to it when it is finished, the element of row r and column c is at[r * row + c], NULL for none. */
+/* Beside a product: added to it when it is finished, the element of row r and column c is at[r * row + c], NULL for none.
+ * Kernels take its address: handing over a copy, which is read as one vector and was written in parts, waits until all
+ * earlier stores are done, those of the block before too. */
 typedef struct {
     const T *at;
     int64_t row;
     cyx_fetching fetching; /* what the block fetches meanwhile */
 } NAME(addend);
 #undef NO_ADDEND
-#define NO_ADDEND ((NAME(addend)){NULL, 0, {NULL, NULL}})
+#define NO_ADDEND NULL
 
 /* R rows by W vectors. A is a[r * a_row + k * a_k]; B is b[k * b_k + column]. FETCHING: with each term a line of what is
  * fetched, by a kernel of its own, as a second loop in one would cost the first its registers. */
 static inline __attribute__((always_inline)) void NAME(block)(const int FETCHING, const int R, const int W, const T *a,
                                                               int64_t a_row, int64_t a_k, const T *b,
                                                               int64_t b_k, T *c, int64_t c_row, int64_t count,
-                                                              int add, NAME(addend) plus) {
+                                                              int add, const NAME(addend) *plus) {
     V sum[MR][NV > 3 ? NV : 3];
     _Pragma("GCC unroll 16") for (int r = 0; r < R; r++) _Pragma("GCC unroll 4") for (int w = 0; w < W; w++)
         sum[r][w] = add ? *(const V *)(c + r * c_row + w * VN) : (V){0};
-    const char *next = plus.fetching.at, *last = plus.fetching.last;
+    const char *next = FETCHING ? plus->fetching.at : NULL, *last = FETCHING ? plus->fetching.last : NULL;
     for (int64_t k = 0; k < count; k++, a += a_k, b += b_k) {
         V column[NV > 3 ? NV : 3];
         if (FETCHING) __builtin_prefetch(next, 0, 2), next = next < last ? next + CYX_LINE_BYTES : next;
@@ -78,25 +80,25 @@ static inline __attribute__((always_inline)) void NAME(block)(const int FETCHING
         }
     }
     __asm__("" : "+r"(c), "+r"(c_row)); /* or the places of all rows are computed, and kept, before the first product */
-    if (plus.at)
+    if (plus && plus->at)
         _Pragma("GCC unroll 16") for (int r = 0; r < R; r++) _Pragma("GCC unroll 4") for (int w = 0; w < W; w++)
-            sum[r][w] += *(const V *)(plus.at + r * plus.row + w * VN);
+            sum[r][w] += *(const V *)(plus->at + r * plus->row + w * VN);
     _Pragma("GCC unroll 16") for (int r = 0; r < R; r++) _Pragma("GCC unroll 4") for (int w = 0; w < W; w++) *
         (V *)(c + r * c_row + w * VN) = sum[r][w];
 }
 
 typedef void (*NAME(block_kernel))(const T *a, int64_t a_stride, const T *b, int64_t b_k, T *c, int64_t c_row,
-                                   int64_t count, int add, NAME(addend) plus);
+                                   int64_t count, int add, const NAME(addend) *plus);
 
 /* Two of each size: rows next to each other (packed or transposed A), and k next to each other (A as it
  * lies). */
 #define BLOCK_KERNEL_OF(KIND, FETCHING, R, W)                                                                \
     static void NAME(packed_##KIND##R##x##W)(const T *a, int64_t a_k, const T *b, int64_t b_k, T *c,         \
-                                             int64_t c_row, int64_t count, int add, NAME(addend) plus) {     \
+                                             int64_t c_row, int64_t count, int add, const NAME(addend) *plus) {     \
         NAME(block)(FETCHING, R, W, a, 1, a_k, b, b_k, c, c_row, count, add, plus);                          \
     }                                                                                                        \
     static void NAME(rows_##KIND##R##x##W)(const T *a, int64_t a_row, const T *b, int64_t b_k, T *c,         \
-                                           int64_t c_row, int64_t count, int add, NAME(addend) plus) {       \
+                                           int64_t c_row, int64_t count, int add, const NAME(addend) *plus) {       \
         NAME(block)(FETCHING, R, W, a, a_row, 1, b, b_k, c, c_row, count, add, plus);                        \
     }
 #define BLOCK_KERNEL(R, W) BLOCK_KERNEL_OF(, 0, R, W)
@@ -159,7 +161,7 @@ static NAME(block_kernel) NAME(fetching_kernel)(int packed, int64_t rows) {
  * need not. */
 static inline void NAME(run_block)(const NAME(block_kernel) kernels[MR][NV], int64_t rows, int64_t columns,
                                    const T *a, int64_t a_stride, const T *b, int64_t b_k, T *c, int64_t c_row,
-                                   int64_t count, int add, NAME(addend) plus) {
+                                   int64_t count, int add, const NAME(addend) *plus) {
     int64_t vectors = (columns + VN - 1) / VN;
     NAME(block_kernel) kernel = kernels[rows - 1][vectors - 1];
     if (columns == vectors * VN) {
@@ -172,8 +174,8 @@ static inline void NAME(run_block)(const NAME(block_kernel) kernels[MR][NV], int
         memcpy(own + r * NR, c + r * c_row, sizeof(T) * (size_t)columns);
     }
     kernel(a, a_stride, b, b_k, own, NR, count, add, NO_ADDEND);
-    for (int64_t r = 0; plus.at && r < rows; r++)
-        for (int64_t column = 0; column < columns; column++) own[r * NR + column] += plus.at[r * plus.row + column];
+    for (int64_t r = 0; plus && plus->at && r < rows; r++)
+        for (int64_t column = 0; column < columns; column++) own[r * NR + column] += plus->at[r * plus->row + column];
     for (int64_t r = 0; r < rows; r++) memcpy(c + r * c_row, own + r * NR, sizeof(T) * (size_t)columns);
 }
 
@@ -390,10 +392,10 @@ static void NAME(product_body)(void *context, int64_t begin, int64_t end) {
                 NAME(block_kernel) kernel = p->looking.ahead && columns == NR ? NAME(fetching_kernel)(packed_rows, count) : NULL;
                 if (kernel) beside.fetching = cyx_fetch_ahead(&p->looking, p->k_count);
                 if (beside.fetching.at)
-                    kernel(own_a, a_stride, b, b_k, c + r * p->n, p->n, p->k_count, p->k0 > 0, beside);
+                    kernel(own_a, a_stride, b, b_k, c + r * p->n, p->n, p->k_count, p->k0 > 0, &beside);
                 else
                     NAME(run_block)(packed_rows ? NAME(packed_kernels) : NAME(rows_kernels), count, columns, own_a, a_stride,
-                                    b, b_k, c + r * p->n, p->n, p->k_count, p->k0 > 0, beside);
+                                    b, b_k, c + r * p->n, p->n, p->k_count, p->k0 > 0, &beside);
             }
         }
     }
@@ -505,7 +507,7 @@ static int NAME(multiply_small)(const NAME(product) * p) {
             for (int64_t r = 0; r < m; r += TALL_ROWS)
                 (p->a_transposed ? NAME(packed_8x3) : NAME(rows_8x3))(
                     p->a + r * a_step, p->a_row, p->b + column, p->b_row, p->c + r * n + column, n, k, 0,
-                    (NAME(addend)){p->plus.at ? p->plus.at + r * p->plus.row + column : NULL, p->plus.row});
+                    &(NAME(addend)){p->plus.at ? p->plus.at + r * p->plus.row + column : NULL, p->plus.row});
         return 1;
     }
 #endif
@@ -517,7 +519,7 @@ static int NAME(multiply_small)(const NAME(product) * p) {
             NAME(run_block)(p->a_transposed ? NAME(packed_kernels) : NAME(rows_kernels),
                             m - r < height ? m - r : height, n - column < NR ? n - column : NR, p->a + r * a_step,
                             p->a_row, packed ? last : p->b + column, packed ? NR : p->b_row, p->c + r * n + column, n,
-                            k, 0, (NAME(addend)){p->plus.at ? p->plus.at + r * p->plus.row + column : NULL, p->plus.row});
+                            k, 0, &(NAME(addend)){p->plus.at ? p->plus.at + r * p->plus.row + column : NULL, p->plus.row});
     }
     return 1;
 }
@@ -590,7 +592,7 @@ static cyx_array NAME(stack_of)(const cyx_array *x) {
 
 /* What the second call of a group adds to the product of the first: as large, or one row for all of its rows. */
 static NAME(addend) NAME(addend_of)(const cyx_call *product, int64_t n) {
-    if (product->group != 2) return NO_ADDEND;
+    if (product->group != 2) return (NAME(addend)){NULL, 0};
     const cyx_array *other = &product[1].in[product[1].in[0].data == product->out.data];
     return (NAME(addend)){other->data, other->size == product->out.size ? n : 0};
 }
@@ -628,7 +630,7 @@ static void NAME(many_body)(void *context, int64_t begin, int64_t end) {
                         NAME(run_block)(packed ? NAME(packed_kernels) : NAME(rows_kernels), rows - r < MR ? rows - r : MR,
                                         n - column < NR ? n - column : NR, a, packed ? MR : k,
                                         (const T *)products[2 * i].in[1].data + column, n, block, n, k, 0,
-                                        (NAME(addend)){block, n});
+                                        &(NAME(addend)){block, n});
                     }
         }
     }
