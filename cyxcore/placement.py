@@ -7,6 +7,7 @@ from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
+from types import MappingProxyType
 from typing import NamedTuple
 
 from cyxcore.bands import Stretch
@@ -18,6 +19,7 @@ from cyxcore.order import Schedule
 SMALL = 16  # an array this many times smaller than what a call writes is kept until its readers are through
 WASTE = 0.01  # of what lives at once: with no more than that nothing better is looked for
 SHARES = (4, 16, 64, 256)  # blocks of this share of what lives at once are placed first
+IN_ORDER = frozenset(("max_pool2d_grad", "avg_pool2d_grad"))  # write line after line, which processors fetch ahead
 MANY_BLOCKS = 1000  # more are laid out once more at most, as each time takes milliseconds
 
 
@@ -158,12 +160,59 @@ def _around(blocks: Sequence[Block], large: Sequence[int]) -> tuple[list[Slot], 
     return slots, arena.end
 
 
+def made_where_kept(
+    graph: Graph, known: Inferred, decided: Schedule, within: Collection[int], apart: Collection[int] = ()
+) -> dict[int, int]:
+    """Of what stays within a stretch that which lies where a later array of its size will: array -> the later one.
+
+    The calls from one to the other are element-wise, so they read and write one place, which is fetched once; else what
+    they write is fetched from memory as well, only to be written over. apart: as of place_arrays().
+    """
+    found: dict[int, int] = {}
+    elsewhere = {*within, *decided.onto, *decided.in_place}
+    for stretch in decided.stretches:
+        readers: dict[int, list[int]] = {}
+        for place in stretch.places:
+            for source in {decided.alias.get(i, i) for i in graph.nodes[place].inputs}:
+                readers.setdefault(source, []).append(place)
+        at = {place: number for number, place in enumerate(stretch.places)}
+        for place in stretch.places:
+            reading = readers.get(place, ())
+            if place not in within or graph.nodes[place].op not in IN_ORDER or not reading:
+                continue
+            if not all(_is_by_elements(graph, known, reader, place) for reader in reading):
+                continue
+            last, reached = max(at[reader] for reader in reading), {place}
+            for later in stretch.places[at[place] + 1 :]:
+                sources = {decided.alias.get(i, i) for i in graph.nodes[later].inputs}
+                if reached.isdisjoint(sources) or not _is_by_elements(graph, known, later, place):
+                    continue
+                reached.add(later)
+                free = later not in elsewhere and decided.home(later) not in apart
+                if free and at[later] >= last and known.bytes_of(later) == known.bytes_of(place):
+                    found[place] = later
+                    elsewhere.add(later)
+                    break
+    return found
+
+
+def _is_by_elements(graph: Graph, known: Inferred, place: int, like: int) -> bool:
+    """Whether a call makes each element from those of its place, of as many as another array has."""
+    return OPS[graph.nodes[place].op].group == "elementwise" and known.shapes[place] == known.shapes[like]
+
+
 def place_arrays(
-    graph: Graph, known: Inferred, decided: Schedule, within: set[int], lanes: int, apart: Collection[int] = ()
+    graph: Graph,
+    known: Inferred,
+    decided: Schedule,
+    within: set[int],
+    lanes: int,
+    apart: Collection[int] = (),
+    early: Mapping[int, int] = MappingProxyType({}),
 ) -> tuple[dict[int, Slot], dict[int, int], int]:
     """A slot per computed node, reused after its last reader; for what stays within a stretch the slot of its first
     lane, and how many bytes further on that of the next lane is; and the arena's size in bytes. apart: nodes whose
-    memory is elsewhere.
+    memory is elsewhere. early: those that lie where another array will (made_where_kept).
     """
 
     def root(place: int) -> int:
@@ -185,15 +234,16 @@ def place_arrays(
     blocks = list[Block]()
     block_of = dict[int, int]()  # node -> its block
     elsewhere = within | decided.in_place.keys() | {place for place in decided.order if decided.home(place) in apart}
+    paired = {*early, *early.values()}
     inner = list[tuple[int, dict[int, Slot], int]]()  # of a stretch: the block of its lanes, slots, size of a lane
     for step, places in enumerate(steps):
         over: Mapping[int, int] = decided.onto
         if places[0] in begins:
             through = {i for i in {root(i) for p in places for i in graph.nodes[p].inputs} if last[i] == step}
-            new = [p for p in places if p not in elsewhere and p not in decided.onto]
+            new = [p for p in places if p not in elsewhere and p not in decided.onto and p not in paired]
             candidates = (through & block_of.keys()) - not_over
-            over = {**decided.onto, **_taken_over(graph, known, begins[places[0]], root, candidates, new)}
-        for place in sorted(places, key=lambda place: -last.get(place, step)):
+            over = {**decided.onto, **early, **_taken_over(graph, known, begins[places[0]], root, candidates, new)}
+        for place in sorted(places, key=lambda place: (place in early, -last.get(place, step))):
             if place in elsewhere:
                 continue
             until = last.get(place, step)
@@ -204,7 +254,8 @@ def place_arrays(
                     until = group_end[until]
             if place in over:
                 block_of[place] = number = block_of[over[place]]
-                blocks[number] = blocks[number]._replace(last=until)
+                if place not in early:
+                    blocks[number] = blocks[number]._replace(last=until)
             else:
                 block_of[place] = len(blocks)
                 blocks.append(Block(known.bytes_of(place), step, until))

@@ -28,7 +28,7 @@ from cyxcore.infer import Shape
 from cyxcore.onepass import gather
 from cyxcore.order import Schedule, schedule
 from cyxcore.passes import cut_products, optimise, turn_once
-from cyxcore.placement import Slot, place_arrays
+from cyxcore.placement import Slot, made_where_kept, place_arrays
 from cyxcore.recompute import recompute, recompute_in_bands
 
 Array = Any  # numpy.ndarray, or cupy.ndarray on a device with its own memory
@@ -76,9 +76,11 @@ class Plan:
             self.graph = graph = shorter
             decided = schedule(graph, in_bands, self._lanes)
         known = graph.infer(1)
-        self._within = decided.within(graph, known)
         self._apart: dict[int, Array] = {decided.home(place): None for place in graph.outputs} if outputs_apart else {}
-        placed = place_arrays(graph, known, decided, self._within, self._lanes, self._apart)
+        within = decided.within(graph, known)
+        early = made_where_kept(graph, known, decided, within, self._apart)
+        self._within = within - early.keys()
+        placed = place_arrays(graph, known, decided, self._within, self._lanes, self._apart, early)
         slots, self._lane_bytes, self.arena_bytes = placed
         self.arena = arena = self.backend.memory(self.arena_bytes)
         self._sends: list[tuple[Array, Array]] = []  # (device, host)

@@ -287,6 +287,19 @@ def test_what_follows_a_convolution_runs_in_bands_and_changes_no_bit(isa: str, t
     assert run(plan) == run(plain)
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_gradient_of_a_pool_is_made_where_its_masked_result_is_kept(threads: int) -> None:
+    graph = convolutions_step()
+    cpu.set_num_threads(threads)
+    plan = Plan(graph, state_of(graph), "cpu")
+    nodes, made = plan.graph.nodes, [place for place, node in enumerate(plan.graph.nodes) if "pool2d_grad" in node.op]
+    assert {nodes[place].op for place in made} == {"max_pool2d_grad", "avg_pool2d_grad"}
+    for place in made:
+        kept = next(later for later, node in enumerate(nodes) if node.op == "mul" and place in node.inputs)
+        assert plan.arrays[place].ctypes.data == plan.arrays[kept].ctypes.data
+    assert run(plan) == run(Plan(graph, state_of(graph), "cpu", optimised=False))
+
+
 OPS = ("tanh", "add row", "add", "softmax", "mean", "matmul", "transpose", "slice", "concat", "pad", "turned", "where")
 
 
