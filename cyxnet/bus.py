@@ -28,7 +28,7 @@ from cyxnet.credentials import Credentials
 from cyxnet.hearing import SHUT_OUT_S, Hearing
 from cyxnet.messages import ErrorBody
 from cyxnet.mux import Requests
-from cyxnet.outcomes import ApiError, BusError, NotAdmitted, NotTrusted, refusal
+from cyxnet.outcomes import ApiError, BusError, NobodyServes, NotAdmitted, NotTrusted, refusal
 from cyxnet.ratelimit import Floods, Places, Rate, RateLimiter
 from cyxnet.service import QUEUE, TYPES, Endpoint, Service, now
 from cyxnet.streams import Streams
@@ -387,7 +387,7 @@ class Bus(Streams):
         finally:
             self._asking -= 1
         if message.status == "503":
-            raise BusError(f"nobody serves {subject}; is the other side running?")
+            raise NobodyServes(f"nobody serves {subject}; is the other side running?")
         answer_headers = dict(message.headers)
         status = answer_headers.get("Nats-Service-Error-Code")
         if status is not None:

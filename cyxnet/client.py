@@ -31,7 +31,7 @@ from cyxnet import artifacts, envelope, identity, outbox, subjects
 from cyxnet import messages as m
 from cyxnet.amounts import format_cyx
 from cyxnet.artifacts import Advance
-from cyxnet.bus import ApiError, Bus, BusError
+from cyxnet.bus import ApiError, Bus, BusError, NobodyServes
 from cyxnet.codec import MSGPACK, decode
 from cyxnet.config import DEFAULT_FOLDER, SESSION_S, ConfigError, read_network
 from cyxnet.credentials import as_client
@@ -50,6 +50,7 @@ QUOTE_FRESH_S = 15.0  # so long its blockhash is signed with
 TRIED_AGAIN = (429, 503)  # statuses of answers that say: later
 MOST_JOBS_OF_A_PAGE = 1000  # that central takes in a JobListRequest
 VERIFY_TIMEOUT_S = 900.0  # of a comparison that reads the whole log
+MAY_BE_TAKEN = ("append_unknown", "broker_unreachable")  # what central says when its log did not answer
 RECONCILE_S = 5.0  # while updates arrive live, the log is compared this often
 QUIET_S = (2.0, 4.0, 8.0, 10.0)  # and this often while nothing arrives
 OnRetry = Callable[[str, float], None]  # (what went wrong, seconds until the next try)
@@ -90,6 +91,7 @@ class Prepared(Struct, kw_only=True):
     payment: m.Payment | None = None
     price: m.Price | None = None  # to be charged at most
     again: bool = False  # its data are there, and the terms are those of a job before it
+    unanswered: int = 0  # requests to take it that may have been heard: it may be taken, whatever others were answered
 
 
 class _Sending:
@@ -403,9 +405,14 @@ class AsyncClient:
         while True:
             offered = prepared.payment
             request = m.SubmitRequest(job=prepared.job, job_id=prepared.job_id, payment=offered, price=prepared.price)
+            prepared.unanswered += 1
             try:
                 return await self.bus.ask(subject, request, m.SubmitReply, timeout_s=15)
+            except NobodyServes:
+                prepared.unanswered -= 1
+                raise
             except ApiError as error:
+                prepared.unanswered -= error.code not in MAY_BE_TAKEN
                 if error.code != "expired" or not offered:
                     raise
             try:
@@ -473,8 +480,32 @@ class AsyncClient:
             on_quote(prepared)
         try:
             return await self.place(prepared, on_upload)
+        except ApiError as error:
+            if error.code != "price_expired" or not again or not prepared.payment:
+                raise
+            raise await self._of_an_old_price(error, kept.job_id, prepared.payment) from None
         finally:
             attempt.kept = replace(kept, payment=prepared.payment or kept.payment)
+            attempt.in_doubt = prepared.unanswered > 0
+
+    async def _of_an_old_price(self, error: ApiError, job_id: str, payment: m.Payment) -> ApiError:
+        """What to do about a job that nobody takes at its price, and where the money of its deposit is."""
+        from cyxnet.instructions import SettlementError
+
+        try:
+            found = await (await self._chain()).status_of(payment.deposit)
+        except SettlementError as unknown:
+            found, money = None, f"what became of its deposit is not known ({unknown})"
+        if found is None:
+            pass
+        elif _is_over(found):
+            money = "its deposit can never land, so nothing was paid"
+        elif found.finalized:
+            money = f"its deposit has paid: central may yet find the job, or the money comes back: cyx refund {job_id}"
+        else:
+            money = "its deposit may still land"
+        remedy = "submit the same file again with a new quote: this job and its deposit are sent with that"
+        return ApiError(error.code, f"{error}; {money}; {remedy}", 409)
 
     async def _known(self, job_id: str) -> m.SubmitReply | None:
         """The answer to a submit that was lost, where central has the job. Raises DataError if it came to nothing."""

@@ -54,10 +54,13 @@ class KeptForLater(BusError):
 
 
 class Attempt:
-    """One try to submit a job. kept: what is kept of it; who signs its deposit adds that."""
+    """One try to submit a job. kept: what is kept of it; who signs its deposit adds that.
+
+    in_doubt: a request of it was heard, perhaps, and not answered: whatever was said to the others, it may be taken.
+    """
 
     def __init__(self, kept: Kept):
-        self.kept = kept
+        self.kept, self.in_doubt = kept, False
 
 
 def wanted(job: "LoadedJob | JobRequest", data_path: Path | None = None, price: Price | None = None) -> Kept:
@@ -86,20 +89,26 @@ def wanted(job: "LoadedJob | JobRequest", data_path: Path | None = None, price: 
 
 
 def same(folder: Path, job: Kept) -> Kept | None:
-    """The job that waits and is this one but for its id: nobody wants it twice. Raises ConfigError, as waiting()."""
-    return next((each for each in waiting(folder) if (each.job, each.price) == (job.job, job.price)), None)
+    """The job that waits and is this one but for its id: nobody wants it twice. Raises ConfigError, as waiting().
+
+    One whose deposit is signed is it at another price, too: that of its quote may be over, and it may be taken.
+    """
+    alike = [each for each in waiting(folder) if each.job == job.job and (each.payment or each.price == job.price)]
+    return next((each for each in alike if each.payment), alike[0] if alike else None)
 
 
 @contextlib.contextmanager
 def kept_if_unanswered(folder: Path, kept: Kept, waits: Kept | None) -> Iterator[Attempt]:
     """Puts the job into the outbox, and raises KeptForLater, when nobody answers to what is done meanwhile, or central
-    is too busy; else it waits there no more, unless it was refused. waits: the same job, if it is there already.
+    is too busy, or refuses what may have been taken in a try that was not answered; else it waits there no more, unless
+    it was refused. waits: the same job, if it is there already.
     """
     attempt = Attempt(replace(kept, job_id=waits.job_id, payment=waits.payment) if waits else kept)
     try:
         yield attempt
     except BaseException as error:
-        if not _is_silence(error):
+        doubtful = attempt.in_doubt and isinstance(error, ApiError)
+        if not (doubtful or _is_silence(error)):
             if waits and attempt.kept.payment != waits.payment:
                 keep(folder, replace(waits, payment=attempt.kept.payment))
             raise
@@ -107,8 +116,9 @@ def kept_if_unanswered(folder: Path, kept: Kept, waits: Kept | None) -> Iterator
         if waits and waits.data_path != kept.data_path:
             discard_fetched(waits)
         job_id = attempt.kept.job_id
+        why = "; a try that nobody answered may have been taken all the same" if doubtful else ""
         what = f"{job_id} is kept, not lost: cyx outbox --send submits it, once at most"
-        raise KeptForLater(f"{error}; {what}", job_id) from None
+        raise KeptForLater(f"{error}{why}; {what}", job_id) from None
     if waits:
         forget(folder, waits.job_id)
         discard_fetched(waits)

@@ -23,6 +23,10 @@ class BusError(CyxError):
     code = "broker_unreachable"
 
 
+class NobodyServes(BusError):
+    """The broker said that nobody listens there: what was asked reached nobody."""
+
+
 class NotTrusted(BusError):
     """The broker's certificate is not one that this network's authority has signed, or is for another host."""
 

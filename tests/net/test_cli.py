@@ -866,6 +866,37 @@ async def test_a_kept_job_is_charged_no_more_than_its_quote_said_and_one_whose_p
     assert outbox.waiting(tmp_path) == []
 
 
+async def test_a_job_that_may_be_taken_though_its_price_is_over_is_the_same_one_with_another_quote(
+    central: FakeCentral, cyx: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    over = ApiError("price_expired", "the price expired 9 s ago", 503)
+    deposit = m.SignedTransaction(transaction=b"-", signature="1" * 64, last_valid_block_height=9)
+    signed = m.Payment(client="1" * 32, deposit=deposit)
+    placed: list[tuple[str, m.Price | None, m.Payment | None]] = []
+
+    async def place(client: AsyncClient, prepared: Prepared, on_upload: object = None) -> m.SubmitReply:
+        placed.append((prepared.job_id, prepared.price, prepared.payment))
+        if len(placed) == 1:
+            prepared.payment, prepared.unanswered = signed, 1
+            raise over
+        return m.SubmitReply(job_id=prepared.job_id, status="funding", terms=prepared.quote.terms)
+
+    async def is_dead(client: AsyncClient, payment: m.Payment) -> bool:
+        return False
+
+    monkeypatch.setattr(AsyncClient, "place", place)
+    monkeypatch.setattr(AsyncClient, "_is_dead", is_dead)
+    prices = [m.Price(job_sha256="0" * 64, client="1" * 32, max_base_units=7, expires_ms=n, signature="0" * 128)
+              for n in (1, 2)]  # fmt: skip
+    for price in prices:
+        (tmp_path / "price").write_bytes(msgspec.json.encode(price))
+        _, told, _ = await cyx("submit", str(EXAMPLES / "diabetes.toml"), "--quote", str(tmp_path / "price"))
+    assert "this job waits there as" in told
+    job_id = placed[0][0]
+    assert placed == [(job_id, prices[0], None), (job_id, prices[1], signed)]
+    assert outbox.waiting(tmp_path) == []
+
+
 @pytest.mark.parametrize("then", ["--send", "--forget"])
 async def test_fetched_data_stays_as_long_as_its_job_waits_and_no_longer(
     central: FakeCentral, cyx: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, then: str

@@ -24,7 +24,7 @@ from cyxnet import artifacts, subjects
 from cyxnet import client as client_module
 from cyxnet import messages as m
 from cyxnet.broker import Broker, Passwords
-from cyxnet.bus import ApiError, Bus, BusError
+from cyxnet.bus import ApiError, Bus, BusError, NobodyServes
 from cyxnet.client import (
     QUOTE_FRESH_S,
     AsyncClient,
@@ -594,6 +594,74 @@ async def test_a_kept_job_is_sent_with_the_deposit_that_was_signed_for_it_as_lon
     first, *_, last = quoting.offered
     assert (first.job_id, first.payment != last.payment) == (reply.job_id, dead)
     assert kept.payment == last.payment and client.kept() == []
+
+
+async def test_a_job_that_is_refused_after_a_try_that_nobody_answered_is_kept_with_its_deposit_and_offered_again(
+    quoting: FakeCentral, client: AsyncClient, data_path: Path
+) -> None:
+    job, no = request_for(data_path, CYX), ApiError("price_expired", "the price expired 999 s ago", 409)
+    answers: list[ApiError] = [ApiError("append_unknown", "the log did not answer", 503), no]
+
+    def answer(ask: m.SubmitRequest) -> None:
+        if answers:
+            raise answers.pop(0)
+
+    quoting.before_submit = answer
+    with pytest.raises(KeptForLater, match="expired 999 s ago; a try that nobody answered may have been taken"):
+        await client.submit(job, data_path, keep=True)
+    [kept] = client.kept()
+    answers.append(no)
+    with pytest.raises(ApiError, match="999 s ago; its deposit may still land; submit the same file again"):
+        await client.send_kept(kept)
+    assert client.kept() == [kept]
+    assert (await client.submit(job, data_path, keep=True)).job_id == kept.job_id
+    assert {str((each.job_id, each.payment)) for each in quoting.offered} == {str((kept.job_id, kept.payment))}
+    assert len(quoting.offered) == 4 and client.kept() == []
+
+
+async def test_what_became_of_the_deposit_of_a_kept_job_whose_price_is_over_is_said(
+    quoting: FakeCentral, client: AsyncClient, data_path: Path
+) -> None:
+    assert quoting.settlement
+    quoting.deadline_s = int(time.time()) + DEADLINE_S
+    client.retry_delays_s = ()
+    answers = [busy, price_over, price_over]
+    quoting.before_submit = lambda ask: answers.pop(0)(ask)
+    with pytest.raises(KeptForLater):
+        await client.submit(request_for(data_path, CYX), data_path, keep=True)
+    [kept] = client.kept()
+    assert kept.payment
+    await quoting.settlement.succeed(kept.payment.deposit, "deposit")
+    with pytest.raises(ApiError, match=f"its deposit has paid: .* cyx refund {kept.job_id}"):
+        await client.send_kept(kept)
+    assert client.kept() == [kept]
+    settlement, client._settlement = client._settlement, Settlement("http://127.0.0.1:1")  # nobody is there
+    told = await client._of_an_old_price(ApiError("price_expired", "over", 409), kept.job_id, kept.payment)
+    assert "over; what became of its deposit is not known" in str(told)
+    await client._settlement.close()
+    client._settlement = settlement
+
+
+def price_over(ask: m.SubmitRequest) -> None:
+    raise ApiError("price_expired", "the price expired 999 s ago", 409)
+
+
+@pytest.mark.parametrize("first", [ApiError("busy", "too much at once", 503), NobodyServes("nobody serves it")])
+async def test_a_job_that_was_heard_by_nobody_before_it_was_refused_is_not_kept(
+    quoting: FakeCentral, client: AsyncClient, data_path: Path, monkeypatch: pytest.MonkeyPatch, first: Exception
+) -> None:
+    answers = [first, ApiError("insufficient_funds", "too little", 402)]
+    ask = client.bus.ask
+
+    async def answered(subject: str, *args: object, **options: object) -> object:
+        if subject.endswith("job.submit"):
+            raise answers.pop(0)
+        return await ask(subject, *args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(client.bus, "ask", answered)
+    with pytest.raises(ApiError, match="too little"):
+        await client.submit(request_for(data_path, CYX), data_path, keep=True)
+    assert answers == [] and client.kept() == []
 
 
 async def test_a_job_that_was_refused_is_not_kept(quoting: FakeCentral, client: AsyncClient, data_path: Path) -> None:
