@@ -290,8 +290,8 @@ def rand(
 ) -> Tensor:
     """Uniform numbers in [0, 1), of a generator or of the one manual_seed sets; no finer than float32 in any dtype."""
 
-    def draw(*place: Any) -> Array:
-        return drawing.fitted(drawing.uniform(*place), dtype_name(dtype or "float32"))
+    def draw(*place: Any, dtype: str) -> Array:
+        return drawing.fitted(drawing.uniform(*place), dtype)
 
     return _drawn("rand", draw, shape, dtype, requires_grad, generator)
 
@@ -316,7 +316,7 @@ def _drawn(
 
     def made() -> Tensor:
         seed, step = (next_key() if generator is None else generator.next_key()).tolist()
-        return Tensor(draw(seed, step, 0, sizes), wanted, requires_grad)
+        return Tensor(draw(seed, step, 0, sizes, dtype=wanted), wanted, requires_grad)
 
     tensor: Tensor = drawn(generator, made)
     return tensor

@@ -21,6 +21,12 @@ ORDER_STEP = 2**63
 AUGMENT_STEP = 2**63 + 2**62
 
 
+def compiled(device: str | None = None) -> Any:
+    """The compiled kernels, which draw what the definitions here do; None on the device of definitions."""
+    name = devices.default_device() if device is None else device
+    return None if name == "reference" else devices.backend("cpu").kernels  # type: ignore[attr-defined]
+
+
 def uniform(seed: int, step: int, stream: int, shape: tuple[int, ...], device: str | None = None) -> Array:
     """float64 multiples of 2**-24 in [0, 1), drawn by the op `uniform`. Every device draws the same."""
     backend = devices.backend(devices.default_device() if device is None else device)
@@ -40,16 +46,39 @@ def fitted(u: Array, dtype: str) -> Array:
 
 def permutation(seed: int, epoch: int, count: int) -> Array:
     """The order of `count` rows in an epoch, int64: a stable sort of random words."""
+    kernels = compiled()
+    if kernels is not None:
+        order = np.empty(count, np.int64)
+        kernels.draw_order(seed, ORDER_STEP + epoch, 0, False, order)
+        return order
     return np.argsort(uniform_words(seed, ORDER_STEP + epoch, 0, count), kind="stable").astype(np.int64)
 
 
-def normal(seed: int, step: int, stream: int, shape: tuple[int, ...], device: str | None = None) -> Array:
-    """Approximately normal numbers, float64: the sum of twelve uniforms minus six (Irwin-Hall).
+def normal(
+    seed: int,
+    step: int,
+    stream: int,
+    shape: tuple[int, ...],
+    device: str | None = None,
+    *,
+    std: float = 1.0,
+    mean: float = -0.0,  # which adds nothing to any number
+    dtype: str = "float64",
+) -> Array:
+    """Approximately normal numbers: the sum of twelve uniforms minus six (Irwin-Hall), computed in float64.
 
     Exact arithmetic only: a logarithm or cosine would differ in the last bit between machines.
-    The tails end at ±6, which serves weights and noise but not statistics of rare events.
+    The tails end at ±6, which serves weights and noise but not statistics of rare events. dtype: "float32" for an array
+    of that; any other has float64, which the caller rounds.
     """
-    return uniform(seed, step, stream, (*shape, 12), device).sum(-1) - 6.0
+    kernels, kind = compiled(device), np.float32 if dtype == "float32" else np.float64
+    if kernels is None:
+        drawn = mean + std * (uniform(seed, step, stream, (*shape, 12), device).sum(-1) - 6.0)
+    else:
+        drawn = np.empty(shape, kind)
+        kernels.draw_reals("twelves", seed, step, stream, std, mean, drawn)
+    result: Array = drawn.astype(kind, copy=False)
+    return result
 
 
 def initial(
@@ -87,6 +116,6 @@ def drawn(
     if kind == "constant":
         return np.full(shape, rule["value"], dtype)
     if kind == "normal":
-        return (normal(seed, step, stream, shape, device) * rule["std"]).astype(dtype)
+        return normal(seed, step, stream, shape, device, std=rule["std"], dtype=dtype).astype(dtype, copy=False)
     bound = 1.0 / math.sqrt(rule["fan_in"]) if kind == "kaiming_uniform" else rule["bound"]
     return ((uniform(seed, step, stream, shape, device) * 2.0 - 1.0) * bound).astype(dtype)

@@ -141,6 +141,16 @@ class Generator(eager.Generator):
         """Of mean loc and standard deviation scale."""
         mean = _numbers("normal", "loc", loc, _any, "finite")
         deviation = _numbers("normal", "scale", scale, _not_negative, ">= 0")
+        if mean.size == deviation.size == 1:  # in one pass
+            scale, shift = float(deviation.reshape(())), float(mean.reshape(()))
+            kind = "float32" if dtype_name(dtype) == "float32" else "float64"
+            return self._drawn(
+                "normal",
+                size,
+                dtype,
+                (mean, deviation),
+                lambda s, n, m, d: variates.normal(s, n, scale, shift, kind),
+            )
         return self._drawn("normal", size, dtype, (mean, deviation), lambda s, n, m, d: m + d * variates.normal(s, n))
 
     def truncated_normal(
@@ -282,7 +292,7 @@ class Generator(eager.Generator):
             raise SpecError(f"integers: expected low < high within {wanted}, got {first}..{last}")
         shape = _size(size)
         found = variates.integers(self._source(), first, last, math.prod(shape)).reshape(shape)
-        return _placed(found.view(np.uint64) if wanted == "uint64" else found, wanted)
+        return _made(found.view(np.uint64) if wanted == "uint64" else found, wanted)
 
     def randint(self, low: int, high: int | None = None, size: Any = None, *, dtype: Any = "int64") -> Tensor:
         """integers() without its last one."""
@@ -337,10 +347,10 @@ class Generator(eager.Generator):
         if is_whole(x) and not isinstance(x, Tensor):
             if x < 0:
                 raise SpecError(f"permutation: expected a count >= 0, got {x}")
-            return _placed(variates.permutation(self._source(), int(x)), "int64")
+            return _made(variates.permutation(self._source(), int(x)), "int64")
         value = x if isinstance(x, Tensor) else Tensor(x)
         place = value._axis(axis)
-        order = _placed(variates.permutation(self._source(), value.shape[place]), "int64")
+        order = _made(variates.permutation(self._source(), value.shape[place]), "int64")
         return value._apply("take", [value, order.to(value.device)], {"axis": place})
 
     def choice(self, a: Any, size: Any = None, replace: bool = True, p: Any = None, axis: int = 0) -> Tensor:
@@ -391,7 +401,11 @@ def _broadcast(name: str, size: Any, parameters: tuple[Array, ...]) -> tuple[Sha
     shape = theirs if size is None else _shape(size)
     if not stretches(theirs, shape):
         raise ShapeError(f"{name}: parameters of shape {theirs} do not broadcast to size {shape}")
-    return shape, [np.broadcast_to(x, shape).reshape(-1) for x in parameters]
+    count = math.prod(shape)  # of one number no array is made
+    return shape, [
+        np.broadcast_to(x.reshape(-1) if x.size == 1 else np.broadcast_to(x, shape).reshape(-1), (count,))
+        for x in parameters
+    ]
 
 
 def _placed(array: Array, dtype: str) -> Tensor:
@@ -400,6 +414,10 @@ def _placed(array: Array, dtype: str) -> Tensor:
         limits = iinfo(dtype)
         if array.min() < limits.min or DTYPES[dtype].item_bytes < 8 and array.max() > limits.max:
             raise DtypeError(f"random: {dtype} holds {limits.min}..{limits.max}, a number outside was drawn")
+    return _made(array, dtype)
+
+
+def _made(array: Array, dtype: str) -> Tensor:
     made = Tensor(array, dtype)
     return made.to(devices.default_device()) if devices.default_device() in devices.OWN_MEMORY else made
 

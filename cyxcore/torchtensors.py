@@ -92,7 +92,7 @@ class InMemory(InPlace):
     def normal_(self, mean: float = 0.0, std: float = 1.0) -> Self:
         """Normal numbers of the generator cx.manual_seed sets."""
         seed, step = self._drawn_key("normal_")
-        return self.copy_(drawing.normal(seed, step, 0, self.shape) * std + mean)
+        return self.copy_(drawing.normal(seed, step, 0, self.shape, std=std, mean=mean, dtype=self.dtype))
 
     def uniform_(self, low: float = 0.0, high: float = 1.0) -> Self:
         """Numbers low <= x < high of the generator cx.manual_seed sets."""

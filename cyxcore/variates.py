@@ -15,7 +15,6 @@ import numpy as np
 
 from cyxcore import device as devices
 from cyxcore import drawing
-from cyxcore.kernels.philox import uniform_words
 
 Array = np.ndarray[Any, Any]
 
@@ -24,11 +23,11 @@ class Source:
     """The numbers of one draw of a generator: each request takes a new stream of (seed, step)."""
 
     def __init__(self, seed: int, step: int) -> None:
-        self.seed, self.step, self._stream = seed, step, 0
+        self.seed, self.step, self.stream = seed, step, 0
 
     def _next(self) -> int:
-        self._stream += 1
-        return self._stream - 1
+        self.stream += 1
+        return self.stream - 1
 
     def uniform(self, count: int) -> Array:
         """Multiples of 2**-48 in [0, 1)."""
@@ -41,8 +40,14 @@ class Source:
 
     def words(self, count: int) -> Array:
         """64 random bits each, uint64."""
-        halves = uniform_words(self.seed, self.step, self._next(), 2 * count).astype(np.uint64).reshape(-1, 2)
-        return halves[:, 0] << np.uint64(32) | halves[:, 1]
+        halves = np.empty(2 * count, np.uint32)
+        _kernels().draw_words(self.seed, self.step, self._next(), halves)
+        pairs = halves.astype(np.uint64).reshape(-1, 2)
+        return pairs[:, 0] << np.uint64(32) | pairs[:, 1]
+
+
+def _kernels() -> Any:
+    return drawing.compiled("cpu")
 
 
 def _by_kernel(op: str, x: Array) -> Array:
@@ -106,8 +111,11 @@ def normal_below(x: Array) -> Array:
     return 0.5 + 0.5 * _by_kernel("erf", x * math.sqrt(0.5))
 
 
-def normal(source: Source, count: int) -> Array:
-    return normal_quantile(source.inside(count))
+def normal(source: Source, count: int, scale: float = 1.0, shift: float = -0.0, dtype: str = "float64") -> Array:
+    """shift + scale normal_quantile(source.inside(count)), as float32 or float64."""
+    drawn = np.empty(count, dtype)
+    _kernels().draw_reals("normals", source.seed, source.step, source._next(), scale, shift, drawn)
+    return drawn
 
 
 def truncated_normal(source: Source, low: Array, high: Array) -> Array:
@@ -173,7 +181,11 @@ def beta(source: Source, a: Array, b: Array) -> Array:
 
 def integers(source: Source, low: int, high: int, count: int) -> Array:
     """low <= n < high, each as likely as the others. int64."""
-    span = high - low
+    span, start = high - low, source.stream
+    found = np.empty(count, np.int64)
+    if _kernels().draw_integers(source.seed, source.step, source._next(), span % 2**64, low % 2**64, found):
+        return found
+    source.stream = start
     last = np.uint64(2**64 - 1 - 2**64 % span)  # words above would favour the first
     words = source.words(count)
     while (over := np.nonzero(words > last)[0]).size:
@@ -183,7 +195,9 @@ def integers(source: Source, low: int, high: int, count: int) -> Array:
 
 
 def permutation(source: Source, count: int) -> Array:
-    return np.argsort(source.words(count), kind="stable").astype(np.int64)
+    order = np.empty(count, np.int64)
+    _kernels().draw_order(source.seed, source.step, source._next(), True, order)
+    return order
 
 
 def log_factorial(k: Array) -> Array:

@@ -14,7 +14,7 @@ from cyxcore.errors import DataError, DtypeError, GraphError, KernelError, Shape
 
 cimport numpy as cnp
 from cpython.pycapsule cimport PyCapsule_New
-from libc.stdint cimport int32_t, int64_t
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy, memset
 
@@ -93,6 +93,27 @@ cdef extern from "cyx.h" nogil:
     const char *cyx_dtype_names[]
     const int cyx_op_inputs[][2]
     const int cyx_dtype_bytes[]
+    enum:
+        CYX_DRAW_WORDS
+        CYX_DRAW_TWELVES
+        CYX_DRAW_NORMALS
+        CYX_DRAW_INTEGERS
+    ctypedef struct cyx_draw:
+        int kind
+        int dtype
+        uint64_t seed
+        uint64_t step
+        uint32_t stream
+        void *out
+        int64_t count
+        double scale
+        double shift
+        uint64_t span
+        uint64_t low
+        int over
+    void cyx_draw_numbers(cyx_draw *draw)
+    cyx_status cyx_order_words(uint64_t seed, uint64_t step, uint32_t stream, int wide, int64_t *out, int64_t count)
+    cyx_message cyx_last_failure
     int cyx_set_isa(const char *name)
     const char *cyx_isa()
     int cyx_amx()
@@ -792,6 +813,60 @@ cdef class Program:
         finally:
             self._running -= 1
         return found
+
+
+cdef cyx_draw _draw_into(int kind, uint64_t seed, uint64_t step, uint32_t stream, cnp.ndarray out, tuple types) except *:
+    """What fills an array, which has to be whole and of one of some types."""
+    cdef cyx_draw draw
+    if cnp.PyArray_TYPE(out) not in types or not cnp.PyArray_ISCARRAY(out):
+        raise ValueError(f"expected a writable C-contiguous array of another dtype, got {(<object>out).dtype}")
+    memset(&draw, 0, sizeof(draw))
+    draw.kind, draw.seed, draw.step, draw.stream = kind, seed, step, stream
+    draw.dtype = CYX_F32 if cnp.PyArray_TYPE(out) == cnp.NPY_FLOAT32 else CYX_F64
+    draw.out, draw.count = cnp.PyArray_DATA(out), cnp.PyArray_SIZE(out)
+    return draw
+
+
+def draw_words(uint64_t seed, uint64_t step, uint32_t stream, cnp.ndarray out) -> None:
+    """Fills a uint32 array with the words of a stream (kernels/philox.py)."""
+    cdef cyx_draw draw = _draw_into(CYX_DRAW_WORDS, seed, step, stream, out, (cnp.NPY_UINT32,))
+    with nogil:
+        cyx_draw_numbers(&draw)
+
+
+def draw_reals(str kind, uint64_t seed, uint64_t step, uint32_t stream, double scale, double shift, cnp.ndarray out) -> None:
+    """Fills a float32 or float64 array with shift + scale x. kind: "twelves", x the sum of twelve multiples of 2**-24 in
+    [0, 1) less six; or "normals", x a normal quantile (cyxcore/variates.py).
+    """
+    cdef cyx_draw draw
+    cdef int number = CYX_DRAW_TWELVES if kind == "twelves" else CYX_DRAW_NORMALS
+    draw = _draw_into(number, seed, step, stream, out, (cnp.NPY_FLOAT32, cnp.NPY_FLOAT64))
+    draw.scale, draw.shift = scale, shift
+    with nogil:
+        cyx_draw_numbers(&draw)
+
+
+def draw_integers(uint64_t seed, uint64_t step, uint32_t stream, uint64_t span, uint64_t low, cnp.ndarray out) -> bool:
+    """Fills an int64 array with low + a word of 64 bits % span (span 0: 2**64), modulo 2**64. Returns False where a word was
+    among those that would favour the first numbers: then the caller draws in another way.
+    """
+    cdef cyx_draw draw = _draw_into(CYX_DRAW_INTEGERS, seed, step, stream, out, (cnp.NPY_INT64,))
+    draw.span, draw.low = span, low
+    with nogil:
+        cyx_draw_numbers(&draw)
+    return not draw.over
+
+
+def draw_order(uint64_t seed, uint64_t step, uint32_t stream, bint wide, cnp.ndarray out) -> None:
+    """Fills an int64 array with the order of as many random words: a stable sort of words of 32 bits, or of 64 if `wide`."""
+    cdef cyx_draw draw = _draw_into(CYX_DRAW_WORDS, seed, step, stream, out, (cnp.NPY_INT64,))
+    cdef cyx_status status
+    cdef cyx_message message
+    with nogil:
+        status = cyx_order_words(seed, step, stream, wide, <int64_t *>draw.out, draw.count)
+        message = cyx_last_failure
+    if status != CYX_OK:
+        _fail(status, &message)
 
 
 def set_num_threads(int count) -> None:

@@ -26,9 +26,9 @@ def _uniform(shape: tuple[int, ...]) -> Array:
     return drawing.uniform(seed, step, 0, shape)
 
 
-def _normal(shape: tuple[int, ...]) -> Array:
+def _normal(shape: tuple[int, ...], mean: float = -0.0, std: float = 1.0, dtype: str = "float64") -> Array:
     seed, step = next_key().tolist()
-    return drawing.normal(seed, step, 0, shape)
+    return drawing.normal(seed, step, 0, shape, std=std, mean=mean, dtype=dtype)
 
 
 def fans(tensor: Tensor) -> tuple[int, int]:
@@ -70,14 +70,14 @@ def uniform_(tensor: Tensor, a: float = 0.0, b: float = 1.0) -> Tensor:
 
 
 def normal_(tensor: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:
-    return _fill(tensor, mean + std * _normal(tensor.shape))
+    return _fill(tensor, _normal(tensor.shape, mean, std, tensor.dtype))
 
 
 def trunc_normal_(tensor: Tensor, mean: float = 0.0, std: float = 1.0, a: float = -2.0, b: float = 2.0) -> Tensor:
     """Normal numbers, drawn again while they are outside a … b."""
-    values = mean + std * _normal(tensor.shape)
+    values = _normal(tensor.shape, mean, std)
     while (outside := (values < a) | (values > b)).any():
-        values[outside] = mean + std * _normal((int(outside.sum()),))
+        values[outside] = _normal((int(outside.sum()),), mean, std)
     return _fill(tensor, values)
 
 

@@ -48,5 +48,5 @@ class Draws:
     def source(self) -> Source:
         """For distributions that need more: numbers of streams that no other call uses."""
         source = Source(self.seed, self.step)
-        source._stream = (self._next() + 1) << 16
+        source.stream = (self._next() + 1) << 16
         return source

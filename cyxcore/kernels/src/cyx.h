@@ -100,7 +100,32 @@ extern const int cyx_op_inputs[CYX_OP_COUNT][2]; /* least and most */
 extern const char *const cyx_dtype_names[CYX_DTYPE_COUNT];
 extern const int cyx_dtype_bytes[CYX_DTYPE_COUNT];
 
+/* Numbers made of the words of Philox (random.inl), beside the operations: what a program draws at once. */
+typedef enum {
+    CYX_DRAW_WORDS,    /* 32 random bits each */
+    CYX_DRAW_TWELVES,  /* shift + scale x, x a sum of twelve uniforms minus six */
+    CYX_DRAW_NORMALS,  /* the same of x by normal quantiles */
+    CYX_DRAW_INTEGERS, /* low + a 64-bit word % span; span 0: 2**64 */
+    CYX_DRAW_COUNT
+} cyx_draw_kind;
+
+typedef struct {
+    int kind, dtype; /* dtype: CYX_F32 or CYX_F64 of the real ones; words are uint32, integers uint64 */
+    uint64_t seed, step;
+    uint32_t stream;
+    void *out;
+    int64_t count;
+    double scale, shift;
+    uint64_t span, low;
+    int over; /* set: a word was among the last ones, which would favour the first numbers */
+} cyx_draw;
+
+/* orders.c: the places of random words from the least to the greatest, equal ones in their order. wide: of words of 64 bits
+ * (two each, as of integers) instead of 32. */
+cyx_status cyx_order_words(uint64_t seed, uint64_t step, uint32_t stream, int wide, int64_t *out, int64_t count);
+
 /* run.c */
+void cyx_draw_numbers(cyx_draw *draw);
 int cyx_set_isa(const char *name); /* 0, or -1 where this machine lacks it */
 const char *cyx_isa(void);
 int cyx_amx(void); /* whether calls with terms are made by AMX: it is there, and so are the kernels beside it */

@@ -34,9 +34,15 @@
 #define QUICK_MAX_f64(a, b) ((vf64)_mm256_max_pd((__m256d)(b), (__m256d)(a)))
 #define QUICK_MIN_f64(a, b) ((vf64)_mm256_min_pd((__m256d)(b), (__m256d)(a)))
 
+/* Products of the lower halves of 64-bit lanes; even lanes of two vectors side by side, and odd ones. */
+#define LOW_PRODUCTS(a, b) ((vu64)_mm256_mul_epu32((__m256i)(a), (__m256i)(b)))
+#define PAIRS_LOW(a, b) ((vu64)_mm256_unpacklo_epi64((__m256i)(a), (__m256i)(b)))
+#define PAIRS_HIGH(a, b) ((vu64)_mm256_unpackhi_epi64((__m256i)(a), (__m256i)(b)))
+
 #include "isa.inl"
 
 void cyx_fill_avx2(cyx_table table) { fill_isa(table); }
+void cyx_draw_avx2(cyx_draw *draw) { draw_numbers(draw); }
 #if defined(__clang__)
 #pragma clang attribute pop
 #endif

@@ -67,9 +67,15 @@
 #define QUICK_MAX_f64(a, b) ((vf64)_mm512_max_pd((__m512d)(b), (__m512d)(a)))
 #define QUICK_MIN_f64(a, b) ((vf64)_mm512_min_pd((__m512d)(b), (__m512d)(a)))
 
+/* Products of the lower halves of 64-bit lanes; even lanes of two vectors side by side, and odd ones. */
+#define LOW_PRODUCTS(a, b) ((vu64)_mm512_mul_epu32((__m512i)(a), (__m512i)(b)))
+#define PAIRS_LOW(a, b) ((vu64)_mm512_unpacklo_epi64((__m512i)(a), (__m512i)(b)))
+#define PAIRS_HIGH(a, b) ((vu64)_mm512_unpackhi_epi64((__m512i)(a), (__m512i)(b)))
+
 #include "isa.inl"
 
 void cyx_fill_avx512(cyx_table table) { fill_isa(table); }
+void cyx_draw_avx512(cyx_draw *draw) { draw_numbers(draw); }
 #if defined(__clang__)
 #pragma clang attribute pop
 #endif

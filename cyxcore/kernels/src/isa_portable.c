@@ -26,3 +26,4 @@ static inline __attribute__((always_inline)) vf64 fma_vf64(vf64 a, vf64 b, vf64 
 #include "isa.inl"
 
 void cyx_fill_portable(cyx_table table) { fill_isa(table); }
+void cyx_draw_portable(cyx_draw *draw) { draw_numbers(draw); }

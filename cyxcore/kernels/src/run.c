@@ -21,6 +21,7 @@ __thread cyx_message cyx_last_failure;
 typedef struct {
     const char *name;
     void (*fill)(cyx_table table);
+    void (*draw)(cyx_draw *draw);
     int present;
     int has_amx; /* whether its machines may have AMX */
     cyx_table table;
@@ -28,10 +29,10 @@ typedef struct {
 
 /* Worst first; the last one present is the default. */
 static isa isas[] = {
-    {.name = "portable", .fill = cyx_fill_portable},
+    {.name = "portable", .fill = cyx_fill_portable, .draw = cyx_draw_portable},
 #if defined(__x86_64__)
-    {.name = "avx2", .fill = cyx_fill_avx2},
-    {.name = "avx512", .fill = cyx_fill_avx512, .has_amx = 1},
+    {.name = "avx2", .fill = cyx_fill_avx2, .draw = cyx_draw_avx2},
+    {.name = "avx512", .fill = cyx_fill_avx512, .draw = cyx_draw_avx512, .has_amx = 1},
 #endif
 };
 enum { ISA_COUNT = sizeof isas / sizeof isas[0] };
@@ -77,6 +78,12 @@ cyx_status cyx_fail(cyx_status status, const char *format, ...) {
 }
 
 int cyx_call_is_fusible(const cyx_call *call) { return cyx_fusible(call, active->table); }
+
+void cyx_draw_numbers(cyx_draw *draw) {
+    uint64_t mode = cyx_float_mode_set();
+    active->draw(draw);
+    cyx_float_mode_restore(mode);
+}
 
 cyx_group *cyx_keep_group(const cyx_call *calls) { return cyx_look_at_group(calls, active->table); }
 

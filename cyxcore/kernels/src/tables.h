@@ -9,4 +9,8 @@ void cyx_fill_portable(cyx_table table);
 void cyx_fill_avx2(cyx_table table);
 void cyx_fill_avx512(cyx_table table);
 
+void cyx_draw_portable(cyx_draw *draw);
+void cyx_draw_avx2(cyx_draw *draw);
+void cyx_draw_avx512(cyx_draw *draw);
+
 #endif

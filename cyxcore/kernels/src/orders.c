@@ -1,0 +1,104 @@
+/* Random orders: the places of random words, sorted. Nearly all words differ in their upper bits, so two or three passes by
+ * eleven of them leave next to nothing to do. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "cyx.h"
+#include "pool.h"
+
+enum { DIGIT_BITS = 11, DIGITS = 1 << DIGIT_BITS };
+
+typedef struct {
+    uint64_t seed, step;
+    uint32_t stream;
+} source;
+
+static void words_of(const source *from, void *out, int64_t count) {
+    cyx_draw draw = {.kind = CYX_DRAW_WORDS, .seed = from->seed, .step = from->step, .stream = from->stream, .out = out, .count = count};
+    cyx_draw_numbers(&draw);
+}
+
+/* One word of 64 bits again: the lower bits that did not fit beside its place. */
+static uint64_t whole_word(const source *from, uint64_t place) {
+    uint32_t c[4] = {(uint32_t)(place / 2), from->stream, (uint32_t)from->step, (uint32_t)(from->step >> 32)};
+    uint32_t k0 = (uint32_t)from->seed, k1 = (uint32_t)(from->seed >> 32);
+    for (int round = 0; round < 10; round++, k0 += 0x9e3779b9u, k1 += 0xbb67ae85u) {
+        uint64_t one = (uint64_t)0xd2511f53u * c[0], two = (uint64_t)0xcd9e8d57u * c[2];
+        uint32_t next0 = (uint32_t)(two >> 32) ^ c[1] ^ k0, next2 = (uint32_t)(one >> 32) ^ c[3] ^ k1;
+        c[0] = next0, c[1] = (uint32_t)two, c[2] = next2, c[3] = (uint32_t)one;
+    }
+    return place % 2 ? (uint64_t)c[2] << 32 | c[3] : (uint64_t)c[0] << 32 | c[1];
+}
+
+/* Upper bits of a word and its place in one number, `place_bits` of them for the place. */
+static void packed(const source *from, int wide, int place_bits, uint64_t *out, int64_t count) {
+    words_of(from, out, wide ? 2 * count : count);
+    if (wide)
+        for (int64_t i = 0; i < count; i++) {
+            uint32_t half[2];
+            memcpy(half, out + i, sizeof half);
+            out[i] = ((uint64_t)half[0] << 32 | half[1]) >> place_bits << place_bits | (uint64_t)i;
+        }
+    else
+        for (int64_t i = count - 1; i >= 0; i--) { /* from the last: those before are not yet written over */
+            uint32_t word;
+            memcpy(&word, (const char *)out + 4 * i, sizeof word);
+            out[i] = (uint64_t)word << 32 | (uint64_t)i;
+        }
+}
+
+static void pass(const uint64_t *from, uint64_t *to, int64_t count, int shift) {
+    int64_t start[DIGITS] = {0};
+    for (int64_t i = 0; i < count; i++) start[from[i] >> shift & (DIGITS - 1)]++;
+    for (int64_t d = 0, total = 0; d < DIGITS; d++) {
+        int64_t here = start[d];
+        start[d] = total, total += here;
+    }
+    for (int64_t i = 0; i < count; i++) to[start[from[i] >> shift & (DIGITS - 1)]++] = from[i];
+}
+
+static void insert(uint64_t *x, int64_t count) {
+    for (int64_t i = 1; i < count; i++) {
+        uint64_t one = x[i];
+        int64_t k = i;
+        for (; k && x[k - 1] > one; k--) x[k] = x[k - 1];
+        x[k] = one;
+    }
+}
+
+/* Words that are alike as far as they were kept, by all of their bits, then by their places. */
+static void settle(const source *from, uint64_t *x, int64_t count, int place_bits) {
+    const uint64_t mask = ((uint64_t)1 << place_bits) - 1;
+    for (int64_t i = 1; i < count; i++) {
+        uint64_t one = x[i], word;
+        if (x[i - 1] >> place_bits != one >> place_bits) continue;
+        word = whole_word(from, one & mask);
+        int64_t k = i;
+        for (; k && x[k - 1] >> place_bits == one >> place_bits && whole_word(from, x[k - 1] & mask) > word; k--) x[k] = x[k - 1];
+        x[k] = one;
+    }
+}
+
+cyx_status cyx_order_words(uint64_t seed, uint64_t step, uint32_t stream, int wide, int64_t *out, int64_t count) {
+    const source from = {seed, step, stream};
+    int place_bits = 1, passes = 0;
+    while (place_bits < 32 && count >> place_bits) place_bits++;
+    if (count >> 32) return cyx_fail(CYX_BAD_DATA, "an order of %lld: expected at most 2**32", (long long)count);
+    while (count >> 3 >> (DIGIT_BITS * passes)) passes++; /* so that fewer than eight have the same digits, in the mean */
+    if (!wide) place_bits = 32;
+    uint64_t *here = (uint64_t *)out, *other = passes ? malloc(sizeof(uint64_t) * (size_t)count) : NULL;
+    if (passes && !other) return cyx_fail(CYX_NO_MEMORY, "an order of %lld: no memory left for scratch space", (long long)count);
+    if (passes % 2) here = other, other = (uint64_t *)out;
+    packed(&from, wide, place_bits, here, count);
+    for (int p = passes - 1; p >= 0; p--) {
+        uint64_t *read = here;
+        pass(read, other, count, 64 - DIGIT_BITS * (p + 1));
+        here = other, other = read;
+    }
+    insert(here, count);
+    if (wide) settle(&from, here, count, place_bits);
+    if (passes) free(other);
+    const uint64_t mask = ((uint64_t)1 << place_bits) - 1;
+    for (int64_t i = 0; i < count; i++) out[i] = (int64_t)((uint64_t)out[i] & mask);
+    return CYX_OK;
+}
