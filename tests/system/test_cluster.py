@@ -66,8 +66,9 @@ async def test_a_job_outlives_the_leader_of_the_log_and_a_central(client, networ
     job = jobfile.load(EXAMPLES / "digits.toml")
     await client.bus.subscribe(subjects.update("*"), heard)
     submitted = await client.submit(replace(job, training=replace(job.training, epochs=60)))
-    await until(client, submitted.job_id, "epoch", count=3)
-    assert told["Submitted"] == 1 < told["Leased"]  # who took it says so, and everybody what happens to it then
+    seen = await until(client, submitted.job_id, "epoch", count=3)
+    assert seen[0].kind == "Submitted" and told["Submitted"] == 0  # who asks hears of it, and nobody else
+    assert told["Leased"] > 1  # every central tells what happens to it then
     core = await Bus.connect(network.file.core_url, name="test-core")
     leader = await leader_of(core, subjects.EVENTS)
     await core.close()
