@@ -923,6 +923,18 @@ def test_an_instruction_set_the_machine_lacks_is_refused() -> None:
         cpu.set_isa("mmx")
 
 
+def test_threads_that_share_an_array_take_each_element_once() -> None:
+    """Of arrays that cut into other pieces each time, while threads come and go: what is taken twice is added twice."""
+    sizes = [100_000 + 4_099 * i for i in range(40)]
+    for threads in (2, 5, 3, 1, 8):
+        cpu.set_num_threads(threads)
+        for size in sizes:
+            counts = np.zeros(size, np.float32)
+            for _ in range(2):
+                cpu.call("add", counts, [counts, np.ones(1, np.float32)], {})
+            assert (counts == 2).all()
+
+
 def test_a_number_of_threads_out_of_range_is_refused() -> None:
     with pytest.raises(ValueError, match="0"):
         cpu.set_num_threads(0)

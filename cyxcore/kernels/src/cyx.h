@@ -135,7 +135,7 @@ cyx_status cyx_run(const cyx_call *calls, int64_t count, int64_t *failed, cyx_me
 int cyx_call_is_fusible(const cyx_call *call);
 cyx_group *cyx_keep_group(const cyx_call *calls); /* what `kept` of the first may point to: the caller's, or NULL */
 
-/* stretch.c: calls [0, calls->stretch) on band 0, then band 1 ...; lane l takes bands l, l + lanes ... and has memory
+/* stretch.c: calls [0, calls->stretch) on band 0, then band 1 ...; each lane takes bands next to each other and has memory
  * of its own for what only its bands read. run makes a list of calls in order. */
 typedef cyx_status (*cyx_runner)(const cyx_call *calls, int64_t count, int64_t *failed);
 cyx_status cyx_run_stretch(const cyx_call *calls, cyx_runner run, const cyx_table table, int64_t *failed);

@@ -36,17 +36,23 @@ uint64_t cyx_float_mode_set(void) { return 0; }
 void cyx_float_mode_restore(uint64_t saved) { (void)saved; }
 #endif
 
-enum { MAX_THREADS = 256, SCRATCH_SLOTS = 5, SPIN_ROUNDS = 2000, HUGE_PAGE = 1 << 21, PIECES_PER_THREAD = 16 };
+enum { MAX_THREADS = 256, MOST_PIECES = 65535, SCRATCH_SLOTS = 5, SPIN_ROUNDS = 2000, HUGE_PAGE = 1 << 21, PIECES_PER_THREAD = 16 };
 
-/* The current job. `claims` holds (generation << 32 | pieces not yet taken): taking a piece is one
- * compare-and-swap, and a worker that wakes late finds either nothing left or a job whose caller is still
- * waiting for that very piece. */
+/* The current job. Each thread has a share of the pieces, next to each other: in the next job it has the same again, and
+ * reads what it wrote itself; to fetch what another core has just written takes several times as long. Who is through with
+ * its own takes from the other end of another's. A share is (generation << 32 | first << 16 | behind the last) of the pieces
+ * not yet taken: taking one is one compare-and-swap, and a worker that wakes late finds either nothing left or a job whose
+ * caller is still waiting for that very piece. */
 static struct {
-    _Atomic uint64_t claims;
     _Atomic int64_t done;
+    _Atomic uint32_t posted; /* how many jobs there were */
+    _Atomic int threads;     /* with a share */
     cyx_body body;
     void *context;
     int64_t count, grain;
+    struct {
+        _Alignas(64) _Atomic uint64_t left;
+    } share[MAX_THREADS];
 } job;
 
 static pthread_mutex_t owner = PTHREAD_MUTEX_INITIALIZER; /* held by the thread whose job it is */
@@ -57,42 +63,53 @@ static int wanted_threads = 1, started_workers;
 static pthread_t workers[MAX_THREADS];
 static __thread int inside_body;
 
-static int take_piece(void) {
-    uint64_t seen = atomic_load_explicit(&job.claims, memory_order_acquire);
-    while ((uint32_t)seen) {
-        if (atomic_compare_exchange_weak_explicit(&job.claims, &seen, seen - 1, memory_order_acq_rel,
-                                                  memory_order_acquire)) {
-            int64_t pieces = (job.count + job.grain - 1) / job.grain;
-            int64_t begin = (pieces - (int64_t)(uint32_t)seen) * job.grain;
-            int64_t end = begin + job.grain < job.count ? begin + job.grain : job.count;
-            inside_body = 1;
-            job.body(job.context, begin, end);
-            inside_body = 0;
-            atomic_fetch_add_explicit(&job.done, 1, memory_order_release);
-            return 1;
-        }
+static int take_from(int share, int from_the_end) {
+    uint64_t seen = atomic_load_explicit(&job.share[share].left, memory_order_acquire);
+    for (;;) {
+        uint64_t first = seen >> 16 & 0xffff, behind = seen & 0xffff;
+        if (first >= behind) return 0;
+        uint64_t left = from_the_end ? seen - 1 : seen + (1 << 16);
+        if (!atomic_compare_exchange_weak_explicit(&job.share[share].left, &seen, left, memory_order_acq_rel,
+                                                   memory_order_acquire))
+            continue;
+        int64_t begin = (int64_t)(from_the_end ? behind - 1 : first) * job.grain;
+        int64_t end = begin + job.grain < job.count ? begin + job.grain : job.count;
+        inside_body = 1;
+        job.body(job.context, begin, end);
+        inside_body = 0;
+        atomic_fetch_add_explicit(&job.done, 1, memory_order_release);
+        return 1;
     }
-    return 0;
 }
 
-static void wait_for_work(void) {
+/* Pieces until there are none left: first those of the thread itself, then those of the others, the next one first. */
+static void take_pieces(int thread) {
+    int threads = atomic_load_explicit(&job.threads, memory_order_relaxed);
+    for (int i = 0; i < threads; i++)
+        while (take_from((thread + i) % threads, i > 0)) {
+        }
+}
+
+static void wait_for_work(uint32_t seen) {
     for (int i = 0; i < SPIN_ROUNDS; i++) {
-        if ((uint32_t)atomic_load_explicit(&job.claims, memory_order_relaxed)) return;
+        if (atomic_load_explicit(&job.posted, memory_order_relaxed) != seen) return;
         cpu_relax();
     }
     pthread_mutex_lock(&sleep_lock);
     atomic_fetch_add(&sleepers, 1);
-    while (!(uint32_t)atomic_load(&job.claims) && !atomic_load(&stopping))
-        pthread_cond_wait(&wake, &sleep_lock);
+    while (atomic_load(&job.posted) == seen && !atomic_load(&stopping)) pthread_cond_wait(&wake, &sleep_lock);
     atomic_fetch_sub(&sleepers, 1);
     pthread_mutex_unlock(&sleep_lock);
 }
 
-static void *worker(void *unused) {
-    (void)unused;
+static void *worker(void *number) {
+    int thread = (int)(intptr_t)number;
     cyx_float_mode_set();
-    while (!atomic_load_explicit(&stopping, memory_order_relaxed))
-        if (!take_piece()) wait_for_work();
+    while (!atomic_load_explicit(&stopping, memory_order_relaxed)) {
+        uint32_t seen = atomic_load_explicit(&job.posted, memory_order_acquire);
+        take_pieces(thread);
+        wait_for_work(seen);
+    }
     return NULL;
 }
 
@@ -109,7 +126,7 @@ static void after_fork_in_child(void) {
     pthread_cond_init(&wake, NULL);
     atomic_store(&sleepers, 0);
     atomic_store(&stopping, 0);
-    atomic_store(&job.claims, 0);
+    for (int i = 0; i < MAX_THREADS; i++) atomic_store(&job.share[i].left, 0);
     started_workers = 0;
     inside_body = 0;
 }
@@ -118,7 +135,7 @@ static void start_workers(void) {
     static int fork_handler_set;
     if (!fork_handler_set) fork_handler_set = !pthread_atfork(NULL, NULL, after_fork_in_child);
     while (started_workers < wanted_threads - 1) {
-        if (pthread_create(&workers[started_workers], NULL, worker, NULL))
+        if (pthread_create(&workers[started_workers], NULL, worker, (void *)(intptr_t)(started_workers + 1)))
             break; /* fewer threads, same results */
         started_workers++;
     }
@@ -158,7 +175,7 @@ int64_t cyx_grain(int64_t count, double work_per_item, double least_work) {
 void cyx_parallel(int64_t count, int64_t grain, cyx_body body, void *context) {
     if (count <= 0) return;
     if (grain < 1) grain = 1;
-    if (count / grain > 1000000) grain = count / 1000000 + 1;
+    if (count / grain >= MOST_PIECES) grain = count / MOST_PIECES + 1;
     if (count <= grain || wanted_threads == 1 || inside_body || pthread_mutex_trylock(&owner)) {
         body(context, 0, count);
         return;
@@ -168,14 +185,19 @@ void cyx_parallel(int64_t count, int64_t grain, cyx_body body, void *context) {
     job.context = context;
     job.count = count;
     job.grain = grain;
-    uint64_t pieces = (uint64_t)((count + grain - 1) / grain);
+    int64_t pieces = (count + grain - 1) / grain;
+    int threads = wanted_threads;
     atomic_store(&job.done, 0);
-    uint64_t generation = (atomic_load(&job.claims) >> 32) + 1;
-    atomic_store(&job.claims, generation << 32 | pieces);
-    if (atomic_load(&sleepers)) wake_all();
-    while (take_piece()) {
+    atomic_store(&job.threads, threads);
+    uint32_t generation = atomic_load(&job.posted) + 1;
+    for (int i = 0; i < threads; i++) {
+        int64_t first = (pieces * i + threads - 1) / threads, behind = (pieces * (i + 1) + threads - 1) / threads;
+        atomic_store(&job.share[i].left, (uint64_t)generation << 32 | (uint64_t)(first << 16 | behind));
     }
-    for (int spins = 0; (uint64_t)atomic_load_explicit(&job.done, memory_order_acquire) < pieces; spins++) {
+    atomic_store(&job.posted, generation);
+    if (atomic_load(&sleepers)) wake_all();
+    take_pieces(0);
+    for (int spins = 0; atomic_load_explicit(&job.done, memory_order_acquire) < pieces; spins++) {
         if (spins < SPIN_ROUNDS)
             cpu_relax();
         else

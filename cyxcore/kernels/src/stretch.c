@@ -184,6 +184,9 @@ static void note_panels(const stretch *s, cyx_call *own) {
     }
 }
 
+/* Bands next to each other: as the pool shares out whole calls, so that a thread finds what it wrote itself. */
+static int64_t first_band(const cyx_call *calls, int64_t lane) { return lane * calls->bands / calls->lanes; }
+
 static void lane_body(void *context, int64_t begin, int64_t end) {
     stretch *s = context;
     const cyx_call *calls = s->calls;
@@ -201,7 +204,7 @@ static void lane_body(void *context, int64_t begin, int64_t end) {
     copy_records(own, calls);
     note_panels(s, own);
     for (int64_t lane = begin; lane < end; lane++)
-        for (int64_t band = lane; band < calls->bands; band += calls->lanes) {
+        for (int64_t band = first_band(calls, lane); band < first_band(calls, lane + 1); band++) {
             move_records(own, calls, band, lane);
             if (!run_band(s, own, band)) break;
         }
