@@ -650,10 +650,8 @@ class Api:
         mint_id = self._machine.token_hex(8)
         if ask.request_id:
             mint_id = hashlib.sha256(f"{caller}|{ask.request_id}".encode()).hexdigest()[:32]
-            await self._central.events.catch_up()  # another central may have had this request, and gave lamports too
-        if ask.lamports and mint_id not in self._world.mints:
-            await self._central.settlement.airdrop(address, ask.lamports)
-        signature = await self._payments.mint_to(mint_id, address, ask.amount_base_units)
+            await self._central.events.catch_up()  # another central may have had this request
+        signature = await self._payments.mint_to(mint_id, address, ask.amount_base_units, ask.lamports)
         balance = await self._balance(caller, m.WalletRequest(address=address))
         return m.FaucetReply(
             address=address,

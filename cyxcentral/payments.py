@@ -134,7 +134,7 @@ class Payments:
     def reconcile_mint(self, mint_id: str, by_another: bool = False) -> None:
         """Make sure somebody works on this faucet payment, if it has not ended. by_another: as of reconcile()."""
         key = f"mint {mint_id}"
-        if self._events.world.mints[mint_id].ended is not None or key in self._working:
+        if self._events.world.mints[mint_id].ended is not None or key in self._working or key in self._theirs:
             return
         if by_another:
             self._leave(key, functools.partial(self.reconcile_mint, mint_id))
@@ -318,8 +318,11 @@ class Payments:
 
     # -- faucet --------------------------------------------------------------------------------------
 
-    async def mint_to(self, mint_id: str, address: str, amount_base_units: int) -> str:
-        """Pay test money, once for each mint_id whoever is asked, and return the signature once it is final."""
+    async def mint_to(self, mint_id: str, address: str, amount_base_units: int, lamports: int = 0) -> str:
+        """Pay test money, once for each mint_id whoever is asked, and return the signature once it is final.
+
+        lamports: given when that is, by the central that wrote the payment down, or by another if it dies meanwhile.
+        """
         mints = self._events.world.mints
         if mint_id not in mints:
             if self._frozen():
@@ -327,7 +330,7 @@ class Payments:
             signed = await self._settlement.faucet_transaction(
                 self._wallet, self.mint, address, amount_base_units, mint_id
             )
-            event = m.MintSigned(to=address, amount_base_units=amount_base_units, signed=signed)
+            event = m.MintSigned(to=address, amount_base_units=amount_base_units, signed=signed, lamports=lamports)
             await self._events.record(
                 subjects.mint_event(mint_id), lambda: None if mint_id in mints else event
             )  # else another central's bytes are those that are sent
@@ -338,9 +341,12 @@ class Payments:
                 f"this request_id stands for {mint.amount_base_units} base units for {mint.to}; choose a new one",
                 409,
             )
-        self.reconcile_mint(mint_id)
-        if work := self._working.get(f"mint {mint_id}"):
-            await asyncio.shield(work)  # it goes on when the caller gives up: the payment may still land
+        while mints[mint_id].ended is None:
+            self.reconcile_mint(mint_id)
+            if work := self._working.get(f"mint {mint_id}"):
+                await asyncio.shield(work)  # it goes on when the caller gives up: the payment may still land
+            else:
+                await asyncio.sleep(MAKE_WAY_S)  # another central is at it
         ended = mints[mint_id].ended
         if not isinstance(ended, m.Minted):
             raise ApiError("faucet_failed", f"the faucet payment did not land: {ended.reason if ended else '?'}", 502)
@@ -353,6 +359,8 @@ class Payments:
         outcome = await self._land(mint.signed, held=self._frozen)
         event: m.MintEvent = m.MintFailed(reason=outcome.reason)
         if outcome.kind == Outcome.FINAL:
+            if mint.lamports:
+                await self._settlement.airdrop(mint.to, mint.lamports)
             event = m.Minted(to=mint.to, amount_base_units=mint.amount_base_units, signature=mint.signed.signature)
         await self._events.record(
             subjects.mint_event(mint_id),

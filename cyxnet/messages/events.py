@@ -376,11 +376,12 @@ ClientEvent = ClientBanned | ClientPardoned
 
 
 class MintSigned(Event, kw_only=True):
-    """A faucet payment, signed and not yet known to have landed."""
+    """A faucet payment, signed and not yet known to have landed. lamports: to be given with it."""
 
     to: str
     amount_base_units: int
     signed: SignedTransaction
+    lamports: int = 0
 
 
 class Minted(Event, kw_only=True):

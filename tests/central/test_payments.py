@@ -58,7 +58,7 @@ class Lab:
         def react(stored, record):
             about = subjects.last_token(stored.subject)
             if isinstance(record.event, m.MintSigned):
-                made.reconcile_mint(about)
+                made.reconcile_mint(about, by_another=record.by != central.log._central_id)
             elif isinstance(record.event, m.JobEvent):
                 made.reconcile(about)
 
@@ -255,12 +255,31 @@ async def test_two_equal_wishes_for_test_money_in_one_block_are_paid_both(lab):
 async def test_one_wish_for_test_money_that_two_centrals_hear_is_paid_once(lab, broker):
     other = await SmallCentral.start(broker, "central-b")
     first, second = lab.payments(), lab.payments(other)
-    signatures = await asyncio.gather(*[each.mint_to("one", CLIENT.address, 5) for each in (first, second, first)])
+    before = await lab.chain.sol_balance(CLIENT.address)
+    wishes = [each.mint_to("one", CLIENT.address, 5, 7) for each in (first, second, first)]
+    signatures = await asyncio.gather(*wishes)
     assert len(set(signatures)) == 1
+    assert (
+        await lab.chain.sol_balance(CLIENT.address) == before + 7
+    )  # it was given before it was known whose turn it is
     assert await second.mint_to("one", CLIENT.address, 5) == signatures[0]
     with pytest.raises(ApiError, match=f"stands for 5 base units for {CLIENT.address}"):
         await first.mint_to("one", CLIENT.address, 6)
     assert await lab.chain.token_supply(lab.mint) == f.AMOUNT + 5
+    await second.close()
+    await other.close()
+
+
+async def test_the_lamports_of_a_wish_whose_central_died_are_given_by_another(lab, broker, monkeypatch):
+    monkeypatch.setattr("cyxcentral.payments.OTHERS_FIRST_S", 0.01)
+    other = await SmallCentral.start(broker, "central-b")
+    second, before = lab.payments(other), await lab.chain.sol_balance(CLIENT.address)
+    signed = await lab.chain.faucet_transaction(CENTRAL, lab.mint, CLIENT.address, 5, "one")
+    event = m.MintSigned(to=CLIENT.address, amount_base_units=5, signed=signed, lamports=7)
+    await lab.central.log.record(subjects.mint_event("one"), lambda: event)
+    await other.log.catch_up()
+    assert await second.mint_to("one", CLIENT.address, 5, 7) == signed.signature
+    assert await lab.chain.sol_balance(CLIENT.address) == before + 7
     await second.close()
     await other.close()
 

@@ -13,6 +13,8 @@ import pytest
 
 from cyxcore import spec
 from cyxnet import messages as m
+from cyxnet.codec import JSON, decode
+from cyxnet.subjects import VERBS
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "messages.json"
 KINDS = {
@@ -93,6 +95,48 @@ def test_every_field_of_a_pinned_message_is_still_there():
     for name, pinned in read().items():
         known = {*KINDS[name].__struct_encode_fields__, KINDS[name].__struct_config__.tag_field}
         assert set(pinned) <= known, name
+
+
+@pytest.mark.parametrize("name", sorted(set(KINDS) - ABSTRACT))
+def test_what_refuses_unknown_fields_does_not_say_those_that_have_their_default(name):
+    """So an older version is told of a new field by those alone who use it."""
+    config = KINDS[name].__struct_config__
+    assert config.omit_defaults or not config.forbid_unknown_fields
+
+
+# Of answers, what is refused with a field more: it is signed, or named by its digest, or said by the owner of a job.
+STRICT_IN_ANSWERS = {"ArtifactRef", "ArtifactManifest", "Price", "JobRequest"}
+
+
+def with_more(kind: Any, value: Any, strict: set[str]) -> Any:
+    """A pinned value as a newer version might say it: with a field more in every Struct that takes one."""
+    info = kind if isinstance(kind, msgspec.inspect.Type) else msgspec.inspect.type_info(kind)
+    match info:
+        case msgspec.inspect.StructType() if isinstance(value, dict):
+            if info.cls.__struct_config__.forbid_unknown_fields:
+                strict.add(info.cls.__name__)
+                return value
+            fields = {field.encode_name: field.type for field in info.fields}
+            said = {key: with_more(fields[key], each, strict) for key, each in value.items() if key in fields}
+            return said | {"a_new_field": 7}
+        case msgspec.inspect.UnionType():
+            structs = [each for each in info.types if not isinstance(each, msgspec.inspect.NoneType)]
+            return with_more(structs[0], value, strict) if len(structs) == 1 else value
+        case msgspec.inspect.ListType() if isinstance(value, list):
+            return [with_more(info.item_type, each, strict) for each in value]
+        case msgspec.inspect.DictType() if isinstance(value, dict):
+            return {key: with_more(info.value_type, each, strict) for key, each in value.items()}
+    return value
+
+
+@pytest.mark.parametrize("name", sorted({each.reply.__name__ for each in VERBS.values() if not each.raw_reply}))
+def test_an_older_caller_understands_the_answer_of_a_newer_central(name):
+    kind, strict = KINDS[name], set()
+    pinned = read()[name]
+    more = with_more(kind, pinned, strict)
+    assert more != pinned or strict
+    assert decode(kind, json.dumps(more).encode(), JSON) == decode(kind, json.dumps(pinned).encode(), JSON)
+    assert strict <= STRICT_IN_ANSWERS
 
 
 if __name__ == "__main__":
