@@ -1097,3 +1097,24 @@ def test_a_product_fetches_what_the_calls_behind_it_read_and_have_not_read_latel
     assert lines(("add", halved, [large, large]))[0] <= record  # it would displace what the product needs
     assert lines()[0] == 0
     assert lines(("add", twice, [old, old]), terms=0) == [0, 0]
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_what_a_product_fetches_changes_no_bit_of_it(isa: str, dtype: str) -> None:
+    cpu.set_isa(isa)
+    dice = np.random.default_rng(0)
+    b = dice.normal(size=(400, 64)).astype(dtype)
+    old = np.ones((64, 100), dtype)
+    for rows in (4, 5, 6, *range(7, 13), 16, 20, 32):  # blocks of every height
+        a = dice.normal(size=(rows, 400)).astype(dtype)
+        cpu.call("matmul", alone := np.empty((rows, 64), dtype), [a, b], {"transpose_a": False, "transpose_b": False})
+        program = cpu.Program()
+        product, twice = np.empty_like(alone), np.empty_like(old)
+        program.add("matmul", product, [a, b], {"transpose_a": False, "transpose_b": False})
+        program.add("add", twice, [old, old], {})
+        program.fuse()
+        program.run()
+        assert program.lines_ahead[0] > 0
+        assert product.tobytes() == alone.tobytes()
+        assert (twice == 2).all()

@@ -139,12 +139,22 @@ BLOCK_KERNEL(8, 3)
 static const NAME(block_kernel) NAME(packed_kernels)[MR][NV] = HEIGHTS(packed_);
 static const NAME(block_kernel) NAME(rows_kernels)[MR][NV] = HEIGHTS(rows_);
 
-/* Of the tallest blocks, whole: the others are too few to matter. */
+/* Of blocks that are more than half as tall as they can be, whole: products of many rows are cut into no others. */
 #if MR >= 12
+FETCHING_KERNEL(7, 2)
+FETCHING_KERNEL(8, 2)
+FETCHING_KERNEL(9, 2)
 FETCHING_KERNEL(10, 2)
 FETCHING_KERNEL(11, 2)
 FETCHING_KERNEL(12, 2)
-#define FETCHING(K, rows) ((rows) == 12 ? NAME(K##12x2) : (rows) == 11 ? NAME(K##11x2) : (rows) == 10 ? NAME(K##10x2) : NULL)
+#define FETCHING(K, rows)                                                                                         \
+    ((rows) == 12   ? NAME(K##12x2)                                                                               \
+     : (rows) == 11 ? NAME(K##11x2)                                                                               \
+     : (rows) == 10 ? NAME(K##10x2)                                                                               \
+     : (rows) == 9  ? NAME(K##9x2)                                                                                \
+     : (rows) == 8  ? NAME(K##8x2)                                                                                \
+     : (rows) == 7  ? NAME(K##7x2)                                                                                \
+                    : NULL)
 #elif MR >= 6
 FETCHING_KERNEL(5, 2)
 FETCHING_KERNEL(6, 2)
