@@ -1,25 +1,87 @@
-/* 3 x 3 convolutions of float32 at stride 1, and their gradients, by Winograd's minimal filtering F(2 x 2, 3 x 3) (A. Lavin
- * and S. Gray, Fast Algorithms for Convolutional Neural Networks, 2016): sixteen products for a tile of 2 x 2 outputs, where
- * the plain definition takes 36.
+/* 3 x 3 convolutions of float32 at stride 1, and their gradients, by Winograd's minimal filtering F(4 x 4, 3 x 3) (A. Lavin
+ * and S. Gray, Fast Algorithms for Convolutional Neural Networks, 2016): thirty-six products for a tile of 4 x 4 outputs,
+ * where the plain definition takes 144.
  *
- *     y = A' [ sum over channels of (G w G') * (B' d B) ] A     of a tile's 4 x 4 inputs d, and each 3 x 3 kernel w
- *     gradient of w = G' [ sum over tiles of (A g A') * (B' d B) ] G     of the 2 x 2 gradients g of its outputs
+ *     y = A' [ sum over channels of (G w G') * (B' d B) ] A     of a tile's 6 x 6 inputs d, and each 3 x 3 kernel w
+ *     gradient of w = G' [ sum over tiles of (A g A') * (B' d B) ] G     of the 4 x 4 gradients g of its outputs
  *
- *     B' = 1  0 -1  0    G = 1    0    0      A' = 1  1  1  0
- *          0  1  1  0        1/2  1/2  1/2         0  1 -1 -1
- *          0 -1  1  0        1/2 -1/2  1/2
- *          0  1  0 -1        0    0    1
+ *     B' = 1   0  -5/2    0   1  0    G = 1       0      0       A = 1   0   0    0
+ *          0  -2p  -2     p   1  0        -2/3  -2p/3  -1/3          1   p  1/2  p/2
+ *          0   2p  -2    -p   1  0        -2/3   2p/3  -1/3          1  -p  1/2 -p/2
+ *          0  -q/2 -1/2   q   1  0         1/6   q/6    1/3          1   q   2   2q
+ *          0   q/2 -1/2  -q   1  0         1/6  -q/6    1/3          1  -q   2  -2q
+ *          0   1    0   -5/2  0  1         0      0      1           0   0   0    1
  *
- * What the bits are: each transform sums as written here, first along rows, then along columns; between them every one of the
- * sixteen positions is a chain of fused multiply-adds from zero, over channels in order, or for the weight over images and
- * their tiles in order. Which convolutions are made so depends on their shapes alone. */
+ * which is what the polynomials of the points 0, p, -p, q, -q and infinity give. p = 1/sqrt(2) and q = sqrt(2) lose least of
+ * float32: 0.9 bits more than the plain definition's chains, where the usual 1 and 2 lose 2.0 (decision 56).
+ *
+ * What the bits are: each transform is computed as in the five functions below, first along rows, then along columns; between
+ * them every one of the thirty-six positions is a chain of fused multiply-adds from zero, over channels in order, or for the
+ * weight over images and their tiles in order. Which convolutions are made so depends on their shapes alone. */
 
 enum {
-    POSITIONS = 16,
+    TILE_OUT = 4, /* outputs of a tile along each axis, and the inputs that they read */
+    TILE_IN = 6,
+    POSITIONS = TILE_IN * TILE_IN,
     TILED_CHANNELS = 16, /* with fewer, the transforms cost more than they save */
-    LEAST_TILES = 128,   /* of the weight's gradient at once; more where they fit in TILED_BYTES */
+    LEAST_TILES = 64,    /* of the weight's gradient at once; more where they fit in TILED_BYTES */
     TILED_BYTES = 1 << 20
 };
+
+#define P_POINT ((T)0.70710678118654752440)
+#define Q_POINT ((T)1.41421356237309504880)
+
+/* B' d */
+static inline __attribute__((always_inline)) void NAME(of_inputs)(const V *d, V *t) {
+    V p = SPLAT(P_POINT), q = SPLAT(Q_POINT), wide = SPLAT((T)-2.5);
+    V even = FMA_V(SPLAT((T)-2), d[2], d[4]), odd = FMA_V(SPLAT((T)-2), d[1], d[3]);
+    V next_even = FMA_V(SPLAT((T)-0.5), d[2], d[4]), next_odd = FMA_V(SPLAT((T)-0.5), d[1], d[3]);
+    t[0] = FMA_V(wide, d[2], d[0] + d[4]);
+    t[1] = FMA_V(p, odd, even), t[2] = FMA_V(-p, odd, even);
+    t[3] = FMA_V(q, next_odd, next_even), t[4] = FMA_V(-q, next_odd, next_even);
+    t[5] = FMA_V(wide, d[3], d[1] + d[5]);
+}
+
+/* G w */
+static inline __attribute__((always_inline)) void NAME(of_taps)(const V *w, V *t) {
+    V p = SPLAT(P_POINT), q = SPLAT(Q_POINT), third = SPLAT((T)(-2.0 / 3)), sixth = SPLAT((T)(1.0 / 6));
+    V sum = FMA_V(SPLAT((T)0.5), w[2], w[0]), next_sum = FMA_V(SPLAT((T)2), w[2], w[0]);
+    t[0] = w[0];
+    t[1] = FMA_V(p, w[1], sum) * third, t[2] = FMA_V(-p, w[1], sum) * third;
+    t[3] = FMA_V(q, w[1], next_sum) * sixth, t[4] = FMA_V(-q, w[1], next_sum) * sixth;
+    t[5] = w[2];
+}
+
+/* A g */
+static inline __attribute__((always_inline)) void NAME(of_gradients)(const V *g, V *t) {
+    V p = SPLAT(P_POINT), q = SPLAT(Q_POINT);
+    V even = FMA_V(SPLAT((T)0.5), g[2], g[0]), odd = FMA_V(SPLAT((T)0.5), g[3], g[1]);
+    V next_even = FMA_V(SPLAT((T)2), g[2], g[0]), next_odd = FMA_V(SPLAT((T)2), g[3], g[1]);
+    t[0] = g[0];
+    t[1] = FMA_V(p, odd, even), t[2] = FMA_V(-p, odd, even);
+    t[3] = FMA_V(q, next_odd, next_even), t[4] = FMA_V(-q, next_odd, next_even);
+    t[5] = g[3];
+}
+
+/* A' m */
+static inline __attribute__((always_inline)) void NAME(to_outputs)(const V *m, V *y) {
+    V sum = m[1] + m[2], apart = SPLAT(P_POINT) * (m[1] - m[2]), next_sum = m[3] + m[4],
+      next_apart = SPLAT(Q_POINT) * (m[3] - m[4]);
+    y[0] = (m[0] + sum) + next_sum;
+    y[1] = apart + next_apart;
+    y[2] = FMA_V(SPLAT((T)2), next_sum, sum * SPLAT((T)0.5));
+    y[3] = FMA_V(SPLAT((T)2), next_apart, FMA_V(SPLAT((T)0.5), apart, m[5]));
+}
+
+/* G' m */
+static inline __attribute__((always_inline)) void NAME(to_taps)(const V *m, V *w) {
+    V third = SPLAT((T)(-2.0 / 3)), sixth = SPLAT((T)(1.0 / 6));
+    V sum = third * (m[1] + m[2]), apart = third * (m[1] - m[2]), next_sum = sixth * (m[3] + m[4]),
+      next_apart = sixth * (m[3] - m[4]);
+    w[0] = (m[0] + sum) + next_sum;
+    w[1] = FMA_V(SPLAT(P_POINT), apart, SPLAT(Q_POINT) * next_apart);
+    w[2] = FMA_V(SPLAT((T)2), next_sum, FMA_V(SPLAT((T)0.5), sum, m[5]));
+}
 
 #define EVEN_LANE(j, h) (2 * (j) + (h))
 #define WOVEN_LANE(j, h) ((j) / 2 + (j) % 2 * VN + (h))
@@ -63,7 +125,7 @@ static inline NAME(run) NAME(part_from)(const NAME(tiled) * p, int64_t first, in
 /* How many lines of image n's canvas its tiles before `stop`, counted through all images, reach. */
 static inline int64_t NAME(lines_to)(const NAME(tiled) * p, int64_t n, int64_t stop) {
     int64_t tiles = stop - n * p->tiles < p->tiles ? stop - n * p->tiles : p->tiles;
-    return 2 * ((tiles - 1) / p->tiles_w) + 4;
+    return TILE_OUT * ((tiles - 1) / p->tiles_w) + TILE_IN;
 }
 
 /* Lines [begin, end) of `planes` planes onto a canvas of these lines alone. */
@@ -88,31 +150,40 @@ static void NAME(paint_lines)(const NAME(unfolding) * u, const T *image, int64_t
 }
 
 /* Elements that see_part() works in for `count` tiles. */
-static inline int64_t NAME(of_half)(const NAME(tiled) * p, int64_t count) { return 8 * (count + 3 * p->tiles_w + VN); }
+static inline int64_t NAME(of_half)(const NAME(tiled) * p, int64_t count) {
+    return TILE_OUT * TILE_IN * (count + 3 * p->tiles_w + VN);
+}
 
 /* B' d B of tiles one behind the other, from tile x of a line on, whose pixels begin at `line`: position i of tile j to[i * apart +
  * j], of which `room` may be written. Lines of pixels are transformed first, each for both lines of tiles that it is part of:
- * half[line % 2][j][line / 2][tile], so that tiles of several lines are next to each other. */
+ * half[line % TILE_OUT][j][line / TILE_OUT][tile], so that tiles of several lines are next to each other. */
 static void NAME(see_part)(const NAME(tiled) * p, const T *line, int64_t x, int64_t count, T *half, T *to, int64_t apart,
                            int64_t room) {
     int64_t width = p->tiles_w, lines = (x + count + width - 1) / width;
-    if (lines == 1) line += 2 * x, width = count, x = 0;
+    if (lines == 1) line += TILE_OUT * x, width = count, x = 0;
     int64_t next = (lines + 1) * width + VN; /* of a line, up to VN tiles too many */
-    for (int64_t r = 0; r < 2 * lines + 2; r++, line += p->canvas.canvas_w)
+    for (int64_t r = 0; r < TILE_OUT * lines + TILE_IN - TILE_OUT; r++, line += p->canvas.canvas_w)
         for (int64_t i = 0; i < width; i += VN) {
-            const T *d = line + 2 * i;
-            T *t = half + r % 2 * 4 * next + r / 2 * width + i;
-            V a = *(const V *)d, b = *(const V *)(d + VN), c = *(const V *)(d + 2), e = *(const V *)(d + VN + 2);
-            V d0 = EVENS(a, b), d1 = ODDS(a, b), d2 = EVENS(c, e), d3 = ODDS(c, e);
-            *(V *)t = d0 - d2, *(V *)(t + next) = d1 + d2, *(V *)(t + 2 * next) = d2 - d1, *(V *)(t + 3 * next) = d1 - d3;
+            V d[2 * TILE_OUT], t[TILE_IN];
+            _Pragma("GCC unroll 2") for (int h = 0; h < 2; h++) { /* the pixels of each tile, and of the next one */
+                const T *from = line + TILE_OUT * (i + h);
+                V a = *(const V *)from, b = *(const V *)(from + VN), c = *(const V *)(from + 2 * VN), e = *(const V *)(from + 3 * VN);
+                V even = EVENS(a, b), next_even = EVENS(c, e), odd = ODDS(a, b), next_odd = ODDS(c, e);
+                d[TILE_OUT * h] = EVENS(even, next_even), d[TILE_OUT * h + 1] = EVENS(odd, next_odd);
+                d[TILE_OUT * h + 2] = ODDS(even, next_even), d[TILE_OUT * h + 3] = ODDS(odd, next_odd);
+            }
+            NAME(of_inputs)(d, t);
+            T *at = half + r % TILE_OUT * TILE_IN * next + r / TILE_OUT * width + i;
+            _Pragma("GCC unroll 6") for (int j = 0; j < TILE_IN; j++) *(V *)(at + j * next) = t[j];
         }
     for (int64_t i = 0; i < count; i += VN)
-        _Pragma("GCC unroll 4") for (int j = 0; j < 4; j++) {
-            const T *even = half + j * next + x + i, *odd = even + 4 * next;
-            V t0 = *(const V *)even, t1 = *(const V *)odd, t2 = *(const V *)(even + width), t3 = *(const V *)(odd + width);
-            V v[4] = {t0 - t2, t1 + t2, t2 - t1, t1 - t3};
-            _Pragma("GCC unroll 4") for (int k = 0; k < 4; k++)
-                NAME(put_part)(to + (4 * k + j) * apart + i, v[k], room - i);
+        for (int64_t j = 0; j < TILE_IN; j++) {
+            V d[TILE_IN], t[TILE_IN];
+            _Pragma("GCC unroll 6") for (int k = 0; k < TILE_IN; k++)
+                d[k] = *(const V *)(half + (k % TILE_OUT * TILE_IN + j) * next + k / TILE_OUT * width + x + i);
+            NAME(of_inputs)(d, t);
+            _Pragma("GCC unroll 6") for (int k = 0; k < TILE_IN; k++)
+                NAME(put_part)(to + (TILE_IN * k + j) * apart + i, t[k], room - i);
         }
 }
 
@@ -146,19 +217,17 @@ static void NAME(tiled_weights_body)(void *context, int64_t begin, int64_t end) 
                                     rows, 0, 9);
         T *to = own->packed + task * POSITIONS * apart;
         for (int64_t c = 0; c < p->planes; c++, to += MR) {
-            V t[4][3];
+            V t[3][TILE_IN];
             for (int j = 0; j < 3; j++) {
                 const T *tap = taps + (9 * c + (own->turned ? 8 - j : j)) * MR;
                 int64_t next = own->turned ? -3 * MR : 3 * MR;
-                V w0 = *(const V *)tap, w1 = *(const V *)(tap + next), w2 = *(const V *)(tap + 2 * next), sum = w0 + w2;
-                t[0][j] = w0, t[1][j] = (sum + w1) * SPLAT((T)0.5), t[2][j] = (sum - w1) * SPLAT((T)0.5), t[3][j] = w2;
+                V w[3] = {*(const V *)tap, *(const V *)(tap + next), *(const V *)(tap + 2 * next)};
+                NAME(of_taps)(w, t[j]);
             }
-            for (int i = 0; i < 4; i++) {
-                V sum = t[i][0] + t[i][2], *at = (V *)(to + 4 * i * apart);
-                at[0] = t[i][0];
-                *(V *)((T *)at + apart) = (sum + t[i][1]) * SPLAT((T)0.5);
-                *(V *)((T *)at + 2 * apart) = (sum - t[i][1]) * SPLAT((T)0.5);
-                *(V *)((T *)at + 3 * apart) = t[i][2];
+            for (int i = 0; i < TILE_IN; i++) {
+                V w[3] = {t[0][i], t[1][i], t[2][i]}, made[TILE_IN];
+                NAME(of_taps)(w, made);
+                for (int j = 0; j < TILE_IN; j++) *(V *)(to + (TILE_IN * i + j) * apart) = made[j];
             }
         }
     }
@@ -166,7 +235,12 @@ static void NAME(tiled_weights_body)(void *context, int64_t begin, int64_t end) 
 
 /* Where the outputs of the first row of a run begin. */
 static inline T *NAME(outputs_of)(const NAME(tiled) * p, const NAME(run) * run, int64_t group, int64_t row) {
-    return p->out + (((run->n * p->groups + group) * p->rows + row) * p->out_h + 2 * run->y) * p->out_w + 2 * run->x;
+    return p->out + (((run->n * p->groups + group) * p->rows + row) * p->out_h + TILE_OUT * run->y) * p->out_w + TILE_OUT * run->x;
+}
+
+/* How many of a tile's lines there are. */
+static inline int64_t NAME(lines_of)(const NAME(tiled) * p, const NAME(run) * run) {
+    return p->out_h - TILE_OUT * run->y < TILE_OUT ? p->out_h - TILE_OUT * run->y : TILE_OUT;
 }
 
 /* The lines of the cache that a panel's outputs will be written to: on their way while they are computed. */
@@ -174,8 +248,8 @@ static void NAME(fetch_tiles)(const NAME(tiled) * p, const NAME(run) * runs, int
     for (const NAME(run) *run = runs; run->count; run++) {
         const T *to = NAME(outputs_of)(p, run, group, first);
         for (int64_t r = 0; r < rows; r++, to += p->out_h * p->out_w)
-            for (int64_t x = 0; x < 2 * run->count; x += LINE)
-                __builtin_prefetch(to + x, 1), __builtin_prefetch(to + p->out_w + x, 1);
+            for (int64_t line = 0; line < NAME(lines_of)(p, run); line++)
+                for (int64_t x = 0; x < TILE_OUT * run->count; x += LINE) __builtin_prefetch(to + line * p->out_w + x, 1);
     }
 }
 
@@ -184,26 +258,30 @@ static void NAME(fetch_tiles)(const NAME(tiled) * p, const NAME(run) * runs, int
 static void NAME(emit_tiles)(const NAME(tiled) * p, const T *m, const NAME(run) * runs, int64_t vectors, int64_t group,
                              int64_t first, int64_t rows) {
     for (int64_t r = 0; r < rows; r++, m += NR) {
-        T lines[2][2 * NR];
+        T lines[TILE_OUT][TILE_OUT * NR];
         for (int64_t w = 0; w < vectors; w++) {
-            V t[2][4];
-            _Pragma("GCC unroll 4") for (int j = 0; j < 4; j++) {
-                V a = *(const V *)(m + (j * MR) * NR + w * VN), b = *(const V *)(m + ((4 + j) * MR) * NR + w * VN),
-                  c = *(const V *)(m + ((8 + j) * MR) * NR + w * VN), d = *(const V *)(m + ((12 + j) * MR) * NR + w * VN);
-                t[0][j] = (a + b) + c, t[1][j] = (b - c) - d;
+            V t[TILE_IN][TILE_OUT];
+            _Pragma("GCC unroll 6") for (int j = 0; j < TILE_IN; j++) {
+                V position[TILE_IN];
+                _Pragma("GCC unroll 6") for (int i = 0; i < TILE_IN; i++)
+                    position[i] = *(const V *)(m + (TILE_IN * i + j) * MR * NR + w * VN);
+                NAME(to_outputs)(position, t[j]);
             }
-            _Pragma("GCC unroll 2") for (int i = 0; i < 2; i++) {
-                V even = (t[i][0] + t[i][1]) + t[i][2], odd = (t[i][1] - t[i][2]) - t[i][3];
-                *(V *)(lines[i] + 2 * w * VN) = MIX_LOW(even, odd);
-                *(V *)(lines[i] + 2 * w * VN + VN) = MIX_HIGH(even, odd);
+            _Pragma("GCC unroll 4") for (int i = 0; i < TILE_OUT; i++) {
+                V across[TILE_IN] = {t[0][i], t[1][i], t[2][i], t[3][i], t[4][i], t[5][i]}, y[TILE_OUT];
+                NAME(to_outputs)(across, y);
+                V low = MIX_LOW(y[0], y[2]), high = MIX_HIGH(y[0], y[2]), next_low = MIX_LOW(y[1], y[3]),
+                  next_high = MIX_HIGH(y[1], y[3]);
+                V *to = (V *)(lines[i] + TILE_OUT * w * VN);
+                to[0] = MIX_LOW(low, next_low), to[1] = MIX_HIGH(low, next_low);
+                to[2] = MIX_LOW(high, next_high), to[3] = MIX_HIGH(high, next_high);
             }
         }
         int64_t at = 0;
-        for (const NAME(run) *run = runs; run->count; at += 2 * run->count, run++) {
+        for (const NAME(run) *run = runs; run->count; at += TILE_OUT * run->count, run++) {
             T *to = NAME(outputs_of)(p, run, group, first + r);
-            int64_t count = p->out_w - 2 * run->x < 2 * run->count ? p->out_w - 2 * run->x : 2 * run->count;
-            NAME(copy)(to, lines[0] + at, count);
-            if (2 * run->y + 1 < p->out_h) NAME(copy)(to + p->out_w, lines[1] + at, count);
+            int64_t left = p->out_w - TILE_OUT * run->x, count = left < TILE_OUT * run->count ? left : TILE_OUT * run->count;
+            for (int64_t line = 0; line < NAME(lines_of)(p, run); line++) NAME(copy)(to + line * p->out_w, lines[line] + at, count);
         }
     }
 }
@@ -213,7 +291,7 @@ static void NAME(tiled_body)(void *context, int64_t begin, int64_t end) {
     NAME(tiled) *p = context;
     const NAME(unfolding) *u = &p->canvas;
     int64_t total = p->images * p->tiles, apart = p->planes * NR + APART;
-    int64_t reach = 2 * (((end - begin) * NR + p->tiles_w - 1) / p->tiles_w + 1) + 2; /* lines that these tiles read */
+    int64_t reach = TILE_OUT * (((end - begin) * NR + p->tiles_w - 1) / p->tiles_w + 1) + TILE_IN - TILE_OUT; /* lines that these tiles read */
     int64_t of_canvas = p->planes * u->canvas_w * (reach < u->canvas_h ? reach : u->canvas_h), of_half = NAME(of_half)(p, NR);
     T *seen = cyx_scratch(1, sizeof(T) * (size_t)(POSITIONS * (apart + MR * NR) + of_half + of_canvas + NAME(SLACK)));
     T *m = seen + POSITIONS * apart, *half = m + POSITIONS * MR * NR, *canvas = half + of_half;
@@ -233,12 +311,12 @@ static void NAME(tiled_body)(void *context, int64_t begin, int64_t end) {
             int64_t pair = part.n * p->groups + group;
             if (pair != painted) { /* as far as this thread reads it */
                 int64_t stop = task / p->panels == (end - 1) / p->panels ? (end - 1) % p->panels + 1 : p->panels;
-                top = 2 * part.y;
+                top = TILE_OUT * part.y;
                 lines = NAME(lines_to)(p, part.n, stop * NR) - top;
                 NAME(paint_lines)(u, p->image + pair * p->planes * u->h * u->w, p->planes, canvas, top, top + lines);
                 painted = pair;
             }
-            const T *line = canvas + (2 * part.y - top) * u->canvas_w;
+            const T *line = canvas + (TILE_OUT * part.y - top) * u->canvas_w;
             for (int64_t c = 0; c < p->planes; c++, line += lines * u->canvas_w)
                 NAME(see_part)(p, line, part.x, part.count, half, seen + c * NR + done, apart, NR - done);
         }
@@ -268,25 +346,25 @@ static cyx_status NAME(run_tiled)(NAME(tiled) * p, const T *weight, int turned) 
     return p->no_memory ? CYX_NO_MEMORY : CYX_OK;
 }
 
-/* Whether (planes -> rows) channels by a kernel of this shape, to out_h x out_w, are made by tiles: their 16 products
+/* Whether (planes -> rows) channels by a kernel of this shape, to out_h x out_w, are made by tiles: their 36 products
  * must be at least a third fewer than 9 for each output. ints as conv2d's. */
 static int NAME(fits_tiles)(const int64_t *ints, const int64_t *weight, int64_t planes, int64_t rows, int64_t out_h,
                             int64_t out_w) {
-    int64_t tiles = (out_h + 1) / 2 * ((out_w + 1) / 2);
+    int64_t tiles = (out_h + TILE_OUT - 1) / TILE_OUT * ((out_w + TILE_OUT - 1) / TILE_OUT);
     return weight[2] == 3 && weight[3] == 3 && ints[0] == 1 && ints[1] == 1 && ints[4] == 1 && ints[5] == 1 &&
-           planes >= TILED_CHANNELS && rows >= TILED_CHANNELS && 8 * tiles <= 3 * out_h * out_w;
+           planes >= TILED_CHANNELS && rows >= TILED_CHANNELS && 6 * tiles <= out_h * out_w;
 }
 
 /* The image x, and y of out_h x out_w made of it, by windows that begin `top` and `left` pixels outside of it. */
 static NAME(tiled) NAME(cut_tiles)(const cyx_array *x, const cyx_array *y, int64_t groups, int64_t top, int64_t left) {
-    int64_t tiles_h = (y->shape[2] + 1) / 2, tiles_w = (y->shape[3] + 1) / 2;
+    int64_t tiles_h = (y->shape[2] + TILE_OUT - 1) / TILE_OUT, tiles_w = (y->shape[3] + TILE_OUT - 1) / TILE_OUT;
     return (NAME(tiled)){.canvas = {.planes = x->shape[1] / groups,
                                     .h = x->shape[2],
                                     .w = x->shape[3],
                                     .top = top,
                                     .left = left,
-                                    .canvas_h = 2 * tiles_h + 2,
-                                    .canvas_w = 2 * tiles_w + 2},
+                                    .canvas_h = TILE_OUT * tiles_h + TILE_IN - TILE_OUT,
+                                    .canvas_w = TILE_OUT * tiles_w + TILE_IN - TILE_OUT},
                          .images = x->shape[0],
                          .groups = groups,
                          .planes = x->shape[1] / groups,
@@ -338,7 +416,7 @@ typedef struct {
     int64_t planes, rows, width, first, count, most; /* rows in whole panels; tiles: at most `most` */
     int64_t stride, seen_apart, panels_apart, sums_apart; /* from plane to plane of `seen`; from position to position */
     T *seen, *panels, *sums; /* [position][plane][tile]; [position][panel][tile][NR]; [position][plane][width] */
-    T *half, *own; /* a plane's lines, transformed; its canvas, or two lines of the gradient, or taps: [plane][9][width] */
+    T *half, *own; /* a plane's lines, transformed; its canvas, or four lines of the gradient, or taps: [plane][9][width] */
 } NAME(tiled_block);
 
 /* The tiles at work of each plane. */
@@ -351,32 +429,33 @@ static void NAME(see_planes)(const NAME(tiled_block) * s) {
         for (int64_t done = 0; done < s->count; done += part.count) {
             part = NAME(part_from)(p, s->first + done, s->count - done);
             if (part.n != painted) {
-                top = 2 * part.y;
+                top = TILE_OUT * part.y;
                 NAME(paint_lines)(u, s->x + (part.n * p->groups * p->planes + plane) * u->h * u->w, 1, s->own, top,
                                   NAME(lines_to)(p, part.n, s->first + s->count));
                 painted = part.n;
             }
-            NAME(see_part)(p, s->own + (2 * part.y - top) * u->canvas_w, part.x, part.count, s->half,
+            NAME(see_part)(p, s->own + (TILE_OUT * part.y - top) * u->canvas_w, part.x, part.count, s->half,
                            s->seen + plane * s->stride + done, s->seen_apart, s->stride - done);
         }
     }
 }
 
-/* A g A' of NR channels of a run of tiles: to[i * apart + tile * NR + channel]; pixels: [2][2 * count][NR]. */
+/* A g A' of NR channels of a run of tiles: to[i * apart + tile * NR + channel]; pixels: [TILE_OUT][TILE_OUT * count][NR]. */
 static void NAME(see_gradient)(const T *pixels, int64_t line, int64_t count, T *to, int64_t apart) {
-    for (int64_t tile = 0; tile < count; tile++, pixels += 2 * NR, to += NR)
-        _Pragma("GCC unroll 4") for (int w = 0; w < NV; w++) {
-            V t[4][2];
-            _Pragma("GCC unroll 2") for (int j = 0; j < 2; j++) {
-                V a = *(const V *)(pixels + j * NR + w * VN), b = *(const V *)(pixels + line + j * NR + w * VN);
-                t[0][j] = a, t[1][j] = a + b, t[2][j] = a - b, t[3][j] = -b;
+    for (int64_t tile = 0; tile < count; tile++, pixels += TILE_OUT * NR, to += NR)
+        for (int w = 0; w < NV; w++) {
+            V t[TILE_OUT][TILE_IN];
+            _Pragma("GCC unroll 4") for (int j = 0; j < TILE_OUT; j++) {
+                V g[TILE_OUT];
+                _Pragma("GCC unroll 4") for (int i = 0; i < TILE_OUT; i++)
+                    g[i] = *(const V *)(pixels + i * line + j * NR + w * VN);
+                NAME(of_gradients)(g, t[j]);
             }
-            _Pragma("GCC unroll 4") for (int i = 0; i < 4; i++) {
-                V *first = (V *)(to + 4 * i * apart + w * VN);
-                *first = t[i][0];
-                *(V *)((T *)first + apart) = t[i][0] + t[i][1];
-                *(V *)((T *)first + 2 * apart) = t[i][0] - t[i][1];
-                *(V *)((T *)first + 3 * apart) = -t[i][1];
+            _Pragma("GCC unroll 6") for (int i = 0; i < TILE_IN; i++) {
+                V g[TILE_OUT] = {t[0][i], t[1][i], t[2][i], t[3][i]}, made[TILE_IN];
+                NAME(of_gradients)(g, made);
+                _Pragma("GCC unroll 6") for (int j = 0; j < TILE_IN; j++)
+                    *(V *)(to + (TILE_IN * i + j) * apart + w * VN) = made[j];
             }
         }
 }
@@ -390,16 +469,16 @@ static void NAME(see_panels)(const NAME(tiled_block) * s) {
         NAME(run) run;
         for (int64_t done = 0; done < s->count; done += run.count) {
             run = NAME(run_from)(p, s->first + done, s->count - done);
-            const T *g = s->g + (run.n * p->groups * p->rows + row) * pixels + 2 * run.y * p->out_w + 2 * run.x;
-            int64_t of_line = 2 * run.count * NR, left = p->out_w - 2 * run.x;
-            if (!run.x && left == 2 * run.count && 2 * run.y + 1 < p->out_h) /* both lines are one */
-                NAME(pack_panel)(g, pixels, 1, s->own, 2 * left, channels);
+            const T *g = s->g + (run.n * p->groups * p->rows + row) * pixels + TILE_OUT * run.y * p->out_w + TILE_OUT * run.x;
+            int64_t of_line = TILE_OUT * run.count * NR, left = p->out_w - TILE_OUT * run.x, lines = NAME(lines_of)(p, &run);
+            if (!run.x && left == TILE_OUT * run.count && lines == TILE_OUT) /* all lines are one */
+                NAME(pack_panel)(g, pixels, 1, s->own, TILE_OUT * left, channels);
             else
-                for (int i = 0; i < 2; i++) {
+                for (int i = 0; i < TILE_OUT; i++) {
                     T *line = s->own + i * of_line;
-                    int64_t there = 2 * run.y + i >= p->out_h ? 0 : left < 2 * run.count ? left : 2 * run.count;
+                    int64_t there = i >= lines ? 0 : left < TILE_OUT * run.count ? left : TILE_OUT * run.count;
                     if (there) NAME(pack_panel)(g + i * p->out_w, pixels, 1, line, there, channels);
-                    memset(line + there * NR, 0, sizeof(T) * (size_t)((2 * run.count - there) * NR));
+                    memset(line + there * NR, 0, sizeof(T) * (size_t)((TILE_OUT * run.count - there) * NR));
                 }
             NAME(see_gradient)(s->own, of_line, run.count, s->panels + row * s->count + done * NR, s->panels_apart);
         }
@@ -419,12 +498,12 @@ static void NAME(fetch_part)(const NAME(tiled_block) * s, int64_t first, int64_t
     const NAME(unfolding) *u = &p->canvas;
     int64_t channels = s->planes + s->rows, pixels = p->out_h * p->out_w;
     for (int64_t n = first / p->tiles; n * p->tiles < end; n++) {
-        int64_t begin = first > n * p->tiles ? 2 * (first % p->tiles / p->tiles_w) : 0, stop = NAME(lines_to)(p, n, end);
+        int64_t begin = first > n * p->tiles ? TILE_OUT * (first % p->tiles / p->tiles_w) : 0, stop = NAME(lines_to)(p, n, end);
         for (int64_t i = channels * part / parts; i < channels * (part + 1) / parts; i++)
             if (i < s->planes)
                 NAME(fetch_lines)(s->x + (n * p->groups * p->planes + i) * u->h * u->w, u->h, u->w, begin - u->top, stop - u->top);
             else
-                NAME(fetch_lines)(s->g + (n * p->groups * p->rows + i - s->planes) * pixels, p->out_h, p->out_w, begin, stop - 2);
+                NAME(fetch_lines)(s->g + (n * p->groups * p->rows + i - s->planes) * pixels, p->out_h, p->out_w, begin, stop - (TILE_IN - TILE_OUT));
     }
 }
 
@@ -453,17 +532,16 @@ static void NAME(make_taps)(const NAME(tiled_block) * s, T *taps) {
         for (int64_t column = 0; column < s->width; column += VN) {
             const T *m = s->sums + plane * s->width + column;
             T *to = taps + plane * 9 * s->width + column;
-            V t[3][4];
-            for (int j = 0; j < 4; j++) {
-                V a = *(const V *)(m + j * apart), b = *(const V *)(m + (4 + j) * apart),
-                  c = *(const V *)(m + (8 + j) * apart), d = *(const V *)(m + (12 + j) * apart), sum = (b + c) * SPLAT((T)0.5);
-                t[0][j] = a + sum, t[1][j] = (b - c) * SPLAT((T)0.5), t[2][j] = sum + d;
+            V t[TILE_IN][3];
+            for (int j = 0; j < TILE_IN; j++) {
+                V position[TILE_IN];
+                for (int i = 0; i < TILE_IN; i++) position[i] = *(const V *)(m + (TILE_IN * i + j) * apart);
+                NAME(to_taps)(position, t[j]);
             }
             for (int i = 0; i < 3; i++) {
-                V sum = (t[i][1] + t[i][2]) * SPLAT((T)0.5);
-                *(V *)(to + 3 * i * s->width) = t[i][0] + sum;
-                *(V *)(to + (3 * i + 1) * s->width) = (t[i][1] - t[i][2]) * SPLAT((T)0.5);
-                *(V *)(to + (3 * i + 2) * s->width) = sum + t[i][3];
+                V across[TILE_IN] = {t[0][i], t[1][i], t[2][i], t[3][i], t[4][i], t[5][i]}, w[3];
+                NAME(to_taps)(across, w);
+                for (int j = 0; j < 3; j++) *(V *)(to + (3 * i + j) * s->width) = w[j];
             }
         }
 }
@@ -489,7 +567,7 @@ static void NAME(tiled_sums_body)(void *context, int64_t begin, int64_t end) {
         if (s.most > total) s.most = total;
         s.stride = s.most + APART, s.seen_apart = s.planes * s.stride + APART, s.panels_apart = s.width * s.most + APART;
         s.sums_apart = s.planes * s.width + APART;
-        int64_t lines = 4 * p->tiles_w * NR, canvas = u->canvas_h * u->canvas_w, taps = 9 * s.planes * s.width;
+        int64_t lines = TILE_OUT * TILE_OUT * p->tiles_w * NR, canvas = u->canvas_h * u->canvas_w, taps = 9 * s.planes * s.width;
         int64_t of_own = lines > canvas ? lines : canvas, of_half = NAME(of_half)(p, s.most);
         int64_t sides = POSITIONS * (s.seen_apart + s.panels_apart), of_sums = POSITIONS * s.sums_apart;
         s.sums = cyx_scratch(1, sizeof(T) * (size_t)(of_sums + (sides > taps ? sides : taps) + of_half + of_own + NAME(SLACK)));
