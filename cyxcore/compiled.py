@@ -13,6 +13,7 @@ from cyxcore import device as devices
 from cyxcore import precision
 from cyxcore.eager import Tensor, copy_of
 from cyxcore.errors import GraphError
+from cyxcore.forks import renew_in_children
 from cyxcore.held import refilled
 from cyxcore.keys import drawing_again
 from cyxcore.nn.module import Module
@@ -49,6 +50,8 @@ class Compiled:
     works on copies made when it is compiled.
     """
 
+    _lock: Lock
+
     def __init__(
         self,
         function: "Module | Callable[..., Any]",
@@ -60,7 +63,7 @@ class Compiled:
         self.function = self.__wrapped__ = function  # by which a function that is compiled around this finds modules
         self.device = device
         self.numerics = None if numerics is None else precision.check_name(numerics)
-        self._lock = Lock()  # a plan has one memory: threads take turns
+        renew_in_children(self, "_lock")  # a plan has one memory: threads take turns
         self._seen = Seen()
         self._begin(around)
 

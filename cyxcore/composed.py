@@ -11,6 +11,7 @@ Where more is asked than gradients (a second derivative, anomalies), the operati
 tape: _Call.expand.
 """
 
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ import numpy as np
 
 from cyxcore import device as devices
 from cyxcore.eager import Tensor, enable_grad, is_recording, wrap
+from cyxcore.forks import renew_in_children
 from cyxcore.gradients import Sum, totals
 from cyxcore.graph import Graph
 from cyxcore.held import Node, later
@@ -280,7 +282,9 @@ class _Call(Composed):
 
 
 _ways: dict[_Kind, _Ways | None] = {}  # None: without plans
-_lock, _expanding = threading.Lock(), threading.Lock()
+_lock: threading.Lock
+_expanding: threading.Lock
+renew_in_children(sys.modules[__name__], "_lock", "_expanding")
 _made = _used = 0
 
 

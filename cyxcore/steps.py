@@ -33,6 +33,7 @@ from cyxcore import device as devices
 from cyxcore import precision
 from cyxcore.eager import Tensor, copy_of, next_key
 from cyxcore.errors import GradientError, GraphError
+from cyxcore.forks import renew_in_children
 from cyxcore.gradients import reached
 from cyxcore.held import Watch, is_recording, refilled, wrote
 from cyxcore.keys import Draw, Generator, drawing_again
@@ -266,6 +267,8 @@ def look_for_symbols(modules: list[Module], around: Surroundings | None) -> None
 class CompiledStep:
     """Calls like the original, and returns the same tensors, without gradients."""
 
+    _lock: Lock
+
     def __init__(
         self,
         function: Callable[..., Any],
@@ -276,7 +279,7 @@ class CompiledStep:
         self.function = self.__wrapped__ = function  # by which a function that is compiled around this finds modules
         self.device = device
         self.numerics = None if numerics is None else precision.check_name(numerics)
-        self._lock = Lock()  # a plan has one memory
+        renew_in_children(self, "_lock")  # a plan has one memory
         self._seen = Seen()
         self._begin(around)
 

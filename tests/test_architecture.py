@@ -49,7 +49,7 @@ cyxcore.device cyxcore.precision cyxcore.held cyxcore.inspection cyxcore.drawing
 cyxcore.gradients cyxcore.memory
 cyxcore.passes cyxcore.onepass cyxcore.recompute cyxcore.accumulating cyxcore.bands cyxcore.order cyxcore.placement
 cyxcore.plan
-cyxcore.tape cyxcore.keys cyxcore.conversion
+cyxcore.tape cyxcore.keys cyxcore.conversion cyxcore.forks
 cyxcore.torchtensors cyxcore.exports
 cyxcore.eager cyxcore.composed cyxcore.creation cyxcore.fft cyxcore.signals
 cyxcore.saving cyxcore.random cyxcore.torchfunctions

@@ -131,9 +131,9 @@ static void after_fork_in_child(void) {
     inside_body = 0;
 }
 
+__attribute__((constructor)) static void set_fork_handler(void) { pthread_atfork(NULL, NULL, after_fork_in_child); }
+
 static void start_workers(void) {
-    static int fork_handler_set;
-    if (!fork_handler_set) fork_handler_set = !pthread_atfork(NULL, NULL, after_fork_in_child);
     while (started_workers < wanted_threads - 1) {
         if (pthread_create(&workers[started_workers], NULL, worker, (void *)(intptr_t)(started_workers + 1)))
             break; /* fewer threads, same results */
