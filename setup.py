@@ -62,6 +62,7 @@ jsonlists = Extension(
     extra_compile_args=FLAGS,
     libraries=["m"],
 )
+scan = Extension("cyxnet.scan", sources=["cyxnet/scan.pyx"], extra_compile_args=FLAGS)
 curve = Extension(
     "cyxcentral.curve",
     sources=["cyxcentral/curve.pyx", "cyxcentral/lanes.c"],
@@ -93,6 +94,6 @@ class BuildInParallel(build_ext):
 
 
 setup(
-    ext_modules=cythonize([cpu, language, tensors, jsonlists, curve], compiler_directives={"language_level": 3}),
+    ext_modules=cythonize([cpu, language, tensors, jsonlists, scan, curve], compiler_directives={"language_level": 3}),
     cmdclass={"build_ext": BuildInParallel},
 )

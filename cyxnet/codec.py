@@ -6,17 +6,12 @@ from typing import Any, TypeVar
 import msgspec
 
 from cyxcore.errors import CyxError
+from cyxnet.scan import NOT_FINITE, strange
 
 T = TypeVar("T")
 JSON, MSGPACK = "application/json", "application/msgpack"
 MAX_MESSAGE_BYTES = 1_000_000
 
-# How a float32 or float64 that is not finite begins in MessagePack: tag, first byte, and the least of the second.
-# Elsewhere the same bytes are harmless, so only where they occur is the message walked through, which costs more than
-# decoding it. (msgspec refuses such numbers in JSON.)
-_FLOAT32, _FLOAT64, _NOT_FINITE = b"\xca", b"\xcb", frozenset(b"\x7f\xff")
-_LEAST = {_FLOAT32: 0x80, _FLOAT64: 0xF0}
-MOST_LOOKED_AT = 4_000  # each takes a third of a microsecond
 _DECODERS: dict[tuple[str, Any], Any] = {}
 
 
@@ -46,41 +41,13 @@ def decode(kind: type[T], payload: bytes, content_type: str = JSON, max_bytes: i
         decoder = _DECODERS[content_type, kind] = module.Decoder(kind)
     try:
         message = decoder.decode(payload)
-        if content_type == MSGPACK and may_hold_non_finite(payload):
+        if content_type == MSGPACK and strange(payload) & NOT_FINITE:  # walking costs more than decoding
             _refuse_non_finite(message, "$")
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise BadMessage(str(error)[:500]) from None
     except RecursionError:
         raise BadMessage("nested too deep") from None
     return message
-
-
-def may_hold_non_finite(payload: bytes) -> bool:
-    """False where no float of a MessagePack message is infinite or no number.
-
-    True also where more than MOST_LOOKED_AT bytes could begin one: a megabyte of them would hold up everybody.
-    """
-    for tag, least in _LEAST.items():
-        at = -1
-        for _ in range(MOST_LOOKED_AT):
-            at = payload.find(tag, at + 1)
-            if not 0 <= at < len(payload) - 2:
-                break
-            if payload[at + 1] in _NOT_FINITE and payload[at + 2] >= least:
-                return True
-        else:
-            return True
-    return False
-
-
-def occurs(payload: bytes, first: bytes, seconds: frozenset[int]) -> bool:
-    """Whether the byte `first` is followed by one of `seconds` anywhere: faster than a regular expression."""
-    at = payload.find(first)
-    while 0 <= at < len(payload) - 1:
-        if payload[at + 1] in seconds:
-            return True
-        at = payload.find(first, at + 1)
-    return False
 
 
 def _refuse_non_finite(value: Any, path: str) -> None:
