@@ -27,6 +27,7 @@ enum {
     TRANSPOSED_AT_ONCE = 64,
     FAR_ELEMENTS = 1 << 13, /* of a result that leaves the nearest caches before it is written to again */
     LINE = 16,
+    ROWS_AHEAD = 16, /* of B, fetched while a row is packed */
     NEAR_PANELS = 1 << 16, /* elements of the panels that a task packs for itself */
     LEAST_PANELS = 4,
     PRODUCTS_AT_ONCE = 4,
@@ -245,13 +246,17 @@ static inline void NAME(transpose_square)(const T *from, int64_t from_row, T *to
 }
 
 /* A few columns at a time: what they become stays in the cache until all rows are in it. Lines of `to` shorter
- * than a vector are written beyond their end, the last one too, and then overwritten by the next. */
+ * than a vector are written beyond their end, the last one too, and then overwritten by the next. Of what becomes panels of
+ * B the next columns are fetched meanwhile: it comes from far, and short pieces of many pages nobody foresees. */
 static void NAME(transpose)(const T *from, int64_t from_row, T *to, int64_t to_row, int64_t rows,
                             int64_t columns) {
     for (int64_t c = 0; c < columns; c += TRANSPOSED_AT_ONCE) {
         int64_t end = columns - c < TRANSPOSED_AT_ONCE ? columns : c + TRANSPOSED_AT_ONCE;
         int64_t whole = c + (end - c) / VN * VN;
         int64_t r = 0;
+        for (int64_t row = 0; to_row == NR && row < rows; row++)
+            for (int64_t at = end; at < end + TRANSPOSED_AT_ONCE && at < columns; at += LINE)
+                __builtin_prefetch(from + row * from_row + at, 0, 2);
         for (; r < rows && (!r || r + VN <= to_row); r += VN)
             for (int64_t at = c; at < whole; at += VN)
                 NAME(transpose_square)(from + r * from_row + at, from_row, to + at * to_row + r, to_row,
@@ -302,8 +307,11 @@ static void NAME(pack_b)(const NAME(product) * p, T *to, int64_t begin, int64_t 
         int64_t whole = p->n_count / NR < end ? p->n_count / NR : end;
         const T *b = p->b + p->k0 * p->b_row + p->n0;
         for (int64_t k = 0; k < p->k_count; k++)
-            for (int64_t panel = begin; panel < whole; panel++)
-                memcpy(to + (panel - begin) * PANEL(p) + k * NR, b + k * p->b_row + panel * NR, sizeof(T) * NR);
+            for (int64_t panel = begin; panel < whole; panel++) {
+                const T *line = b + k * p->b_row + panel * NR;
+                for (int64_t at = 0; at < NR; at += LINE) __builtin_prefetch(line + ROWS_AHEAD * p->b_row + at, 0, 2);
+                memcpy(to + (panel - begin) * PANEL(p) + k * NR, line, sizeof(T) * NR);
+            }
         if (whole > begin) first = whole;
     }
     for (int64_t panel = first; panel < end; panel++) {
