@@ -47,10 +47,13 @@ def simplify(graph: Graph) -> Graph:
     for node, shape, dtype in zip(graph.nodes, known.shapes, known.dtypes, strict=True):
         builder.layer = node.layer
         inputs = [copies[i] for i in node.inputs]
-        if len(inputs) > 1 and OPS[node.op].group == "elementwise":
-            inputs = _unstretched(inputs, shape)
+        new = None
+        if OPS[node.op].group == "elementwise":
+            new = _before_stretching(builder, node, inputs, shape, dtype)
+            inputs = _unstretched(inputs, shape) if len(inputs) > 1 else inputs
         simpler = RULES.get(node.op)
-        new = simpler(builder, node, inputs, shape) if simpler else None
+        if new is None and simpler:
+            new = simpler(builder, node, inputs, shape)
         if new is None:
             new = _folded(builder, node, inputs, shape, dtype)
         if new is None:
@@ -215,6 +218,16 @@ def dead_code(graph: Graph) -> Graph:
         [(places[a], places[b]) for a, b in graph.updates],
         Inferred(tuple([known.shapes[i] for i in kept]), tuple([known.dtypes[i] for i in kept])),
     )
+
+
+def _before_stretching(builder: Builder, node: Node, inputs: list[Symbol], shape: Shape, dtype: str) -> Symbol | None:
+    """An element-wise op of nothing but what was stretched: made before, and stretched then."""
+    short = [Symbol(builder, _producer(x).inputs[0]) if _producer(x).op == "broadcast_to" else x for x in inputs]
+    small = broadcast(node.op, *(x.shape for x in short))
+    if math.prod(small) == math.prod(shape):
+        return None
+    made = builder.copy(node.op, short, node.attrs, (small, dtype))
+    return builder.apply("broadcast_to", [made], {"shape": shape})
 
 
 def _unstretched(inputs: list[Symbol], shape: Shape) -> list[Symbol]:

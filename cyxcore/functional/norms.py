@@ -44,12 +44,11 @@ def batch_norm(
             _follow(running_mean, running_var, mean, var * (count / maximum(count - 1.0, 1.0)), momentum)
 
     if isinstance(training, TracedMode) and running_mean is not None:
-        result = by_mode(
+        return by_mode(
             training,
-            lambda: _batch_norm_by_batch(x, None, None, axes, eps, follow)[0],
-            lambda: _batch_norm_by_given(x, running_mean, running_var, None, None, eps),
+            lambda: _batch_norm_by_batch(x, weight, bias, axes, eps, follow)[0],
+            lambda: _batch_norm_by_given(x, running_mean, running_var, weight, bias, eps),
         )
-        return _scaled(result, weight, bias)
     if running_mean is not None and not training:
         return x._composed(_batch_norm_by_given, (x, running_mean, running_var, weight, bias), (eps,))
     if x.is_symbolic:
@@ -68,12 +67,18 @@ def _batch_norm_by_batch(
     var = (centred**2).mean(axes, keepdims=True)
     if follow is not None:
         follow(mean, var)
-    return _scaled(centred / (var + eps).sqrt(), weight, bias), mean, var
+    return _centred_scaled(centred, var, weight, bias, eps), mean, var
 
 
 def _batch_norm_by_given(x: Any, mean: Any, var: Any, weight: Any, bias: Any, eps: float) -> Any:
     column = (1, -1, *(1,) * (x.ndim - 2))
-    return _scaled((x - mean.reshape(*column)) / (var.reshape(*column) + eps).sqrt(), weight, bias)
+    return _centred_scaled(x - mean.reshape(*column), var.reshape(*column), weight, bias, eps)
+
+
+def _centred_scaled(centred: Any, var: Any, weight: Any, bias: Any, eps: float) -> Any:
+    """centred * (weight / sqrt(var + eps)) + bias: one factor a channel, so that x and its gradient are not divided."""
+    std = (var + eps).sqrt()
+    return _scaled(centred, 1.0 / std if weight is None else weight.reshape(*std.shape) / std, bias)
 
 
 def _scaled(x: Any, weight: Any, bias: Any) -> Any:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 import cyxcore as cx
 from cyxcore import functional as F
 from cyxcore import onepass
+from cyxcore.gradients import backward
 from cyxcore.graph import Graph
 from cyxcore.kernels import cpu
 from cyxcore.order import schedule
@@ -336,6 +337,35 @@ def test_the_sums_of_a_batch_norm_go_over_its_images_with_the_calls_before_them(
     names = [record.name for record in profile.records]
     assert "3 calls: sub, square, mean" in names
     assert any("sum" in name and "div" in name for name in names)
+
+
+def test_a_batch_norm_and_relu_with_gradients_go_over_their_images_five_times() -> None:
+    """Nothing is divided, turned round or doubled pixel by pixel."""
+    shape = (4, 16, 32, 32)
+    builder = Builder()
+    x, up = builder.input("x", shape), builder.input("up", shape)
+    weight, bias = builder.input("weight", (16,)), builder.input("bias", (16,))
+    norm = F.batch_norm(x, None, None, weight, bias, training=True)
+    slopes = backward(builder, (norm.relu() * up).sum(), [x, weight, bias])
+    plan = Plan(builder.graph(*slopes), device="cpu")
+    made = {node.op for node, size in zip(plan.graph.nodes, plan.graph.infer(1).shapes, strict=True) if size == shape}
+    assert made == {"input", "sub", "mul", "add", "square", "relu", "greater", "cast"}
+    with cx.profile() as profile:
+        plan.run()
+    passes = [record.name for record in profile.records if str(shape) in record.shapes]
+    assert len(passes) == 5, passes  # mean, variance; both sums, what the mean gets, the mean's gradient on top
+
+
+def test_a_group_over_arrays_beyond_the_cache_has_the_bits_of_its_calls() -> None:
+    """It fetches its next tile while it works on one, up to the last, which is shorter."""
+    builder = Builder()
+    x, y, z = (builder.input(name, (700, 1001)) for name in ("x0", "x1", "x2"))
+    made = (x * (y > 0).astype("float32") - z) * x
+    graph = builder.graph(made, made.sum(1), (made + y).tanh())
+    assert 3 * 700 * 1001 * 4 > 4 << 20
+    for threads in (1, 2):
+        with kernels(cpu.isa(), threads):
+            check_against_one_call_after_the_other(graph, {f"x{n}": (700, 1001) for n in range(3)})
 
 
 def test_who_reads_a_sum_is_made_after_it() -> None:

@@ -137,6 +137,23 @@ def test_a_transpose_before_a_matmul_becomes_a_flag() -> None:
     assert [node.op for node in graph.nodes] == ["input", "input", "matmul"] and graph.nodes[2].attrs["transpose_b"]
 
 
+def test_numbers_are_doubled_before_they_are_stretched_not_after() -> None:
+    builder = Builder()
+    x, row = builder.input("x", (6, 5)), builder.input("row", (1, 5))
+    stretched = row.broadcast_to(6, 5)
+    graph = optimise(builder.graph(x * (stretched * 2.0 + stretched.tanh()), stretched.exp()))
+    shapes = graph.infer(1).shapes
+    assert {node.op: shape for node, shape in zip(graph.nodes, shapes, strict=True) if node.op != "mul"} == {
+        **{"input": (1, 5), "const": (), "add": (1, 5), "tanh": (1, 5), "exp": (1, 5), "broadcast_to": (6, 5)}
+    }
+    plan = Plan(graph, device="cpu")
+    plan.inputs["x"][...], plan.inputs["row"][...] = 3.0, 0.5
+    plan.run()
+    row_value = np.full((6, 5), 0.5, np.float32)
+    np.testing.assert_allclose(plan.outputs[0], 3.0 * (1.0 + np.tanh(row_value)), rtol=1e-6)
+    np.testing.assert_allclose(plan.outputs[1], np.exp(row_value), rtol=1e-6)
+
+
 def test_dead_code_goes_and_inputs_stay() -> None:
     builder = Builder()
     a, b = builder.input("a", (2,)), builder.input("b", (2,))

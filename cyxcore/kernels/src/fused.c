@@ -121,7 +121,15 @@ static cyx_status run_joined(const cyx_call *calls, const cyx_table table) {
 
 enum { TILE = 512 }; /* elements; eight tiles of float32 take half of the first-level cache, and what is read from outside the rest */
 
+/* Arrays that a group goes through, and their bytes together, from which on the group fetches the next tile itself: the processor
+ * follows fewer by itself, as far as a page, and better. */
+enum { LEAST_STREAMS = 3, MOST_STREAMS = 8, FAR_BYTES = 4 << 20, LINE_BYTES = 64 };
+
 __thread cyx_loop *cyx_asked;
+
+typedef struct {
+    int call, input; /* -1: the output */
+} stream;
 
 /* What is known of a group before it runs. */
 struct cyx_group {
@@ -132,7 +140,8 @@ struct cyx_group {
     int tile[CYX_MAX_GROUP];                       /* where an elided call leaves its output */
     int chain[CYX_MAX_GROUP];  /* how many calls from this one on are links of one chain; 1: it is none */
     char inner[CYX_MAX_GROUP]; /* whether only the next link reads the output */
-    int tiles, element_bytes;
+    int tiles, element_bytes, streams;
+    stream stream[MOST_STREAMS];
     int64_t tile_size; /* elements */
     int64_t sums, run; /* how many calls are sums, and of how many terms in a row */
     double work;
@@ -207,6 +216,21 @@ static void run_chain(const cyx_group *g, const cyx_rows *rows, int first, int64
     g->loops[first].links((const float *)from + at, links, g->chain[first], stop - at);
 }
 
+static const cyx_array *array_of(const stream *s, const cyx_call *calls) {
+    return s->input < 0 ? &calls[s->call].out : &calls[s->call].in[s->input];
+}
+
+/* A part of what the tile [at, stop) takes from memory and leaves there, on its way to the second-level cache while call k works on
+ * the tile before: all at once would be more than the processor waits for. */
+static void fetch_part(const cyx_group *g, const cyx_call *calls, int64_t at, int64_t stop, int k) {
+    for (int i = 0; i < g->streams; i++) {
+        const cyx_array *array = array_of(&g->stream[i], calls);
+        int64_t width = cyx_dtype_bytes[array->dtype], bytes = (stop - at) * width;
+        const char *first = (const char *)array->data + at * width;
+        for (int64_t b = bytes * k / g->count; b < bytes * (k + 1) / g->count; b += LINE_BYTES) __builtin_prefetch(first + b, 0, 2);
+    }
+}
+
 static void group_body(void *context, int64_t begin, int64_t end) {
     group *running = context;
     const cyx_group *g = running->made;
@@ -226,12 +250,14 @@ static void group_body(void *context, int64_t begin, int64_t end) {
     }
     for (int64_t at = begin; at < end; at += g->tile_size) {
         int64_t stop = end - at < g->tile_size ? end : at + g->tile_size;
+        int64_t next = end - stop < g->tile_size ? end : stop + g->tile_size;
         for (int k = 0, first = 0; k < g->count; k++) {
             /* Loops count from the start of the whole array: element `at` is the tile's first. */
             if (own[k].elided)
                 own[k].out.data = tiles + g->tile[k] * tile_bytes - at * cyx_dtype_bytes[own[k].out.dtype];
             for (int i = 0; i < own[k].in_count; i++)
                 if (g->made_by[k][i] >= 0) own[k].in[i].data = own[g->made_by[k][i]].out.data;
+            fetch_part(g, own, stop, next, k);
             if (k + 1 - first < g->chain[first]) continue; /* the last of its chain makes all of it */
             if (g->chain[first] > 1)
                 run_chain(g, rows, first, at, stop);
@@ -286,9 +312,25 @@ static void find_chains(cyx_group *g, const cyx_call *calls) {
     for (int first = 0; first < g->count; first += g->chain[first]) g->inner[first + g->chain[first] - 1] = 0;
 }
 
+/* What goes through memory: arrays as large as the group's, which it does not keep in its tiles, each once. */
+static void find_streams(cyx_group *g, const cyx_call *calls) {
+    int64_t bytes = 0;
+    for (int k = 0; k < g->count; k++)
+        for (int i = 0; i <= calls[k].in_count && g->streams < MOST_STREAMS; i++) {
+            stream new = {k, i < calls[k].in_count ? i : -1};
+            const cyx_array *array = array_of(&new, calls);
+            int elided = new.input < 0 ? calls[k].elided : g->made_by[k][i] >= 0, known = 0;
+            for (int s = 0; s < g->streams; s++) known |= array_of(&g->stream[s], calls)->data == array->data;
+            if (elided || known || array->size != calls->out.size) continue;
+            g->stream[g->streams++] = new;
+            bytes += array->size * cyx_dtype_bytes[array->dtype];
+        }
+    if (g->streams < LEAST_STREAMS || bytes < FAR_BYTES) g->streams = 0;
+}
+
 /* Not set to zero before, as a whole: that is the larger part of a small group's work. */
 static void look_at_group(cyx_group *g, const cyx_call *calls, const cyx_table table) {
-    g->table = table, g->count = calls->group, g->tiles = 0, g->element_bytes = 0, g->sums = 0, g->run = 0, g->work = 0;
+    g->table = table, g->count = calls->group, g->tiles = 0, g->element_bytes = 0, g->streams = 0, g->sums = 0, g->run = 0, g->work = 0;
     for (int k = 0; k < g->count; k++) {
         cyx_ask(&calls[k], table, &g->loops[k]);
         g->work += calls[k].work;
@@ -301,6 +343,7 @@ static void look_at_group(cyx_group *g, const cyx_call *calls, const cyx_table t
         }
     }
     find_chains(g, calls);
+    find_streams(g, calls);
     share_tiles(g, calls);
     g->tile_size = g->run && g->run < TILE ? TILE / g->run * g->run : g->run ? g->run : TILE; /* of whole runs */
 }
