@@ -28,6 +28,8 @@ Array = Any  # numpy.ndarray, or cupy.ndarray where the device has its own memor
 
 ALIGN_BYTES = 64  # a cache line, and the widest vector load
 MOST_LANES = 16  # each has memory of its own
+ORDERED = ("float32", "float64", "int64", "int32")  # what is sorted by its digits
+LEAST_ORDERED = 1024  # elements of a row; fewer are compared
 
 # ndarray.dtype.name takes microseconds; this takes none.
 DTYPE_NAMES: dict[Any, str] = {dtype: name for name, dtype in NUMPY_DTYPES.items()}
@@ -171,8 +173,21 @@ class Cpu(HostMemory):
     def call(self, op: str, out: Array, inputs: Sequence[Array], attrs: Mapping[str, Any]) -> None:
         if self.has(op, out, inputs):
             self.kernels.call(op, out, inputs, attrs)
-        else:
+        elif op != "argsort" or not self._ordered(out, inputs[0], attrs["axis"], attrs["descending"]):
             reference.call(op, out, inputs, attrs)
+
+    def _ordered(self, out: Array, x: Array, axis: int, descending: bool) -> bool:
+        """Whether long rows were put in order digit by digit, which gives the same places in a fraction of the time."""
+        if x.dtype.name not in ORDERED or x.shape[axis] < LEAST_ORDERED:
+            return False
+        rows = np.ascontiguousarray(np.moveaxis(x, axis, -1))
+        last = axis == x.ndim - 1
+        found = out if last else np.empty(rows.shape, np.int64)
+        flat = (-1, rows.shape[-1])
+        self.kernels.order_rows(rows.reshape(flat), descending, found.reshape(flat))
+        if not last:
+            out[...] = np.moveaxis(found, -1, axis)
+        return True
 
     def program(
         self,
@@ -211,7 +226,7 @@ class Cpu(HostMemory):
                 own = [each._replace(first=each.first - start) for each in stretches if start <= each.first < stop]
                 parts.append(self.program(part, scratch=scratch, results=needed, stretches=own))
             else:
-                parts += [functools.partial(reference.call, *one) for one in reversed(part)]
+                parts += [functools.partial(self.call, *one) for one in reversed(part)]
             needed += [x for one in part for x in one.inputs]
             stop = start
         return _Parts(parts[::-1]).run

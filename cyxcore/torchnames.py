@@ -177,11 +177,11 @@ def _flat_places(name: str, x: Any, dim: int, index: Any) -> Any:
     place = x._axis(dim)
     _no_longer(name, x, place, index)
     known: Any = x._check_indices(index.astype("int64"), x.shape[place])
-    flat: Any = 0
+    flat: Any = None
     for axis, size in enumerate(x.shape):
         along = tuple(-1 if at == axis else 1 for at in range(x.ndim))
         line = known if axis == place else x._constant(list(range(index.shape[axis])), "int64").reshape(*along)
-        flat = line + flat * size
+        flat = line if flat is None else line + flat * size
     return flat.reshape(-1)
 
 

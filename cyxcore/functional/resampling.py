@@ -13,7 +13,7 @@ from typing import Any
 from cyxcore.errors import ShapeError, SpecError
 from cyxcore.functional.adaptive import adaptive_avg_pool1d, adaptive_avg_pool2d, adaptive_avg_pool3d
 from cyxcore.functional.basic import Pair, looked_up, maximum, minimum, pad, pair, stack, take_along_axis, where
-from cyxcore.values import apply
+from cyxcore.values import apply, composed
 
 CUBIC = -0.75  # the free parameter of cubic convolution (Keys 1981), as PyTorch has it
 CUBIC_SMOOTH = -0.5  # the same with antialias, as PIL and PyTorch have it
@@ -62,6 +62,19 @@ def interpolate(
     if mode == "area":
         pool: Any = (adaptive_avg_pool1d, adaptive_avg_pool2d, adaptive_avg_pool3d)[rank - 1]
         return pool(x, tuple(new for _, new, _ in places) if rank > 1 else places[0][1])
+    if mode.startswith("nearest"):
+        return _resized(x, mode, tuple(places), align_corners, recompute_scale_factor, antialias)
+    return composed(_resized, (x,), (mode, tuple(places), align_corners, recompute_scale_factor, antialias))
+
+
+def _resized(
+    x: Any,
+    mode: str,
+    places: Sequence[tuple[int, int, float]],
+    align_corners: bool | None,
+    recompute_scale_factor: bool | None,
+    antialias: bool,
+) -> Any:
     for axis, wanted, step in places:
         count = x.shape[axis]
         if recompute_scale_factor:
@@ -251,6 +264,10 @@ def grid_sample(
             "grid_sample: expected mode bilinear or nearest and padding_mode zeros, border or reflection, "
             f"got {mode!r} and {padding_mode!r}"
         )
+    return composed(_sampled, (x, grid), (mode, padding_mode, align_corners))
+
+
+def _sampled(x: Any, grid: Any, mode: str, padding_mode: str, align_corners: bool) -> Any:
     at_x = _placed(grid[..., 0], x.shape[3], padding_mode, align_corners)
     at_y = _placed(grid[..., 1], x.shape[2], padding_mode, align_corners)
     if mode == "nearest":

@@ -113,6 +113,7 @@ cdef extern from "cyx.h" nogil:
         int over
     void cyx_draw_numbers(cyx_draw *draw)
     cyx_status cyx_order_words(uint64_t seed, uint64_t step, uint32_t stream, int wide, int64_t *out, int64_t count)
+    cyx_status cyx_order_rows(const void *x, int dtype, int64_t rows, int64_t n, int descending, int64_t *out)
     cyx_message cyx_last_failure
     int cyx_set_isa(const char *name)
     const char *cyx_isa()
@@ -864,6 +865,29 @@ def draw_order(uint64_t seed, uint64_t step, uint32_t stream, bint wide, cnp.nda
     cdef cyx_message message
     with nogil:
         status = cyx_order_words(seed, step, stream, wide, <int64_t *>draw.out, draw.count)
+        message = cyx_last_failure
+    if status != CYX_OK:
+        _fail(status, &message)
+
+
+def order_rows(cnp.ndarray x, bint descending, cnp.ndarray out) -> None:
+    """The places that sort each row of x (rows, n), equals in their order, NaN as the greatest. x: float32, float64, int64
+    or int32; out: int64 of its shape; both C-contiguous.
+    """
+    cdef int dtype
+    cdef cyx_status status
+    cdef cyx_message message
+    cdef const void *data = cnp.PyArray_DATA(x)
+    cdef int64_t *to = <int64_t *>cnp.PyArray_DATA(out)
+    cdef int64_t rows, n
+    types = {cnp.NPY_FLOAT32: CYX_F32, cnp.NPY_FLOAT64: CYX_F64, cnp.NPY_INT64: CYX_I64, cnp.NPY_INT32: CYX_I32}
+    if cnp.PyArray_TYPE(x) not in types or not cnp.PyArray_IS_C_CONTIGUOUS(x) or x.ndim != 2:
+        raise ValueError("expected C-contiguous rows of float32, float64, int64 or int32")
+    if cnp.PyArray_TYPE(out) != cnp.NPY_INT64 or not cnp.PyArray_ISCARRAY(out) or (<object>out).shape != (<object>x).shape:
+        raise ValueError("expected a writable C-contiguous int64 array of the shape of what is sorted")
+    dtype, rows, n = types[cnp.PyArray_TYPE(x)], x.shape[0], x.shape[1]
+    with nogil:
+        status = cyx_order_rows(data, dtype, rows, n, descending, to)
         message = cyx_last_failure
     if status != CYX_OK:
         _fail(status, &message)

@@ -38,6 +38,10 @@ FUNCTIONS = {
     "attention with a mask": (F.scaled_dot_product_attention, [(2, 3, 8, 4)] * 3 + [(8, 8)]),
     "attention of one tensor": (lambda x: F.scaled_dot_product_attention(x, x, x), [(2, 3, 8, 4)]),
     "linear": (F.linear, [(4, 5, 16), (24, 16), (24,)]),
+    "bilinear": (lambda x: F.interpolate(x, size=(9, 4), mode="bilinear"), [(3, 2, 5, 6)]),
+    "bicubic": (lambda x: F.interpolate(x, scale_factor=2, mode="bicubic"), [(3, 2, 5, 6)]),
+    "smoothed": (lambda x: F.interpolate(x, size=(3, 9), mode="bilinear", antialias=True), [(3, 2, 5, 6)]),
+    "grid_sample": (lambda x, g: F.grid_sample(x, g.tanh(), padding_mode="border"), [(3, 2, 5, 6), (3, 4, 4, 2)]),
     "conv2d": (lambda x, w, b: F.conv2d(x, w, b, padding=1), [(2, 3, 8, 8), (4, 3, 3, 3), (4,)]),
 }
 

@@ -124,6 +124,9 @@ typedef struct {
  * (two each, as of integers) instead of 32. */
 cyx_status cyx_order_words(uint64_t seed, uint64_t step, uint32_t stream, int wide, int64_t *out, int64_t count);
 
+/* The places that sort each of `rows` rows of n float32, float64, int64 or int32, equals in their order; NaN above all. */
+cyx_status cyx_order_rows(const void *x, int dtype, int64_t rows, int64_t n, int descending, int64_t *out);
+
 /* run.c */
 void cyx_draw_numbers(cyx_draw *draw);
 int cyx_set_isa(const char *name); /* 0, or -1 where this machine lacks it */

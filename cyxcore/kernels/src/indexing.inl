@@ -29,10 +29,35 @@ static cyx_status check_indices(const cyx_call *call, const cyx_array *indices, 
 static inline int64_t wrapped(int64_t index, int64_t n) { return index < 0 ? index + n : index; }
 
 typedef struct {
+    int64_t from, length; /* of rows that follow each other */
+} taken_run;
+
+enum { MOST_RUNS = 16, LEAST_RUN = 8 };
+
+typedef struct {
     const cyx_call *call;
     around a;
-    int64_t count; /* of indices */
+    int64_t count;   /* of indices */
+    int64_t runs;    /* in which they come, where there are few; else 0 */
+    taken_run run[MOST_RUNS];
 } taking;
+
+/* The indices of a border or of a part are long runs, which are copied at once. */
+static void find_runs(taking *t) {
+    const int64_t *index = t->call->in[1].data;
+    int64_t runs = 0, next = -1;
+    for (int64_t i = 0; i < t->count; i++) {
+        int64_t at = wrapped(index[i], t->a.n);
+        if (at == next)
+            t->run[runs - 1].length++;
+        else if (runs == MOST_RUNS || runs * LEAST_RUN > t->count)
+            return;
+        else
+            t->run[runs++] = (taken_run){at, 1};
+        next = at + 1;
+    }
+    if (runs * LEAST_RUN <= t->count) t->runs = runs;
+}
 
 static void take_body(void *context, int64_t begin, int64_t end) {
     const taking *t = context;
@@ -45,7 +70,15 @@ static void take_body(void *context, int64_t begin, int64_t end) {
         int64_t stop = t->count - first < end - row ? t->count : first + end - row;
         const char *from = (const char *)call->in[0].data + (size_t)(outer * t->a.n) * bytes;
         row += stop - first;
-        if (bytes == 4) /* a few bytes are moved faster than the call of memcpy that moves them */
+        if (t->runs)
+            for (int64_t r = 0, at = 0; r < t->runs && at < stop; at += t->run[r++].length) {
+                int64_t low = at < first ? first : at, high = at + t->run[r].length;
+                if (high > stop) high = stop;
+                if (low >= high) continue;
+                memcpy(to, from + (size_t)(t->run[r].from + low - at) * bytes, (size_t)(high - low) * bytes);
+                to += (size_t)(high - low) * bytes;
+            }
+        else if (bytes == 4) /* a few bytes are moved faster than the call of memcpy that moves them */
             for (int64_t i = first; i < stop; i++, to += 4)
                 *(uint32_t *)to = ((const uint32_t *)from)[wrapped(index[i], t->a.n)];
         else if (bytes == 8)
@@ -62,6 +95,7 @@ static cyx_status take(const cyx_call *call) {
     taking t = {call, around_axis(&call->in[0], call->ints[0]), call->in[1].size};
     cyx_status status = check_indices(call, &call->in[1], t.a.n);
     if (status != CYX_OK || !call->out.size) return status;
+    find_runs(&t);
     int64_t rows = t.a.outer * t.count;
     cyx_parallel(rows, cyx_grain(rows, (double)t.a.inner, CYX_LEAST_WORK), take_body, &t);
     return CYX_OK;
@@ -78,8 +112,12 @@ static cyx_status take(const cyx_call *call) {
                     n = inner - first < end - at ? inner - first : end - at;                                 \
             T *out = (T *)t->call->out.data + outer * t->a.n * inner + first;                                \
             const T *g = (const T *)t->call->in[0].data + outer * t->count * inner + first;                  \
-            for (int64_t r = 0; r < t->a.n; r++) memset(out + r * inner, 0, sizeof(T) * (size_t)n);          \
-            for (int64_t i = 0; i < t->count; i++) {                                                         \
+            if (n == inner) memset(out, 0, sizeof(T) * (size_t)(t->a.n * inner));                            \
+            else                                                                                             \
+                for (int64_t r = 0; r < t->a.n; r++) memset(out + r * inner, 0, sizeof(T) * (size_t)n);      \
+            if (inner == 1)                                                                                  \
+                for (int64_t i = 0; i < t->count; i++) out[wrapped(index[i], t->a.n)] += g[i];               \
+            else for (int64_t i = 0; i < t->count; i++) {                                                    \
                 T *row = out + wrapped(index[i], t->a.n) * inner;                                            \
                 INDEPENDENT for (int64_t j = 0; j < n; j++) row[j] += g[i * inner + j];                      \
             }                                                                                                \

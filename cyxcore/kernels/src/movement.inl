@@ -74,6 +74,38 @@ static void transpose_body(void *context, int64_t begin, int64_t end) {
     }
 }
 
+#define REPEAT_ROW(T)                                                                                        \
+    do {                                                                                                     \
+        const T *one = (const T *)from;                                                                      \
+        T *all = (T *)out;                                                                                   \
+        if (times == 2)                                                                                      \
+            for (int64_t i = 0; i < n; i++) all[2 * i] = all[2 * i + 1] = one[i];                            \
+        else                                                                                                 \
+            for (int64_t i = 0; i < n; i++)                                                                  \
+                for (int64_t k = 0; k < times; k++) all[i * times + k] = one[i];                             \
+    } while (0)
+
+/* Each of neighbouring elements some times. */
+static void repeat_body(void *context, int64_t begin, int64_t end) {
+    const strided_copy *copy = context;
+    cyx_walk walk = copy->walk;
+    int64_t times = walk.shape[walk.ndim - 1], height = walk.shape[walk.ndim - 2];
+    int64_t coordinate[CYX_MAX_NDIM], offset[CYX_WALK_INPUTS];
+    walk.ndim -= 1;
+    for (int64_t at = begin, n; at < end; at += n) {
+        n = height - at % height < end - at ? height - at % height : end - at;
+        cyx_walk_seek(&walk, 1, at, coordinate, offset);
+        const char *from = copy->from + (offset[0] + coordinate[walk.ndim - 1]) * copy->bytes;
+        char *out = copy->out + at * times * copy->bytes;
+        if (copy->bytes == 4)
+            REPEAT_ROW(uint32_t);
+        else if (copy->bytes == 8)
+            REPEAT_ROW(uint64_t);
+        else
+            REPEAT_ROW(uint8_t);
+    }
+}
+
 /* The space of `out` with an input of these strides in it; neighbouring dimensions that are crossed with one stride become
  * one. */
 static void strided_walk(cyx_walk *walk, const cyx_array *out, const int64_t *stride) {
@@ -105,6 +137,8 @@ static cyx_status run_strided_copy(const cyx_call *call, const int64_t *stride, 
         int64_t height = walk->shape[walk->ndim - 2], matrices = rows / height;
         int64_t tasks = matrices * ((height + TRANSPOSE_ROWS - 1) / TRANSPOSE_ROWS);
         cyx_parallel(tasks, cyx_grain(tasks, (double)out->size / (double)tasks, LEAST_MOVED), transpose_body, &copy);
+    } else if (walk->ndim >= 2 && walk->stride[0][walk->ndim - 1] == 0 && walk->stride[0][walk->ndim - 2] == 1) {
+        cyx_parallel(rows, cyx_grain(rows, (double)inner, CYX_LEAST_WORK), repeat_body, &copy);
     } else {
         cyx_parallel(rows, cyx_grain(rows, (double)inner, CYX_LEAST_WORK), strided_copy_body, &copy);
     }
@@ -173,43 +207,73 @@ static cyx_status slice(const cyx_call *call) {
     return run_strided_copy(call, stride, origin);
 }
 
-/* A contiguous input into a box of the output: one memcpy per inner row. */
-static void copy_into_box(const cyx_array *x, const cyx_array *out, const int64_t *origin) {
-    if (!x->size) return;
-    int bytes = cyx_dtype_bytes[x->dtype];
-    if (!x->ndim) {
-        memcpy(out->data, x->data, (size_t)bytes);
-        return;
-    }
-    int64_t stride[CYX_MAX_NDIM], at[CYX_MAX_NDIM] = {0}, inner = x->shape[x->ndim - 1];
-    strides_of(out, stride);
-    for (int64_t row = 0; row < x->size / inner; row++) {
-        int64_t offset = origin[x->ndim - 1];
-        for (int d = 0; d < x->ndim - 1; d++) offset += (origin[d] + at[d]) * stride[d];
-        memcpy((char *)out->data + offset * bytes, (const char *)x->data + row * inner * bytes,
-               (size_t)(inner * bytes));
-        for (int d = x->ndim - 2; d >= 0 && ++at[d] == x->shape[d]; d--) at[d] = 0;
+typedef struct {
+    const cyx_call *call;
+    int64_t inner;    /* elements of a row of the output */
+    uint64_t pattern; /* the bits of the value, as often as they fit */
+} padding;
+
+static void fill_pattern(char *out, uint64_t pattern, int64_t count, int bytes) {
+    if (!pattern)
+        memset(out, 0, (size_t)(count * bytes));
+    else if (bytes == 4)
+        for (int64_t i = 0; i < count; i++) ((uint32_t *)out)[i] = (uint32_t)pattern;
+    else if (bytes == 8)
+        for (int64_t i = 0; i < count; i++) ((uint64_t *)out)[i] = pattern;
+    else
+        memset(out, (int)(pattern & 255), (size_t)count);
+}
+
+/* Rows [begin, end) of the output: one of the input between two borders, or border alone. */
+static void pad_body(void *context, int64_t begin, int64_t end) {
+    const padding *p = context;
+    const cyx_array *x = &p->call->in[0], *out = &p->call->out;
+    const int64_t *low = p->call->ints + 1; /* low[2 * d] of dimension d */
+    int bytes = cyx_dtype_bytes[out->dtype], last = out->ndim - 1;
+    int64_t before = low[2 * last], own = x->shape[last];
+    for (int64_t row = begin; row < end; row++) {
+        char *to = (char *)out->data + row * p->inner * bytes;
+        int64_t rest = row, from = 0, step = own;
+        int inside = 1;
+        for (int d = last - 1; d >= 0; d--) {
+            int64_t at = rest % out->shape[d] - low[2 * d];
+            rest /= out->shape[d];
+            inside &= at >= 0 && at < x->shape[d];
+            from += at * step, step *= x->shape[d];
+        }
+        if (!inside) {
+            fill_pattern(to, p->pattern, p->inner, bytes);
+            continue;
+        }
+        fill_pattern(to, p->pattern, before, bytes);
+        memcpy(to + before * bytes, (const char *)x->data + from * bytes, (size_t)(own * bytes));
+        fill_pattern(to + (before + own) * bytes, p->pattern, p->inner - before - own, bytes);
     }
 }
 
-#define FILL(T)                                                                                              \
+#define PATTERN(T)                                                                                           \
     do {                                                                                                     \
-        T value = (T)call->floats[0], *out = call->out.data;                                                 \
-        for (int64_t i = 0; i < call->out.size; i++) out[i] = value;                                         \
+        T value = (T)call->floats[0];                                                                        \
+        memcpy(&p.pattern, &value, sizeof value);                                                            \
     } while (0)
 
 /* ints: count, then lo and hi of each dimension; floats: value */
 static cyx_status pad(const cyx_call *call) {
-    switch (call->out.dtype) {
-    case CYX_F32: FILL(float); break;
-    case CYX_F64: FILL(double); break;
-    case CYX_I64: FILL(int64_t); break;
-    case CYX_I32: FILL(int32_t); break;
-    default: FILL(uint8_t); break;
+    const cyx_array *out = &call->out;
+    padding p = {call, out->ndim ? out->shape[out->ndim - 1] : 1, 0};
+    switch (out->dtype) {
+    case CYX_F32: PATTERN(float); break;
+    case CYX_F64: PATTERN(double); break;
+    case CYX_I64: PATTERN(int64_t); break;
+    case CYX_I32: PATTERN(int32_t); break;
+    default: PATTERN(uint8_t); break;
     }
-    int64_t origin[CYX_MAX_NDIM];
-    for (int d = 0; d < call->out.ndim; d++) origin[d] = call->ints[1 + 2 * d];
-    copy_into_box(&call->in[0], &call->out, origin);
+    if (!out->ndim)
+        memcpy(out->data, call->in[0].data, (size_t)cyx_dtype_bytes[out->dtype]);
+    else if (out->size) {
+        int64_t rows = out->size / p.inner;
+        cyx_parallel(rows, cyx_grain(rows, (double)p.inner, CYX_LEAST_WORK), pad_body, &p);
+    }
     return CYX_OK;
 }
 

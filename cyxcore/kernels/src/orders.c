@@ -1,5 +1,6 @@
-/* Random orders: the places of random words, sorted. Nearly all words differ in their upper bits, so two or three passes by
- * eleven of them leave next to nothing to do. */
+/* Orders by digits: the places of random words, and of numbers, from the least to the greatest. Nothing is compared: a pass
+ * by eleven bits puts all in the order of these. Nearly all random words differ in their upper bits, so two or three passes
+ * leave next to nothing to do. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -47,15 +48,28 @@ static void packed(const source *from, int wide, int place_bits, uint64_t *out, 
         }
 }
 
-static void pass(const uint64_t *from, uint64_t *to, int64_t count, int shift) {
-    int64_t start[DIGITS] = {0};
-    for (int64_t i = 0; i < count; i++) start[from[i] >> shift & (DIGITS - 1)]++;
-    for (int64_t d = 0, total = 0; d < DIGITS; d++) {
-        int64_t here = start[d];
-        start[d] = total, total += here;
+/* Whether numbers were moved in the order of one digit: they are not where all have the same. BITS: of one of them. */
+#define PASS(NAME, T, BITS)                                                                                  \
+    static int NAME(const T *from, T *to, int64_t count, int shift) {                                        \
+        int64_t start[DIGITS] = {0};                                                                         \
+        for (int64_t i = 0; i < count; i++) start[BITS(from[i]) >> shift & (DIGITS - 1)]++;                  \
+        if (count && start[BITS(from[0]) >> shift & (DIGITS - 1)] == count) return 0;                        \
+        for (int64_t d = 0, total = 0; d < DIGITS; d++) {                                                    \
+            int64_t here = start[d];                                                                         \
+            start[d] = total, total += here;                                                                 \
+        }                                                                                                    \
+        for (int64_t i = 0; i < count; i++) to[start[BITS(from[i]) >> shift & (DIGITS - 1)]++] = from[i];    \
+        return 1;                                                                                            \
     }
-    for (int64_t i = 0; i < count; i++) to[start[from[i] >> shift & (DIGITS - 1)]++] = from[i];
-}
+
+typedef struct {
+    uint64_t key, place;
+} keyed;
+
+#define ITSELF(x) (x)
+#define KEY(x) (x).key
+PASS(pass, uint64_t, ITSELF)
+PASS(pass_keyed, keyed, KEY)
 
 static void insert(uint64_t *x, int64_t count) {
     for (int64_t i = 1; i < count; i++) {
@@ -86,19 +100,98 @@ cyx_status cyx_order_words(uint64_t seed, uint64_t step, uint32_t stream, int wi
     if (count >> 32) return cyx_fail(CYX_BAD_DATA, "an order of %lld: expected at most 2**32", (long long)count);
     while (count >> 3 >> (DIGIT_BITS * passes)) passes++; /* so that fewer than eight have the same digits, in the mean */
     if (!wide) place_bits = 32;
-    uint64_t *here = (uint64_t *)out, *other = passes ? malloc(sizeof(uint64_t) * (size_t)count) : NULL;
-    if (passes && !other) return cyx_fail(CYX_NO_MEMORY, "an order of %lld: no memory left for scratch space", (long long)count);
+    uint64_t *here = (uint64_t *)out, *own = malloc(sizeof(uint64_t) * (size_t)count + 1), *other = own;
+    if (!own) return cyx_fail(CYX_NO_MEMORY, "an order of %lld: no memory left for scratch space", (long long)count);
     if (passes % 2) here = other, other = (uint64_t *)out;
     packed(&from, wide, place_bits, here, count);
     for (int p = passes - 1; p >= 0; p--) {
         uint64_t *read = here;
-        pass(read, other, count, 64 - DIGIT_BITS * (p + 1));
-        here = other, other = read;
+        if (pass(read, other, count, 64 - DIGIT_BITS * (p + 1)))
+            here = other, other = read;
     }
     insert(here, count);
     if (wide) settle(&from, here, count, place_bits);
-    if (passes) free(other);
     const uint64_t mask = ((uint64_t)1 << place_bits) - 1;
-    for (int64_t i = 0; i < count; i++) out[i] = (int64_t)((uint64_t)out[i] & mask);
+    for (int64_t i = 0; i < count; i++) out[i] = (int64_t)(here[i] & mask);
+    free(own);
+    return CYX_OK;
+}
+
+/* Bits that have the order of numbers: NaN above all others and alike, as zeros are. */
+static inline uint32_t key_of_f32(float x) {
+    uint32_t bits;
+    x += 0.0f; /* -0 as 0 */
+    memcpy(&bits, &x, sizeof bits);
+    return x != x ? UINT32_MAX : bits >> 31 ? ~bits : bits | 0x80000000u;
+}
+
+static inline uint64_t key_of_f64(double x) {
+    uint64_t bits;
+    x += 0.0;
+    memcpy(&bits, &x, sizeof bits);
+    return x != x ? UINT64_MAX : bits >> 63 ? ~bits : bits | (uint64_t)1 << 63;
+}
+
+/* Keys of a row, `turned` for the other order; of int64 their distance from the least, so that small ranges have few digits. */
+static uint64_t widest_key(const void *x, int dtype, int64_t n, uint64_t *least) {
+    if (dtype == CYX_F64) return UINT64_MAX;
+    if (dtype != CYX_I64) return UINT32_MAX;
+    const int64_t *from = x;
+    int64_t low = from[0], high = from[0];
+    for (int64_t i = 1; i < n; i++) low = from[i] < low ? from[i] : low, high = from[i] > high ? from[i] : high;
+    *least = (uint64_t)low;
+    return (uint64_t)high - (uint64_t)low;
+}
+
+static void narrow_row(const void *x, int dtype, uint64_t least, uint64_t turned, uint64_t *out, int64_t n) {
+    for (int64_t i = 0; i < n; i++) {
+        uint64_t key = dtype == CYX_F32   ? key_of_f32(((const float *)x)[i])
+                       : dtype == CYX_I32 ? (uint32_t)((const int32_t *)x)[i] ^ 0x80000000u
+                                          : (uint64_t)((const int64_t *)x)[i] - least;
+        out[i] = (turned ? turned - key : key) << 32 | (uint64_t)i;
+    }
+}
+
+static void order_narrow(const void *x, int dtype, uint64_t least, uint64_t widest, int descending, uint64_t *out,
+                         uint64_t *other, int64_t n) {
+    uint64_t *here = out, *there = other;
+    narrow_row(x, dtype, least, descending ? widest : 0, here, n);
+    for (int shift = 32; shift < 64 && widest >> (shift - 32); shift += DIGIT_BITS)
+        if (pass(here, there, n, shift)) {
+            uint64_t *read = here;
+            here = there, there = read;
+        }
+    for (int64_t i = 0; i < n; i++) out[i] = here[i] & UINT32_MAX;
+}
+
+static void order_wide(const void *x, int dtype, uint64_t least, uint64_t widest, int descending, uint64_t *out,
+                       keyed *first, int64_t n) {
+    keyed *here = first, *there = first + n;
+    for (int64_t i = 0; i < n; i++) {
+        uint64_t key = dtype == CYX_F64 ? key_of_f64(((const double *)x)[i]) : (uint64_t)((const int64_t *)x)[i] - least;
+        here[i] = (keyed){descending ? widest - key : key, (uint64_t)i};
+    }
+    for (int shift = 0; shift < 64; shift += DIGIT_BITS)
+        if (pass_keyed(here, there, n, shift)) {
+            keyed *read = here;
+            here = there, there = read;
+        }
+    for (int64_t i = 0; i < n; i++) out[i] = here[i].place;
+}
+
+cyx_status cyx_order_rows(const void *x, int dtype, int64_t rows, int64_t n, int descending, int64_t *out) {
+    if (n >> 32) return cyx_fail(CYX_BAD_DATA, "an order of %lld: expected at most 2**32", (long long)n);
+    int64_t bytes = cyx_dtype_bytes[dtype];
+    void *scratch = malloc((size_t)n * (bytes == 8 ? 2 * sizeof(keyed) : sizeof(uint64_t)) + 1);
+    if (!scratch) return cyx_fail(CYX_NO_MEMORY, "an order of %lld: no memory left for scratch space", (long long)n);
+    for (int64_t row = 0; n && row < rows; row++) {
+        const void *from = (const char *)x + row * n * bytes;
+        uint64_t least = 0, widest = widest_key(from, dtype, n, &least), *to = (uint64_t *)out + row * n;
+        if (widest <= UINT32_MAX)
+            order_narrow(from, dtype, least, widest, descending, to, scratch, n);
+        else
+            order_wide(from, dtype, least, widest, descending, to, scratch, n);
+    }
+    free(scratch);
     return CYX_OK;
 }
