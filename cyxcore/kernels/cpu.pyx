@@ -127,6 +127,7 @@ cdef extern from "cyx.h" nogil:
     int64_t cyx_sums_runs(const cyx_call *call)
     int cyx_adds_to_product(const cyx_call *calls)
     int cyx_masks_product(const cyx_call *calls)
+    int cyx_masks_gradient(const cyx_call *calls)
     int cyx_reads_rows(const cyx_call *joined, const cyx_call *call)
     int cyx_is_adam(const cyx_call *calls, int64_t count)
     cyx_status cyx_run(const cyx_call *calls, int64_t count, int64_t *failed, cyx_message *message)
@@ -619,6 +620,8 @@ cdef class Program:
                 end = first + 2
                 while self._adds_on(first, end, last_read, low, high):
                     end += 2
+            elif self._masks_gradient(first, last_read, low, high):
+                end = first + 4
             elif self._readers_end(first, last_read, low, high) > end:
                 end = self._readers_end(first, last_read, low, high)
             elif (
@@ -665,6 +668,16 @@ cdef class Program:
             if place in self._edges:
                 return False
         return cyx_adds_on(&self._calls[end - 2], &self._calls[end])
+
+    cdef bint _masks_gradient(self, int64_t first, list last_read, size_t low, size_t high):
+        """Whether four calls from `first` on can be made as one masked gradient, and nobody else reads the first three."""
+        cdef int64_t place
+        if first + 4 > self._count or not cyx_masks_gradient(&self._calls[first]):
+            return False
+        for place in range(first, first + 3):
+            if place + 1 in self._edges or not low <= <size_t>self._calls[place].out.data < high:
+                return False
+        return last_read[first] == last_read[first + 2] == first + 3 and last_read[first + 1] == first + 2
 
     cdef int64_t _readers_end(self, int64_t first, list last_read, size_t low, size_t high):
         """Behind the calls that alone read the concat at `first`, row by row, so that it need not be made; 0: it must be."""

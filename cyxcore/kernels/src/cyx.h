@@ -156,7 +156,9 @@ int cyx_reads_rows(const cyx_call *joined, const cyx_call *call);
 int cyx_adds_to_product(const cyx_call *calls); /* whether two calls can be made as one product */
 int cyx_masks_product(const cyx_call *calls);   /* the same of a stack of products and what a mask leaves of it */
 int cyx_is_adam(const cyx_call *calls, int64_t count); /* whether a group is that of three calls for each parameter */
-enum { CYX_MAX_GROUP = 32 };
+/* Whether four calls are the gradient of a 2 x 2 max pool, and what the mask of a ReLU before it leaves of it. */
+int cyx_masks_gradient(const cyx_call *calls);
+enum { CYX_MAX_GROUP = 32, CYX_MASKED_GROUP = 4 };
 
 /* check.c: whether a call is sound; fills dtype and work. Nothing that passes may touch memory outside its
  * arrays. */

@@ -53,6 +53,22 @@ int cyx_masks_product(const cyx_call *calls) {
     return !overlap(out, &product->in[0]) && !overlap(out, &product->in[1]);
 }
 
+/* The gradient of a max pool, greater(its image, a number), cast, and the product of the first and the last: pool2d.inl. */
+int cyx_masks_gradient(const cyx_call *calls) {
+    const cyx_call *made = calls, *greater = calls + 1, *cast = calls + 2, *masked = calls + 3;
+    if (made->op != CYX_OP_max_pool2d_grad || greater->op != CYX_OP_greater || cast->op != CYX_OP_cast) return 0;
+    if (masked->op != CYX_OP_mul || made->dtype != CYX_F32 || greater->dtype != CYX_F32 || masked->dtype != CYX_F32) return 0;
+    for (int i = 0; i < 4; i++)
+        if (made->ints[i] != 2) return 0;
+    const cyx_array *image = &made->in[1], *out = &masked->out;
+    int second = masked->in[0].data != made->out.data;
+    if (made->ints[4] || made->ints[5] || greater->in[0].data != image->data || greater->in[0].size != image->size) return 0;
+    if (greater->in[1].size != 1 || cast->in[0].data != greater->out.data || cast->out.dtype != CYX_F32) return 0;
+    if (masked->in[second].data != made->out.data || masked->in[!second].data != cast->out.data) return 0;
+    if (!out->size || out->size != image->size || masked->in[0].size != out->size || masked->in[1].size != out->size) return 0;
+    return !overlap(out, &made->in[0]) && !overlap(out, image) && !overlap(out, &greater->in[1]);
+}
+
 enum { WHOLE_VECTORS = 16 }; /* elements that fill vectors of any instruction set */
 
 /* A product of two matrices that is added to what lies in the place of the sum already. */
@@ -351,7 +367,8 @@ static void look_at_group(cyx_group *g, const cyx_call *calls, const cyx_table t
 cyx_group *cyx_look_at_group(const cyx_call *calls, const cyx_table table) {
     if (calls->op == CYX_OP_concat) return NULL;
     for (int k = 0; k < calls->group; k++) /* products are made otherwise; the loops of updates hold numbers of one run */
-        if (calls[k].op == CYX_OP_matmul || calls[k].op >= CYX_OP_sgd_update) return NULL;
+        if (calls[k].op == CYX_OP_matmul || calls[k].op == CYX_OP_max_pool2d_grad || calls[k].op >= CYX_OP_sgd_update)
+            return NULL;
     cyx_group *g = malloc(sizeof *g);
     if (g) look_at_group(g, calls, table);
     return g;
@@ -377,7 +394,8 @@ int cyx_is_adam(const cyx_call *calls, int64_t count) {
 
 cyx_status cyx_run_group(const cyx_call *calls, const cyx_table table) {
     if (calls->op == CYX_OP_concat) return run_joined(calls, table);
-    if (calls->op == CYX_OP_matmul || cyx_is_adam(calls, calls->group)) return table[calls->op][calls->dtype](calls);
+    if (calls->op == CYX_OP_matmul || calls->op == CYX_OP_max_pool2d_grad || cyx_is_adam(calls, calls->group))
+        return table[calls->op][calls->dtype](calls);
     cyx_group own;
     group g = {.calls = calls, .made = calls->kept && calls->kept->table == table ? calls->kept : &own};
     if (g.made == &own) look_at_group(&own, calls, table);

@@ -99,7 +99,14 @@ static inline __attribute__((always_inline)) void put_in_turns(float *out, vf32 
 
 static inline vi32 is_greater(vf32 next, vf32 greatest) { return ~(next <= greatest) & (greatest == greatest); }
 
-static inline __attribute__((always_inline)) int64_t grad_of_many_f32(const float *g, const float *g_end, const float *x,
+/* v times (x > than ? 1 : 0) */
+static inline vf32 masked_by(vf32 v, vf32 x, float than) {
+    vf32 ones = (vf32){0} + 1.0f;
+    return v * (vf32)((vi32)ones & (x > than));
+}
+
+static inline __attribute__((always_inline)) int64_t grad_of_many_f32(const int masked, float than, const float *g,
+                                                                      const float *g_end, const float *x,
                                                                       const float *x_end, int64_t w, float *out,
                                                                       const float *out_end) {
     const float *y = x + w;
@@ -111,20 +118,26 @@ static inline __attribute__((always_inline)) int64_t grad_of_many_f32(const floa
          c = __builtin_shufflevector(y0, y1, EVERY_SECOND(LANES, 0)),
          d = __builtin_shufflevector(y0, y1, EVERY_SECOND(LANES, 1));
     vi32 add = (vi32)((vf32){0} + *(const vf32 *)g), second = is_greater(b, a);
+    vf32 first = a;
     a = (vf32)((second & (vi32)b) | (~second & (vi32)a));
     vi32 third = is_greater(c, a);
     a = (vf32)((third & (vi32)c) | (~third & (vi32)a));
     vi32 fourth = is_greater(d, a);
-    put_in_turns(out, (vf32)(add & ~(second | third | fourth)), (vf32)(add & second & ~(third | fourth)));
-    put_in_turns(out + w, (vf32)(add & third & ~fourth), (vf32)(add & fourth));
+    vf32 to_first = (vf32)(add & ~(second | third | fourth)), to_second = (vf32)(add & second & ~(third | fourth)),
+         to_third = (vf32)(add & third & ~fourth), to_fourth = (vf32)(add & fourth);
+    if (masked)
+        to_first = masked_by(to_first, first, than), to_second = masked_by(to_second, b, than),
+        to_third = masked_by(to_third, c, than), to_fourth = masked_by(to_fourth, d, than);
+    put_in_turns(out, to_first, to_second);
+    put_in_turns(out + w, to_third, to_fourth);
     return LANES;
 }
 #else
 #define max_of_many_f32(x, x_end, w, out, out_end) ((void)(x_end), (void)(out_end), 0)
-#define grad_of_many_f32(g, g_end, x, x_end, w, out, out_end) ((void)(g_end), (void)(x_end), (void)(out_end), 0)
+#define grad_of_many_f32(masked, than, g, g_end, x, x_end, w, out, out_end) ((void)(g_end), (void)(x_end), (void)(out_end), 0)
 #endif
 #define max_of_many_f64(x, x_end, w, out, out_end) ((void)(x_end), (void)(out_end), 0)
-#define grad_of_many_f64(g, g_end, x, x_end, w, out, out_end) ((void)(g_end), (void)(x_end), (void)(out_end), 0)
+#define grad_of_many_f64(masked, than, g, g_end, x, x_end, w, out, out_end) ((void)(g_end), (void)(x_end), (void)(out_end), 0)
 
 #define POOLING(T, TAG)                                                                                      \
     /* Whole 2 x 2 windows in steps of 2: what most networks use. x: the upper left pixel of one. */                 \
@@ -148,9 +161,11 @@ static inline __attribute__((always_inline)) int64_t grad_of_many_f32(const floa
     }                                                                                                        \
     /* Its gradient, written once: nothing is added up where windows do not overlap. 0 + g: a sum has no -0. Short rows \
      * take one vector, which reaches behind their end: into what is written later, where no pixel lies between windows; \
-     * the last vector of a longer row begins among the windows of the one before it. */                     \
-    static void max_halves_grad_##TAG(const pooling *p, const T *g, const T *g_end, const T *x, const T *x_end,  \
-                                      T *out, const T *out_end) {                                            \
+     * the last vector of a longer row begins among the windows of the one before it. masked: every result times \
+     * (x > than ? 1 : 0). */                                                                                \
+    static inline __attribute__((always_inline)) void max_halves_grad_##TAG(                                 \
+        const pooling *p, const int masked, T than, const T *g, const T *g_end, const T *x, const T *x_end, T *out, \
+        const T *out_end) {                                                                                  \
         int nothing_between = p->w == 2 * p->out_w && p->h == 2 * p->out_h;                                  \
         for (int64_t oh = 0; oh < p->out_h; oh++) {                                                          \
             const T *upper = x + 2 * oh * p->w, *lower = upper + p->w, *given = g + oh * p->out_w;           \
@@ -158,13 +173,13 @@ static inline __attribute__((always_inline)) int64_t grad_of_many_f32(const floa
             int64_t first = 0, done = nothing_between || p->out_w >= LANES;                                  \
             while (done && first < p->out_w) {                                                               \
                 int64_t at = first && p->out_w - first < LANES ? p->out_w - LANES : first;                   \
-                done = grad_of_many_##TAG(given + at, g_end, upper + 2 * at, x_end, p->w, up + 2 * at,       \
-                                          out_end);                                                          \
+                done = grad_of_many_##TAG(masked, than, given + at, g_end, upper + 2 * at, x_end, p->w,      \
+                                          up + 2 * at, out_end);                                             \
                 if (done) first = at + done;                                                                 \
             }                                                                                                \
             INDEPENDENT for (int64_t ow = first; ow < p->out_w; ow++) {                                      \
                 T a = upper[2 * ow], b = upper[2 * ow + 1], c = lower[2 * ow], d = lower[2 * ow + 1];        \
-                T add = (T)0 + given[ow];                                                                    \
+                T add = (T)0 + given[ow], first_pixel = a;                                                   \
                 int second = !(b <= a) & (a == a);                                                           \
                 a = choose_##TAG(second, b, a);                                                              \
                 int third = !(c <= a) & (a == a);                                                            \
@@ -174,6 +189,9 @@ static inline __attribute__((always_inline)) int64_t grad_of_many_f32(const floa
                 up[2 * ow + 1] = choose_##TAG(second & !(third | fourth), add, 0);                           \
                 low[2 * ow] = choose_##TAG(third & !fourth, add, 0);                                         \
                 low[2 * ow + 1] = choose_##TAG(fourth, add, 0);                                              \
+                if (!masked) continue;                                                                       \
+                up[2 * ow] *= (T)(first_pixel > than), up[2 * ow + 1] *= (T)(upper[2 * ow + 1] > than);      \
+                low[2 * ow] *= (T)(c > than), low[2 * ow + 1] *= (T)(d > than);                              \
             }                                                                                                \
         }                                                                                                    \
     }                                                                                                        \
@@ -210,13 +228,18 @@ static inline __attribute__((always_inline)) int64_t grad_of_many_f32(const floa
         for (int64_t plane = begin; plane < end; plane++) {                                                  \
             const T *g = (const T *)p->call->in[0].data + plane * p->out_h * p->out_w;                       \
             const T *x = (const T *)p->call->in[1].data + plane * p->h * p->w;                               \
-            T *out = (T *)p->call->out.data + plane * p->h * p->w;                                           \
+            const cyx_call *mask = p->call->group == CYX_MASKED_GROUP ? p->call + 1 : NULL;                  \
+            T *out = (T *)(mask ? mask[2].out.data : p->call->out.data) + plane * p->h * p->w;               \
             int halves = in_halves_##TAG(p);                                                                 \
             if (!halves || p->h % 2 || p->w % 2) memset(out, 0, sizeof(T) * (size_t)(p->h * p->w));          \
             if (halves) {                                                                                    \
                 int64_t left = end - plane;                                                                  \
-                max_halves_grad_##TAG(p, g, g + left * p->out_h * p->out_w, x, x + left * p->h * p->w, out,  \
-                                      out + left * p->h * p->w);                                             \
+                const T *g_end = g + left * p->out_h * p->out_w, *x_end = x + left * p->h * p->w;            \
+                T *out_end = out + left * p->h * p->w;                                                       \
+                if (mask)                                                                                    \
+                    max_halves_grad_##TAG(p, 1, *(const T *)mask->in[1].data, g, g_end, x, x_end, out, out_end); \
+                else                                                                                         \
+                    max_halves_grad_##TAG(p, 0, 0, g, g_end, x, x_end, out, out_end);                        \
                 continue;                                                                                    \
             }                                                                                                \
             for (int64_t oh = 0; oh < p->out_h; oh++)                                                        \
