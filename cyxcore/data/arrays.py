@@ -8,7 +8,7 @@ import zipfile
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from cyxcore.data.checks import MAX_BYTES, Path, check_budget, defect, listed, nearest, shown
+from cyxcore.data.checks import MAX_BYTES, Path, check_budget, defect, listed, may_blur, nearest, refuse_blurred, shown
 from cyxcore.data.formats import read_start
 from cyxcore.data.labels import MAX_CLASSES, check_label, encode, plain
 from cyxcore.data.npy import Header, damage_told, read_array, read_header
@@ -149,7 +149,21 @@ def _as_float32(path: Path, name: str, values: ndarray) -> ndarray:
             got += f" ({count:,} values like this)" if count > 1 else ""
             expected = "finite numbers that fit in 32-bit floats"
             raise defect(path, expected, got, "replace them", array=name, row=int(place[0]) + 1)
+    if values.ndim <= 2 and len(values) and values.dtype.itemsize > 2 and values.dtype != np.float32:
+        _refuse_blurred(path, name, values.reshape(len(values), -1), converted.reshape(len(values), -1))
     return converted
+
+
+def _refuse_blurred(path: Path, name: str, values: ndarray, converted: ndarray) -> None:
+    """Raises DataError for the first column (N, F) whose differences are lost in float32."""
+    import numpy as np
+
+    lows, highs = values.min(0).astype(np.float64), values.max(0).astype(np.float64)
+    for place in range(values.shape[1]):
+        low, high = float(lows[place]), float(highs[place])
+        if may_blur(low, high):
+            error = float(np.abs(values[:, place].astype(np.float64) - converted[:, place]).max())
+            refuse_blurred(path, low, high, error, array=name)
 
 
 def _class_names(path: Path, archive: Archive, limit_bytes: int) -> list[str]:

@@ -9,6 +9,7 @@ from cyxcore.errors import DataError
 Path = str | PathLike[str]
 
 MAX_BYTES = 8 * 2**30  # of arrays in memory, unless the caller says otherwise
+MOST_LOST = 0.01  # of the range of a column: what rounding may take of a difference
 MAX_SHOWN = 80  # characters of a file's content repeated in a message
 
 
@@ -50,6 +51,29 @@ def defect(
     if row is not None:
         where.append(f"row {row:,}")
     return DataError(f"{', '.join(where)}: expected {expected}, got {got}; {remedy}")
+
+
+def may_blur(low: float, high: float) -> bool:
+    """Whether values in this range may be so close to each other that float32 rounds their differences away."""
+    return max(abs(low), abs(high)) * 2**-23 > MOST_LOST * (high - low)
+
+
+def refuse_blurred(
+    path: Path, low: float, high: float, error: float, *, column: str | None = None, array: str | None = None
+) -> None:
+    """Raise DataError for numbers that float32 rounds by so much (`error`) that little of their differences is left.
+
+    Scaling comes after: what is subtracted then cannot bring back what was rounded.
+    """
+    if 2 * error > MOST_LOST * (high - low) > 0:
+        raise defect(
+            path,
+            "numbers that differ by more than a 32-bit float rounds them by",
+            f"{low:,.15g} to {high:,.15g}, rounded by up to {error:,.3g}",
+            f"subtract {low:.15g} from each (of a date the time since the first), or leave it out if it is only a name",
+            column=column,
+            array=array,
+        )
 
 
 def size_text(size_bytes: int) -> str:

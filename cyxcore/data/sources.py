@@ -31,6 +31,11 @@ class Column:
     text_sql: str | None
     type: str = "text"
 
+    @property
+    def double_sql(self) -> str | None:
+        """number_sql before it is rounded to float32."""
+        return self.number_sql and f"{self.number_sql.removesuffix('FLOAT)')}DOUBLE)"
+
 
 @dataclass(frozen=True, slots=True)
 class Source:

@@ -14,7 +14,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from cyxcore.data.checks import Path, budget_bytes, check_budget, defect, listed, nearest, shown
+from cyxcore.data.checks import (
+    Path,
+    budget_bytes,
+    check_budget,
+    defect,
+    listed,
+    may_blur,
+    nearest,
+    refuse_blurred,
+    shown,
+)
 from cyxcore.data.labels import Decode
 from cyxcore.data.sources import OPENERS, Column, Source, quoted
 from cyxcore.errors import DataError
@@ -149,6 +159,7 @@ def _matrix(path: Path, source: Source, run: Run, wanted: list[tuple[str, Column
     import numpy as np
 
     matrix: ndarray = np.empty((len(columns[wanted[0][0]]), len(wanted)), np.float32)
+    close: list[Column] = []
     for index, (key, column) in enumerate(wanted):
         values = columns.pop(key)
         missing = np.ma.is_masked(values)
@@ -156,7 +167,28 @@ def _matrix(path: Path, source: Source, run: Run, wanted: list[tuple[str, Column
         if missing or not np.isfinite(matrix[:, index]).all():
             bad_rows = np.flatnonzero(~np.isfinite(matrix[:, index]))
             raise _bad_cell(path, source, run, column, bad_rows, len(matrix))
+        if may_blur(float(values.min()), float(values.max())):
+            close.append(column)
+    _refuse_blurred(path, source, run, close)
     return matrix
+
+
+def _refuse_blurred(path: Path, source: Source, run: Run, close: list[Column]) -> None:
+    """Raises DataError for the first of these columns whose differences are lost in float32."""
+    if not close:
+        return
+    asked = {}
+    for index, column in enumerate(close):
+        exact = column.double_sql
+        asked |= {
+            f"low{index}": f"min({exact})",
+            f"high{index}": f"max({exact})",
+            f"error{index}": f"max(abs({exact} - CAST({column.number_sql} AS DOUBLE)))",
+        }
+    found = _fetch(source, run, asked)
+    for index, column in enumerate(close):
+        low, high, error = (float(found[f"{what}{index}"][0]) for what in ("low", "high", "error"))
+        refuse_blurred(path, low, high, error, column=column.name)
 
 
 def _bad_cell(path: Path, source: Source, run: Run, column: Column, bad_rows: ndarray, rows: int) -> Exception:

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -596,6 +597,33 @@ def test_a_url_is_only_a_name_of_a_file_that_is_not_there(url: str) -> None:
 def test_a_defect_of_json_lines_is_told_with_its_row(tmp_path: Path, rows: list[Any], words: str) -> None:
     path = jsonl_file(tmp_path, *rows)
     assert words in told(lambda: load(path, DataSpec(format="jsonl")))
+
+
+SECOND = 1_700_000_000
+BLURRED = r"1,700,000,000 to 1,700,000,199, rounded by up to 64; subtract 1700000000 from each"
+
+
+def test_a_column_whose_differences_float32_loses_is_refused(tmp_path: Path) -> None:
+    # the values of two minutes were one number: a timestamp was a constant, and nobody was told
+    rows = [(SECOND + second, second % 7, "ab"[second % 2]) for second in range(200)]
+    table = "t,u,label\n" + "".join(f"{t},{u},{label}\n" for t, u, label in rows)
+    assert re.search(f"column 't': expected numbers that differ .*{BLURRED}", csv_error(tmp_path, table))
+    path = parquet_file(tmp_path, {"t": [row[0] for row in rows], "label": [row[2] for row in rows]})
+    with pytest.raises(DataError, match=f"column 't': .*{BLURRED}"):
+        load(path, DataSpec(format="parquet", target="label"))
+    target = "u,y\n" + "".join(f"{u},{t}\n" for t, u, _ in rows)
+    assert re.search(f"column 'y': .*{BLURRED}", csv_error(tmp_path, target, target="y", task="regression"))
+    x = np.array([[row[1], row[0]] for row in rows])
+    np.savez(tmp_path / "a.npz", x=x, y=np.arange(200) % 2)
+    with pytest.raises(DataError, match=f"array 'x': .*{BLURRED}"):
+        load(tmp_path / "a.npz", DataSpec(format="npz"))
+
+
+def test_large_numbers_whose_differences_are_left_are_taken_as_they_are(tmp_path: Path) -> None:
+    names = "days,number,constant,label"
+    rows = [f"{SECOND + 86_400 * day},{2**24 + day * 999_999},{2**24 + 1},{'ab'[day % 2]}" for day in range(200)]
+    data = load(csv_file(tmp_path, "\n".join([names, *rows])), DataSpec(target="label", validation=0.0))
+    assert [len(set(column)) for column in data.x_train.T.tolist()] == [200, 200, 1]
 
 
 @pytest.mark.parametrize(
