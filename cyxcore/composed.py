@@ -11,6 +11,7 @@ Where more is asked than gradients (a second derivative, anomalies), the operati
 tape: _Call.expand.
 """
 
+import contextlib
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -41,13 +42,17 @@ FIRST_PLANS = 64
 FIXED = (int, float, str, tuple, type(None), np.generic)  # options that stay what they are, as a tensor does not
 
 
+_DTYPES = ("float32", "float64", "bool")
+_aligned = devices.backend("cpu").kernels.aligned  # type: ignore[attr-defined]
+
+
 class _Unplanned(Exception):  # noqa: N818 - no error: the function runs operation by operation
     pass
 
 
 class _Moving:
     """A plan whose arrays are others each time. names: of its inputs, in the order in which run() takes them, each in
-    two: what it is, and of which tensor or node.
+    two: what it is, and the place among these.
     """
 
     def __init__(self, graph: Graph) -> None:
@@ -59,7 +64,7 @@ class _Moving:
         self.names = [_named(name) for name in plan.inputs]
         arrays: list[Array] = list(plan.inputs.values())
         places = {array.ctypes.data: place for place, array in enumerate(arrays)}
-        self._made: list[tuple[tuple[int, ...], Any, int]] = []
+        self._made: list[tuple[tuple[int, ...], int]] = []
         self._results: list[tuple[int, tuple[int, ...]]] = []
         for array in plan.outputs:
             if array.ctypes.data not in places:
@@ -67,20 +72,17 @@ class _Moving:
                     raise _Unplanned  # a constant
                 places[array.ctypes.data] = len(arrays)
                 arrays.append(array)
-                self._made.append((array.shape, array.dtype, array.nbytes))
+                self._made.append((array.shape, array.dtype.num))
             self._results.append((places[array.ctypes.data], array.shape))
-        self._arena_bytes = plan.arena_bytes
+        self._arena = (plan.arena_bytes,), np.dtype(np.uint8).num
         self._constants = [
             array for node, array in zip(plan.graph.nodes, plan.arrays, strict=True) if node.op == "const"
         ]
         self._program.moving([*arrays, plan.arena])
 
     def run(self, given: list[Array]) -> list[Array]:
-        memory = devices.backend("cpu").memory
-        arrays = list(given)
-        for shape, dtype, size in self._made:
-            arrays.append(np.ndarray(shape, dtype, memory(size)))
-        self._program.run_on([*arrays, memory(self._arena_bytes)])
+        arrays = [*given, *[_aligned(*each) for each in self._made]]
+        self._program.run_on([*arrays, _aligned(*self._arena)])
         return [
             arrays[place] if arrays[place].shape == shape else arrays[place].reshape(shape)
             for place, shape in self._results
@@ -172,7 +174,8 @@ class _Ways:
         if known is None:
             builder, symbols, results = self._traced()
             found = self._way_back(builder, symbols, results[0], sums)
-            known = self._backs[sums] = _Moving(self._cut(builder, found, {p: f"kept {p}" for p in self.kept}))
+            given = {node: f"kept {place}" for place, node in enumerate(self.kept)}
+            known = self._backs[sums] = _Moving(self._cut(builder, found, given))
         return known
 
     def run(self, tensors: Sequence[Tensor]) -> tuple[list[Array], list[Array]]:
@@ -227,16 +230,8 @@ class _Call(Composed):
         kind = self._ways.kind
         sums = [pending_total(x) if followed else None for x, followed in zip(pending, kind.followed, strict=True)]
         way = self._ways.back(tuple([x is not None for x in sums]))
-        kept = dict(zip(self._ways.kept, self._kept, strict=True))
-        given = []
-        for what, place in way.names:
-            if what == "g":
-                given.append(_array(g))
-            elif what == "kept":
-                given.append(kept[place])
-            else:
-                x: Any = sums[place] if what == "sum" else node.inputs[place]
-                given.append(_array(x))
+        held: dict[str, Any] = {"": node.inputs, "sum": sums, "g": (g,)}
+        given = [self._kept[place] if what == "kept" else _array(held[what][place]) for what, place in way.names]
         made = iter([wrap(array) for array in way.run(given)])
         found: list[Any] = []
         for so_far, total, followed in zip(pending, sums, kind.followed, strict=True):
@@ -281,7 +276,17 @@ class _Call(Composed):
         tensor._op = last._op
 
 
-_ways: dict[_Kind, _Ways | None] = {}  # None: without plans
+class _Known:
+    """What is known of a kind of calls, and when it was asked for last. ways: None where there are no plans."""
+
+    def __init__(self, kind: _Kind) -> None:
+        self.used = _used
+        self.ways: _Ways | None = None
+        with contextlib.suppress(_Unplanned):
+            self.ways = _Ways(kind)
+
+
+_ways: dict[_Kind, _Known] = {}
 _lock: threading.Lock
 _expanding: threading.Lock
 renew_in_children(sys.modules[__name__], "_lock", "_expanding")
@@ -292,18 +297,17 @@ def _ways_of(kind: _Kind) -> _Ways | None:
     global _made, _used
     with _lock:
         _used += 1
-        if kind in _ways:
-            return _ways[kind]
+        known = _ways.get(kind)
+        if known is not None:
+            known.used = _used
+            return known.ways
         if _made > FIRST_PLANS and _made * LEAST_USES > _used:
             return None
-        while len(_ways) >= MOST_KNOWN:
-            del _ways[next(iter(_ways))]
+        if len(_ways) >= MOST_KNOWN:
+            del _ways[min(_ways, key=lambda each: _ways[each].used)]
         _made += 1
-        try:
-            _ways[kind] = _Ways(kind)
-        except _Unplanned:
-            _ways[kind] = None
-        return _ways[kind]
+        known = _ways[kind] = _Known(kind)
+        return known.ways
 
 
 def composed(function: Function, inputs: Sequence[Any], options: tuple[Any, ...]) -> Any:
@@ -319,13 +323,16 @@ def composed(function: Function, inputs: Sequence[Any], options: tuple[Any, ...]
         if x is None:
             places.append(None)
             continue
-        if not isinstance(x, Tensor) or not x._on_host or x.dtype not in ("float32", "float64", "bool") or 0 in x.shape:
+        if not isinstance(x, Tensor) or x.dtype not in _DTYPES or not x._on_host or 0 in x.shape:
             return function(*inputs, *options)
-        known = next((place for place, each in enumerate(tensors) if each is x), None)
-        places.append(len(tensors) if known is None else known)
-        if known is None:
+        for place, each in enumerate(tensors):
+            if each is x:
+                places.append(place)
+                break
+        else:
             if x._view is not None:
                 x._refresh()
+            places.append(len(tensors))
             tensors.append(x)
     recording = is_recording()
     kind = _Kind(

@@ -508,6 +508,7 @@ cdef bint _joins(const cyx_call *calls, const char *elided, int64_t first, int64
 
 cdef enum:
     NOWHERE = -1
+    ALIGN_BYTES = 64
     MOST_MOVING = 64  # arrays of a program
 
 
@@ -881,6 +882,27 @@ def draw_order(uint64_t seed, uint64_t step, uint32_t stream, bint wide, cnp.nda
         message = cyx_last_failure
     if status != CYX_OK:
         _fail(status, &message)
+
+
+def aligned(tuple shape, int numpy_type) -> cnp.ndarray:
+    """An array of some shape and NumPy's number of a dtype, at a multiple of 64 bytes, whatever was in its memory before."""
+    cdef cnp.npy_intp sizes[CYX_MAX_NDIM]
+    cdef cnp.npy_intp bytes = cnp.PyArray_DescrFromType(numpy_type).itemsize
+    cdef int d
+    cdef cnp.ndarray memory, made
+    if len(shape) > CYX_MAX_NDIM:
+        raise ValueError(f"expected at most {CYX_MAX_NDIM} axes, got {shape}")
+    for d in range(len(shape)):
+        sizes[d] = shape[d]
+        bytes *= sizes[d]
+    bytes += ALIGN_BYTES
+    memory = cnp.PyArray_EMPTY(1, &bytes, cnp.NPY_UINT8, 0)
+    made = cnp.PyArray_SimpleNewFromData(
+        <int>len(shape), sizes, numpy_type,
+        <void *>((<size_t>cnp.PyArray_DATA(memory) + ALIGN_BYTES - 1) & ~<size_t>(ALIGN_BYTES - 1)),
+    )
+    cnp.set_array_base(made, memory)
+    return made
 
 
 def order_rows(cnp.ndarray x, bint descending, cnp.ndarray out) -> None:

@@ -272,3 +272,22 @@ def test_a_program_runs_on_other_arrays_of_the_same_sizes_only():
         program.run_on([a, np.zeros(7, np.float32), there])
     with pytest.raises(ValueError, match="without gaps"):
         program.run_on([a, np.zeros(16, np.float32)[::2], there])
+
+
+def test_the_kind_of_calls_that_was_not_used_for_longest_is_forgotten(monkeypatch):
+    monkeypatch.setattr(eager, "LEAST_COMPOSED", 0)
+    monkeypatch.setattr(composed, "MOST_KNOWN", 2)
+    for rows in (2, 3, 2, 4):
+        F.gelu(_drawn(rows, 5))
+    assert [kind.typed[0][0] for kind in composed._ways] == [(2, 5), (4, 5)]
+
+
+def test_memory_for_results_is_aligned_and_lives_as_long_as_they_do():
+    made = [cpu.aligned((3, size), np.dtype("float32").num) for size in range(50)]
+    for place, each in enumerate(made):
+        each[...] = place
+    assert all(each.ctypes.data % 64 == 0 and each.flags.c_contiguous and each.dtype == "float32" for each in made)
+    assert all((each == place).all() and each.shape == (3, place) for place, each in enumerate(made))
+    assert cpu.aligned((), np.dtype("bool").num).shape == () and cpu.aligned((0, 4), 12).size == 0
+    with pytest.raises(ValueError, match="at most 8 axes"):
+        cpu.aligned((1,) * 9, np.dtype("float32").num)
