@@ -287,8 +287,7 @@ class _Known:
 
 
 _ways: dict[_Kind, _Known] = {}
-_lock: threading.Lock
-_expanding: threading.Lock
+_lock, _expanding = threading.Lock(), threading.Lock()
 renew_in_children(sys.modules[__name__], "_lock", "_expanding")
 _made = _used = 0
 

@@ -177,7 +177,7 @@ def _refuse_blurred(path: Path, source: Source, run: Run, close: list[Column]) -
     """Raises DataError for the first of these columns whose differences are lost in float32."""
     if not close:
         return
-    asked = {}
+    asked: dict[str, str | None] = {}
     for index, column in enumerate(close):
         exact = column.double_sql
         asked |= {
