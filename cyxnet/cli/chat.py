@@ -63,6 +63,8 @@ def server_of(model: str) -> Iterator[Server]:
         if said["kind"] == "error":
             raise complaints.last(model)
         complaints.let_through()
+        if why_not := said["data"].get("why_no_chat"):
+            raise FormatError(f"{model}: {why_not}")
         yield Server(said["data"]["url"], os.environ.get(KEY_VARIABLE, ""))
     finally:
         process.stdin.close()

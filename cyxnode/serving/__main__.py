@@ -118,7 +118,10 @@ def _certificate(args: argparse.Namespace) -> tuple[Path, Path] | None:
 
 def _say_ready(args: argparse.Namespace, served: Any, url: str, took_s: float) -> None:
     if args.json:
-        said = {"kind": "ready", "data": {"url": url, "model": served.name, "ready_ms": round(took_s * 1000)}}
+        data = {"url": url, "model": served.name, "ready_ms": round(took_s * 1000)}
+        if why_no_chat := getattr(served, "why_no_chat", ""):
+            data["why_no_chat"] = why_no_chat
+        said = {"kind": "ready", "data": data}
         print(json.dumps(said), flush=True)
     elif not args.quiet:
         print(f"{served.name} answers at {url} after {took_s * 1000:.0f} ms; stop it with Ctrl-C", flush=True)

@@ -14,6 +14,10 @@ from cyxnet.inference import ModelCard
 from cyxnode.serving.language import LanguageModel
 
 Array = np.ndarray[Any, Any]
+NO_TEMPLATE = (
+    "the model file has no chat template (tokenizer.chat_template), as base models have none: it goes on with a text "
+    "(/v1/completions with a prompt) and does not converse; for that take the file of a chat or instruct model"
+)
 AT_ONCE = 32  # texts of one request that the engine has at a time: others get their turn between them
 
 
@@ -22,13 +26,14 @@ class GGUFSpeech:
 
     def __init__(self, file: OpenFile, engine: BatchingEngine):
         self._file, self._engine = file, engine
+        self.why_no_chat = "" if file.template else NO_TEMPLATE
 
     def prompt_tokens(self, text: str) -> list[int]:
         return list(self._file.tokens(text))
 
     def chat_tokens(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> list[int]:
         if self._file.template is None:
-            raise SpecError("the model file has no chat template: ask /v1/completions with a prompt instead")
+            raise SpecError(NO_TEMPLATE)
         return list(self._file.chat_tokens(messages, tools))
 
     async def embed(self, prompts: list[list[int]]) -> Array:

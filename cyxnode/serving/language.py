@@ -37,7 +37,9 @@ _STREAM_HEADERS = [(b"x-accel-buffering", b"no")]
 
 
 class Speech(Protocol):
-    """How a model's text is made of tokens."""
+    """How a model's text is made of tokens. why_no_chat: why it makes none of a conversation; "" where it does."""
+
+    why_no_chat: str
 
     def prompt_tokens(self, text: str) -> list[int]:
         """The tokens of a text to go on from, with those that the model wants before it."""
@@ -78,6 +80,7 @@ class LanguageModel:
     def __init__(self, name: str, engine: Engine, speech: Speech, card: ModelCard, ping_s: float = 15.0):
         self.name = name
         self._engine, self._speech, self._card, self._ping_s = engine, speech, card, ping_s
+        self.why_no_chat = speech.why_no_chat
         self._tokens = Counter(prompt=0, cached=0, completion=0)
         self._fingerprint = f"cyx-{(card.graph_sha256 or secrets.token_hex(6))[:12]}"
 

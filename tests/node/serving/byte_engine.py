@@ -152,6 +152,8 @@ class ByteEngine:
 
 
 class ByteSpeech:
+    why_no_chat = ""
+
     def prompt_tokens(self, text):
         return list(text.encode())
 

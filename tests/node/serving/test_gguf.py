@@ -105,6 +105,15 @@ async def test_without_a_template_there_is_no_chat(tmp_path):
             await client.chat.completions.create(messages=[{"role": "user", "content": "hi"}], **ASKED)
 
 
+async def test_one_does_not_begin_to_chat_with_a_file_that_has_no_template(tmp_path):
+    plain = llamas.write(tmp_path / "p.gguf", llamas.sizes(vocabulary=257, **SIZES), "Q8_0", **vocabulary())
+    chat = await started(plain)
+    said, told = await chat.communicate()  # without a word
+    [line] = told.decode().splitlines()
+    assert (chat.returncode, said) == (2, b"")
+    assert line.startswith(f"cyx: {plain}: the model file has no chat template") and "chat or instruct model" in line
+
+
 async def test_one_chats_with_a_file_in_a_terminal(file):
     chat = await started(file, "--temperature", 0, "--max-tokens", 8, "--json")
     said, told = await chat.communicate(b"hello\nmore\n")
