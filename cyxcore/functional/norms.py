@@ -61,24 +61,29 @@ def batch_norm(
 def _batch_norm_by_batch(
     x: Any, weight: Any, bias: Any, axes: tuple[int, ...], eps: float, follow: Callable[[Any, Any], None] | None = None
 ) -> tuple[Any, Any, Any]:
-    """(the result, mean, var). follow: told mean and var."""
+    """(the result, mean, var). follow: told mean and var.
+
+    To the gradient the mean is a number by which x is shifted: variances do not change by that, and `rest`, the mean of
+    what is shifted, is 0 but for rounding. So the gradient of x needs no sum of what it is made of.
+    """
     mean = x.mean(axes, keepdims=True)
-    centred = x - mean
-    var = (centred**2).mean(axes, keepdims=True)
+    shifted = x - mean.detach()
+    rest = shifted.mean(axes, keepdims=True)
+    var = shifted.square().mean(axes, keepdims=True) - rest * rest
     if follow is not None:
         follow(mean, var)
-    return _centred_scaled(centred, var, weight, bias, eps), mean, var
+    std = (var + eps).sqrt()
+    factor = 1.0 / std if weight is None else weight.reshape(*std.shape) / std
+    shift = -(rest * factor) if bias is None else bias.reshape(*std.shape) - rest * factor
+    return shifted * factor + shift, mean, var
 
 
 def _batch_norm_by_given(x: Any, mean: Any, var: Any, weight: Any, bias: Any, eps: float) -> Any:
+    """One factor a channel, weight / sqrt(var + eps), so that x and its gradient are not divided."""
     column = (1, -1, *(1,) * (x.ndim - 2))
-    return _centred_scaled(x - mean.reshape(*column), var.reshape(*column), weight, bias, eps)
-
-
-def _centred_scaled(centred: Any, var: Any, weight: Any, bias: Any, eps: float) -> Any:
-    """centred * (weight / sqrt(var + eps)) + bias: one factor a channel, so that x and its gradient are not divided."""
-    std = (var + eps).sqrt()
-    return _scaled(centred, 1.0 / std if weight is None else weight.reshape(*std.shape) / std, bias)
+    std = (var.reshape(*column) + eps).sqrt()
+    factor = 1.0 / std if weight is None else weight.reshape(*column) / std
+    return _scaled(x - mean.reshape(*column), factor, bias)
 
 
 def _scaled(x: Any, weight: Any, bias: Any) -> Any:

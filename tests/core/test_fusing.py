@@ -339,9 +339,9 @@ def test_the_sums_of_a_batch_norm_go_over_its_images_with_the_calls_before_them(
     assert any("sum" in name and "div" in name for name in names)
 
 
-def test_a_batch_norm_and_relu_with_gradients_go_over_their_images_five_times() -> None:
+def test_a_batch_norm_and_relu_with_gradients_go_over_their_images_four_times() -> None:
     """Nothing is divided, turned round or doubled pixel by pixel."""
-    shape = (4, 16, 32, 32)
+    shape = (8, 16, 32, 32)
     builder = Builder()
     x, up = builder.input("x", shape), builder.input("up", shape)
     weight, bias = builder.input("weight", (16,)), builder.input("bias", (16,))
@@ -352,8 +352,8 @@ def test_a_batch_norm_and_relu_with_gradients_go_over_their_images_five_times() 
     assert made == {"input", "sub", "mul", "add", "square", "relu", "greater", "cast"}
     with cx.profile() as profile:
         plan.run()
-    passes = [record.name for record in profile.records if str(shape) in record.shapes]
-    assert len(passes) == 5, passes  # mean, variance; both sums, what the mean gets, the mean's gradient on top
+    passes = [record.name for record in profile.records if ", 32, 32)" in record.shapes]
+    assert len(passes) == 4, passes  # mean, variance; both sums, the gradient of x
 
 
 def test_a_group_over_arrays_beyond_the_cache_has_the_bits_of_its_calls() -> None:

@@ -113,6 +113,32 @@ def test_functions_with_running_statistics(use_input_stats: bool) -> None:
     agree(call, floats(3, 4, 5), weight, bias, compiled=False)
 
 
+def test_second_derivatives_of_a_batch_norm_are_pytorchs() -> None:
+    """Though to its first gradient the mean is a number: the way there is one of functions of x."""
+    values = floats(5, 3, 4), floats(3, seed=1), floats(3, seed=2)
+
+    def slopes(m: Any, inputs: list[Any]) -> list[Any]:
+        loss = m.sin(m.nn.functional.batch_norm(inputs[0], None, None, *inputs[1:], True)).sum()
+        first = m.autograd.grad(loss, inputs, create_graph=True)
+        (first[0] * first[0] * m.cos(inputs[0].detach()) + m.sin(first[0])).sum().backward()
+        return [*first, *(each.grad for each in inputs[:2])]
+
+    ours = slopes(cx, [cx.tensor(each, dtype="float64", requires_grad=True) for each in values])
+    theirs = slopes(torch, [torch.tensor(each, dtype=torch.float64, requires_grad=True) for each in values])
+    for mine, other in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(mine.detach().numpy(), other.detach().numpy(), rtol=1e-9, atol=1e-9)
+
+
+def test_a_variance_is_right_far_from_zero_and_zero_for_one_number() -> None:
+    x = (np.arange(4096) % 7 - 3).astype(np.float32) + np.float32(10000)
+    both = cx.tensor(np.stack([x, np.full_like(x, 0.1)], 1))
+    running = cx.zeros(2), cx.zeros(2)
+    F.batch_norm(both, *running, training=True, momentum=1.0)
+    exact = x.astype(np.float64).var(ddof=1)
+    assert abs(running[1].numpy()[0] / exact - 1) < 1e-6
+    assert abs(running[1].numpy()[1]) < 1e-14
+
+
 def test_statistics_that_cannot_be_used_are_refused() -> None:
     with pytest.raises(SpecError, match="expected running_mean and running_var, or neither"):
         F.batch_norm(cx.zeros(2, 3), cx.zeros(3))
