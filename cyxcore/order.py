@@ -14,6 +14,7 @@ from cyxcore.errors import GraphError
 from cyxcore.graph import Graph, Inferred
 from cyxcore.ops import OPS
 
+LEAST_GRADIENT = 65536  # elements: a smaller one is in the cache either way
 NEAR = 4  # calls by which a product may come later than it could: what it multiplies needs memory until then
 
 
@@ -71,6 +72,42 @@ def terms_before_updates(
     for index, place in enumerate(late):
         order += [*reversed(moved.get(index, [])), place]
     return order
+
+
+def gradients_before_updates(
+    graph: Graph, known: Inferred, order: list[int], alias: Mapping[int, int], fixed: set[int]
+) -> list[int]:
+    """A product that is nothing but the gradient of a large weight comes right before its update, which finds it in the
+    cache; and no two of them need memory at once. fixed: calls that stay where they are.
+
+    Only where it is as large as what it multiplies, which needs memory until then.
+    """
+    readers: dict[int, list[int]] = {}
+    written: dict[int, int] = {}  # what updates may write in place -> the first that does
+    for index, place in enumerate(order):
+        for source in {alias.get(i, i) for i in graph.nodes[place].inputs}:
+            readers.setdefault(source, []).append(index)
+        if OPS[graph.nodes[place].op].group == "update":
+            written.setdefault(graph.nodes[place].inputs[0], index)
+    results = {alias.get(i, i) for i in (*graph.outputs, *(value for _, value in graph.updates))}
+    before: dict[int, int] = {}  # the first call of an update -> the gradient
+    for place in order:
+        node, reading = graph.nodes[place], readers.get(place, [])
+        if node.op != "matmul" or not reading or place in fixed or place in results:
+            continue
+        updates = all(OPS[graph.nodes[order[index]].op].group == "update" for index in reading)
+        factors = sum(math.prod(known.shapes[i]) for i in node.inputs)
+        fits = max(factors, LEAST_GRADIENT) <= math.prod(known.shapes[place])
+        in_time = all(written.get(alias.get(i, i), reading[0]) >= reading[0] for i in node.inputs)
+        if updates and fits and in_time:
+            before[order[reading[0]]] = place
+    moved = set(before.values())
+    return [
+        each
+        for place in order
+        if place not in moved
+        for each in ((before[place], place) if place in before else (place,))
+    ]
 
 
 class Schedule(NamedTuple):
@@ -150,6 +187,8 @@ def schedule(graph: Graph, in_bands: bool = False, lanes: int = 1) -> Schedule:
         onto = {place: source for each in added_up for place, source in each.onto().items()}
         fixed = {*elsewhere, *onto, *onto.values()}
         order = terms_before_updates(graph, known, early, [p for p in order if p in late], alias, fixed)
+        fixed.update(reader for each in joined for reader in each.readers)
+        order = gradients_before_updates(graph, known, order, alias, fixed)
     else:
         order = early + [place for place in order if place in late]
     position = {place: index for index, place in enumerate(order)}
