@@ -2,12 +2,13 @@
 
     pip install torch                             # the peer; without it only our own times are shown
     python -m benchmarks.bench_eager [--quick] [--processor-time]
+    python -m benchmarks.bench_eager --steps mlp_small,lstm,gpt          # only plain steps of these models
 
 Nothing is compiled, one thread. Each operation includes its tape where an input requires a gradient. The step is
-mlp_small of bench_train: 64-128-64-10, batch 64, cross-entropy, Adam; PyTorch's with its fused optimiser too. Rounds of
-the two alternate, figures are medians.
+mlp_small of bench_train (64-128-64-10, batch 64, cross-entropy, Adam), or each of --steps; PyTorch's with its fused
+optimiser too. Rounds of the two alternate, figures are medians.
 
-Targets: an operation with its tape in less than 200 ns; the step three times faster than PyTorch's fastest.
+Targets: an operation with its tape in less than 200 ns; mlp_small's step three times faster than PyTorch's fastest.
 """
 
 import argparse
@@ -69,15 +70,16 @@ def operations(library: Any) -> Iterator[tuple[str, Run]]:
     yield "(x * y).sum().backward()", lambda: (x * y).sum().backward()
 
 
-def step(library: Any, **options: Any) -> Run:
-    case = MODELS["mlp_small"]
+def step(library: Any, name: str, **options: Any) -> Run:
+    case = MODELS[name]
     inputs, labels = case.inputs(np.random.default_rng(0))
     x, y = library.tensor(inputs), library.tensor(labels)
     model, loss = case.make(library.nn), library.nn.CrossEntropyLoss()
-    optimizer = getattr(library.optim, case.optimizer)(model.parameters(), lr=0.001, **options)
+    optimizer = getattr(library.optim, case.optimizer)(model.parameters(), **{"lr": 0.001, **case.options, **options})
 
     def run() -> None:
-        value = loss(model(x), y)
+        logits = model(x)
+        value = loss(logits.reshape(-1, logits.shape[-1]), y.reshape(-1))
         optimizer.zero_grad()
         value.backward()
         optimizer.step()
@@ -89,35 +91,41 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds")
     parser.add_argument("--processor-time", action="store_true", help="for a machine that others use too")
+    parser.add_argument("--steps", metavar="NAMES", help=f"plain steps alone, of {', '.join(MODELS)}, after commas")
     add_save(parser)
     options = parser.parse_args()
+    models = options.steps.split(",") if options.steps else ["mlp_small"]
+    if not set(models) <= set(MODELS):
+        parser.error(f"--steps: expected some of {', '.join(MODELS)}, got {options.steps}")
     clock = time.process_time if options.processor_time else time.perf_counter
     rounds, burst_s = (5, 0.01) if options.quick else (15, 0.05)
 
-    def once(run: Run) -> float:
+    def once(run: Run, at_once: int) -> float:
         started, count = clock(), 0
         while (spent := clock() - started) < burst_s:
-            for _ in range(20):
+            for _ in range(at_once):
                 run()
-            count += 20
+            count += at_once
         return spent / count
 
     cpu.set_num_threads(1)
-    rows: list[tuple[str, list[Run]]] = [(name, [run]) for name, run in operations(cx)]
-    last: tuple[str, list[Run]] = ("a training step, mlp_small", [step(cx)])
+    rows: list[tuple[str, list[Run]]] = [] if options.steps else [(name, [run]) for name, run in operations(cx)]
+    steps: list[tuple[str, list[Run]]] = [(f"a training step, {name}", [step(cx, name)]) for name in models]
     if torch is not None:
         torch.set_num_threads(1)
-        for (_, runs), (_, theirs) in zip(rows, operations(torch), strict=True):
+        for (_, runs), (_, theirs) in zip(rows, operations(torch), strict=False):
             runs.append(theirs)
-        last[1].extend([step(torch), step(torch, fused=True)])
+        for (_, runs), name in zip(steps, models, strict=True):
+            runs.extend([step(torch, name), step(torch, name, fused=True)])
     print(f"{cpu.isa()}, one thread; torch {'missing' if torch is None else torch.__version__}")
     print(f"{'':34}{'cyx ns':>10}{'torch ns':>12}{'ratio':>8}")
     figures: dict[str, dict[str, float]] = {}
-    for name, runs in [*rows, last]:
+    for name, runs in [*rows, *steps]:
+        at_once = 1 if "step" in name and "small" not in name else 20  # runs between two looks at the clock
         times: list[list[float]] = [[] for _ in runs]
         for _ in range(rounds):
             for found, run in zip(times, runs, strict=True):
-                found.append(once(run))
+                found.append(once(run, at_once))
         ours, *others = [statistics.median(found) for found in times]
         beside = f"{min(others) * 1e9:12.0f}{min(others) / ours:8.2f}" if others else ""
         print(f"{name:34}{ours * 1e9:10.0f}{beside}", flush=True)
