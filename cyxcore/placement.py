@@ -6,7 +6,7 @@ Pure bookkeeping: the memory is allocated once, when everything has its place.
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -63,6 +63,11 @@ class Arena:
         slot = Slot(offset, size)
         self.claim(slot)
         return slot
+
+    def has(self, slot: Slot) -> bool:
+        """Whether nobody has any of it."""
+        place = bisect_right(self.free, slot.offset, key=lambda gap: gap.offset) - 1
+        return place >= 0 and sum(slot) <= sum(self.free[place])
 
     def claim(self, slot: Slot) -> None:
         """Takes a slot that lies in one gap."""
@@ -142,6 +147,7 @@ def _around(blocks: Sequence[Block], large: Sequence[int]) -> tuple[list[Slot], 
         size = arena.end
         placed.append(number)
     arena = Arena(size)
+    gone = dict[int, Slot]()  # of each size the last that was given back: a group may write there while it reads
     coming = sorted(placed, key=lambda number: blocks[number].first)
     starts = [blocks[number].first for number in coming]
     among, ending, now = set(placed), dict[int, list[Slot]](), 0
@@ -150,12 +156,18 @@ def _around(blocks: Sequence[Block], large: Sequence[int]) -> tuple[list[Slot], 
         for step in range(now, first):
             for slot in ending.pop(step, ()):
                 arena.give(slot)
+                gone[slot.bytes] = slot
         now = first
         if number in among:
             arena.claim(slots[number])
         else:
             later = coming[bisect_right(starts, first) : bisect_right(starts, last)]
-            slots[number] = arena.take(needed, sorted({slots[i] for i in later}))
+            before = gone.get(_aligned(needed))
+            if before and not later and arena.has(before):
+                arena.claim(before)
+                slots[number] = before
+            else:
+                slots[number] = arena.take(needed, sorted({slots[i] for i in later}))
         ending.setdefault(last, []).append(slots[number])
     return slots, arena.end
 
@@ -249,8 +261,7 @@ def place_arrays(
             until = last.get(place, step)
             if place in last and until < end:
                 # A group reads it to the end: in its place nothing may lie that the group writes.
-                reader = steps[until][0]
-                if graph.nodes[reader].op == "slice" or known.bytes_of(place) * SMALL <= known.bytes_of(reader):
+                if _reads_on(graph, known, place, steps[until][0]):
                     until = group_end[until]
             if place in over:
                 block_of[place] = number = block_of[over[place]]
@@ -278,12 +289,24 @@ def _place_within(
     last = {root(source): number for number, p in enumerate(stretch.places) for source in graph.nodes[p].inputs}
     group_end = _ends_of_groups([graph.nodes[place].op for place in stretch.places])
     places = [place for place in stretch.places if place in within]
+    # Products that the call behind finishes, as by adding to them: both are one, if that writes apart from factors.
+    finished = {
+        number
+        for number, (place, following) in enumerate(pairwise(stretch.places))
+        if graph.nodes[place].op == "matmul"
+        and graph.nodes[following].op in ("add", "where")
+        and place in map(root, graph.nodes[following].inputs)
+    }
     blocks = list[Block]()
     for number, place in enumerate(stretch.places):
         if place in within:
             until = last.get(place, number)
-            if place in last and graph.nodes[stretch.places[until]].op == "slice":
-                until = group_end[until]
+            if place in last:
+                reader = stretch.places[until]
+                if _reads_on(graph, known, place, reader):
+                    until = group_end[until]
+                elif until in finished:
+                    until += 1
             blocks.append(Block(known.bytes_of(place) // stretch.bands, number, until))
     slots, size = lay_out(blocks)
     return dict(zip(places, slots, strict=True)), size
@@ -318,6 +341,11 @@ def _taken_over(
                 found[place] = fitting[0]
                 through.discard(fitting[0])
     return found
+
+
+def _reads_on(graph: Graph, known: Inferred, place: int, reader: int) -> bool:
+    """Whether a group that begins with `reader` reads an array to its end, and not tile by tile as it writes."""
+    return graph.nodes[reader].op == "slice" or known.bytes_of(place) * SMALL <= known.bytes_of(reader)
 
 
 def _may_be_grouped(op: str) -> bool:

@@ -24,7 +24,7 @@ LEAST_ELEMENTS = 16384  # smaller arrays stay in the cache
 MOST_AGAIN = 8  # calls made again for one value
 SMALL = 16  # an input of that fraction of the result costs nothing to read
 FEW_TERMS = 4  # a stack of products this many times larger than its left factor is made again, too: attention's scores
-IN_BANDS = CHEAP | {"tanh", "softmax"}  # the same where what they read is in the cache
+IN_BANDS = CHEAP | {"tanh", "sigmoid", "softmax"}  # the same where what they read is in the cache
 LEAST_BYTES = 1024 * 1024  # of what is not kept for later bands; for less the calls made again take longer
 MOST_IN_BANDS = 16  # calls made again for one of them
 

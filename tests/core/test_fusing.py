@@ -672,41 +672,47 @@ def test_a_recurrence_does_not_join_the_gradients_of_its_steps(threads: int) -> 
 
 @st.composite
 def chains(draw: Any) -> Any:
-    """(size, its calls): sums, differences and products, most of them of what the one before made."""
-    size = draw(st.sampled_from([256, 300, 511, 1000]))
+    """(shape, its calls): arithmetic, mostly on what the call before made, with arrays, numbers, columns and rows."""
+    shape = draw(st.sampled_from([(1, 256), (3, 100), (7, 73), (4, 250), (5, 128), (3, 160)]))
     calls = []
     for place in range(draw(st.integers(2, 12))):
         made = place - 1 if draw(st.integers(0, 9)) else draw(st.integers(-3, place - 1))
-        other = draw(st.sampled_from(["number", "array", "itself"] + ["earlier"] * (place > 0)))
-        with_it = {"number": -3, "array": -2, "itself": made}.get(other, draw(st.integers(-2, max(place - 1, -2))))
-        if made == -3 and with_it == -3:
+        if made != -3 and not draw(st.integers(0, 5)):
+            calls.append((draw(st.sampled_from(["neg", "square"])), (made,)))
+            continue
+        other = draw(st.sampled_from(["number", "column", "row", "array", "itself"] + ["earlier"] * (place > 0)))
+        known = {"number": -3, "array": -2, "column": -4, "row": -5, "itself": made}
+        with_it = known.get(other, draw(st.integers(-2, max(place - 1, -2))))
+        if made == -3 and with_it <= -3:
             made = -1
         pair = (made, with_it) if draw(st.booleans()) else (with_it, made)
-        calls.append((draw(st.sampled_from(["add", "sub", "mul"])), pair))
-    return size, calls
+        calls.append((draw(st.sampled_from(["add", "sub", "mul", "div"])), pair))
+    return shape, calls
 
 
 @settings(max_examples=150, deadline=None)
 @given(chains(), st.sampled_from(["avx512", "avx2", "portable"]), st.integers(0, 2**12 - 1))
-def test_chains_of_sums_and_products_have_the_bits_of_their_calls(
-    chain: tuple[int, list[tuple[str, tuple[int, int]]]], isa: str, kept: int
+def test_chains_of_arithmetic_have_the_bits_of_their_calls(
+    chain: tuple[tuple[int, int], list[tuple[str, tuple[int, ...]]]], isa: str, kept: int
 ) -> None:
-    size, calls = chain
-    rng = np.random.default_rng(size)
-    sources = {-1: rng.normal(size=size), -2: rng.normal(size=size), -3: np.array([0.75])}
+    shape, calls = chain
+    size, rng = shape[0] * shape[1], np.random.default_rng(shape)
+    sources = {-1: rng.normal(size=shape), -2: rng.normal(size=shape), -3: np.array([0.75])}
+    sources |= {-4: rng.normal(size=(shape[0], 1)), -5: rng.normal(size=shape[1:])}
     fed = {place: x.astype(np.float32) for place, x in sources.items()}
-    fed[-1][:5], fed[-2][3:6] = [np.inf, -np.inf, -0.0, 0.0, 1e-42], [-np.inf, -0.0, 3e38]
+    fed[-1][0, :5], fed[-2][0, 3:6] = [np.inf, -np.inf, -0.0, 0.0, 1e-42], [-np.inf, -0.0, 3e38]
+    fed[-5][4:7] = [0.0, -0.0, np.inf]
     arena = np.zeros(len(calls) * size, np.float32)
-    made = {place: arena[place * size : (place + 1) * size] for place in range(len(calls))}
+    made = {place: arena[place * size : (place + 1) * size].reshape(shape) for place in range(len(calls))}
     arrays = {**fed, **made}
     stored = [place for place in made if kept >> place & 1 or place == len(calls) - 1]
     with kernels(isa, 1):
-        for place, (op, (one, other)) in enumerate(calls):
-            cpu.call(op, made[place], [arrays[one], arrays[other]], {})
+        for place, (op, inputs) in enumerate(calls):
+            cpu.call(op, made[place], [arrays[i] for i in inputs], {})
         expected = {place: made[place].copy() for place in stored}
         program = cpu.Program()
-        for place, (op, (one, other)) in enumerate(calls):
-            program.add(op, made[place], [arrays[one], arrays[other]], {})
+        for place, (op, inputs) in enumerate(calls):
+            program.add(op, made[place], [arrays[i] for i in inputs], {})
         ((first, _),) = program.fuse(arena, [made[place] for place in stored])
         assert first == 0
         arena[...] = 7.0

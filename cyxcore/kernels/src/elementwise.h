@@ -25,10 +25,12 @@ typedef struct {
     double constants[CYX_LOOP_CONSTANTS]; /* what the kernel made of its scalars, where it has any */
 } cyx_rows;
 
-/* One of a chain of sums, differences and products of float32: made = made + other, and so on. */
+/* One of a chain of float32 operations: made = made + other, and so on. FROM: other - made, OVER: other / made. NEG looks at
+ * no other operand. */
 typedef struct {
-    enum { CYX_LINK_ADD, CYX_LINK_SUB, CYX_LINK_FROM, CYX_LINK_MUL } kind; /* FROM: other - made */
-    enum { CYX_LINK_ARRAY, CYX_LINK_NUMBER, CYX_LINK_ITSELF } form;         /* of the other operand */
+    enum { CYX_LINK_ADD, CYX_LINK_SUB, CYX_LINK_FROM, CYX_LINK_MUL, CYX_LINK_DIV, CYX_LINK_OVER, CYX_LINK_NEG } kind;
+    /* Of the other operand: as many numbers, one for all, what was made, one for each row, or one row for all. */
+    enum { CYX_LINK_ARRAY, CYX_LINK_NUMBER, CYX_LINK_ITSELF, CYX_LINK_COLUMN, CYX_LINK_ROW } form;
     const float *other;
     float *out; /* where what is made goes; NULL: only the next of the chain reads it */
 } cyx_link;
@@ -42,8 +44,9 @@ typedef struct {
     /* Of a product whose second factor may be packed before: how, and into how many bytes. */
     void (*pack)(const cyx_call *call, void *packed);
     int64_t packed_bytes;
-    /* Of what can be one of a chain: makes all of it, for n elements, beginning with those of `from`. */
-    void (*links)(const float *from, const cyx_link *links, int count, int64_t n);
+    /* Of what can be one of a chain: makes all of it, for n elements, beginning with those of `from`. run: the length of
+     * rows, where operands go by rows, else 0; column: where in its row the first element is. */
+    void (*links)(const float *from, const cyx_link *links, int count, int64_t n, int64_t run, int64_t column);
 } cyx_loop;
 extern __thread cyx_loop *cyx_asked;
 void cyx_ask(const cyx_call *call, const cyx_table table, cyx_loop *loop);

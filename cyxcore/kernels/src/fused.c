@@ -154,8 +154,10 @@ struct cyx_group {
     cyx_loop loops[CYX_MAX_GROUP];
     int made_by[CYX_MAX_GROUP][CYX_INLINE_INPUTS]; /* which elided call of the group an input comes from, or -1 */
     int tile[CYX_MAX_GROUP];                       /* where an elided call leaves its output */
-    int chain[CYX_MAX_GROUP];  /* how many calls from this one on are links of one chain; 1: it is none */
+    int chain[CYX_MAX_GROUP];  /* how many calls from this one on are links of one chain; 0: it is none */
+    int64_t chain_run[CYX_MAX_GROUP]; /* the length of the rows by which a chain's operands go, or 0 */
     char inner[CYX_MAX_GROUP]; /* whether only the next link reads the output */
+    char form[CYX_MAX_GROUP][2]; /* of a link's inputs: see form_of() */
     int tiles, element_bytes, streams;
     stream stream[MOST_STREAMS];
     int64_t tile_size; /* elements */
@@ -209,27 +211,46 @@ static void copy_rows(cyx_rows *own, const cyx_rows *from) {
     for (int i = 0; i < CYX_LOOP_CONSTANTS; i++) own->constants[i] = from->constants[i];
 }
 
-/* `made`: what the links before it left, or what a chain begins with. */
-static cyx_link link_of(const cyx_rows *rows, const void *made, int64_t at, int inner) {
-    const cyx_call *call = rows->call;
-    int second = call->in[0].data != made || !rows->walk.stride[0][0], other = !second; /* which input was made */
-    int itself = call->in[other].data == made && rows->walk.stride[other][0], number = !rows->walk.stride[other][0];
-    return (cyx_link){
-        .kind = call->op == CYX_OP_add ? CYX_LINK_ADD : call->op == CYX_OP_mul ? CYX_LINK_MUL : second ? CYX_LINK_FROM : CYX_LINK_SUB,
-        .form = itself ? CYX_LINK_ITSELF : number ? CYX_LINK_NUMBER : CYX_LINK_ARRAY,
-        .other = (const float *)call->in[other].data + (number ? 0 : at),
-        .out = inner ? NULL : (float *)call->out.data + at,
-    };
+/* How an input goes along with the output, as a form of cyx_link; -1: in none of these ways. run: the length of rows. */
+static int form_of(const cyx_walk *walk, int input, int64_t *run) {
+    int64_t outer = walk->ndim == 2 ? walk->stride[input][0] : 0, inner = walk->stride[input][walk->ndim - 1];
+    int64_t length = walk->shape[walk->ndim - 1];
+    if (walk->ndim > 2) return -1;
+    if (walk->ndim == 1 || (!outer && !inner)) return inner ? CYX_LINK_ARRAY : CYX_LINK_NUMBER;
+    if (inner && outer == length) return CYX_LINK_ARRAY;
+    *run = length;
+    return inner ? CYX_LINK_ROW : CYX_LINK_COLUMN;
 }
 
-static void run_chain(const cyx_group *g, const cyx_rows *rows, int first, int64_t at, int64_t stop) {
-    cyx_link links[CYX_MAX_GROUP];
-    const void *from = rows[first].call->in[!rows[first].walk.stride[0][0]].data, *made = from;
-    for (int k = 0; k < g->chain[first]; k++) {
-        links[k] = link_of(&rows[first + k], made, at, g->inner[first + k]);
-        made = rows[first + k].call->out.data;
+static int has_own_operand(int op) { return op == CYX_OP_neg || op == CYX_OP_square; }
+
+/* `made`: what the links before it left, or what a chain begins with. */
+static cyx_link link_of(const cyx_call *call, const char *form, const void *made, int64_t at, int64_t run, int inner) {
+    cyx_link link = {.form = CYX_LINK_ITSELF, .out = inner ? NULL : (float *)call->out.data + at};
+    int second = call->in[0].data != made || form[0] != CYX_LINK_ARRAY, other = !second; /* which input was made */
+    switch (call->op) {
+    case CYX_OP_neg: link.kind = CYX_LINK_NEG; break;
+    case CYX_OP_add: link.kind = CYX_LINK_ADD; break;
+    case CYX_OP_sub: link.kind = second ? CYX_LINK_FROM : CYX_LINK_SUB; break;
+    case CYX_OP_div: link.kind = second ? CYX_LINK_OVER : CYX_LINK_DIV; break;
+    default: link.kind = CYX_LINK_MUL;
     }
-    g->loops[first].links((const float *)from + at, links, g->chain[first], stop - at);
+    if (has_own_operand(call->op) || (call->in[other].data == made && form[other] == CYX_LINK_ARRAY)) return link;
+    int64_t before[] = {[CYX_LINK_ARRAY] = at, [CYX_LINK_COLUMN] = run ? at / run : 0, [CYX_LINK_ROW] = 0, [CYX_LINK_NUMBER] = 0};
+    link.form = form[other];
+    link.other = (const float *)call->in[other].data + before[(int)form[other]];
+    return link;
+}
+
+static void run_chain(const cyx_group *g, const cyx_call *calls, int first, int64_t at, int64_t stop) {
+    cyx_link links[CYX_MAX_GROUP];
+    const void *from = calls[first].in[g->form[first][0] != CYX_LINK_ARRAY].data, *made = from;
+    int64_t run = g->chain_run[first];
+    for (int k = 0; k < g->chain[first]; k++) {
+        links[k] = link_of(&calls[first + k], g->form[first + k], made, at, run, g->inner[first + k]);
+        made = calls[first + k].out.data;
+    }
+    g->loops[first].links((const float *)from + at, links, g->chain[first], stop - at, run, run ? at % run : 0);
 }
 
 static const cyx_array *array_of(const stream *s, const cyx_call *calls) {
@@ -275,8 +296,8 @@ static void group_body(void *context, int64_t begin, int64_t end) {
                 if (g->made_by[k][i] >= 0) own[k].in[i].data = own[g->made_by[k][i]].out.data;
             fetch_part(g, own, stop, next, k);
             if (k + 1 - first < g->chain[first]) continue; /* the last of its chain makes all of it */
-            if (g->chain[first] > 1)
-                run_chain(g, rows, first, at, stop);
+            if (g->chain[first])
+                run_chain(g, own, first, at, stop);
             else
                 g->loops[k].body(&rows[k], at, stop);
             first = k + 1;
@@ -305,19 +326,38 @@ static void share_tiles(cyx_group *g, const cyx_call *calls) {
     }
 }
 
-/* Whether a call goes on from what the one before it made; both are of those that can be links. */
-static int is_next_link(const cyx_group *g, const cyx_call *calls, int k) {
+/* Whether a call can be a link of a chain whose operands go by rows of `run` elements, or by none yet (0). */
+static int can_be_link(cyx_group *g, int k, const cyx_call *call, int64_t *run) {
     const cyx_rows *rows = &g->loops[k].rows;
-    if (!g->loops[k].links || !g->loops[k - 1].links || rows->walk.ndim != 1 || g->loops[k - 1].rows.walk.ndim != 1) return 0;
-    for (int i = 0; i < 2; i++)
-        if (rows->walk.stride[i][0] && calls[k].in[i].data == calls[k - 1].out.data) return 1;
+    int64_t own = 0;
+    if (!g->loops[k].links) return 0;
+    int first = form_of(&rows->walk, 0, &own), second = has_own_operand(call->op) ? first : form_of(&rows->walk, 1, &own);
+    if (first < 0 || second < 0 || (first != CYX_LINK_ARRAY && second != CYX_LINK_ARRAY)) return 0;
+    if (own && *run && own != *run) return 0;
+    if (own) *run = own;
+    g->form[k][0] = (char)first, g->form[k][1] = (char)second;
+    return 1;
+}
+
+/* Whether a call takes what the one before it made. */
+static int goes_on(const cyx_group *g, const cyx_call *calls, int k) {
+    for (int i = 0; i < calls[k].in_count; i++)
+        if (g->form[k][i] == CYX_LINK_ARRAY && calls[k].in[i].data == calls[k - 1].out.data) return 1;
     return 0;
 }
 
+/* A call alone is a chain where an operand goes by rows: its own loop would look for each row. */
 static void find_chains(cyx_group *g, const cyx_call *calls) {
     for (int first = 0, k; first < g->count; first = k) {
-        for (k = first + 1; k < g->count && is_next_link(g, calls, k);) k++;
-        g->chain[first] = k - first;
+        int64_t run = 0;
+        k = first + 1;
+        int links = can_be_link(g, first, &calls[first], &run);
+        for (; links && k < g->count; k++) {
+            int64_t with = run;
+            if (!can_be_link(g, k, &calls[k], &with) || !goes_on(g, calls, k)) break;
+            run = with;
+        }
+        g->chain[first] = links && (k > first + 1 || run) ? k - first : 0, g->chain_run[first] = run;
     }
     for (int k = 0; k < g->count; k++) {
         g->inner[k] = (char)(calls[k].elided && k + 1 < g->count);
@@ -325,7 +365,8 @@ static void find_chains(cyx_group *g, const cyx_call *calls) {
             for (int i = 0; i < calls[later].in_count; i++)
                 if (g->made_by[later][i] == k) g->inner[k] = 0;
     }
-    for (int first = 0; first < g->count; first += g->chain[first]) g->inner[first + g->chain[first] - 1] = 0;
+    for (int first = 0; first < g->count; first += g->chain[first] ? g->chain[first] : 1)
+        g->inner[first + (g->chain[first] ? g->chain[first] - 1 : 0)] = 0;
 }
 
 /* What goes through memory: arrays as large as the group's, which it does not keep in its tiles, each once. */
