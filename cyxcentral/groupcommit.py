@@ -122,27 +122,34 @@ class GroupCommit:
 
     async def _send_batch(self, batch: list[_Append]) -> None:
         wanted = [append for append in batch if not append.outcome.done()]  # who gave up meanwhile has no wish
-        again: list[_Append] = []
+        seqs: list[int] = []
         try:
             if wanted:
                 messages = [(append.subject, append.payload, append.expected_seq) for append in wanted]
-                for append, seq in zip(wanted, await self._core.append_all(messages), strict=True):
-                    _settle(append, seq)
+                seqs = await self._core.append_all(messages)
         except (AppendUnknown, StorageFull) as error:
             for append in wanted:
                 _settle(append, type(error)(str(error)))
         except (Conflict, BusError) as error:
             log.debug("a batch of %d was not stored (%s): one by one", len(wanted), error)
-            again = wanted
+            self._over(batch)
+            await asyncio.gather(*map(self._send_single_of_batch, wanted))
+            self._pump()
+            return
         except BaseException as error:
             for append in wanted:
                 _settle(append, AppendUnknown(f"the append was broken off: {error or type(error).__name__}"))
+            self._over(batch)
             raise
-        finally:
-            self._batches -= 1
-            self._batched -= len(batch)
-        await asyncio.gather(*map(self._send_single_of_batch, again))
-        self._pump()
+        self._over(batch)
+        self._pump()  # the next one first: the broker has nothing to do while those who waited go on
+        if seqs:
+            for append, seq in zip(wanted, seqs, strict=True):
+                _settle(append, seq)
+
+    def _over(self, batch: list[_Append]) -> None:
+        self._batches -= 1
+        self._batched -= len(batch)
 
     async def _send_single_of_batch(self, append: _Append) -> None:
         self._singles += 1

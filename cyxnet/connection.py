@@ -188,6 +188,14 @@ class Connection(nats.NATS):
         if self._flush_queue is not None and self._flush_queue.empty():  # one write for all that is sent in this turn
             self._flush_queue.put_nowait(asyncio.get_running_loop().create_future())
 
+    def write_now(self) -> None:
+        """Write what was sent, now: the task that writes has its turn behind everybody who is ready."""
+        writer = getattr(self._transport, "_io_writer", None)
+        if self._pending and writer is not None and not writer.transport.is_closing():
+            writer.writelines(self._pending)
+            self._pending = []
+            self._pending_data_size = 0
+
     def _turn_over(self) -> None:
         self._few_write = self._in_turn <= FEW
         self._in_turn = 0

@@ -80,10 +80,16 @@ class Mux(_Inbox):
         self._sweep: asyncio.TimerHandle | None = None
 
     async def ask(
-        self, subject: str, payload: bytes, block: bytes, heard: Callable[[bytes], None] | None = None
+        self,
+        subject: str,
+        payload: bytes,
+        block: bytes,
+        heard: Callable[[bytes], None] | None = None,
+        at_once: bool = False,
     ) -> bytes:
         """The answer's bytes. block: headers, as on the wire. heard: is called with them as they are read, while the
-        caller's task is still to be woken, behind whatever else has a turn then.
+        caller's task is still to be woken, behind whatever else has a turn then. at_once: all that was sent is written
+        before anybody else has a turn.
 
         Raises AppendUnknown when none came; what the connection raises if nothing was sent.
         """
@@ -97,6 +103,8 @@ class Mux(_Inbox):
             self._sweep_later()
         try:
             await self._nc.publish(subject, payload, reply=f"{self._inbox}.{token}", block=block)
+            if at_once:
+                self._nc.write_now()
             return await answer
         finally:
             self._waiting.pop(token, None)

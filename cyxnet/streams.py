@@ -163,14 +163,20 @@ class Streams:
             raise AppendUnknown(f"the link broke within a batch: {error or type(error).__name__}") from None
         subject, payload, _ = messages[-1]
         block = f"{blocks[-1]}Nats-Batch-Commit: 1\r\n\r\n".encode()
-        last_seq = await self._store(subject, payload, block)
+        last_seq = await self._store(subject, payload, block, at_once=True)
         return list(range(last_seq - last + 1, last_seq + 1))
 
     async def _store(
-        self, subject: str, payload: bytes, block: bytes, stored: Callable[[int], None] | None = None
+        self,
+        subject: str,
+        payload: bytes,
+        block: bytes,
+        stored: Callable[[int], None] | None = None,
+        at_once: bool = False,
     ) -> int:
         try:
-            answer = await self._mux.ask(subject, payload, block, functools.partial(_heard, stored) if stored else None)
+            heard = functools.partial(_heard, stored) if stored else None
+            answer = await self._mux.ask(subject, payload, block, heard, at_once)
         except AppendUnknown as error:
             raise AppendUnknown(f"no answer to the append to {subject}: {error}") from None
         except nats.errors.MaxPayloadError:

@@ -499,6 +499,30 @@ async def test_appends_that_come_during_a_batch_share_the_next_one(monkeypatch):
     assert commits.idle
 
 
+async def test_the_next_batch_is_sent_before_those_of_the_one_before_go_on(monkeypatch):
+    """It was sent behind them, which take central ten milliseconds: so long the broker had nothing to do."""
+    monkeypatch.setattr(groupcommit, "SLOW_S", math.inf)
+    broker = Held()
+    commits = GroupCommit(broker)
+    seen = []
+
+    async def append():
+        await commits.append("s", b"", 0)
+        seen.append(broker.sizes)
+
+    with commits.alone():
+        first = [asyncio.ensure_future(append()) for _ in range(100)]
+        await turns()
+    later = [asyncio.ensure_future(append()) for _ in range(80)]
+    await turns()
+    assert broker.sizes == [100]
+    broker.store(0)
+    await asyncio.gather(*first)
+    assert seen == [[100, 80]] * 100
+    broker.store(1)
+    await asyncio.gather(*later)
+
+
 async def test_on_a_slow_disk_few_appends_share_a_batch_too(monkeypatch):
     broker, slow = Held(), groupcommit.BATCH_WHEN_SLOW
     monkeypatch.setattr(groupcommit, "SLOW_S", math.inf)

@@ -242,6 +242,19 @@ async def test_a_message_by_itself_is_written_at_once_and_many_of_one_turn_keep_
         await bus.close()
 
 
+async def test_a_batch_is_written_as_it_is_appended_and_not_behind_everybody_who_is_ready(broker):
+    bus = await Bus.connect(broker.url("core"), name="test")
+    try:
+        await bus.ensure_stream("BATCHES", ["batches.>"], allow_atomic=True)
+        await bus.append("batches.0", b"", 0)
+        batch = asyncio.ensure_future(bus.append_all([(f"batches.{number}", b"", 0) for number in range(1, 101)]))
+        await asyncio.sleep(0)  # it has begun, and nothing else had a turn since
+        assert not batch.done() and not bus._nc._pending
+        assert await batch == list(range(2, 102))
+    finally:
+        await bus.close()
+
+
 async def test_what_comes_while_as_much_waits_as_may_is_dropped_and_counted(broker):
     bus, heard = await Bus.connect(broker.url("core"), name="test"), []
     begun, go_on, all_heard = asyncio.Event(), asyncio.Event(), asyncio.Event()
