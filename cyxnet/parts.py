@@ -50,7 +50,12 @@ class Part:
             async with asyncio.timeout(READY_TIMEOUT_S):
                 line = await self.process.stdout.readline()
             self.said = json.loads(line)
-        except (TimeoutError, ValueError):
+        except TimeoutError:
+            words = self.last_words()  # before it says that it was told to stop
+            await self.stop()
+            late = f"it was not ready within {READY_TIMEOUT_S:g} s"
+            raise StartError(f"{self.name} did not start: {late}; its last words: {words}") from None
+        except ValueError:
             await self.stop()
             raise StartError(f"{self.name} did not start: {self.last_words()}") from None
         return (time.monotonic() - begun) * 1000

@@ -27,7 +27,8 @@ from tests.chaos.proxy import Link, pause
 
 HEARTBEAT_MS, LEASE_MS = 400, 2_400
 RETRY_S = 0.2
-REFUSALS = ("cyxcentral: ", "cyxnode: error: ", "chain: ", "nats-server")  # how the programs begin a refusal to start
+# how the programs begin a refusal to start, and what is said of one that others, or a busy machine, kept waiting
+REFUSALS = ("cyxcentral: ", "cyxnode: error: ", "chain: ", "nats-server", "it was not ready within")
 OnEvent = Callable[[str], None]
 
 
