@@ -2,12 +2,14 @@
 
 They come right behind each other, and each sum lies in the place of the one before it: kernels/src/gemm.inl then adds
 all of them to a few rows of the result while those are in the cache, and threads share the rows instead of meeting
-after every product. The sums keep their order, so no bit changes.
+after every product. The sums keep their order, so no bit changes. Sums over rows that are added up, as the gradient of
+a bias, are alike where there are threads to share them (kernels/src/reduce.inl): none of them alone is worth it.
 
 And concatenations of which only rows are read, as of the gradients of all steps' gates, by products and sums over rows:
 where these come right behind one, they read the pieces and it is never made (kernels/src/fused.c).
 """
 
+import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
@@ -16,16 +18,16 @@ from cyxcore.dtype import is_float
 from cyxcore.graph import Graph, Inferred
 
 try:
-    from cyxcore.kernels.cpu import MOST_TERMS
+    from cyxcore.kernels.cpu import MOST_SUMMED, MOST_TERMS
 except ImportError:  # plans run on other devices without them
-    MOST_TERMS = 0
+    MOST_SUMMED = MOST_TERMS = 0
 
 LEAST_PIECES = 8  # of a concatenation that is not made
 LEAST_PRODUCTS = 5  # fewer are not worth keeping what they multiply
 
 
 class Accumulation(NamedTuple):
-    """Nodes: a first product, then a product and the sum of all so far, and so on."""
+    """Nodes: a first product or sum over rows, then one more and the sum of all so far, and so on."""
 
     places: list[int]
 
@@ -34,21 +36,32 @@ class Accumulation(NamedTuple):
         return self.places[2::2]
 
     def onto(self) -> dict[int, int]:
-        """Each sum -> the product or the sum in whose memory it lies."""
+        """Each sum of all so far -> what comes before it, in whose memory it lies."""
         return dict(zip(self.sums, [self.places[0], *self.sums], strict=False))
 
 
 def accumulations(
-    graph: Graph, known: Inferred, order: Sequence[int], alias: Mapping[int, int], elsewhere: Collection[int]
+    graph: Graph,
+    known: Inferred,
+    order: Sequence[int],
+    alias: Mapping[int, int],
+    elsewhere: Collection[int],
+    lanes: int = 1,
 ) -> list[Accumulation]:
-    """Those of `order`. elsewhere: calls that have their place already."""
+    """Those of `order`. elsewhere: calls that have their place already. lanes: how many threads there are."""
     read = Counter(alias.get(i, i) for place in order for i in graph.nodes[place].inputs)
     read.update(alias.get(i, i) for i in (*graph.outputs, *(value for _, value in graph.updates)))
     free = set(order) - set(elsewhere)
 
-    def is_product(place: int) -> bool:
+    def is_term(place: int) -> bool:
         node = graph.nodes[place]
-        if node.op != "matmul" or place not in free or read[place] != 1 or node.attrs["transpose_b"]:
+        if place not in free or read[place] != 1:
+            return False
+        if node.op == "sum":  # one thread does best to make each while it has the rows in its cache
+            shape = known.shapes[node.inputs[0]]
+            over_rows = len(shape) == 2 and tuple(node.attrs["axes"]) == (0,)
+            return lanes > 1 and over_rows and math.prod(shape) <= MOST_SUMMED
+        if node.op != "matmul" or node.attrs["transpose_b"]:
             return False
         terms = known.shapes[node.inputs[0]][-2 if node.attrs["transpose_a"] else -1]
         return len(known.shapes[place]) == 2 and terms <= MOST_TERMS
@@ -58,14 +71,17 @@ def accumulations(
         node = graph.nodes[place]
         if node.op != "add" or place not in free or len(set(node.inputs)) != 2:
             continue
-        for before, product in (node.inputs, node.inputs[::-1]):
-            if known.shapes[before] != known.shapes[place] or not is_product(product):
+        for before, term in (node.inputs, node.inputs[::-1]):
+            if known.shapes[before] != known.shapes[place] or not is_term(term):
+                continue
+            first = ends[before][0] if before in ends else before
+            if graph.nodes[first].op != graph.nodes[term].op:
                 continue
             if before in ends and read[before] == 1:
-                ends[place] = [*ends.pop(before), product, place]
+                ends[place] = [*ends.pop(before), term, place]
                 break
-            if is_product(before):
-                ends[place] = [before, product, place]
+            if is_term(before):
+                ends[place] = [before, term, place]
                 break
     return [Accumulation(places) for places in ends.values() if len(places) >= 2 * LEAST_PRODUCTS - 1]
 

@@ -179,7 +179,7 @@ def schedule(graph: Graph, in_bands: bool = False, lanes: int = 1) -> Schedule:
         joined = joined_rows(graph, known, early, alias)
         early, stretches = arrange(graph, known, early, alias, lanes, [each.place for each in joined])
         elsewhere = {place for each in stretches for place in each.places}
-        added_up = accumulations(graph, known, early, alias, elsewhere)
+        added_up = accumulations(graph, known, early, alias, elsewhere, lanes)
         if lanes > 1:  # one thread finds in its cache what it multiplies right behind its making
             early = together(early, added_up)
         elsewhere |= {place for each in added_up for place in each.places}

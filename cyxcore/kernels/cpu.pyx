@@ -126,6 +126,7 @@ cdef extern from "cyx.h" nogil:
     cyx_group *cyx_keep_group(const cyx_call *calls)
     int64_t cyx_sums_runs(const cyx_call *call)
     int cyx_adds_to_product(const cyx_call *calls)
+    int cyx_adds_sum(const cyx_call *calls)
     int cyx_masks_product(const cyx_call *calls)
     int cyx_masks_gradient(const cyx_call *calls)
     int cyx_reads_rows(const cyx_call *joined, const cyx_call *call)
@@ -146,6 +147,7 @@ cdef extern from "plan.h" nogil:
         CYX_SHORTEST_RUN
         CYX_LONGEST_RUN
         CYX_BLOCK_K
+        CYX_MOST_SUMMED
     int cyx_adds_on(const cyx_call *before, const cyx_call *calls)
     int64_t cyx_stretches_pack(const cyx_call *calls, int64_t count)
     cyx_lanes *cyx_keep_lanes(const cyx_call *calls)
@@ -436,6 +438,7 @@ def call(str op, out, inputs, dict attrs) -> None:
 
 
 MOST_TERMS = CYX_BLOCK_K  # of a product that may be added to what lies in the place of the sum
+MOST_SUMMED = CYX_MOST_SUMMED  # elements of a matrix whose sum over rows may be added in the same way
 SHORTEST_RUN, LONGEST_RUN = CYX_SHORTEST_RUN, CYX_LONGEST_RUN  # terms in a row, of the sums that a group can make
 MOST_CALLS = CYX_MAX_GROUP  # of a group
 LEAST_FUSED = 256  # elements; below it a call costs what it costs, not what it moves
@@ -616,7 +619,10 @@ cdef class Program:
             if (
                 first + 1 < self._count and first + 1 not in self._edges and last_read[first] == first + 1
                 and low <= <size_t>self._calls[first].out.data < high
-                and (cyx_adds_to_product(&self._calls[first]) or cyx_masks_product(&self._calls[first]))
+                and (
+                    cyx_adds_to_product(&self._calls[first]) or cyx_masks_product(&self._calls[first])
+                    or cyx_adds_sum(&self._calls[first])
+                )
             ):
                 end = first + 2
                 while self._adds_on(first, end, last_read, low, high):
@@ -659,7 +665,7 @@ cdef class Program:
         return groups
 
     cdef bint _adds_on(self, int64_t first, int64_t end, list last_read, size_t low, size_t high):
-        """Whether the product and the sum at `end` add to what the group from `first` to there has made."""
+        """Whether the two calls at `end` add to what the group from `first` to there has made."""
         cdef int64_t place
         if end + 1 >= self._count or last_read[end - 1] != end + 1 or last_read[end] != end + 1:
             return False

@@ -547,6 +547,67 @@ def test_products_that_are_added_up_in_place_have_the_bits_of_calls_one_by_one(
         cpu.set_num_threads(threads_before)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("isa", ["avx512", "avx2", "portable"])
+@given(
+    shape=st.sampled_from([(2, 3), (7, 64), (32, 512), (33, 100), (100, 1100), (2100, 40)]),
+    count=st.integers(1, 9),
+    threads=st.integers(1, 3),
+    keepdims=st.booleans(),
+)
+@settings(max_examples=20, deadline=None)
+def test_sums_over_rows_that_are_added_up_in_place_have_the_bits_of_calls_one_by_one(
+    isa: str, dtype: Any, shape: tuple[int, int], count: int, threads: int, keepdims: bool
+) -> None:
+    before, threads_before = cpu.isa(), cpu.get_num_threads()
+    try:
+        cpu.set_isa(isa)
+    except ValueError:
+        pytest.skip(f"this machine has no {isa}")
+    cpu.set_num_threads(threads)
+    try:
+        n, rng, attrs = shape[1], np.random.default_rng(5), {"axes": (0,), "keepdims": keepdims}
+        matrices = [rng.normal(size=shape).astype(dtype) for _ in range(count)]
+        arena = np.zeros(2 * n, dtype)
+        total, own = (arena[first : first + n].reshape((1, n) if keepdims else (n,)) for first in (n, 0))
+        program = cpu.Program()
+        for place, matrix in enumerate(matrices):
+            program.add("sum", own, [matrix], attrs)
+            program.add("add", total, [own, total] if place % 2 else [total, own], {})
+        assert program.fuse(arena, [total]) == [(0, [False] * (2 * count - 1) + [True])]
+        start = rng.normal(size=total.shape).astype(dtype)
+        expected, alone = start.copy(), np.empty_like(start)
+        for matrix in matrices:
+            cpu.call("sum", alone, [matrix], attrs)
+            expected += alone
+        total[...] = start
+        program.run()
+        assert total.tobytes() == expected.tobytes()
+    finally:
+        cpu.set_isa(before)
+        cpu.set_num_threads(threads_before)
+
+
+def test_sums_of_another_kind_are_not_added_up_together() -> None:
+    """Along rows, of more elements than one thread sums up, of another shape, or one that somebody else reads."""
+    total, own = slot(1, 16), slot(0, 16)
+
+    def groups(*summed: tuple[Any, tuple[int, ...]], results: Any = ()) -> list[int]:
+        program = cpu.Program()
+        for matrix, axes in summed:
+            program.add("sum", own, [matrix], {"axes": axes, "keepdims": False})
+            program.add("add", total, [own, total], {})
+        return [len(stored) for _, stored in program.fuse(MEMORY, [total, *results])]
+
+    few, more = np.ones((16, 16), np.float32), np.ones((17, 16), np.float32)
+    many = np.ones((cpu.MOST_SUMMED // 16 + 1, 16), np.float32)
+    assert groups((few, (0,)), (few, (0,))) == [4]
+    assert groups((few, (0,)), (few, (1,))) == [2]
+    assert groups((few, (0,)), (more, (0,)), (more, (0,))) == [2, 4]
+    assert groups((few, (0,)), (many, (0,))) == [2]
+    assert groups((few, (0,)), (few, (0,)), results=[own]) == [2]
+
+
 def test_products_of_more_columns_than_stay_in_the_cache_are_added_up_too() -> None:
     """As the gradient of what turns the states of a recurrence into one number per word of a large vocabulary."""
     columns, rng = 2**16 + 16, np.random.default_rng(5)

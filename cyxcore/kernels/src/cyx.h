@@ -154,6 +154,7 @@ int64_t cyx_sums_runs(const cyx_call *call); /* the terms that lie in a row of a
 /* Whether a call reads the rows of a concat one by one, so that nobody has to make that. */
 int cyx_reads_rows(const cyx_call *joined, const cyx_call *call);
 int cyx_adds_to_product(const cyx_call *calls); /* whether two calls can be made as one product */
+int cyx_adds_sum(const cyx_call *calls);        /* the same of a sum over rows that is added in place */
 int cyx_masks_product(const cyx_call *calls);   /* the same of a stack of products and what a mask leaves of it */
 int cyx_is_adam(const cyx_call *calls, int64_t count); /* whether a group is that of three calls for each parameter */
 /* Whether four calls are the gradient of a 2 x 2 max pool, and what the mask of a ReLU before it leaves of it. */

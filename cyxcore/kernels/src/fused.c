@@ -78,7 +78,24 @@ static int adds_in_place(const cyx_call *calls) {
            calls->in[0].ndim == 2 && calls->in[1].ndim == 2 && !calls->ints[1] && out->shape[1] % WHOLE_VECTORS == 0;
 }
 
+/* A sum over the rows of a matrix, and the sum of it and what lies in the place of the result already. */
+int cyx_adds_sum(const cyx_call *calls) {
+    const cyx_call *rows = calls, *sum = calls + 1;
+    if (rows->op != CYX_OP_sum || sum->op != CYX_OP_add || rows->dtype != sum->dtype || rows->bands || sum->bands) return 0;
+    if ((rows->dtype != CYX_F32 && rows->dtype != CYX_F64) || rows->in[0].dtype != rows->dtype || rows->in[0].ndim != 2) return 0;
+    const cyx_array *made = &rows->out, *out = &sum->out, *other = &sum->in[sum->in[0].data == made->data];
+    if (sum->in[other == sum->in].data != made->data || other->data != out->data || other->size != out->size) return 0;
+    cyx_reduce_plan plan = cyx_plan_reduction(rows);
+    int over_rows = !plan.inner_is_reduced && plan.outputs == 1 && plan.reduced_count == 1 && rows->in[0].size <= CYX_MOST_SUMMED;
+    return over_rows && plan.terms > 1 && made->size == plan.inner && out->size == plan.inner && !overlap(out, &rows->in[0]) &&
+           !overlap(out, made);
+}
+
 int cyx_adds_on(const cyx_call *before, const cyx_call *calls) {
+    if (before->op == CYX_OP_sum)
+        return cyx_adds_sum(before) && cyx_adds_sum(calls) && before->dtype == calls->dtype &&
+               before[1].out.data == calls[1].out.data &&
+               !memcmp(before->in[0].shape, calls->in[0].shape, 2 * sizeof(int64_t));
     return adds_in_place(before) && adds_in_place(calls) && before[1].out.data == calls[1].out.data &&
            before->dtype == calls->dtype && before->ints[0] == calls->ints[0] &&
            !memcmp(before->in[0].shape, calls->in[0].shape, 2 * sizeof(int64_t)) &&
@@ -410,6 +427,7 @@ cyx_group *cyx_look_at_group(const cyx_call *calls, const cyx_table table) {
     for (int k = 0; k < calls->group; k++) /* products are made otherwise; the loops of updates hold numbers of one run */
         if (calls[k].op == CYX_OP_matmul || calls[k].op == CYX_OP_max_pool2d_grad || calls[k].op >= CYX_OP_sgd_update)
             return NULL;
+    if (calls->op == CYX_OP_sum) return NULL; /* neither do sums that are added up */
     cyx_group *g = malloc(sizeof *g);
     if (g) look_at_group(g, calls, table);
     return g;
@@ -435,8 +453,8 @@ int cyx_is_adam(const cyx_call *calls, int64_t count) {
 
 cyx_status cyx_run_group(const cyx_call *calls, const cyx_table table) {
     if (calls->op == CYX_OP_concat) return run_joined(calls, table);
-    if (calls->op == CYX_OP_matmul || calls->op == CYX_OP_max_pool2d_grad || cyx_is_adam(calls, calls->group))
-        return table[calls->op][calls->dtype](calls);
+    int by_itself = calls->op == CYX_OP_matmul || calls->op == CYX_OP_sum || calls->op == CYX_OP_max_pool2d_grad;
+    if (by_itself || cyx_is_adam(calls, calls->group)) return table[calls->op][calls->dtype](calls);
     cyx_group own;
     group g = {.calls = calls, .made = calls->kept && calls->kept->table == table ? calls->kept : &own};
     if (g.made == &own) look_at_group(&own, calls, table);

@@ -9,7 +9,9 @@ enum { CYX_SHORTEST_RUN = 32, CYX_LONGEST_RUN = 2048 }; /* terms of a sum in a r
 enum { CYX_LEAST_MASKED = 32, CYX_MOST_MASKED = 1024 }; /* rows and columns of the products that a mask follows */
 enum { CYX_BLOCK_K = 384 }; /* terms of a product that are summed before anything is written to memory */
 
-/* Whether a product and its sum come to what the two calls before them wrote, as they did, in the same place. */
+enum { CYX_MOST_SUMMED = 1 << 17 }; /* elements of the sums over rows that are added up: each is made by one thread */
+
+/* Whether a product, or a sum over rows, is added to what the two calls before it wrote, as they did, in the same place. */
 int cyx_adds_on(const cyx_call *before, const cyx_call *calls);
 
 /* The records of every lane of a stretch each of whose lanes has one band: they are the same in every run. The caller's,

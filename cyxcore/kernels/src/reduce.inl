@@ -220,6 +220,7 @@ static const NAME(fold)
 typedef struct {
     const NAME(fold) * fold;
     cyx_reduce_plan plan;
+    const cyx_call *calls; /* sums that are added up, where it is a group of them */
     const T *x;
     T *out;
     const T *const *lines; /* the rows, where a concat joins them that is not made; else NULL */
@@ -376,6 +377,32 @@ static cyx_status NAME(reduce_across_rows)(NAME(reduction) * r) {
     return CYX_OK;
 }
 
+/* Sums over rows that are added to one row, one after the other: threads share the sums, as whole rows lie as memory is
+ * read best, and what they come to is then added in order. */
+static void NAME(added_sums)(void *context, int64_t begin, int64_t end) {
+    NAME(reduction) *r = context;
+    T *tree = cyx_scratch(1, sizeof(T) * TILE * TREE_DEPTH);
+    if (!tree) {
+        r->no_memory = 1;
+        return;
+    }
+    for (int64_t i = begin; i < end; i++)
+        for (int64_t column = 0, n = r->plan.inner; column < n; column += TILE)
+            NAME(reduce_tile)(r, (const T *)r->calls[2 * i].in[0].data + column, 0, r->plan.terms,
+                              n - column < TILE ? n - column : TILE, tree, r->partial + i * n + column);
+}
+
+static cyx_status NAME(add_sums)(const cyx_call *calls) {
+    NAME(reduction) r = {.fold = &NAME(fold_sum), .plan = cyx_plan_reduction(calls), .calls = calls};
+    int64_t n = r.plan.inner, count = calls->group / 2;
+    r.partial = cyx_scratch(0, sizeof(T) * (size_t)(count * n));
+    if (!r.partial) return CYX_NO_MEMORY;
+    cyx_parallel(count, cyx_grain(count, (double)(r.plan.terms * n), LEAST_SUMMED), NAME(added_sums), &r);
+    if (r.no_memory) return CYX_NO_MEMORY;
+    for (int64_t i = 0; i < count; i++) NAME(sum_columns)(calls[1].out.data, r.partial + i * n, n);
+    return CYX_OK;
+}
+
 /* As a member of a group: the sum of each run, and of those the outputs, in the order of reduce_runs. */
 static void NAME(sum_runs)(void *context, int64_t begin, int64_t end) {
     const cyx_rows *rows = context;
@@ -414,6 +441,7 @@ static cyx_status NAME(reduce)(const cyx_call *call, const NAME(fold) * fold, in
         return CYX_OK;
     }
     if (!call->out.size) return CYX_OK;
+    if (call->group > 1) return NAME(add_sums)(call);
     if (!call->in[0].size) { /* only sums get here: the greatest of nothing is refused earlier */
         for (int64_t i = 0; i < call->out.size; i++) r.out[i] = is_mean ? (T)NAN : 0;
         return CYX_OK;
