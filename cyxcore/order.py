@@ -15,6 +15,7 @@ from cyxcore.graph import Graph, Inferred
 from cyxcore.ops import OPS
 
 LEAST_GRADIENT = 65536  # elements: a smaller one is in the cache either way
+FAR = 16  # calls by which a gradient may come later than it could
 NEAR = 4  # calls by which a product may come later than it could: what it multiplies needs memory until then
 
 
@@ -34,6 +35,43 @@ def products_before_sums(graph: Graph, order: list[int], alias: Mapping[int, int
     for product, place in held.items():
         waiting.setdefault(place, []).append(product)
     return [each for place in order if place not in held for each in (*waiting.get(place, ()), place)]
+
+
+def masked_gradients(graph: Graph, known: Inferred, order: list[int], alias: Mapping[int, int]) -> dict[int, list[int]]:
+    """Gradients of convolutions' inputs that only the mask of a ReLU reads. By the product of both: the gradient, the
+    two calls that make the mask, and the product, which a kernel can make at once.
+
+    Not where an element-wise call goes on from the product: that begins a longer group, as the sums of a batch norm.
+    """
+    readers: dict[int, list[int]] = {}
+    for place in order:
+        for source in {alias.get(i, i) for i in graph.nodes[place].inputs}:
+            readers.setdefault(source, []).append(place)
+    kept = {alias.get(i, i) for i in (*graph.outputs, *(value for _, value in graph.updates))}
+    at, found = {place: index for index, place in enumerate(order)}, dict[int, list[int]]()
+    for index, place in enumerate(order):
+        if graph.nodes[place].op != "conv2d_grad_input" or len(readers.get(place, ())) != 1 or place in kept:
+            continue
+        product = readers[place][0]
+        others = [i for i in graph.nodes[product].inputs if i != place]
+        if graph.nodes[product].op != "mul" or len(others) != 1 or at[product] - index > FAR:
+            continue
+        cast = others[0]
+        greater = graph.nodes[cast].inputs[0] if graph.nodes[cast].op == "cast" else place
+        one_reader = readers.get(cast) == [product] and readers.get(greater) == [cast]
+        if not one_reader or graph.nodes[greater].op != "greater" or kept & {cast, greater}:
+            continue
+        if any(known.shapes[i] != known.shapes[product] for i in (place, cast, graph.nodes[greater].inputs[0])):
+            continue
+        if not any(OPS[graph.nodes[reader].op].group == "elementwise" for reader in readers.get(product, ())):
+            found[product] = [place, greater, cast, product]
+    return found
+
+
+def together_at_last(order: list[int], groups: Mapping[int, list[int]]) -> list[int]:
+    """The calls of each group right behind each other, where its last one stands."""
+    moved = {place for group in groups.values() for place in group}
+    return [each for place in order if place in groups or place not in moved for each in groups.get(place, [place])]
 
 
 def terms_before_updates(
@@ -120,6 +158,7 @@ class Schedule(NamedTuple):
     stretches: list[Stretch]  # calls that follow each other in `order` and run band by band
     onto: dict[int, int]  # sum -> what it adds to, whose memory it has
     joined: list[Joined]  # concatenations that are not made: what they join is there until their readers are through
+    masked: dict[int, list[int]]  # the last call of those that are made at once as one masked gradient -> all of them
 
     def stretch_of(self) -> dict[int, int]:
         """The number of the stretch of each call in bands."""
@@ -174,10 +213,14 @@ def schedule(graph: Graph, in_bands: bool = False, lanes: int = 1) -> Schedule:
     stretches: list[Stretch] = []
     onto: dict[int, int] = {}
     joined: list[Joined] = []
+    masked: dict[int, list[int]] = {}
     if in_bands:
         known = graph.infer(1)
+        masked = masked_gradients(graph, known, early, alias)
+        early = together_at_last(early, masked)
         joined = joined_rows(graph, known, early, alias)
-        early, stretches = arrange(graph, known, early, alias, lanes, [each.place for each in joined])
+        alone = [each.place for each in joined] + [place for group in masked.values() for place in group]
+        early, stretches = arrange(graph, known, early, alias, lanes, alone)
         elsewhere = {place for each in stretches for place in each.places}
         added_up = accumulations(graph, known, early, alias, elsewhere, lanes)
         if lanes > 1:  # one thread finds in its cache what it multiplies right behind its making
@@ -200,7 +243,7 @@ def schedule(graph: Graph, in_bands: bool = False, lanes: int = 1) -> Schedule:
             copies.append((target, value))
         else:
             in_place[value] = target
-    return Schedule(order, alias, in_place, copies, stretches, onto, joined)
+    return Schedule(order, alias, in_place, copies, stretches, onto, joined, masked)
 
 
 def _after(graph: Graph, updates: set[int]) -> set[int]:

@@ -241,6 +241,10 @@ def place_arrays(
     for each in decided.joined:
         for source in graph.nodes[each.place].inputs:
             last[root(source)] = max(last[root(source)], last[each.place])
+    step_of = {place: step for step, places in enumerate(steps) for place in places}
+    for product, group in decided.masked.items():  # made at once: what comes out lies apart from all that goes in
+        for source in {root(i) for place in group for i in graph.nodes[place].inputs}:
+            last[source] = max(last[source], step_of[product])
     not_over = set(decided.onto.values()) | {root(i) for each in decided.joined for i in graph.nodes[each.place].inputs}
     group_end = _ends_of_groups([graph.nodes[places[0]].op for places in steps])
     blocks = list[Block]()

@@ -128,7 +128,7 @@ cdef extern from "cyx.h" nogil:
     int cyx_adds_to_product(const cyx_call *calls)
     int cyx_adds_sum(const cyx_call *calls)
     int cyx_masks_product(const cyx_call *calls)
-    int cyx_masks_gradient(const cyx_call *calls)
+    int cyx_calls_mask_gradient(const cyx_call *calls)
     int cyx_reads_rows(const cyx_call *joined, const cyx_call *call)
     int cyx_is_adam(const cyx_call *calls, int64_t count)
     cyx_status cyx_run(const cyx_call *calls, int64_t count, int64_t *failed, cyx_message *message)
@@ -677,10 +677,17 @@ cdef class Program:
         return cyx_adds_on(&self._calls[end - 2], &self._calls[end])
 
     cdef bint _masks_gradient(self, int64_t first, list last_read, size_t low, size_t high):
-        """Whether four calls from `first` on can be made as one masked gradient, and nobody else reads the first three."""
-        cdef int64_t place
-        if first + 4 > self._count or not cyx_masks_gradient(&self._calls[first]):
+        """Whether four calls from `first` on can be made as one masked gradient, and nobody else reads the first three. Not
+        where the mask begins a longer group, which saves more.
+        """
+        cdef int64_t place, behind = first + 4
+        if behind > self._count or not cyx_calls_mask_gradient(&self._calls[first]):
             return False
+        while behind < self._count and behind not in self._edges and cyx_sums_runs(&self._calls[behind]):
+            behind += 1
+        if behind < self._count and behind not in self._edges and cyx_call_is_fusible(&self._calls[behind]):
+            if self._calls[behind].out.size == self._calls[first].out.size:
+                return False
         for place in range(first, first + 3):
             if place + 1 in self._edges or not low <= <size_t>self._calls[place].out.data < high:
                 return False

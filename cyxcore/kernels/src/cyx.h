@@ -157,8 +157,9 @@ int cyx_adds_to_product(const cyx_call *calls); /* whether two calls can be made
 int cyx_adds_sum(const cyx_call *calls);        /* the same of a sum over rows that is added in place */
 int cyx_masks_product(const cyx_call *calls);   /* the same of a stack of products and what a mask leaves of it */
 int cyx_is_adam(const cyx_call *calls, int64_t count); /* whether a group is that of three calls for each parameter */
-/* Whether four calls are the gradient of a 2 x 2 max pool, and what the mask of a ReLU before it leaves of it. */
-int cyx_masks_gradient(const cyx_call *calls);
+/* Whether four calls are a gradient that comes to a ReLU, and what its mask leaves of that, and a kernel makes them at once. */
+int cyx_masks_gradient(const cyx_call *calls, const cyx_table table);
+int cyx_calls_mask_gradient(const cyx_call *calls); /* by the kernels that are chosen */
 enum { CYX_MAX_GROUP = 32, CYX_MASKED_GROUP = 4 };
 
 /* check.c: whether a call is sound; fills dtype and work. Nothing that passes may touch memory outside its

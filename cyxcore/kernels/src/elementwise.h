@@ -44,6 +44,7 @@ typedef struct {
     /* Of a product whose second factor may be packed before: how, and into how many bytes. */
     void (*pack)(const cyx_call *call, void *packed);
     int64_t packed_bytes;
+    int masks; /* of a gradient: whether what a ReLU's mask leaves of it can be made at once (cyx_masks_gradient) */
     /* Of what can be one of a chain: makes all of it, for n elements, beginning with those of `from`. run: the length of
      * rows, where operands go by rows, else 0; column: where in its row the first element is. */
     void (*links)(const float *from, const cyx_link *links, int count, int64_t n, int64_t run, int64_t column);

@@ -53,20 +53,34 @@ int cyx_masks_product(const cyx_call *calls) {
     return !overlap(out, &product->in[0]) && !overlap(out, &product->in[1]);
 }
 
-/* The gradient of a max pool, greater(its image, a number), cast, and the product of the first and the last: pool2d.inl. */
-int cyx_masks_gradient(const cyx_call *calls) {
+static int makes_masked(const cyx_call *call) {
+    return call->op == CYX_OP_max_pool2d_grad || call->op == CYX_OP_conv2d_grad_input;
+}
+
+static int is_pool_in_halves(const cyx_call *call) {
+    const int64_t *i = call->ints;
+    return i[0] == 2 && i[1] == 2 && i[2] == 2 && i[3] == 2 && !i[4] && !i[5];
+}
+
+/* Four calls: a gradient, greater(image, a number), cast, and the product of the first and the last. Of a pool the image must be
+ * its own: pool2d.inl. Of a convolution's input: winograd.inl. */
+int cyx_masks_gradient(const cyx_call *calls, const cyx_table table) {
     const cyx_call *made = calls, *greater = calls + 1, *cast = calls + 2, *masked = calls + 3;
-    if (made->op != CYX_OP_max_pool2d_grad || greater->op != CYX_OP_greater || cast->op != CYX_OP_cast) return 0;
-    if (masked->op != CYX_OP_mul || made->dtype != CYX_F32 || greater->dtype != CYX_F32 || masked->dtype != CYX_F32) return 0;
-    for (int i = 0; i < 4; i++)
-        if (made->ints[i] != 2) return 0;
-    const cyx_array *image = &made->in[1], *out = &masked->out;
+    const cyx_array *image = &greater->in[0], *number = &greater->in[1], *out = &masked->out;
+    if (greater->op != CYX_OP_greater || cast->op != CYX_OP_cast || masked->op != CYX_OP_mul) return 0;
+    if (made->dtype != CYX_F32 || greater->dtype != CYX_F32 || masked->dtype != CYX_F32 || made->terms) return 0;
+    if (made->op == CYX_OP_conv2d_grad_input) {
+        cyx_loop loop;
+        cyx_ask(made, table, &loop);
+        if (!loop.masks) return 0;
+    } else if (made->op != CYX_OP_max_pool2d_grad || !is_pool_in_halves(made) || made->in[1].data != image->data) {
+        return 0;
+    }
     int second = masked->in[0].data != made->out.data;
-    if (made->ints[4] || made->ints[5] || greater->in[0].data != image->data || greater->in[0].size != image->size) return 0;
-    if (greater->in[1].size != 1 || cast->in[0].data != greater->out.data || cast->out.dtype != CYX_F32) return 0;
+    if (number->size != 1 || cast->in[0].data != greater->out.data || cast->out.dtype != CYX_F32) return 0;
     if (masked->in[second].data != made->out.data || masked->in[!second].data != cast->out.data) return 0;
-    if (!out->size || out->size != image->size || masked->in[0].size != out->size || masked->in[1].size != out->size) return 0;
-    return !overlap(out, &made->in[0]) && !overlap(out, image) && !overlap(out, &greater->in[1]);
+    if (!out->size || out->size != image->size || out->size != made->out.size || out->size != cast->out.size) return 0;
+    return !overlap(out, &made->in[0]) && !overlap(out, &made->in[1]) && !overlap(out, image) && !overlap(out, number);
 }
 
 enum { WHOLE_VECTORS = 16 }; /* elements that fill vectors of any instruction set */
@@ -190,7 +204,7 @@ typedef struct {
 } group;
 
 void cyx_ask(const cyx_call *call, const cyx_table table, cyx_loop *loop) {
-    loop->body = NULL, loop->finish = NULL, loop->pack = NULL, loop->links = NULL;
+    loop->body = NULL, loop->finish = NULL, loop->pack = NULL, loop->links = NULL, loop->masks = 0;
     cyx_asked = loop;
     table[call->op][call->dtype](call);
     cyx_asked = NULL;
@@ -425,8 +439,7 @@ static void look_at_group(cyx_group *g, const cyx_call *calls, const cyx_table t
 cyx_group *cyx_look_at_group(const cyx_call *calls, const cyx_table table) {
     if (calls->op == CYX_OP_concat) return NULL;
     for (int k = 0; k < calls->group; k++) /* products are made otherwise; the loops of updates hold numbers of one run */
-        if (calls[k].op == CYX_OP_matmul || calls[k].op == CYX_OP_max_pool2d_grad || calls[k].op >= CYX_OP_sgd_update)
-            return NULL;
+        if (makes_masked(&calls[k]) || calls[k].op == CYX_OP_matmul || calls[k].op >= CYX_OP_sgd_update) return NULL;
     if (calls->op == CYX_OP_sum) return NULL; /* neither do sums that are added up */
     cyx_group *g = malloc(sizeof *g);
     if (g) look_at_group(g, calls, table);
@@ -453,7 +466,7 @@ int cyx_is_adam(const cyx_call *calls, int64_t count) {
 
 cyx_status cyx_run_group(const cyx_call *calls, const cyx_table table) {
     if (calls->op == CYX_OP_concat) return run_joined(calls, table);
-    int by_itself = calls->op == CYX_OP_matmul || calls->op == CYX_OP_sum || calls->op == CYX_OP_max_pool2d_grad;
+    int by_itself = calls->op == CYX_OP_matmul || calls->op == CYX_OP_sum || makes_masked(calls);
     if (by_itself || cyx_is_adam(calls, calls->group)) return table[calls->op][calls->dtype](calls);
     cyx_group own;
     group g = {.calls = calls, .made = calls->kept && calls->kept->table == table ? calls->kept : &own};

@@ -85,6 +85,8 @@ void cyx_draw_numbers(cyx_draw *draw) {
     cyx_float_mode_restore(mode);
 }
 
+int cyx_calls_mask_gradient(const cyx_call *calls) { return cyx_masks_gradient(calls, active->table); }
+
 cyx_group *cyx_keep_group(const cyx_call *calls) { return cyx_look_at_group(calls, active->table); }
 
 int64_t cyx_stretches_pack(const cyx_call *calls, int64_t count) {

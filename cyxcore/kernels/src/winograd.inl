@@ -98,6 +98,8 @@ typedef struct {
     int64_t images, groups, planes, rows, out_h, out_w, tiles_w, tiles; /* tiles: of one image */
     const T *image;
     T *out;
+    const T *mask; /* an image like out, whose every pixel is multiplied by (mask > than ? 1 : 0); or NULL */
+    T than;
     const T *weight; /* transformed: [group][rows / MR][position][plane][MR] */
     int64_t panels;  /* of NR tiles, through all images */
     _Atomic int no_memory;
@@ -243,13 +245,24 @@ static inline int64_t NAME(lines_of)(const NAME(tiled) * p, const NAME(run) * ru
     return p->out_h - TILE_OUT * run->y < TILE_OUT ? p->out_h - TILE_OUT * run->y : TILE_OUT;
 }
 
+/* A line of outputs, times (mask > than ? 1 : 0). */
+static inline void NAME(put_masked)(T *to, const T *from, const T *mask, T than, int64_t n) {
+    for (int64_t i = 0; i < n; i += VN) {
+        MASK kept = NAME(part)(mask + i, n - i, 0) > SPLAT(than);
+        NAME(put_part)(to + i, NAME(part)(from + i, n - i, 0) * (V)((MASK)SPLAT((T)1) & kept), n - i);
+    }
+}
+
 /* The lines of the cache that a panel's outputs will be written to: on their way while they are computed. */
 static void NAME(fetch_tiles)(const NAME(tiled) * p, const NAME(run) * runs, int64_t group, int64_t first, int64_t rows) {
     for (const NAME(run) *run = runs; run->count; run++) {
         const T *to = NAME(outputs_of)(p, run, group, first);
         for (int64_t r = 0; r < rows; r++, to += p->out_h * p->out_w)
             for (int64_t line = 0; line < NAME(lines_of)(p, run); line++)
-                for (int64_t x = 0; x < TILE_OUT * run->count; x += LINE) __builtin_prefetch(to + line * p->out_w + x, 1);
+                for (int64_t x = 0; x < TILE_OUT * run->count; x += LINE) {
+                    __builtin_prefetch(to + line * p->out_w + x, 1);
+                    if (p->mask) __builtin_prefetch(p->mask + (to - p->out) + line * p->out_w + x);
+                }
     }
 }
 
@@ -281,7 +294,12 @@ static void NAME(emit_tiles)(const NAME(tiled) * p, const T *m, const NAME(run) 
         for (const NAME(run) *run = runs; run->count; at += TILE_OUT * run->count, run++) {
             T *to = NAME(outputs_of)(p, run, group, first + r);
             int64_t left = p->out_w - TILE_OUT * run->x, count = left < TILE_OUT * run->count ? left : TILE_OUT * run->count;
-            for (int64_t line = 0; line < NAME(lines_of)(p, run); line++) NAME(copy)(to + line * p->out_w, lines[line] + at, count);
+            const T *mask = p->mask ? p->mask + (to - p->out) : NULL;
+            for (int64_t line = 0; line < NAME(lines_of)(p, run); line++, to += p->out_w)
+                if (mask)
+                    NAME(put_masked)(to, lines[line] + at, mask + line * p->out_w, p->than, count);
+                else
+                    NAME(copy)(to, lines[line] + at, count);
         }
     }
 }
@@ -390,10 +408,18 @@ static cyx_status NAME(conv2d_by_tiles)(const cyx_call *call) {
 static cyx_status NAME(conv2d_grad_input_by_tiles)(const cyx_call *call) {
     const cyx_array *g = &call->in[0], *w = &call->in[1], *x = &call->out;
     const int64_t *i = call->ints;
-    if (!x->size || !g->size ||
-        !NAME(fits_tiles)(i, w->shape, w->shape[0] / i[6], w->shape[1], x->shape[2], x->shape[3]))
-        return NAME(conv2d_grad_input)(call);
+    int by_tiles = x->size && g->size &&
+                   NAME(fits_tiles)(i, w->shape, w->shape[0] / i[6], w->shape[1], x->shape[2], x->shape[3]);
+    if (cyx_asked) {
+        cyx_asked->masks = by_tiles;
+        return CYX_OK;
+    }
+    if (!by_tiles) return NAME(conv2d_grad_input)(call);
     NAME(tiled) p = NAME(cut_tiles)(g, x, i[6], 2 - i[2], 2 - i[3]);
+    if (call->group == CYX_MASKED_GROUP) {
+        const cyx_call *greater = call + 1, *masked = call + 3;
+        p.mask = greater->in[0].data, p.than = *(const T *)greater->in[1].data, p.out = masked->out.data;
+    }
     return NAME(run_tiled)(&p, w->data, 1);
 }
 
