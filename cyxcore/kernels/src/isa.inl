@@ -25,6 +25,9 @@
 #if defined(LOAD_TURNED_f32)
 #define LOAD_TURNED LOAD_TURNED_f32
 #endif
+#if defined(ANY_NOT_LESS_f32)
+#define ANY_NOT_LESS ANY_NOT_LESS_f32
+#endif
 #if defined(UNORDERED_f32)
 #define UNORDERED UNORDERED_f32
 #define NOTE_UNORDERED NOTE_UNORDERED_f32
@@ -58,6 +61,7 @@
 #undef UNORDERED
 #undef NOTE_UNORDERED
 #undef ANY_UNORDERED
+#undef ANY_NOT_LESS
 #undef QUICK_MAX
 #undef QUICK_MIN
 
@@ -76,6 +80,9 @@
 #endif
 #if defined(LOAD_TURNED_f64)
 #define LOAD_TURNED LOAD_TURNED_f64
+#endif
+#if defined(ANY_NOT_LESS_f64)
+#define ANY_NOT_LESS ANY_NOT_LESS_f64
 #endif
 #if defined(UNORDERED_f64)
 #define UNORDERED UNORDERED_f64

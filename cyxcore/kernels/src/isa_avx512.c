@@ -62,6 +62,8 @@
     (odd) = (__mmask8)((odd) | _mm512_cmp_pd_mask((__m512d)(a), (__m512d)(b), _CMP_UNORD_Q))
 #define ANY_UNORDERED_f32(odd) ((odd) != 0)
 #define ANY_UNORDERED_f64(odd) ((odd) != 0)
+#define ANY_NOT_LESS_f32(a, b) (_mm512_cmp_ps_mask((__m512)(a), (__m512)(b), _CMP_NLT_UQ) != 0)
+#define ANY_NOT_LESS_f64(a, b) (_mm512_cmp_pd_mask((__m512d)(a), (__m512d)(b), _CMP_NLT_UQ) != 0)
 #define QUICK_MAX_f32(a, b) ((vf32)_mm512_max_ps((__m512)(b), (__m512)(a)))
 #define QUICK_MIN_f32(a, b) ((vf32)_mm512_min_ps((__m512)(b), (__m512)(a)))
 #define QUICK_MAX_f64(a, b) ((vf64)_mm512_max_pd((__m512d)(b), (__m512d)(a)))

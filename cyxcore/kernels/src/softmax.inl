@@ -21,30 +21,54 @@ static void NAME(exp_row)(T *out, const T *x, T shift, int64_t n) {
 
 #ifndef SOFTMAX_ONCE
 #define SOFTMAX_ONCE
-enum { LOGS_AT_ONCE = 64, VANISHING = 1000 }; /* e**-1000 is 0 in any type */
+enum {
+    LOGS_AT_ONCE = 64,
+    VANISHING = 1000, /* e**-1000 is 0 in any type */
+    SOFTMAX_ROWS = 8,
+    SOFTMAX_NEAR = 2048 /* elements of the rows that are made together: with what comes out they stay in the nearest cache */
+};
 #endif
 
 /* Behind the last element whose power is not 0, in whole chunks of 16: a mask hides the end of most rows of attention. */
 static int64_t NAME(shown)(const T *x, T greatest, int64_t n) {
     const V limit = SPLAT(greatest - VANISHING);
     for (; n % 16 == 0 && n >= 16; n -= 16) {
+#if defined(ANY_NOT_LESS)
+        int any = 0;
+        _Pragma("GCC unroll 4") for (int i = 0; i < 16; i += VN) any |= ANY_NOT_LESS(*(const V *)(x + n - 16 + i), limit);
+        if (any) return n;
+#else
         MASK near = (MASK){0};
         _Pragma("GCC unroll 4") for (int i = 0; i < 16; i += VN) near |= (MASK) ~(*(const V *)(x + n - 16 + i) < limit);
         for (int i = 0; i < VN; i++)
             if (near[i]) return n;
+#endif
     }
     return n;
 }
 
+/* Rows that follow each other, a stage of all before the next stage: within one, each stage waits for the one before. */
+static void NAME(softmax_rows)(T *out, const T *x, int64_t n, int64_t rows) {
+    T greatest[SOFTMAX_ROWS], sum[SOFTMAX_ROWS];
+    int64_t shown[SOFTMAX_ROWS];
+    for (int64_t r = 0; r < rows; r++) greatest[r] = NAME(max_run)(x + r * n, n);
+    for (int64_t r = 0; r < rows; r++) shown[r] = NAME(shown)(x + r * n, greatest[r], n);
+    for (int64_t r = 0; r < rows; r++) {
+        NAME(exp_row)(out + r * n, x + r * n, greatest[r], shown[r]);
+        for (int64_t i = shown[r]; i < n; i += VN) NAME(put_part)(out + r * n + i, (V){0}, n - i);
+    }
+    for (int64_t r = 0; r < rows; r++) sum[r] = NAME(sum_run)(out + r * n, n);
+    for (int64_t r = 0; r < rows; r++) {
+        T *row = out + r * n;
+        if (!(sum[r] > 0)) shown[r] = n; /* there is NaN in it, and then in all of the row */
+        for (int64_t i = 0; i < shown[r]; i += VN)
+            NAME(put_part)(row + i, NAME(part)(row + i, shown[r] - i, 0) / sum[r], shown[r] - i);
+    }
+}
+
 static void NAME(softmax_row)(T *out, const T *x, int64_t n, T *work) {
     (void)work;
-    T greatest = NAME(max_run)(x, n);
-    int64_t shown = NAME(shown)(x, greatest, n);
-    NAME(exp_row)(out, x, greatest, shown);
-    memset(out + shown, 0, sizeof(T) * (size_t)(n - shown));
-    T sum = NAME(sum_run)(out, n);
-    if (!(sum > 0)) shown = n; /* there is NaN in it, and then in all of the row */
-    for (int64_t i = 0; i < shown; i += VN) NAME(put_part)(out + i, NAME(part)(out + i, shown - i, 0) / sum, shown - i);
+    NAME(softmax_rows)(out, x, n, 1);
 }
 
 static void NAME(log_softmax_row)(T *out, const T *x, int64_t n, T *work) {
@@ -69,7 +93,12 @@ static void NAME(softmax_body)(void *context, int64_t begin, int64_t end) {
         rows->no_memory = 1;
         return;
     }
-    for (int64_t r = begin; r < end; r++) {
+    int64_t together = SOFTMAX_NEAR / n < SOFTMAX_ROWS ? SOFTMAX_NEAR / n : SOFTMAX_ROWS, r = begin;
+    if (inner == 1 && rows->row == NAME(softmax_row))
+        for (; together > 1 && r < end; r += together)
+            NAME(softmax_rows)((T *)rows->call->out.data + r * n, (const T *)rows->call->in[0].data + r * n, n,
+                               end - r < together ? end - r : together);
+    for (; r < end; r++) {
         int64_t at = inner == 1 ? r * n : r / inner * n * inner + r % inner;
         const T *x = (const T *)rows->call->in[0].data + at;
         T *out = (T *)rows->call->out.data + at;
