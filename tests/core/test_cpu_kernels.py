@@ -1021,6 +1021,23 @@ def test_a_long_sum_has_the_same_bits_on_any_number_of_threads_whatever_its_last
         cpu.set_num_threads(threads)
 
 
+@pytest.mark.parametrize("op", ["sum", "mean", "max"])
+def test_a_large_batch_is_folded_in_the_order_of_memory_with_the_bits_of_a_few_channels(op: str) -> None:
+    """Two channels alone are small, and folded one after the other."""
+    x = np.random.default_rng(4).standard_normal((41, 26, 1000), np.float32)
+    threads, attrs = cpu.get_num_threads(), {"axes": (0, 2), "keepdims": False}
+    expected = np.empty(26, np.float32)
+    for c in range(0, 26, 2):
+        cpu.call(op, expected[c : c + 2], [np.ascontiguousarray(x[:, c : c + 2])], attrs)
+    try:
+        for count in (1, 3):
+            cpu.set_num_threads(count)
+            cpu.call(op, out := np.empty(26, np.float32), [x], attrs)
+            assert out.tobytes() == expected.tobytes()
+    finally:
+        cpu.set_num_threads(threads)
+
+
 def test_a_flat_product_that_threads_share_has_the_same_bits() -> None:
     rng = np.random.default_rng(15)
     a, b = rng.standard_normal((15, 384), np.float32), rng.standard_normal((384, 512), np.float32)

@@ -9,7 +9,7 @@
 
 #ifndef REDUCE_ONCE
 #define REDUCE_ONCE
-enum { BLOCK_ROWS = 32, GROUP_BLOCKS = 64, RUN_BLOCK = 1024, TREE_DEPTH = 48, TILE = 1024, LEAST_TILE = 64, LEAST_SUMMED = 65000 };
+enum { BLOCK_ROWS = 32, GROUP_BLOCKS = 64, RUN_BLOCK = 1024, TREE_DEPTH = 48, TILE = 1024, LEAST_TILE = 64, LEAST_SUMMED = 65000, LEAST_FAR = 1 << 20 };
 #endif
 
 #define SELECT(mask, a, b) ((V)(((MASK)(a) & (MASK)(mask)) | ((MASK)(b) & ~(MASK)(mask))))
@@ -252,6 +252,28 @@ static void NAME(reduce_runs)(void *context, int64_t begin, int64_t end) {
     }
 }
 
+/* Runs in the order of memory, each into its place in `partial`. */
+static void NAME(fold_runs)(void *context, int64_t begin, int64_t end) {
+    NAME(reduction) *r = context;
+    for (int64_t i = begin; i < end; i++) r->partial[i] = r->fold->run(r->x + i * r->plan.inner, r->plan.inner);
+}
+
+/* The folds of all runs meet, in the order of reduce_runs. */
+static void NAME(join_runs)(const NAME(reduction) * r, const T *folds) {
+    const cyx_reduce_plan *plan = &r->plan;
+    T tree[TREE_DEPTH];
+    for (int64_t o = 0; o < plan->outputs; o++) {
+        const T *first = folds + cyx_offset_of(o, plan->kept_count, plan->kept, plan->kept_stride) / plan->inner;
+        int height = 0;
+        for (int64_t t = 0; t < plan->terms; t++) {
+            int64_t offset = cyx_offset_of(t, plan->reduced_count, plan->reduced, plan->reduced_stride);
+            height = r->fold->push(tree, height, t, first[offset / plan->inner]);
+        }
+        T value = r->fold->finish(tree, height);
+        r->out[o] = r->divisor == 1 ? value : value / r->divisor;
+    }
+}
+
 /* Groups of one long run. */
 static void NAME(reduce_groups)(void *context, int64_t begin, int64_t end) {
     NAME(reduction) *r = context;
@@ -349,6 +371,14 @@ static cyx_status NAME(reduce_along_run)(NAME(reduction) * r) {
         r->out[0] = r->divisor == 1 ? value : value / r->divisor;
         return CYX_OK;
     }
+    int64_t runs = plan->outputs * plan->terms;
+    if (plan->terms > 1 && plan->inner >= CYX_SHORTEST_RUN && runs * plan->inner >= LEAST_FAR) { /* as memory is fetched ahead */
+        r->partial = cyx_scratch(0, sizeof(T) * (size_t)runs);
+        if (!r->partial) return CYX_NO_MEMORY;
+        cyx_parallel(runs, cyx_grain(runs, (double)plan->inner, LEAST_SUMMED), NAME(fold_runs), r);
+        NAME(join_runs)(r, r->partial);
+        return CYX_OK;
+    }
     cyx_parallel(plan->outputs, cyx_grain(plan->outputs, (double)plan->total_terms, LEAST_SUMMED),
                  NAME(reduce_runs), r);
     return CYX_OK;
@@ -413,18 +443,9 @@ static void NAME(sum_runs)(void *context, int64_t begin, int64_t end) {
 }
 
 static void NAME(finish_sums)(const cyx_call *call, const void *sums) {
-    cyx_reduce_plan plan = cyx_plan_reduction(call);
-    T *out = call->out.data, tree[TREE_DEPTH];
-    for (int64_t o = 0; o < plan.outputs; o++) {
-        const T *first = (const T *)sums + cyx_offset_of(o, plan.kept_count, plan.kept, plan.kept_stride) / plan.inner;
-        int height = 0;
-        for (int64_t t = 0; t < plan.terms; t++) {
-            int64_t offset = cyx_offset_of(t, plan.reduced_count, plan.reduced, plan.reduced_stride);
-            height = NAME(sum_push)(tree, height, t, first[offset / plan.inner]);
-        }
-        T value = NAME(sum_finish)(tree, height);
-        out[o] = call->op == CYX_OP_mean ? value / (T)plan.total_terms : value;
-    }
+    NAME(reduction) r = {.fold = &NAME(fold_sum), .plan = cyx_plan_reduction(call), .out = call->out.data, .divisor = 1};
+    if (call->op == CYX_OP_mean) r.divisor = (T)r.plan.total_terms;
+    NAME(join_runs)(&r, sums);
 }
 
 static cyx_status NAME(reduce)(const cyx_call *call, const NAME(fold) * fold, int is_mean) {
