@@ -27,6 +27,7 @@ from cyxcore.symbols import CONSTANTS, Builder, Symbol
 Array = np.ndarray[Any, Any]
 
 MOST_ITEMS = 256  # of a list; what is longer holds data
+MOST_TENSORS = 4096  # of a list, which may be the parameters of a model
 MOST_OPTIONS = 16  # of a list whose numbers are looked at before each call
 NUMBERS = (bool, int, float, str, type(None))
 GLOBAL, ATTRIBUTE = ("LOAD_GLOBAL", "LOAD_NAME"), ("LOAD_ATTR", "LOAD_METHOD")
@@ -238,7 +239,7 @@ class Surroundings:
                 symbol = builder.param(name, value.shape, {"kind": "zeros"}, value.requires_grad, value.dtype)
                 known[id(value)], symbols[id(value)] = (value, symbol), symbol
         self.replaced = bool(known)
-        there = [symbols.get(id(value), value) for value in before]
+        there = [_with_symbols(value, symbols) for value in before]
         replaced = [
             (place, was, symbol) for place, was, symbol in zip(places, before, there, strict=True) if was is not symbol
         ]
@@ -281,6 +282,22 @@ def _key_of(value: Any, by_value: bool, inside: bool = False) -> Any:
     if isinstance(value, NUMBERS):
         return type(value), repr(value)
     return id(value) if inside else (id(value), *[_key_of(item, True, True) for item in _items(value)])
+
+
+def _with_symbols(value: Any, symbols: Mapping[int, Symbol], depth: int = 3) -> Any:
+    """A tensor's symbol, a list or dict of such tensors with theirs in their places, or else the value itself.
+
+    depth: of lists within lists.
+    """
+    if isinstance(value, Tensor):
+        return symbols.get(id(value), value)
+    if type(value) not in (list, tuple, dict) or len(value) > MOST_TENSORS or not depth:
+        return value
+    items = list(value.values()) if type(value) is dict else value
+    found = [_with_symbols(item, symbols, depth - 1) for item in items]
+    if all(now is was for now, was in zip(found, items, strict=True)):
+        return value
+    return dict(zip(value, found, strict=True)) if type(value) is dict else type(value)(found)
 
 
 def _items(value: Any) -> list[Any]:

@@ -37,7 +37,7 @@ def batch_norm(
     axes = (0, *range(2, x.ndim))
 
     def follow(mean: Any, var: Any) -> None:
-        if running_mean is not None:
+        if running_mean is not None and 0 not in x.shape:  # of nothing there is no mean to follow
             # The row count as a sum of ones: as a number it would tie a traced graph to one batch size.
             rows = x._constant(1.0, x.dtype).broadcast_to(x.shape[0]).sum()
             count = rows * float(math.prod(x.shape[2:]))

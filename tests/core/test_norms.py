@@ -90,6 +90,15 @@ def test_a_traced_norm_keeps_both_modes(options: dict[str, Any]) -> None:
         assert len(graph.updates) == (0 if not tracked else 3 if options.get("momentum", 0) is None else 2)
 
 
+@pytest.mark.parametrize("shape", [(0, 3), (2, 3, 0), (0, 3, 4, 4)])
+def test_an_empty_batch_leaves_the_running_statistics_as_they_are(shape: tuple[int, ...]) -> None:
+    """They were NaN from then on."""
+    norm = (nn.BatchNorm1d if len(shape) < 4 else nn.BatchNorm2d)(3)
+    for run in (norm, cx.compile(norm)):
+        assert run(cx.zeros(shape)).shape == shape
+        assert norm.running_mean.tolist() == [0.0] * 3 and norm.running_var.tolist() == [1.0] * 3
+
+
 def test_one_sample_without_a_batch() -> None:
     for rank in (1, 2, 3):
         agree_module(lambda m, rank=rank: getattr(m, f"InstanceNorm{rank}d")(4, affine=True), floats(*SHAPES[rank][1:]))

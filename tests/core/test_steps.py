@@ -867,6 +867,40 @@ def test_a_tensor_whose_numbers_are_asked_for_is_a_constant_until_it_is_written(
         assert compiled(batch(0)[0]).tolist() == function(batch(0)[0]).tolist()
 
 
+@pytest.mark.parametrize("held", [list, tuple, lambda found: {"all": list(found)}, lambda found: [[p] for p in found]])
+def test_parameters_that_were_listed_before_a_step_are_those_of_its_modules(held: Any) -> None:
+    """Their gradients were None in the step, so that clipping them did nothing."""
+
+    def flat(found: Any) -> list[Any]:
+        return [p for item in (found.values() if isinstance(found, dict) else found) for p in _in_list(item)]
+
+    trained = []
+    for compiled in (False, True):
+        cx.manual_seed(0)
+        model = nn.Linear(4, 3)
+        listed = held(model.parameters())
+        optimizer = optim.SGD(model.parameters(), lr=1.0)
+
+        def step(x: cx.Tensor) -> cx.Tensor:
+            optimizer.zero_grad()  # noqa: B023
+            loss = model(x).square().mean()  # noqa: B023
+            loss.backward()
+            nn.utils.clip_grad_norm_(flat(listed), 1e-3)  # noqa: B023
+            optimizer.step()  # noqa: B023
+            return loss
+
+        run = cx.compile(step) if compiled else step
+        for number in range(2):
+            run(cx.tensor(np.random.default_rng(number).standard_normal((5, 4)).astype(np.float32)))
+        assert all(isinstance(p, cx.Tensor) for p in flat(listed))
+        trained.append(b"".join(p.numpy().tobytes() for p in model.parameters()))
+    assert trained[0] == trained[1]
+
+
+def _in_list(item: Any) -> list[Any]:
+    return item if isinstance(item, list) else [item]
+
+
 def test_a_list_that_is_begun_in_each_call_does_not_count_as_state() -> None:
     agent = Agent()
 
