@@ -10,6 +10,7 @@ Path = str | PathLike[str]
 
 MAX_BYTES = 8 * 2**30  # of arrays in memory, unless the caller says otherwise
 MOST_LOST = 0.01  # of the range of a column: what rounding may take of a difference
+NOISE = 2**-48  # of a number: differences that come of rounding in 64 bits (0.1 + 0.2 is not 0.3)
 MAX_SHOWN = 80  # characters of a file's content repeated in a message
 
 
@@ -63,9 +64,10 @@ def refuse_blurred(
 ) -> None:
     """Raise DataError for numbers that float32 rounds by so much (`error`) that little of their differences is left.
 
-    Scaling comes after: what is subtracted then cannot bring back what was rounded.
+    Scaling comes after: what is subtracted then cannot bring back what was rounded. A column that is constant but for
+    NOISE is one constant to a model, as it should be.
     """
-    if 2 * error > MOST_LOST * (high - low) > 0:
+    if high - low > NOISE * max(abs(low), abs(high)) and 2 * error > MOST_LOST * (high - low):
         raise defect(
             path,
             "numbers that differ by more than a 32-bit float rounds them by",

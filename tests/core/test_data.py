@@ -626,6 +626,16 @@ def test_large_numbers_whose_differences_are_left_are_taken_as_they_are(tmp_path
     assert [len(set(column)) for column in data.x_train.T.tolist()] == [200, 200, 1]
 
 
+def test_a_column_that_is_constant_but_for_rounding_in_64_bits_is_one_constant(tmp_path: Path) -> None:
+    # it was refused: "got 0.3 to 0.3", although nothing was lost
+    x = np.array([[0.1 + 0.2, 0.0], [0.3, 1.0]] * 10)
+    rows = [f"{a!r},{b},{'ab'[int(b)]}" for a, b in x.tolist()]
+    tables = [load(csv_file(tmp_path, "\n".join(["sum,u,label", *rows])), DataSpec(target="label", validation=0.0))]
+    np.savez(tmp_path / "a.npz", x=x, y=np.arange(20) % 2)
+    tables.append(load(tmp_path / "a.npz", DataSpec(format="npz", validation=0.0, normalize="none")))
+    assert [[len(set(column)) for column in data.x_train.T.tolist()] for data in tables] == [[1, 2], [1, 2]]
+
+
 @pytest.mark.parametrize(
     ("columns", "words"),
     [
