@@ -77,10 +77,12 @@ def test_its_bits_depend_on_neither_threads_nor_instruction_set(shape: tuple[Any
         assert len(found) == 1, call[0]
 
 
-def test_an_image_has_the_same_bits_alone_and_among_others() -> None:
-    forward, of_input, _ = calls((7, 32, 24, 9, 11, (1, 1), 1))
+@pytest.mark.parametrize("shape", [(7, 32, 24, 9, 11, (1, 1), 1), (21, 80, 64, 11, 9, (1, 1), 2)], ids=str)
+def test_an_image_has_the_same_bits_alone_and_among_others(shape: tuple[Any, ...]) -> None:
+    """Also where all of them are too many for the way of few tiles, which each alone goes."""
+    forward, of_input, _ = calls(shape)
     together = made(forward), made(of_input)
-    for n in range(7):
+    for n in range(shape[0]):
         (op, shape, (x, w), attrs), (op_g, shape_g, (g, _), attrs_g) = forward, of_input
         assert made((op, (1, *shape[1:]), [x[n : n + 1], w], attrs)).tobytes() == together[0][n].tobytes()
         alone = {**attrs_g, "input_shape": (1, *shape_g[1:])}

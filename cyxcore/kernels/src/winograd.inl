@@ -24,6 +24,7 @@ enum {
     TILE_IN = 6,
     POSITIONS = TILE_IN * TILE_IN,
     TILED_CHANNELS = 16, /* with fewer, the transforms cost more than they save */
+    FEW_PANELS = 4,      /* of tiles: more, and all weights are transformed beforehand */
     LEAST_TILES = 64,    /* of the weight's gradient at once; more where they fit in TILED_BYTES */
     TILED_BYTES = 1 << 20
 };
@@ -200,39 +201,46 @@ typedef struct {
 
 static inline int64_t NAME(weights_apart)(const NAME(tiled) * p) { return p->planes * MR + APART; } /* from position to position */
 
-/* One task: MR rows of one group, side by side in vectors. */
+static inline int64_t NAME(row_blocks)(const NAME(tiled) * p) { return (p->rows + MR - 1) / MR; } /* of a group */
+
+static inline int64_t NAME(of_weights)(const NAME(tiled) * p) { return POSITIONS * NAME(weights_apart)(p); } /* of a block */
+
+static inline int64_t NAME(of_all_taps)(const NAME(tiled) * p) { return 9 * p->planes * MR + NAME(SLACK); } /* of a block */
+
+/* MR rows of one group, side by side in vectors: to[position * apart + plane * MR + row]. taps: room for [plane][9][MR]. */
+static void NAME(transform_weights)(const NAME(tiled_weights) * own, int64_t block, T *taps, T *to) {
+    const NAME(tiled) *p = own->p;
+    int64_t group = block / NAME(row_blocks)(p), first = block % NAME(row_blocks)(p) * MR, apart = NAME(weights_apart)(p);
+    int64_t rows = p->rows - first < MR ? p->rows - first : MR;
+    if (!own->turned)
+        NAME(transpose)(own->weight + 9 * (group * p->rows + first) * p->planes, 9 * p->planes, taps, MR, rows, 9 * p->planes);
+    for (int64_t c = 0; own->turned && c < p->planes; c++)
+        NAME(transpose_columns)(own->weight + 9 * ((group * p->planes + c) * p->rows + first), 9, taps + 9 * c * MR, MR, rows, 0, 9);
+    for (int64_t c = 0; c < p->planes; c++, to += MR) {
+        V t[3][TILE_IN];
+        for (int j = 0; j < 3; j++) {
+            const T *tap = taps + (9 * c + (own->turned ? 8 - j : j)) * MR;
+            int64_t next = own->turned ? -3 * MR : 3 * MR;
+            V w[3] = {*(const V *)tap, *(const V *)(tap + next), *(const V *)(tap + 2 * next)};
+            NAME(of_taps)(w, t[j]);
+        }
+        for (int i = 0; i < TILE_IN; i++) {
+            V w[3] = {t[0][i], t[1][i], t[2][i]}, made[TILE_IN];
+            NAME(of_taps)(w, made);
+            for (int j = 0; j < TILE_IN; j++) *(V *)(to + (TILE_IN * i + j) * apart) = made[j];
+        }
+    }
+}
+
 static void NAME(tiled_weights_body)(void *context, int64_t begin, int64_t end) {
     NAME(tiled_weights) *own = context;
-    const NAME(tiled) *p = own->p;
-    int64_t blocks = (p->rows + MR - 1) / MR, apart = NAME(weights_apart)(p);
-    T *taps = cyx_scratch(1, sizeof(T) * (size_t)(9 * p->planes * MR + NAME(SLACK))); /* [plane][9][MR] */
+    T *taps = cyx_scratch(1, sizeof(T) * (size_t)NAME(of_all_taps)(own->p));
     if (!taps) {
         own->no_memory = 1;
         return;
     }
-    for (int64_t task = begin; task < end; task++) {
-        int64_t group = task / blocks, first = task % blocks * MR, rows = p->rows - first < MR ? p->rows - first : MR;
-        if (!own->turned)
-            NAME(transpose)(own->weight + 9 * (group * p->rows + first) * p->planes, 9 * p->planes, taps, MR, rows, 9 * p->planes);
-        for (int64_t c = 0; own->turned && c < p->planes; c++)
-            NAME(transpose_columns)(own->weight + 9 * ((group * p->planes + c) * p->rows + first), 9, taps + 9 * c * MR, MR,
-                                    rows, 0, 9);
-        T *to = own->packed + task * POSITIONS * apart;
-        for (int64_t c = 0; c < p->planes; c++, to += MR) {
-            V t[3][TILE_IN];
-            for (int j = 0; j < 3; j++) {
-                const T *tap = taps + (9 * c + (own->turned ? 8 - j : j)) * MR;
-                int64_t next = own->turned ? -3 * MR : 3 * MR;
-                V w[3] = {*(const V *)tap, *(const V *)(tap + next), *(const V *)(tap + 2 * next)};
-                NAME(of_taps)(w, t[j]);
-            }
-            for (int i = 0; i < TILE_IN; i++) {
-                V w[3] = {t[0][i], t[1][i], t[2][i]}, made[TILE_IN];
-                NAME(of_taps)(w, made);
-                for (int j = 0; j < TILE_IN; j++) *(V *)(to + (TILE_IN * i + j) * apart) = made[j];
-            }
-        }
-    }
+    for (int64_t block = begin; block < end; block++)
+        NAME(transform_weights)(own, block, taps, own->packed + block * NAME(of_weights)(own->p));
 }
 
 /* Where the outputs of the first row of a run begin. */
@@ -304,6 +312,12 @@ static void NAME(emit_tiles)(const NAME(tiled) * p, const T *m, const NAME(run) 
     }
 }
 
+/* The runs of `count` tiles from `first` on, and one of none behind them. */
+static void NAME(runs_of)(const NAME(tiled) * p, int64_t first, int64_t count, NAME(run) * runs) {
+    for (int64_t done = 0; done < count; done += runs++->count) *runs = NAME(run_from)(p, first + done, count - done);
+    runs->count = 0;
+}
+
 /* One task: a panel of tiles of one group, by all of its rows. */
 static void NAME(tiled_body)(void *context, int64_t begin, int64_t end) {
     NAME(tiled) *p = context;
@@ -321,9 +335,8 @@ static void NAME(tiled_body)(void *context, int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; task++) {
         int64_t group = task / p->panels, first = task % p->panels * NR;
         int64_t count = total - first < NR ? total - first : NR, vectors = (count + VN - 1) / VN;
-        NAME(run) runs[NR + 1], *last = runs, part;
-        for (int64_t done = 0; done < count; done += last++->count) *last = NAME(run_from)(p, first + done, count - done);
-        last->count = 0;
+        NAME(run) runs[NR + 1], part;
+        NAME(runs_of)(p, first, count, runs);
         for (int64_t done = 0; done < count; done += part.count) {
             part = NAME(part_from)(p, first + done, count - done);
             int64_t pair = part.n * p->groups + group;
@@ -338,7 +351,7 @@ static void NAME(tiled_body)(void *context, int64_t begin, int64_t end) {
             for (int64_t c = 0; c < p->planes; c++, line += lines * u->canvas_w)
                 NAME(see_part)(p, line, part.x, part.count, half, seen + c * NR + done, apart, NR - done);
         }
-        const T *weight = p->weight + group * ((p->rows + MR - 1) / MR) * POSITIONS * NAME(weights_apart)(p);
+        const T *weight = p->weight + group * NAME(row_blocks)(p) * NAME(of_weights)(p);
         for (int64_t r = 0; r < p->rows; r += MR) {
             int64_t rows = p->rows - r < MR ? p->rows - r : MR;
             NAME(fetch_tiles)(p, runs, group, r, rows);
@@ -350,15 +363,89 @@ static void NAME(tiled_body)(void *context, int64_t begin, int64_t end) {
     }
 }
 
+/* Few tiles by many channels, as of a small image alone: to write all weights transformed and to read them back would take
+ * longer than the products. So the tiles of all planes are transformed first; then each block of rows has its weights made
+ * where they are used. */
+typedef struct {
+    NAME(tiled) * p;
+    NAME(tiled_weights) weights;
+    T *seen; /* [group][position][plane][tile], whole panels of tiles */
+    int64_t stride, seen_apart;
+} NAME(few_tiles);
+
+/* One task: a plane of all images. */
+static void NAME(few_tiles_seen)(void *context, int64_t begin, int64_t end) {
+    NAME(few_tiles) *few = context;
+    NAME(tiled) *p = few->p;
+    const NAME(unfolding) *u = &p->canvas;
+    int64_t total = p->images * p->tiles, of_half = NAME(of_half)(p, p->tiles);
+    T *half = cyx_scratch(1, sizeof(T) * (size_t)(of_half + u->canvas_h * u->canvas_w + NAME(SLACK))), *canvas = half + of_half;
+    if (!half) {
+        p->no_memory = 1;
+        return;
+    }
+    for (int64_t task = begin; task < end; task++) {
+        T *seen = few->seen + task / p->planes * POSITIONS * few->seen_apart + task % p->planes * few->stride;
+        NAME(run) part;
+        for (int64_t done = 0; done < total; done += part.count) {
+            part = NAME(part_from)(p, done, total - done);
+            if (!part.y && !part.x)
+                NAME(paint_lines)(u, p->image + (part.n * p->groups * p->planes + task) * u->h * u->w, 1, canvas, 0, u->canvas_h);
+            NAME(see_part)(p, canvas + TILE_OUT * part.y * u->canvas_w, part.x, part.count, half, seen + done, few->seen_apart,
+                           few->stride - done);
+        }
+    }
+}
+
+/* One task: MR rows of one group. */
+static void NAME(few_tiles_body)(void *context, int64_t begin, int64_t end) {
+    NAME(few_tiles) *few = context;
+    NAME(tiled) *p = few->p;
+    int64_t total = p->images * p->tiles, of_weights = NAME(of_weights)(p), of_m = POSITIONS * MR * NR;
+    T *weight = cyx_scratch(1, sizeof(T) * (size_t)(of_weights + of_m + NAME(of_all_taps)(p))), *m = weight + of_weights;
+    if (!weight) {
+        p->no_memory = 1;
+        return;
+    }
+    for (int64_t block = begin; block < end; block++) {
+        int64_t group = block / NAME(row_blocks)(p), r = block % NAME(row_blocks)(p) * MR;
+        int64_t rows = p->rows - r < MR ? p->rows - r : MR;
+        NAME(transform_weights)(&few->weights, block, m + of_m, weight);
+        for (int64_t first = 0; first < total; first += NR) {
+            int64_t count = total - first < NR ? total - first : NR, vectors = (count + VN - 1) / VN;
+            const T *seen = few->seen + group * POSITIONS * few->seen_apart + first;
+            NAME(run) runs[NR + 1];
+            NAME(runs_of)(p, first, count, runs);
+            for (int i = 0; i < POSITIONS; i++)
+                NAME(packed_kernels)[rows - 1][vectors - 1](weight + i * NAME(weights_apart)(p), MR, seen + i * few->seen_apart,
+                                                            few->stride, m + i * MR * NR, NR, p->planes, 0, NO_ADDEND);
+            NAME(emit_tiles)(p, m, runs, vectors, group, r, rows);
+        }
+    }
+}
+
+static cyx_status NAME(run_few_tiles)(NAME(tiled) * p, const T *weight, int turned) {
+    NAME(few_tiles) few = {.p = p, .weights = {.p = p, .weight = weight, .turned = turned}, .stride = p->panels * NR + APART};
+    few.seen_apart = p->planes * few.stride + APART;
+    few.seen = cyx_scratch(0, sizeof(T) * (size_t)(p->groups * POSITIONS * few.seen_apart + NAME(SLACK)));
+    if (!few.seen) return CYX_NO_MEMORY;
+    int64_t planes = p->groups * p->planes, blocks = p->groups * NAME(row_blocks)(p);
+    cyx_parallel(planes, cyx_grain(planes, (double)(POSITIONS * few.stride), 100000), NAME(few_tiles_seen), &few);
+    double work = (double)NAME(of_weights)(p) * (1 + (double)p->panels * NV / 2);
+    if (!p->no_memory) cyx_parallel(blocks, cyx_grain(blocks, work, 100000), NAME(few_tiles_body), &few);
+    return p->no_memory ? CYX_NO_MEMORY : CYX_OK;
+}
+
 static cyx_status NAME(run_tiled)(NAME(tiled) * p, const T *weight, int turned) {
-    int64_t blocks = p->groups * ((p->rows + MR - 1) / MR), of_block = POSITIONS * NAME(weights_apart)(p);
+    p->panels = (p->images * p->tiles + NR - 1) / NR;
+    if (p->panels <= FEW_PANELS) return NAME(run_few_tiles)(p, weight, turned);
+    int64_t blocks = p->groups * NAME(row_blocks)(p), of_block = NAME(of_weights)(p);
     T *packed = cyx_scratch(0, sizeof(T) * (size_t)(blocks * of_block));
     if (!packed) return CYX_NO_MEMORY;
     NAME(tiled_weights) weights = {.p = p, .weight = weight, .packed = packed, .turned = turned};
     cyx_parallel(blocks, cyx_grain(blocks, (double)of_block, 100000), NAME(tiled_weights_body), &weights);
     if (weights.no_memory) return CYX_NO_MEMORY;
     p->weight = packed;
-    p->panels = (p->images * p->tiles + NR - 1) / NR;
     double work = (double)(p->rows * p->planes) * POSITIONS * NR / 8.0;
     cyx_parallel(p->groups * p->panels, cyx_grain(p->groups * p->panels, work, 100000), NAME(tiled_body), p);
     return p->no_memory ? CYX_NO_MEMORY : CYX_OK;
