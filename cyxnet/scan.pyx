@@ -71,7 +71,7 @@ cdef int found_in(const uint8_t *at, uint64_t left) noexcept nogil:
     return 3 if left else found
 
 
-def strange(bytes payload):
+def strange(bytes payload not None):
     """NOT_FINITE and BEYOND_63_BITS, added up: which of these numbers a message may hold, also as the key of a map.
 
     Both for bytes that are no message.

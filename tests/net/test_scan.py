@@ -97,3 +97,9 @@ def test_lengths_beyond_what_is_there_are_not_believed():
         b"\xd9",
     ):
         assert strange(claim) == strange(claim * 1_000) == NOT_FINITE | BEYOND_63_BITS
+
+
+@pytest.mark.parametrize("value", [None, bytearray(1), memoryview(b"\0"), "\0"])
+def test_what_is_no_bytes_is_not_looked_into(value):
+    with pytest.raises(TypeError, match="expected bytes"):
+        strange(value)
