@@ -245,22 +245,23 @@ def test_every_recurrence_has_the_bits_of_its_calls_one_by_one(
     assert plans[0] == plans[1]
 
 
-def test_threads_share_the_rows_of_a_gradient_that_every_step_adds_to() -> None:
+def calls_of_a_recurrence(threads: int) -> list[tuple[str, int]]:
+    """Of each call of its plan the op, and of how many calls it is made."""
     graph = recurrence_step(rows=24, steps=9, size=16)
-    cpu.set_num_threads(2)
+    cpu.set_num_threads(threads)
     plan = Plan(graph, state_of(graph), "cpu")
     run(plan)
-    made = [(plan.calls[first].op, count) for first, count, *_ in plan.program.__self__.timed()]  # type: ignore[attr-defined]
+    return [(plan.calls[first].op, count) for first, count, *_ in plan.program.__self__.timed()]  # type: ignore[attr-defined]
+
+
+def test_threads_share_the_rows_of_a_gradient_that_every_step_adds_to() -> None:
+    made = calls_of_a_recurrence(threads=2)
     assert ("matmul", 2 * 8) in made  # of nine steps, whose first product has nothing to be added to
     assert ("sum", 2 * 8) in made  # of the bias that each step adds
 
 
 def test_one_thread_sums_up_each_step_while_it_is_near() -> None:
-    graph = recurrence_step(rows=24, steps=9, size=16)
-    cpu.set_num_threads(1)
-    plan = Plan(graph, state_of(graph), "cpu")
-    run(plan)
-    made = [(plan.calls[first].op, count) for first, count, *_ in plan.program.__self__.timed()]  # type: ignore[attr-defined]
+    made = calls_of_a_recurrence(threads=1)
     assert [count for op, count in made if op == "sum" and count > 2] == []
 
 

@@ -43,11 +43,14 @@ def found(*calls: tuple[Any, ...], results: Any = ()) -> list[tuple[int, list[bo
 
 
 @contextlib.contextmanager
-def kernels(isa: str, threads: int | None = None) -> Iterator[None]:
-    """With these kernels, where the machine has them, and so many threads."""
+def kernels(isa: str, threads: int | None = None, skips: bool = False) -> Iterator[None]:
+    """With these kernels and so many threads. Where the machine lacks them: with its own, or the test is skipped."""
     before = cpu.isa(), cpu.get_num_threads()
-    with contextlib.suppress(ValueError):
+    try:
         cpu.set_isa(isa)
+    except ValueError:
+        if skips:
+            pytest.skip(f"this machine has no {isa}")
     cpu.set_num_threads(threads or before[1])
     try:
         yield
@@ -417,13 +420,7 @@ def test_a_product_and_a_sum_made_at_once_have_the_bits_of_both(
     first: bool,
     threads: int,
 ) -> None:
-    before, threads_before = cpu.isa(), cpu.get_num_threads()
-    try:
-        cpu.set_isa(isa)
-    except ValueError:
-        pytest.skip(f"this machine has no {isa}")
-    cpu.set_num_threads(threads)
-    try:
+    with kernels(isa, threads, skips=True):
         graph = product_and_sum(shape, other, batch, turned, first)
         rng = np.random.default_rng(7)
         plan = Plan(graph, device="cpu")
@@ -435,9 +432,6 @@ def test_a_product_and_a_sum_made_at_once_have_the_bits_of_both(
         cpu.call("matmul", product, [plan.inputs["a"], plan.inputs["b"]], dict(attrs))
         cpu.call("add", total, [plan.inputs["plus"], product], {})
         assert plan.outputs[0].tobytes() == total.tobytes()
-    finally:
-        cpu.set_isa(before)
-        cpu.set_num_threads(threads_before)
 
 
 def sums_of_products(*calls: tuple[str, Any, Any, Any], results: Any, terms: int = 0) -> list[tuple[int, list[bool]]]:
@@ -514,13 +508,7 @@ def test_a_long_product_is_not_written_over_what_is_added_to_it() -> None:
 def test_products_that_are_added_up_in_place_have_the_bits_of_calls_one_by_one(
     isa: str, dtype: Any, shape: tuple[int, int, int], turned: bool, count: int, threads: int
 ) -> None:
-    before, threads_before = cpu.isa(), cpu.get_num_threads()
-    try:
-        cpu.set_isa(isa)
-    except ValueError:
-        pytest.skip(f"this machine has no {isa}")
-    cpu.set_num_threads(threads)
-    try:
+    with kernels(isa, threads, skips=True):
         m, n, k = shape
         rng, attrs = np.random.default_rng(5), {"transpose_a": turned, "transpose_b": False}
         factors = [
@@ -542,9 +530,6 @@ def test_products_that_are_added_up_in_place_have_the_bits_of_calls_one_by_one(
         total[...] = start
         program.run()
         assert total.tobytes() == expected.tobytes()
-    finally:
-        cpu.set_isa(before)
-        cpu.set_num_threads(threads_before)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -559,13 +544,7 @@ def test_products_that_are_added_up_in_place_have_the_bits_of_calls_one_by_one(
 def test_sums_over_rows_that_are_added_up_in_place_have_the_bits_of_calls_one_by_one(
     isa: str, dtype: Any, shape: tuple[int, int], count: int, threads: int, keepdims: bool
 ) -> None:
-    before, threads_before = cpu.isa(), cpu.get_num_threads()
-    try:
-        cpu.set_isa(isa)
-    except ValueError:
-        pytest.skip(f"this machine has no {isa}")
-    cpu.set_num_threads(threads)
-    try:
+    with kernels(isa, threads, skips=True):
         n, rng, attrs = shape[1], np.random.default_rng(5), {"axes": (0,), "keepdims": keepdims}
         matrices = [rng.normal(size=shape).astype(dtype) for _ in range(count)]
         arena = np.zeros(2 * n, dtype)
@@ -583,9 +562,6 @@ def test_sums_over_rows_that_are_added_up_in_place_have_the_bits_of_calls_one_by
         total[...] = start
         program.run()
         assert total.tobytes() == expected.tobytes()
-    finally:
-        cpu.set_isa(before)
-        cpu.set_num_threads(threads_before)
 
 
 def test_sums_of_another_kind_are_not_added_up_together() -> None:
