@@ -137,9 +137,8 @@ class GroupCommit:
             self._pump()
             return
         except BaseException as error:
-            for append in wanted:
-                _settle(append, AppendUnknown(f"the append was broken off: {error or type(error).__name__}"))
             self._over(batch)
+            self._broken_off(wanted, error)
             raise
         self._over(batch)
         self._pump()  # the next one first: the broker has nothing to do while those who waited go on
@@ -162,10 +161,22 @@ class GroupCommit:
         except (Conflict, BusError) as error:
             _settle(append, error)
         except BaseException as error:
-            _settle(append, AppendUnknown(f"the append was broken off: {error or type(error).__name__}"))
-            raise
-        finally:
             self._singles -= 1
+            self._broken_off([append], error)
+            raise
+        self._singles -= 1
+        self._pump()
+
+    def _broken_off(self, appends: list[_Append], error: BaseException) -> None:
+        """What nobody expected: whom it concerns hears of it at once, and who waited behind them is sent on.
+
+        When these tasks are cancelled nothing is sent any more, and that concerns all who wait.
+        """
+        if not isinstance(error, Exception):
+            appends = [*appends, *self._waiting]
+            self._waiting.clear()
+        for append in appends:
+            _settle(append, AppendUnknown(f"the append was broken off: {error or type(error).__name__}"))
         self._pump()
 
 

@@ -450,6 +450,9 @@ class Held:
         count, answer = self.sent[at]
         answer.set_result([0] * count)
 
+    def fail(self, at, error):
+        self.sent[at][1].set_exception(error)
+
     @property
     def sizes(self):
         return [count for count, _ in self.sent]
@@ -544,6 +547,44 @@ async def test_on_a_slow_disk_few_appends_share_a_batch_too(monkeypatch):
         broker.store(at)
         await turns()
     assert await asyncio.gather(*appends) == [0] * (len(alone) + 2 * slow - 1)
+
+
+@pytest.mark.parametrize("count", [1, 100], ids=["alone", "in a batch"])
+async def test_an_error_that_nobody_expects_ends_no_append_that_waits_behind_it(count, monkeypatch):
+    """They waited until somebody else appended something."""
+    monkeypatch.setattr(groupcommit, "SLOW_S", math.inf)
+    broker = Held()
+    commits = GroupCommit(broker)
+    with commits.alone():
+        first = [asyncio.ensure_future(commits.append("s", b"", 0)) for _ in range(count)]
+        await turns()
+    behind = [asyncio.ensure_future(commits.append("s", b"", 0)) for _ in range(groupcommit.SINGLES_IN_FLIGHT)]
+    await turns()
+    sent = len(broker.sent)
+    assert sent <= groupcommit.SINGLES_IN_FLIGHT
+    unexpected: list[dict] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: unexpected.append(context))
+    broker.fail(0, ZeroDivisionError("a bug"))
+    await turns()
+    assert [type(append.exception()) for append in first] == [AppendUnknown] * count
+    assert len(broker.sent) == 1 + len(behind)
+    for at in range(1, len(broker.sent)):
+        broker.store(at)
+    assert await asyncio.gather(*behind) == [0] * len(behind)
+    assert commits.idle
+
+
+async def test_when_its_tasks_are_cancelled_all_who_wait_hear_it(monkeypatch):
+    monkeypatch.setattr(groupcommit, "SLOW_S", math.inf)
+    broker = Held()
+    commits = GroupCommit(broker)
+    appends = [asyncio.ensure_future(commits.append("s", b"", 0)) for _ in range(groupcommit.SINGLES_IN_FLIGHT + 5)]
+    await turns()
+    broker.sent[1][1].cancel()
+    await turns()
+    heard = [append for append in appends if append.done()]
+    assert [type(append.exception()) for append in heard] == [AppendUnknown] * 6
+    assert broker.sizes == [1] * groupcommit.SINGLES_IN_FLIGHT
 
 
 # -- the chain and the quarantine --------------------------------------------------------------------------
