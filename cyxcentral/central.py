@@ -46,8 +46,6 @@ from cyxnet.solana import Settlement
 log = logging.getLogger(__name__)
 MANY_REQUESTS = 16  # in flight: then payments let callers go first, and signatures are checked beside
 PREPARED_AFTER_S = 1.0
-CENTRAL_LAMPORTS = 100_000_000_000  # what a local chain gives central for fees
-LOW_LAMPORTS = 10_000_000_000
 CHECK_BROKERS_EVERY_S = 60.0
 # what may end a run from outside
 STOPPING = frozenset({m.CancelRequested, m.FundFailed, m.Refunded, m.DeadlineNear, m.TimeUsed})
@@ -261,8 +259,7 @@ class Central:
                 )
             await self.settlement.verify_program(network.escrow_program)
             return network.mint
-        if await self.settlement.sol_balance(self.keys.wallet.address) < LOW_LAMPORTS:
-            await self.settlement.airdrop(self.keys.wallet.address, CENTRAL_LAMPORTS)
+        await self.settlement.fill(self.keys.wallet.address)
         return await self.settlement.create_mint(self.keys.wallet)
 
     async def _build_door(self) -> None:

@@ -319,18 +319,15 @@ class Payments:
     # -- faucet --------------------------------------------------------------------------------------
 
     async def mint_to(self, mint_id: str, address: str, amount_base_units: int, lamports: int = 0) -> str:
-        """Pay test money, once for each mint_id whoever is asked, and return the signature once it is final.
-
-        lamports: given when that is, by the central that wrote the payment down, or by another if it dies meanwhile.
-        """
+        """Pay test money, once for each mint_id whoever is asked, and return the signature once it is final."""
         mints = self._events.world.mints
         if mint_id not in mints:
             if self._frozen():
                 raise ApiError("payouts_frozen", f"nothing is paid at present: {self._events.world.payouts.why}", 503)
             signed = await self._settlement.faucet_transaction(
-                self._wallet, self.mint, address, amount_base_units, mint_id
+                self._wallet, self.mint, address, amount_base_units, mint_id, lamports
             )
-            event = m.MintSigned(to=address, amount_base_units=amount_base_units, signed=signed, lamports=lamports)
+            event = m.MintSigned(to=address, amount_base_units=amount_base_units, signed=signed)
             await self._events.record(
                 subjects.mint_event(mint_id), lambda: None if mint_id in mints else event
             )  # else another central's bytes are those that are sent
@@ -359,8 +356,6 @@ class Payments:
         outcome = await self._land(mint.signed, held=self._frozen)
         event: m.MintEvent = m.MintFailed(reason=outcome.reason)
         if outcome.kind == Outcome.FINAL:
-            if mint.lamports:
-                await self._settlement.airdrop(mint.to, mint.lamports)
             event = m.Minted(to=mint.to, amount_base_units=mint.amount_base_units, signature=mint.signed.signature)
         await self._events.record(
             subjects.mint_event(mint_id),

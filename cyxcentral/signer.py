@@ -318,7 +318,7 @@ class Keeper:
                 case MakeMint() | Faucet() if not self._network.faucet:
                     raise SettlementError("signer_refused", "this network makes no money (faucet in network.json)")
                 case Faucet():
-                    line |= {"to": shape.to, "amount_base_units": shape.amount_base_units}
+                    line |= {"to": shape.to, "amount_base_units": shape.amount_base_units, "lamports": shape.lamports}
             signed = sign_shape(wallet, shape)
             self._journal.add(line | {"signature": signed.signature})
             return signed

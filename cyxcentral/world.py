@@ -22,7 +22,6 @@ class Mint(Struct, frozen=True, kw_only=True):
     to: str
     amount_base_units: int
     signed: m.SignedTransaction
-    lamports: int = 0
     ended: m.Minted | m.MintFailed | None = None
 
 
@@ -398,7 +397,6 @@ class World:
                     to=event.to,
                     amount_base_units=event.amount_base_units,
                     signed=event.signed,
-                    lamports=event.lamports,
                 )
             case m.Minted() | m.MintFailed():
                 if mint is None or mint.ended is not None:

@@ -35,6 +35,7 @@ from cyxnet.instructions import (
     compile_message,
     create_associated,
     derive_seed,
+    give,
     initialize_mint,
     instruction,
     memo,
@@ -424,20 +425,26 @@ def build_mint(authority: Wallet, blockhash: str, last_valid_block_height: int) 
 
 def build_faucet(
     authority: Wallet, mint: str, to_address: str, amount_base_units: int,
-    blockhash: str, last_valid_block_height: int, mint_id: str = "",
+    blockhash: str, last_valid_block_height: int, mint_id: str = "", lamports: int = 0,
 ) -> SignedTransaction:  # fmt: skip
     """New tokens for an address, into its associated account. Raises SettlementError bad_terms.
 
+    lamports: that the authority gives with them, so that both come or neither; none, or as many as a new wallet needs.
     mint_id: which payment it is. The chain lands one message once, and without it two equal payments of one block would
     be one message.
     """
     if not 0 < amount_base_units < 2**63:
         raise SettlementError("bad_terms", f"faucet: expected 1 to 2^63-1 base units, got {amount_base_units}")
+    if lamports and not WALLET_RENT_LAMPORTS <= lamports < 2**63:
+        raise SettlementError(
+            "bad_terms", f"faucet: expected no lamports, or {WALLET_RENT_LAMPORTS} to 2^63-1, got {lamports}"
+        )
     owner, target, token = public_key(authority.address), public_key(to_address), public_key(mint)
     account = associated_account(target, token)
     instructions = [
         create_associated(owner, target, token),
         mint_to(token, account, owner, amount_base_units),
+        *([give(owner, target, lamports)] if lamports else []),
         *([memo(owner, f"cyx/2 faucet mint={mint_id}")] if mint_id else []),
     ]
     return sign_message(

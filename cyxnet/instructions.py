@@ -146,6 +146,11 @@ def memo(signer: Pubkey, text: str) -> Instruction:
     return instruction(solders().MEMO, text.encode(), [(signer, "s")])
 
 
+def give(payer: Pubkey, target: Pubkey, lamports: int) -> Instruction:
+    system = solders().system
+    return system.transfer(system.TransferParams(from_pubkey=payer, to_pubkey=target, lamports=lamports))
+
+
 def open_account(base: Pubkey, address: Pubkey, seed: str, space_bytes: int, rent_lamports: int) -> list[Instruction]:
     """Open an account at a seeded address, for the token program.
 
@@ -154,7 +159,7 @@ def open_account(base: Pubkey, address: Pubkey, seed: str, space_bytes: int, ren
     """
     system, owner = solders().system, solders().TOKEN
     return [
-        system.transfer(system.TransferParams(from_pubkey=base, to_pubkey=address, lamports=rent_lamports)),
+        give(base, address, rent_lamports),
         system.allocate_with_seed(
             system.AllocateWithSeedParams(address=address, base=base, seed=seed, space=space_bytes, owner=owner)
         ),

@@ -42,7 +42,7 @@ class MakeMint(Struct, frozen=True, kw_only=True, tag="mint"):
 
 
 class Faucet(Struct, frozen=True, kw_only=True, tag="faucet"):
-    """Make new tokens of a local network: build_faucet()."""
+    """Make new tokens of a local network, and give lamports with them: build_faucet()."""
 
     mint: str
     to: str
@@ -50,6 +50,7 @@ class Faucet(Struct, frozen=True, kw_only=True, tag="faucet"):
     blockhash: str
     last_valid_block_height: int
     mint_id: str = ""
+    lamports: int = 0
 
 
 Shape = Settle | Deposit | MakeMint | Faucet
@@ -84,7 +85,14 @@ def sign_shape(wallet: Wallet, shape: Shape) -> SignedTransaction:
             return build_mint(wallet, shape.blockhash, until)
         case Faucet():
             return build_faucet(
-                wallet, shape.mint, shape.to, shape.amount_base_units, shape.blockhash, until, shape.mint_id
+                wallet,
+                shape.mint,
+                shape.to,
+                shape.amount_base_units,
+                shape.blockhash,
+                until,
+                mint_id=shape.mint_id,
+                lamports=shape.lamports,
             )
 
 

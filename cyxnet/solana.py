@@ -7,6 +7,7 @@ built in cyxnet/escrow.py. The packages are loaded on first use, because they ta
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import hashlib
 import math
@@ -81,6 +82,8 @@ BLOCKHASHES_REMEMBERED = 256
 BLOCKHASH_REUSED_S = 5.0
 BLOCKHASH_TRUSTED_S = 25.0  # of the minute that a blockhash lives
 MACHINE_LAG_BLOCKS = 32  # how far the machines behind one URL may be apart
+AIRDROP_WITHIN_S = 20.0  # a local chain has it in the next block, and who asked for test money waits no longer
+LOW_LAMPORTS, FILL_LAMPORTS = 10**12, 10**13  # of the wallet that gives test money: a wish is 10^10 at most
 LOOPBACK_HOSTS = {"127.0.0.1", "localhost", "::1"}
 Verify = Callable[[bytes, bytes, bytes], Awaitable[bool]]  # public key, signature, message
 Wanted = tuple[list[str], "asyncio.Future[list[Account | None]]"]  # two addresses, and who waits for their accounts
@@ -553,16 +556,25 @@ class Settlement:
     # Local networks: money for tests.
 
     async def airdrop(self, address: str, lamports: int) -> str:
-        """SOL for fees, where the chain gives it away. Returns when it has arrived."""
+        """SOL for fees, where the chain gives it away. Returns when it has arrived.
+
+        Raises SettlementError: refused, or expired when it has not arrived in time. Then it may come later, and who
+        asks again may get it twice: it is for one's own wallet, and what is given to others is sent from there.
+        """
         signature = str((await self._ask("request_airdrop", public_key(address), lamports)).value)
         _, last_valid = await self.latest_blockhash()
-        while True:
-            status = await self.status(signature, last_valid)
-            if status.state == "dead":
-                raise SettlementError("expired", f"airdrop: {signature} was never taken into a block; ask again")
-            if status.state == "landed":
-                return signature
-            await asyncio.sleep(0.1)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(AIRDROP_WITHIN_S):
+                while (status := await self.status(signature, last_valid)).state == "pending":
+                    await asyncio.sleep(0.1)
+                if status.state == "landed":
+                    return signature
+        raise SettlementError("expired", f"airdrop: {signature} was not taken into a block; ask again")
+
+    async def fill(self, address: str) -> None:
+        """SOL for an own wallet that holds little, where the chain gives it away. Raises SettlementError."""
+        if await self.sol_balance(address) < LOW_LAMPORTS:
+            await self.airdrop(address, FILL_LAMPORTS)
 
     async def create_mint(self, authority: Wallet | Signer) -> str:
         """The address of this authority's token, made when it is not there yet. Local networks only.
@@ -596,13 +608,20 @@ class Settlement:
         return True
 
     async def faucet_transaction(
-        self, authority: Wallet | Signer, mint: str, to_address: str, amount_base_units: int, mint_id: str
+        self,
+        authority: Wallet | Signer,
+        mint: str,
+        to_address: str,
+        amount_base_units: int,
+        mint_id: str,
+        lamports: int = 0,
     ) -> SignedTransaction:
-        """New tokens for an address, signed and not sent; mint_id: of no other payment.
+        """New tokens for an address, and lamports of the authority, signed and not sent; mint_id: of no other payment.
 
-        Raises SettlementError not_local, bad_terms.
+        Raises SettlementError not_local, bad_terms, and as airdrop() when the authority has no lamports and gets none.
         """
         await self._require_local("make tokens")
+        await self.fill(authority.address)
         blockhash, last_valid = await self.latest_blockhash()
         shape = Faucet(
             mint=mint,
@@ -611,6 +630,7 @@ class Settlement:
             blockhash=blockhash,
             last_valid_block_height=last_valid,
             mint_id=mint_id,
+            lamports=lamports,
         )
         return await signed_by_key(authority, shape)
 

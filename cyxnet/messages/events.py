@@ -376,7 +376,10 @@ ClientEvent = ClientBanned | ClientPardoned
 
 
 class MintSigned(Event, kw_only=True):
-    """A faucet payment, signed and not yet known to have landed. lamports: to be given with it."""
+    """A faucet payment, signed and not yet known to have landed.
+
+    lamports: of older versions, which had the chain give them beside it; now they are in what is signed.
+    """
 
     to: str
     amount_base_units: int

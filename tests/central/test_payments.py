@@ -256,12 +256,10 @@ async def test_one_wish_for_test_money_that_two_centrals_hear_is_paid_once(lab, 
     other = await SmallCentral.start(broker, "central-b")
     first, second = lab.payments(), lab.payments(other)
     before = await lab.chain.sol_balance(CLIENT.address)
-    wishes = [each.mint_to("one", CLIENT.address, 5, 7) for each in (first, second, first)]
+    wishes = [each.mint_to("one", CLIENT.address, 5, 10**6) for each in (first, second, first)]
     signatures = await asyncio.gather(*wishes)
     assert len(set(signatures)) == 1
-    assert (
-        await lab.chain.sol_balance(CLIENT.address) == before + 7
-    )  # it was given before it was known whose turn it is
+    assert await lab.chain.sol_balance(CLIENT.address) == before + 10**6
     assert await second.mint_to("one", CLIENT.address, 5) == signatures[0]
     with pytest.raises(ApiError, match=f"stands for 5 base units for {CLIENT.address}"):
         await first.mint_to("one", CLIENT.address, 6)
@@ -270,18 +268,61 @@ async def test_one_wish_for_test_money_that_two_centrals_hear_is_paid_once(lab, 
     await other.close()
 
 
-async def test_the_lamports_of_a_wish_whose_central_died_are_given_by_another(lab, broker, monkeypatch):
+async def test_the_lamports_of_a_wish_come_once_though_no_answer_of_the_chain_arrives(lab, monkeypatch):
+    # they were asked of the chain beside the payment, and again when it was not known whether they had come
+    payments, before = lab.payments(), await lab.chain.sol_balance(CLIENT.address)
+    seen = dict(lab.server.calls)
+
+    def lost(method, earlier):
+        of_this_wish = earlier - seen.get(method, 0)
+        return Fault(lose_answer=method in ("requestAirdrop", "sendTransaction") and of_this_wish < 3)
+
+    lab.plan = lost
+    await payments.mint_to("one", CLIENT.address, 5, 10**6)
+    assert await lab.chain.sol_balance(CLIENT.address) == before + 10**6
+    assert await lab.chain.token_supply(lab.mint) == f.AMOUNT + 5
+
+
+async def test_a_wish_for_test_money_whose_central_died_is_paid_by_another(lab, broker, monkeypatch):
     monkeypatch.setattr("cyxcentral.payments.OTHERS_FIRST_S", 0.01)
     other = await SmallCentral.start(broker, "central-b")
     second, before = lab.payments(other), await lab.chain.sol_balance(CLIENT.address)
-    signed = await lab.chain.faucet_transaction(CENTRAL, lab.mint, CLIENT.address, 5, "one")
-    event = m.MintSigned(to=CLIENT.address, amount_base_units=5, signed=signed, lamports=7)
+    signed = await lab.chain.faucet_transaction(CENTRAL, lab.mint, CLIENT.address, 5, "one", 10**6)
+    event = m.MintSigned(to=CLIENT.address, amount_base_units=5, signed=signed)
     await lab.central.log.record(subjects.mint_event("one"), lambda: event)
     await other.log.catch_up()
-    assert await second.mint_to("one", CLIENT.address, 5, 7) == signed.signature
-    assert await lab.chain.sol_balance(CLIENT.address) == before + 7
+    assert await second.mint_to("one", CLIENT.address, 5, 10**6) == signed.signature
+    assert await lab.chain.sol_balance(CLIENT.address) == before + 10**6
     await second.close()
     await other.close()
+
+
+async def test_who_wishes_test_money_hears_at_once_that_the_chain_gives_none(lab, monkeypatch):
+    # the payment was in the log by then, and the chain was asked for ever
+    monkeypatch.setattr("cyxnet.solana.LOW_LAMPORTS", 10**18)
+    lab.plan = lambda method, earlier: Fault(http_status=403 if method == "requestAirdrop" else 200)
+    payments = lab.payments()
+    with pytest.raises(SettlementError, match="request_airdrop"):
+        await payments.mint_to("one", CLIENT.address, 5, 10**6)
+    assert not lab.central.world.mints and not payments.held_up
+
+
+async def test_an_airdrop_that_no_block_takes_is_not_waited_for_for_ever(lab, monkeypatch):
+    monkeypatch.setattr("cyxnet.solana.AIRDROP_WITHIN_S", 0.05)
+
+    async def pending(*_):
+        return TransactionStatus(state="pending")
+
+    monkeypatch.setattr(lab.chain, "status", pending)
+    with pytest.raises(SettlementError, match="was not taken into a block; ask again") as late:
+        await lab.chain.airdrop(CLIENT.address, 7)
+    assert late.value.code == "expired"
+
+
+async def test_less_than_a_new_wallet_can_hold_is_not_given(lab):
+    with pytest.raises(SettlementError, match="expected no lamports, or 890880 to") as refused:
+        await lab.payments().mint_to("one", STRANGER.address, 5, 7)
+    assert refused.value.code == "bad_terms"
 
 
 async def test_a_second_deposit_for_the_same_job_is_refused_before_it_is_signed(lab):
