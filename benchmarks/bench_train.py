@@ -13,8 +13,10 @@ compiled (`cx.compile(step)`), in the exact class, whose bits depend on no threa
 runs eagerly, as it comes, with its fused optimiser and, where inputs are images, with channels last as well, and with
 --compile through torch.compile; JAX under jax.jit, in a process of its own (jax_steps.py), on as many cores as there
 are threads. Rounds alternate between them, so that a busy machine slows all; a figure is the median over rounds of the
-median step of each, so that a step that the machine interrupts does not count. Before anything is timed, all run the
-same first steps from the same weights, and their losses must agree; by how much they differ is shown beside the times.
+median step of each, so that a step that the machine interrupts does not count; before each burst all rest a moment, as
+threads that still look out for work of the one before would take a core from the next. Before anything is timed, all
+run the same first steps from the same weights, and their losses must agree; by how much they differ is shown beside the
+times.
 
 Target: never slower than the fastest of them; in the geometric mean 1.6 times faster on one thread, 1.8 times on two.
 With --numerics fast 2.5 times, with fast16 3.8 times.
@@ -41,6 +43,7 @@ from cyxcore.kernels import cpu
 
 Array = np.ndarray[Any, Any]
 STEPS_COMPARED = 3
+REST_S = 0.02  # PyTorch's threads look out for work for about 10 ms
 LOSS_TOLERANCE = {"exact": 1e-3, "fast": 1e-3, "fast16": 1e-3, "bf16": 2e-2}  # relative, by numeric class
 
 
@@ -278,8 +281,10 @@ def _compared(
     took: dict[str, list[float]] = {who: [] for who in losses}
     for _ in range(rounds):
         for who, step in steps.items():
+            time.sleep(REST_S)
             took[who].append(burst(step, budget_s, clock)[0])
         if jax:
+            time.sleep(REST_S)
             took["jax jit"].append(jax.ask("burst", budget_s, "processor" if clock is time.process_time else "wall")[0])
     return {**{who: statistics.median(each) for who, each in took.items()}, "plan_s": plan_s, **apart}
 

@@ -347,6 +347,10 @@ BIG = [
         for shape in [(3, 37), (70, 1037), (37, 999)]
         for axis in (0, 1)
     ],
+    *[  # many rows and few columns: each thread makes its rows apart
+        Case("matmul", [values((k, m)), values((k, n), seed=1)], {"transpose_a": True, "transpose_b": False})
+        for k, m, n in ((900, 301, 40), (800, 500, 67))
+    ],
     Case("softmax", [values((700, 130))], {"axis": 1}),
     *[Case("cumulative_sum", [values((37, 70, 41))], {"axis": axis}) for axis in (0, 1, 2)],
     Case("cross_entropy_grad", [values((900,)), values((900, 130)), np.arange(900) % 130]),

@@ -288,7 +288,9 @@ typedef struct {
     int64_t m, n, k, a_row, b_row; /* leading dimensions as stored; c is m by n, contiguous */
     int a_transposed, b_transposed;
     const T *const *lines; /* of a transposed A whose lines do not lie one behind the other; or NULL */
+    int64_t lines_from;    /* how many elements of each come before those of A */
     NAME(addend) plus;
+    int alone; /* one thread makes all of it */
     /* of the current block */
     int64_t n0, n_count, k0, k_count, m_block, n_block;
     const T *panels; /* packed B, or NULL where it is read directly; then `last` holds a panel that is not whole;
@@ -380,7 +382,8 @@ static void NAME(product_body)(void *context, int64_t begin, int64_t end) {
         const T *a = p->a + (p->a_transposed ? p->k0 * p->a_row + m0 : m0 * p->a_row + p->k0);
         int fresh_a = pack_a && m0 != packed_m0; /* the columns of one block of rows follow each other */
         packed_m0 = m0;
-        if (fresh_a && p->a_transposed) NAME(pack_rows)(a, p->a_row, p->lines ? p->lines + p->k0 : NULL, m0, packed, p->k_count, rows);
+        if (fresh_a && p->a_transposed)
+            NAME(pack_rows)(a, p->a_row, p->lines ? p->lines + p->k0 : NULL, p->lines_from + m0, packed, p->k_count, rows);
         for (int64_t r = 0; fresh_a && !p->a_transposed && r < rows; r += MR)
             NAME(transpose)(a + r * p->a_row, p->a_row, packed + r / MR * ROWS_PANEL(p->k_count), MR,
                             rows - r < MR ? rows - r : MR, p->k_count);
@@ -426,7 +429,7 @@ static int NAME(is_large)(int64_t m, int64_t n, int64_t k) {
 
 /* How many threads take part in the current block. */
 static int64_t NAME(threads_of)(const NAME(product) * p) {
-    return NAME(is_large)(p->m, p->n_count, p->k_count) ? cyx_threads() : 1;
+    return !p->alone && NAME(is_large)(p->m, p->n_count, p->k_count) ? cyx_threads() : 1;
 }
 
 /* How one (n, k) block is cut into tasks: by rows while there are enough of them, else also by columns. */
@@ -474,12 +477,34 @@ static int NAME(tasks_pack)(NAME(product) * p) {
     return 1;
 }
 
+static cyx_status NAME(multiply)(NAME(product) * p);
+
+static void NAME(rows_apart_body)(void *context, int64_t begin, int64_t end) {
+    NAME(product) *p = context, own = *p;
+    own.alone = 1, own.m = end - begin, own.lines_from = begin;
+    own.a += begin, own.c += begin * p->n;
+    if (own.plus.at) own.plus.at += begin * own.plus.row;
+    if (NAME(multiply)(&own) != CYX_OK) p->no_memory = 1;
+}
+
+/* Where threads share many rows of a transposed A and B is small, each makes its rows from the first term to the last and packs B
+ * for itself: meeting at every block of terms, and reading panels that another core has just written, takes longer. 0: not so. */
+static int NAME(multiply_rows_apart)(NAME(product) * p) {
+    int64_t threads = cyx_threads(), terms = p->k < BLOCK_K ? p->k : BLOCK_K, rows = (p->m + threads - 1) / threads;
+    if (threads == 1 || p->alone || p->packed || !p->a_transposed || !NAME(is_large)(p->m, p->n, terms)) return 0;
+    if (rows < 4 * MR || p->n * terms > NEAR_PANELS) return 0;
+    p->looking.ahead = NULL;
+    cyx_parallel(p->m, (rows + ROWS_ALIKE - 1) / ROWS_ALIKE * ROWS_ALIKE, NAME(rows_apart_body), p);
+    return 1;
+}
+
 static cyx_status NAME(multiply)(NAME(product) * p) {
     if (!p->m || !p->n) return CYX_OK;
     if (!p->k) {
         memset(p->c, 0, sizeof(T) * (size_t)(p->m * p->n));
         return CYX_OK;
     }
+    if (NAME(multiply_rows_apart)(p)) return p->no_memory ? CYX_NO_MEMORY : CYX_OK;
     int direct_b = !p->packed && !p->b_transposed && (p->m <= DIRECT_B_ROWS || p->k * p->n <= DIRECT_B_SIZE ||
                                         (p->m <= NEAR_B_ROWS && p->k * p->n * (int64_t)sizeof(T) <= NEAR_B_BYTES));
     for (p->n0 = 0; p->n0 < p->n; p->n0 += BLOCK_N)
