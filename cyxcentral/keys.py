@@ -71,9 +71,11 @@ class Keys:
         keys = cls(folder, socket)
         try:
             welcome = await keys.ask(Hello())
-        except SettlementError as error:
+        except BaseException as error:  # a cancel too: nobody else would end the child
             await keys.close()
-            raise SignerError(str(error)) from None
+            if isinstance(error, SettlementError):
+                raise SignerError(str(error)) from None
+            raise
         assert isinstance(welcome, Welcome)
         if welcome.commanding is None:
             await keys.close()

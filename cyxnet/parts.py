@@ -45,23 +45,31 @@ class Part:
                 stderr=output,
                 start_new_session=True,  # Ctrl-C in the terminal reaches this process only
             )
-        assert self.process.stdout is not None
+        try:
+            self.said = await self._first_words()
+        except BaseException:  # a cancel too: nobody else would end it
+            await self.stop()
+            raise
+        return (time.monotonic() - begun) * 1000
+
+    async def _first_words(self) -> dict[str, Any]:
+        assert self.process and self.process.stdout
         try:
             async with asyncio.timeout(READY_TIMEOUT_S):
                 line = await self.process.stdout.readline()
-            self.said = json.loads(line)
-        except TimeoutError:
-            words = self.last_words()  # before it says that it was told to stop
-            await self.stop()
-            late = f"it was not ready within {READY_TIMEOUT_S:g} s"
-            raise StartError(f"{self.name} did not start: {late}; its last words: {words}") from None
-        except ValueError:
+            return dict(json.loads(line))
+        except TimeoutError:  # quoted before it says that it was told to stop
+            late = f"it was not ready within {READY_TIMEOUT_S:g} s; its last words"
+            raise StartError(f"{self.name} did not start: {late}: {self.last_words()}") from None
+        except (TypeError, ValueError):  # it ended, perhaps while it said so
             await self.stop()
             raise StartError(f"{self.name} did not start: {self.last_words()}") from None
-        return (time.monotonic() - begun) * 1000
 
     def last_words(self) -> str:
-        lines = self.log.read_bytes()[self._log_start :].decode(errors="replace").strip().splitlines()
+        try:
+            lines = self.log.read_bytes()[self._log_start :].decode(errors="replace").strip().splitlines()
+        except OSError as error:
+            return f"its log cannot be read ({error.strerror}: {self.log})"
         return f"{lines[-1] if lines else 'it said nothing'} (see {self.log})"
 
     async def ended(self) -> int:

@@ -296,7 +296,7 @@ class Pool:
         process = await TrainingProcess.start(self.launch)
         try:
             await process.wait_ready()
-        except asyncio.CancelledError:
+        except BaseException:  # a cancel too: nobody else would end it
             await process.close()
             raise
         return process

@@ -48,7 +48,12 @@ class Replica:
             except BaseException:
                 ours.close()
                 raise
-        self.exchange = await Exchange.open(ours, self._lost)
+        try:
+            self.exchange = await Exchange.open(ours, self._lost)
+        except BaseException:  # a cancel too: nobody else would end it
+            ours.close()
+            await self.process.close()
+            raise
         return self
 
     async def load(self, model_path: Path, order: Serve, model_format: str) -> Serving | Failed:

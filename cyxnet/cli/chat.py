@@ -21,6 +21,7 @@ from cyxnet.cli.exits import DONE
 from cyxnet.cli.screen import Screen
 
 KEY_VARIABLE = "CYX_API_KEY"
+ENDS_WITHIN_S = 5.0
 HELP = """/reset          begin a new conversation
 /system TEXT    begin a new one with this instruction; without TEXT: with none
 /help           this
@@ -56,8 +57,8 @@ def server_of(model: str) -> Iterator[Server]:
     pipe = subprocess.PIPE
     process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True)
     assert process.stdin and process.stdout
-    complaints = Complaints(process)
     try:
+        complaints = Complaints(process)
         line = process.stdout.readline()
         said: dict[str, Any] = msgspec.json.decode(line) if line else {"kind": "error"}
         if said["kind"] == "error":
@@ -68,7 +69,11 @@ def server_of(model: str) -> Iterator[Server]:
         yield Server(said["data"]["url"], os.environ.get(KEY_VARIABLE, ""))
     finally:
         process.stdin.close()
-        process.wait()
+        try:
+            process.wait(ENDS_WITHIN_S)
+        except subprocess.TimeoutExpired:  # it reads its model, and hears nothing meanwhile
+            process.kill()
+            process.wait()
 
 
 class Complaints:

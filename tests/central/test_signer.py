@@ -408,6 +408,23 @@ async def test_a_signer_that_dies_is_started_again_with_the_next_question(folder
     assert keys._child is None
 
 
+async def test_a_signer_that_nobody_waits_for_any_more_is_ended(folder, monkeypatch):
+    begun, children, real = asyncio.Event(), [], Keys._connected
+
+    async def connected(keys):
+        writer = await real(keys)
+        children.append(keys._child)
+        begun.set()
+        return writer
+
+    monkeypatch.setattr(Keys, "_connected", connected)
+    opening = asyncio.create_task(Keys.open(folder))
+    await begun.wait()
+    opening.cancel()
+    await asyncio.gather(opening, return_exceptions=True)
+    assert children[0].returncode is not None
+
+
 async def test_a_signer_whose_key_file_cannot_be_used_says_so(folder):
     load_or_create(folder / "central.key")
     (folder / "central.key").chmod(0o644)

@@ -17,7 +17,7 @@ from cyxnode import exchange as x
 from cyxnode import replica as replica_process
 from cyxnode import replicas
 from cyxnode.pipe import Failed, Halted, Serve, Serving
-from cyxnode.process import Launch
+from cyxnode.process import Launch, TrainingProcess
 from cyxnode.replica import Desk
 from cyxnode.replicas import Replica
 from cyxnode.serving.app import Begun
@@ -452,3 +452,21 @@ async def test_it_says_that_it_is_at_it_also_while_it_answers_without_a_task(mon
         await asyncio.sleep(0)
     beating.cancel()
     assert made.sent[:1] == [x.Beat()] and len(made.sent) == said
+
+
+async def test_a_replica_that_nobody_can_talk_to_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[TrainingProcess] = []
+    real = TrainingProcess.start
+
+    async def start(launch: Launch) -> TrainingProcess:
+        started.append(await real(launch))
+        return started[0]
+
+    async def fails(*_: object) -> None:
+        raise OSError("no more descriptors")
+
+    monkeypatch.setattr(TrainingProcess, "start", start)
+    monkeypatch.setattr("cyxnode.exchange.Exchange.open", fails)
+    with pytest.raises(OSError, match="descriptors"):
+        await Replica.start(Launch(work_folder=tmp_path / "work"))
+    assert not started[0].alive and not started[0].folder.exists()
