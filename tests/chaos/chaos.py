@@ -14,15 +14,14 @@ from tests.chaos import evidence as witness
 from tests.chaos import report
 from tests.chaos.checker import violations
 from tests.chaos.evidence import Evidence, Watcher
-from tests.chaos.faults import TRAINING, Fault, plan
-from tests.chaos.fleet import LEASE_MS, Fleet
+from tests.chaos.faults import TRAINING, Fault, Harm, plan
+from tests.chaos.fleet import Fleet
 from tests.chaos.load import Load
 from tests.chaos.proxy import pause
-from tests.chaos.report import Harm, Outcome
+from tests.chaos.report import Outcome
 
 SETTLE_S = 60.0  # after the last fault every acknowledged job ends within this
 VICTIM_PATIENCE_S = 20.0  # for a part that is to be killed and is still coming up
-EXPLAINS_MS = 2 * LEASE_MS
 
 
 class Options(Struct, frozen=True, kw_only=True):
@@ -52,28 +51,32 @@ class Round:
         """All of them in order; those that last overlap with what comes next. Returns when the last one is over."""
         for fault in faults:
             await pause(fault.wait_s, self._never)
-            jobs = await self._hit(fault)
-            if jobs is None:
+            hit = await self._hit(fault)
+            if hit is None:
                 self._say(f"not done, the victim did not come up: {fault}")
                 continue
-            self.harms.append(Harm(at_ms=time.time_ns() // 1_000_000, fault=fault, jobs=jobs))
+            part, jobs = hit
+            self.harms.append(Harm(at_ms=time.time_ns() // 1_000_000, fault=fault, part=part, jobs=jobs))
             self._say(str(fault))
         await asyncio.gather(*self._lasting)
 
-    async def _hit(self, fault: Fault) -> list[str] | None:
-        """Do it; returns the jobs whose lease the victim held, or None when there was no victim for too long."""
+    async def _hit(self, fault: Fault) -> tuple[str, list[str]] | None:
+        """Do it; None when there was no victim for too long.
+
+        Returns the part that it hit, where that is another than the victim, and the jobs whose lease that held.
+        """
         if fault.deed in ("network", "fill"):
             lasting = self._fleet.spoil(fault) if fault.deed == "network" else self._fleet.fill_disk(fault.lasts_s)
             self._last(lasting)
-            return []
+            return "", []
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(VICTIM_PATIENCE_S):
-                while (jobs := self._try(fault)) is None:
+                while (hit := self._try(fault)) is None:
                     await pause(0.05, self._never)
-                return jobs
+                return hit
         return None
 
-    def _try(self, fault: Fault) -> list[str] | None:
+    def _try(self, fault: Fault) -> tuple[str, list[str]] | None:
         if fault.victim == TRAINING:
             found = self._fleet.training_process(self._watcher.leased_nodes(), fault.pick)
             if found is None:
@@ -84,15 +87,15 @@ class Round:
                     process.kill()
             else:
                 self._last(self._fleet.freeze(process.pid, fault.lasts_s))
-            return self._held_by(node_id)
+            return self._fleet.node_name(node_id) or "", self._held_by(node_id)
         member = self._fleet.members[fault.victim]
         jobs = self._held_by(str(member.said.get("node_id")))
         if fault.deed == "kill":
-            return jobs if self._fleet.kill(fault.victim, fault.lasts_s) else None
+            return ("", jobs) if self._fleet.kill(fault.victim, fault.lasts_s) else None
         if member.pid is None:
             return None
         self._last(self._fleet.freeze(member.pid, fault.lasts_s))
-        return jobs
+        return "", jobs
 
     def _held_by(self, node_id: str) -> list[str]:
         return [job for job, lease in self._watcher.live.items() if lease.node_id == node_id]
@@ -127,14 +130,13 @@ async def play(folder: Path, options: Options, say: Callable[[str], None]) -> tu
             settle_s = await _come_to_rest(fleet, load, watcher, loading)
             seconds = time.monotonic() - begun_load_s
             tell(f"at rest after {settle_s:.1f} s")
-            names = {str(member.said.get("node_id")): name for name, member in fleet.members.items()}
-            evidence = await witness.gather(fleet, load, watcher)
+            evidence = await witness.gather(fleet, load, watcher, done.harms)
             await watcher.bus.close()
             await load.close()
     finally:
         await load.close()
     evidence.left_behind = await witness.left_behind(fleet)
-    outcome = _outcome(options, evidence, done.harms, names, seconds, settle_s, len(load.acknowledged))
+    outcome = _outcome(options, evidence, seconds, settle_s, len(load.acknowledged))
     return outcome, evidence
 
 
@@ -163,8 +165,6 @@ async def _come_to_rest(fleet: Fleet, load: Load, watcher: Watcher, loading: "as
 def _outcome(
     options: Options,
     evidence: Evidence,
-    harms: list[Harm],
-    names: dict[str, str],
     seconds: float,
     settle_s: float,
     acknowledged: int,
@@ -172,21 +172,22 @@ def _outcome(
     up_again: dict[str, list[int]] = defaultdict(list)
     for restart in evidence.restarts:
         up_again[report.group_of(restart.name)].append(restart.ready_at_ms - restart.ended_at_ms)
-    deeds = Counter(harm.fault.deed for harm in harms)
+    deeds = Counter(harm.fault.deed for harm in evidence.harms)
     statuses, leases = report.tally(evidence)
     return Outcome(
         seed=options.seed,
-        kills=Counter(report.group_of(harm.fault.victim) for harm in harms if harm.fault.deed == "kill"),
+        kills=Counter(report.group_of(harm.fault.victim) for harm in evidence.harms if harm.fault.deed == "kill"),
         pauses=deeds["stop"],
         network_faults=deeds["network"],
         full_disks=deeds["fill"],
         violations=violations(evidence),
-        recovery_ms=report.recoveries(evidence, harms),
+        recovery_ms=report.recoveries(evidence),
         up_again_ms=dict(up_again),
         acknowledged=acknowledged,
         statuses=statuses,
         leases=leases,
-        false_losses=report.false_losses(evidence, harms, names, EXPLAINS_MS),
+        failures=report.failures(evidence),
+        false_losses=report.false_losses(evidence),
         other_metrics=report.other_metrics(evidence),
         seconds=seconds,
         settle_s=settle_s,

@@ -12,6 +12,7 @@ from msgspec import Struct
 
 from cyxnet import messages as m
 from cyxnet.identity import verify
+from tests.chaos.causes import effects, reasons
 from tests.chaos.evidence import Entry, Evidence
 
 ENDS = (m.Settled, m.FundFailed, m.Refunded)
@@ -185,6 +186,15 @@ def _clients_were_told_the_truth(evidence: Evidence) -> Broken:
             yield told.job_id, f"{told.client} was told it is cancelled; it is {status}"
 
 
+def _fails_for_a_fault(evidence: Evidence) -> Broken:
+    done = effects(evidence)
+    for about, history in histories(evidence):
+        if status_of(history) == "failed":
+            for why in reasons(history, done, evidence.names):
+                if not why.fault:
+                    yield about, why.said
+
+
 # -- money -----------------------------------------------------------------------------------------------
 
 
@@ -293,6 +303,7 @@ RULES: dict[str, Callable[[Evidence], Broken]] = {
     "an attempt goes on from the newest checkpoint": _goes_on,
     "an ended job does not change": _the_end_is_the_end,
     "clients were told the truth": _clients_were_told_the_truth,
+    "a job fails for a fault that explains it": _fails_for_a_fault,
     "a job is paid once": _settled_once,
     "shares add up": _shares_add_up,
     "ledger and chain agree": _money_is_conserved,

@@ -17,6 +17,7 @@ from cyxnet.client import AsyncClient
 from cyxnet.codec import MSGPACK, BadMessage, decode
 from cyxnet.outcomes import Stored
 from cyxnet.solana import HistoryEntry, Settlement
+from tests.chaos.faults import Harm
 from tests.chaos.fleet import Fleet, Restart
 from tests.chaos.load import Load, Told
 from tests.chaos.proxy import pause
@@ -64,6 +65,8 @@ class Evidence(Struct, kw_only=True):
     artifacts: dict[str, str]  # digest -> what is wrong with it; empty when nothing is
     left_behind: list[str] = []
     restarts: list[Restart] = []
+    harms: list[Harm] = []
+    names: dict[str, str] = {}  # node id -> its part
 
 
 class Watcher:
@@ -128,8 +131,9 @@ async def read_log(bus: Bus) -> tuple[list[Entry], int]:
     return [entry for entry in entries if entry.seq <= last_seq], last_seq
 
 
-async def gather(fleet: Fleet, load: Load, watcher: Watcher) -> Evidence:
+async def gather(fleet: Fleet, load: Load, watcher: Watcher, harms: list[Harm]) -> Evidence:
     """End nodes and centrals, and collect. Broker and chain still run afterwards."""
+    names = {str(member.said.get("node_id")): name for name, member in fleet.members.items()}
     await fleet.stop(*(name for name in fleet.members if name.startswith("node-")))
     await fleet.stop("central-a", "central-b")
     bus = await Bus.connect(fleet.file.core_url, name="chaos-evidence")
@@ -152,6 +156,8 @@ async def gather(fleet: Fleet, load: Load, watcher: Watcher) -> Evidence:
         ledgers=ledgers,
         artifacts=artifacts,
         restarts=fleet.restarts,
+        harms=harms,
+        names=names,
     )
 
 

@@ -33,6 +33,15 @@ class Fault(Struct, frozen=True, kw_only=True):
         return f"{what} {self.victim} ({self.lasts_s:.2f} s)"
 
 
+class Harm(Struct, frozen=True, kw_only=True):
+    """A fault as it was done. part: that was hit, where `victim` is none. jobs: whose lease was with it."""
+
+    at_ms: int
+    fault: Fault
+    part: str = ""
+    jobs: list[str] = []
+
+
 class Choice(NamedTuple):
     """A row of the table below. weight: how often. shortest_s, longest_s: bounds of lasts_s."""
 

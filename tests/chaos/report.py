@@ -6,22 +6,15 @@ from collections import Counter, defaultdict
 from msgspec import Struct
 
 from cyxnet import messages as m
+from tests.chaos.causes import cause, effects, reasons
 from tests.chaos.checker import Violation, event_of, histories, status_of
 from tests.chaos.evidence import Evidence
-from tests.chaos.faults import CENTRALS, Fault
+from tests.chaos.faults import CENTRALS
 
 REPLAY = (
     "python -m tests.chaos --seed {seed} --kills {kills} --jobs {jobs} --nodes {nodes} "
     "--clients {clients} --gap {gap:g}"
 )
-
-
-class Harm(Struct, frozen=True, kw_only=True):
-    """A fault as it was done. jobs: whose lease was with the process that was hit."""
-
-    at_ms: int
-    fault: Fault
-    jobs: list[str] = []
 
 
 class Outcome(Struct, kw_only=True):
@@ -38,6 +31,7 @@ class Outcome(Struct, kw_only=True):
     acknowledged: int
     statuses: Counter[str]
     leases: int
+    failures: list[str]
     false_losses: list[str]
     other_metrics: int
     seconds: float
@@ -57,7 +51,7 @@ def group_of(victim: str) -> str:
     return f"{group} link" if account else group
 
 
-def recoveries(evidence: Evidence, harms: list[Harm]) -> dict[str, list[int]]:
+def recoveries(evidence: Evidence) -> dict[str, list[int]]:
     """Milliseconds from each kill to the end of its effect.
 
     broker, central, chain: until the next event of any job is in the log. node, training: until each job it worked on
@@ -69,7 +63,7 @@ def recoveries(evidence: Evidence, harms: list[Harm]) -> dict[str, list[int]]:
         for about, history in histories(evidence)
     }
     found: dict[str, list[int]] = defaultdict(list)
-    for harm in harms:
+    for harm in evidence.harms:
         if harm.fault.deed != "kill":
             continue
         group = group_of(harm.fault.victim)
@@ -84,25 +78,32 @@ def recoveries(evidence: Evidence, harms: list[Harm]) -> dict[str, list[int]]:
 MOVES_ON = m.Leased | m.Completed | m.Settled
 
 
-def false_losses(evidence: Evidence, harms: list[Harm], names: dict[str, str], memory_ms: int) -> list[str]:
+def false_losses(evidence: Evidence) -> list[str]:
     """Nodes that were declared lost although nothing happened to them, their link, the broker or a central.
 
-    A node that says goodbye (all do at the end of a round) is lost with a reason. names: node id -> its part.
-    memory_ms: how long before the loss a harm may lie to explain it. Returns a line for each: which, when and why.
+    A node that says goodbye (all do at the end of a round) is lost with a reason. Returns a line for each: which, when
+    and why.
     """
-    found = []
+    found, done = [], effects(evidence)
     for entry in evidence.log:
         event = entry.record.event if entry.record else None
         if isinstance(event, m.NodeLost) and entry.record and not event.graceful:
-            name = names.get(event.node_id, event.node_id)
+            name, at_ms = evidence.names.get(event.node_id, event.node_id), entry.record.at_ms
             suspects = {name, "broker", *CENTRALS}
-            of_it = (harm for harm in harms if harm.fault.victim.partition(".")[0] in suspects)
-            ages_ms = [(entry.record.at_ms - harm.at_ms, harm.fault) for harm in of_it]
-            ages_ms = [each for each in ages_ms if each[0] >= 0]
-            if not any(age_ms <= memory_ms + fault.lasts_s * 1000 for age_ms, fault in ages_ms):
-                age_ms, fault = min(ages_ms, key=lambda each: each[0], default=(0, None))
-                ago = f"{age_ms} ms after {fault}" if fault else "before any harm to it"
+            if not cause(done, suspects, at_ms, at_ms):
+                last = cause(done, suspects, 0, at_ms)
+                ago = f"{at_ms - last.since_ms} ms after {last.fault}" if last else "before any harm to it"
                 found.append(f"{name} at {entry.seq} by {entry.record.by}: {event.reason}, {ago}")
+    return found
+
+
+def failures(evidence: Evidence) -> list[str]:
+    """A line for each job that failed: what ended its tries, or why it was not paid."""
+    found, done = [], effects(evidence)
+    for about, history in histories(evidence):
+        if status_of(history) == "failed":
+            whys = reasons(history, done, evidence.names)
+            found.append(f"{about}: " + "; ".join(f"{why.said}, {why.fault or 'for no fault'}" for why in whys))
     return found
 
 
@@ -145,6 +146,7 @@ def table(outcome: Outcome) -> str:
     ends = ", ".join(f"{count} {status}" for status, count in sorted(outcome.statuses.items()))
     lines += [
         "",
+        *(f"failed: {failure}" for failure in outcome.failures),
         *(f"lost without a reason: {loss}" for loss in outcome.false_losses),
         f"{sum(outcome.kills.values())} kills, {outcome.pauses} pauses, {outcome.network_faults} network faults "
         f"and {outcome.full_disks} full disks in {outcome.seconds:.0f} s",

@@ -11,6 +11,7 @@ from cyxnet.solana import HistoryEntry
 from tests.central import facts
 from tests.chaos.checker import RULES, violations
 from tests.chaos.evidence import Entry, Evidence, LedgerFacts
+from tests.chaos.faults import Fault, Harm
 from tests.chaos.fleet import Restart
 from tests.chaos.load import Told
 
@@ -39,7 +40,7 @@ def settlement(job_id, node=AMOUNT - FEE, platform=FEE, client=0):
 
 
 def submitted(job_id):
-    return facts.submitted(job_id)
+    return facts.submitted(job_id, **ONCE_ONLY) if job_id == FAILED else facts.submitted(job_id)
 
 
 def funded(job_id):
@@ -71,6 +72,7 @@ def stored(job_id, attempt=1, step=50, key=NODE):
 
 
 DONE, FAILED, CANCELLED = "job-done", "job-failed", "job-cancelled"
+ONCE_ONLY = {"max_attempts": 1}
 EVENTS = [
     ("node.node-a", facts.registered(public_key=NODE.public_key)),
     ("mint.x", m.Minted(to=facts.CLIENT, amount_base_units=10 * AMOUNT, signature="s")),
@@ -82,7 +84,7 @@ EVENTS = [
     (f"job.{CANCELLED}", m.CancelRequested(reason="changed my mind", caller="alice")),
     (f"job.{CANCELLED}", m.FundFailed(reason="expired")),
     (f"job.{FAILED}", facts.leased()),
-    (f"job.{FAILED}", facts.lost(deterministic=True)),
+    (f"job.{FAILED}", facts.lost(code="process_died")),
     (f"job.{FAILED}", settlement(FAILED, 0, 0, AMOUNT)),
     (f"job.{DONE}", facts.leased()),
     (f"job.{DONE}", facts.STARTED),
@@ -92,6 +94,8 @@ EVENTS = [
     (f"job.{DONE}", completion(DONE, 2)),
     (f"job.{DONE}", settlement(DONE)),
 ]
+LOST_S = 1 + next(n for n, (_, event) in enumerate(EVENTS) if isinstance(event, m.LeaseLost))  # when it was written
+UNPAID = (submitted("unpaid"), facts.FUND_FAILED)
 WALLETS = {
     "supply": -10 * AMOUNT,
     f"wallet:{facts.CLIENT}": 9 * AMOUNT,
@@ -120,13 +124,15 @@ def truth(events=EVENTS, **changes):
         "watched": {entry.seq: entry.sha256 for entry in log},
         "last_seq": len(log),
         "told": [told("submitted", job) for job in STATUSES] + [told("ended", DONE, "completed")],
-        "asked": {job: facts.job_request() for job in STATUSES},
+        "asked": {job: submitted(job).job for job in STATUSES},
         "escrows": {
             job: [landed(f"out-{job}"), landed("try", err='"x"'), landed(f"in-{job}")] for job in (DONE, FAILED)
         },
         "balances": WALLETS,
         "ledgers": {"central-a": ledger, "rebuilt": ledger},
         "artifacts": {MODEL.sha256: ""},
+        "harms": [harm("training", part="node-1")],
+        "names": {"node-a": "node-1"},
     }
     return Evidence(**(fields | changes))
 
@@ -149,6 +155,17 @@ def after_all(subject, *extra):
 
 def without(subject, kind):
     return [(s, each) for s, each in EVENTS if not (s == f"job.{subject}" and isinstance(each, kind))]
+
+
+def harm(victim, part="", deed="kill", at_ms=1000 * LOST_S - 40):
+    return Harm(at_ms=at_ms, fault=Fault(wait_s=0.0, deed=deed, victim=victim, lasts_s=0.0), part=part)
+
+
+def failing(lost=None, **changes):
+    """Another end of the one try of the job that failed, or none."""
+    others = [(about, event) for about, event in EVENTS if (about, type(event)) != (f"job.{FAILED}", m.LeaseLost)]
+    at = next(n for n, (about, event) in enumerate(others) if about == f"job.{FAILED}" and isinstance(event, m.Leased))
+    return truth([*others[: at + 1], *([(f"job.{FAILED}", lost)] if lost else []), *others[at + 1 :]], **changes)
 
 
 def ledgers(**changes):
@@ -200,6 +217,15 @@ FORGERIES = [
     ("an ended job does not change", lambda: truth(before(DONE, m.Settled, facts.CANCELLED))),
     ("clients were told the truth", lambda: truth(told=[told("ended", FAILED, "completed")])),
     ("clients were told the truth", lambda: truth(told=[told("cancel accepted", DONE, "settling")])),
+    ("a job fails for a fault that explains it", lambda: truth(harms=[])),
+    ("a job fails for a fault that explains it", lambda: truth(harms=[harm("training", part="node-2")])),
+    ("a job fails for a fault that explains it", lambda: truth(harms=[harm("broker")])),  # that kills no process
+    ("a job fails for a fault that explains it", lambda: truth(harms=[harm("training", "node-1", at_ms=10**6)])),
+    ("a job fails for a fault that explains it", lambda: failing(facts.lost(code="bad_data", deterministic=True))),
+    ("a job fails for a fault that explains it", lambda: failing(facts.lost(code="refused"))),
+    ("a job fails for a fault that explains it", lambda: failing()),
+    ("a job fails for a fault that explains it", lambda: failing(facts.lost(code="node_lost"), harms=[harm("chain")])),
+    ("a job fails for a fault that explains it", lambda: truth(after_all("unpaid", *UNPAID), harms=truth().harms)),
     ("a job is paid once", lambda: truth(escrows={DONE: [landed("in-job-done")]})),
     (
         "a job is paid once",
@@ -234,6 +260,17 @@ def test_a_network_that_kept_its_promises_breaks_no_rule():
 @pytest.mark.parametrize("rule, forge", FORGERIES, ids=[f"{n}-{rule}" for n, (rule, _) in enumerate(FORGERIES)])
 def test_a_forgery_is_caught(rule, forge):
     assert rule in {violation.rule for violation in violations(forge())}
+
+
+@pytest.mark.parametrize("victim", ["node-1", "broker", "central-b.core"])
+def test_a_node_is_lost_by_what_is_done_to_it_or_to_who_listens(victim):
+    assert violations(failing(facts.lost(code="node_lost"), harms=[harm(victim, deed="stop")])) == []
+
+
+def test_a_deposit_may_fail_while_the_chain_is_away():
+    killed = harm("chain", at_ms=1000 * len(EVENTS) + 1500)
+    about_it = {(each.rule, each.about) for each in violations(truth(after_all("unpaid", *UNPAID), harms=[killed]))}
+    assert ("a job fails for a fault that explains it", "unpaid") not in about_it
 
 
 def test_every_rule_has_a_forgery():

@@ -7,11 +7,11 @@ import pytest
 from cyxnet import messages as m
 from tests.chaos import report
 from tests.chaos.evidence import Entry, Evidence
-from tests.chaos.faults import Fault
-from tests.chaos.report import Harm, Outcome
+from tests.chaos.faults import Fault, Harm
+from tests.chaos.fleet import Restart
+from tests.chaos.report import Outcome
 
 SESSION = "0" * 32
-MEMORY_MS = 5_000
 
 
 def lost_at(at_ms, reason="no heartbeat for 2400 ms", graceful=False):
@@ -20,27 +20,34 @@ def lost_at(at_ms, reason="no heartbeat for 2400 ms", graceful=False):
     return Entry(seq=7, subject="cyx.v1.event.node.node-1-abc", sha256="", record=record)
 
 
-def evidence(*log):
+def evidence(*log, **more):
     nothing = {"watched": {}, "told": [], "asked": {}, "escrows": {}, "balances": {}, "ledgers": {}, "artifacts": {}}
-    return Evidence(log=list(log), last_seq=len(log), **nothing)
+    return Evidence(log=list(log), last_seq=len(log), names={"node-1-abc": "node-1"}, **(nothing | more))
 
 
-def harm(victim, at_ms, lasts_s=1.0):
-    return Harm(at_ms=at_ms, fault=Fault(wait_s=0.0, deed="stop", victim=victim, lasts_s=lasts_s))
+def harm(victim, at_ms, lasts_s=1.0, deed="stop"):
+    return Harm(at_ms=at_ms, fault=Fault(wait_s=0.0, deed=deed, victim=victim, lasts_s=lasts_s))
 
 
-def false_losses(entry, *harms):
-    return report.false_losses(evidence(entry), list(harms), {"node-1-abc": "node-1"}, MEMORY_MS)
+def false_losses(entry, *harms, **more):
+    return report.false_losses(evidence(entry, harms=list(harms), **more))
 
 
 def test_a_node_that_says_goodbye_is_lost_with_a_reason():
-    # every round ends so, and one whose last jobs took longer than MEMORY_MS counted all of its nodes
+    # every round ends so, and one whose last jobs took longer than LINGERS_MS counted all of its nodes
     assert false_losses(lost_at(60_000, "the node got SIGTERM", graceful=True)) == []
 
 
 @pytest.mark.parametrize("victim", ["node-1", "broker", "central-a", "central-b.edge"])
 def test_what_was_done_to_it_or_to_who_listens_explains_a_loss(victim):
-    assert false_losses(lost_at(60_000), harm(victim, 54_000)) == []  # it lasted a second
+    assert false_losses(lost_at(60_000), harm(victim, 54_500)) == []  # it lasted a second
+
+
+def test_a_central_that_was_killed_explains_losses_until_it_is_ready_again():
+    ready = Restart(name="central-a", ended_at_ms=50_000, ready_at_ms=58_000, killed=True)
+    killed = harm("central-a", 50_000, deed="kill")
+    assert false_losses(lost_at(60_000), killed, restarts=[ready]) == []
+    assert false_losses(lost_at(63_000), killed, restarts=[ready]) != []
 
 
 @pytest.mark.parametrize(
@@ -71,6 +78,7 @@ def outcome(losses):
         acknowledged=0,
         statuses=Counter(),
         leases=0,
+        failures=[],
         false_losses=losses,
         other_metrics=0,
         seconds=1.0,
