@@ -100,7 +100,7 @@ cyxnet.follower cyxnet.hearing cyxnet.streams cyxnet.bus cyxnet.artifacts
 cyxnet.broker cyxnet.brokers cyxnet.watchdog cyxnet.parts
 cyxnet.local
 cyxnet.amounts cyxnet.jobtoml cyxnet.jobgraph cyxnet.fetch cyxnet.jobfile cyxnet.follow cyxnet.outbox cyxnet.questions
-cyxnet.deployments cyxnet.gateway cyxnet.quotes cyxnet.client
+cyxnet.caller cyxnet.deployments cyxnet.gateway cyxnet.quotes cyxnet.submitting cyxnet.client
 cyxnet.blocking cyxnet
 cyxnet.display cyxnet.serveoptions cyxnet.cli.values cyxnet.cli.exits cyxnet.cli.options
 cyxnet.cli.screen cyxnet.cli.running cyxnet.cli.models cyxnet.cli.files cyxnet.cli.jobs cyxnet.cli.submitting

@@ -21,25 +21,18 @@ from cyxcore import nn
 from cyxcore.errors import DataError
 from cyxcore.spec import ModelSpec
 from cyxnet import artifacts, subjects
-from cyxnet import client as client_module
 from cyxnet import messages as m
 from cyxnet.broker import Broker, Passwords
 from cyxnet.bus import ApiError, Bus, BusError, NobodyServes
-from cyxnet.client import (
-    QUOTE_FRESH_S,
-    AsyncClient,
-    DepositAlive,
-    InsufficientFunds,
-    NoModel,
-    TermsMismatch,
-    retry_pause_s,
-)
+from cyxnet.caller import retry_pause_s
+from cyxnet.client import AsyncClient, DepositAlive, InsufficientFunds, NoModel, TermsMismatch
 from cyxnet.codec import decode
 from cyxnet.config import ConfigError
 from cyxnet.escrow import DEADLINE_S, check_deposit
 from cyxnet.follow import Merge
 from cyxnet.outbox import KeptForLater
 from cyxnet.solana import Settlement, SettlementError
+from cyxnet.submitting import QUOTE_FRESH_S
 from tests.doorkeeper import CENTRAL, door_of, opened
 from tests.net.fake_api import FakeCentral
 
@@ -451,7 +444,7 @@ async def test_a_quote_that_is_old_is_asked_for_again(
     await client.submit(job, data_path)
     loop = asyncio.get_running_loop()
     later_s = loop.time() + QUOTE_FRESH_S
-    monkeypatch.setattr(client_module, "_now_s", lambda: later_s)
+    monkeypatch.setattr("cyxnet.submitting._now_s", lambda: later_s)
     await client.submit(job, data_path)
     assert (quoting.asked["job.quote"], quoting.asked["artifact.stat"]) == (2, 2)
 

@@ -16,7 +16,7 @@ from cyxcentral.central import Central, Settings
 from cyxcentral.ledger import Sums
 from cyxcentral.machine import Machine
 from cyxcore.errors import CyxError
-from cyxnet import client, commands, solana, subjects
+from cyxnet import commands, solana, subjects, submitting
 from cyxnet import messages as m
 from cyxnet.commands import Commander, commanding
 from cyxnet.config import NetworkFile
@@ -83,7 +83,7 @@ def shrink() -> "contextlib.ExitStack":
     stack.enter_context(mock.patch.object(signing, "VALID_MS", 24 * HOUR_MS))  # where weeks pass, 8 hours are a second
     stack.enter_context(mock.patch.object(dispatch, "PAUSE_GRACE_MS", dispatch.PAUSE_GRACE_MS // 6))
     stack.enter_context(mock.patch.object(solana, "BLOCKHASH_TRUSTED_S", solana.BLOCKHASH_TRUSTED_S / 6))
-    stack.enter_context(mock.patch.object(client, "QUOTE_FRESH_S", client.QUOTE_FRESH_S / 6))
+    stack.enter_context(mock.patch.object(submitting, "QUOTE_FRESH_S", submitting.QUOTE_FRESH_S / 6))
     stack.enter_context(mock.patch.object(nodes, "STRIKES_TO_BAN", 10**6))  # only what was rejected is banned
     stack.enter_context(mock.patch.object(nodes, "UNBANNED_REPUTATION", -1.0))
     stack.enter_context(mock.patch.object(nodes, "BAN_MS", (FAR_CLOCK_MS + 48 * HOUR_MS,)))  # by every clock

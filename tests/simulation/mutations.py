@@ -33,7 +33,7 @@ from cyxcentral.eventlog import EventLog
 from cyxcentral.payments import Payments
 from cyxcentral.pings import Pings
 from cyxcentral.runreports import RunReports
-from cyxnet import client, commands, escrow, solana
+from cyxnet import caller, client, commands, escrow, solana
 from cyxnet import messages as m
 from cyxnet.codec import MSGPACK, decode
 from cyxnet.connection import Message
@@ -482,7 +482,7 @@ def random_job_id() -> Iterator[Any]:
     place_once = client.AsyncClient.place
     yield mock.patch.object(client.AsyncClient, "prepare", prepare)
     yield mock.patch.object(client.AsyncClient, "place", place)
-    yield mock.patch.object(client, "RETRY_DELAYS_S", ())
+    yield mock.patch.object(caller, "RETRY_DELAYS_S", ())
 
 
 # -- money -----------------------------------------------------------------------------------------------
