@@ -20,6 +20,13 @@
 #define splat_vf32(x) ((vf32)_mm256_set1_ps(x))
 #define splat_vf64(x) ((vf64)_mm256_set1_pd(x))
 
+/* The lanes that are bits of a number, zeros in the others. */
+static inline __m256 load_lanes(const float *x, int lanes) {
+    const __m256i bits = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+    return _mm256_maskload_ps(x, _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(lanes), bits), bits));
+}
+#define LOAD_LANES_f32(x, lanes) load_lanes(x, (int)(lanes))
+
 /* As in isa_avx512.c. */
 #define UNORDERED_f32 __m256
 #define UNORDERED_f64 __m256d

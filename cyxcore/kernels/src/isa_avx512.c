@@ -27,6 +27,9 @@
 #define STORE_PART_f32(x, mask, v) _mm512_mask_storeu_ps(x, (__mmask16)(mask), (__m512)(v))
 #define STORE_PART_f64(x, mask, v) _mm512_mask_storeu_pd(x, (__mmask8)(mask), (__m512d)(v))
 
+/* The lanes that are bits of a number, zeros in the others. */
+#define LOAD_LANES_f32(x, lanes) _mm512_maskz_loadu_ps((__mmask16)(lanes), x)
+
 /* 16 x 16 numbers (8 x 8 of 8 bytes) turned as they are loaded, quarters of lines first: half of the shuffles of a square
  * that is turned in registers, and loads, which nothing else waits for. */
 #define HALF_f32(row, s, at) _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps((row)[s] + (at))), _mm_loadu_ps((row)[4 + (s)] + (at)), 1)

@@ -25,6 +25,7 @@ enum {
     POSITIONS = TILE_IN * TILE_IN,
     TILED_CHANNELS = 16, /* with fewer, the transforms cost more than they save */
     FEW_PANELS = 4,      /* of tiles: more, and all weights are transformed beforehand */
+    MOST_SEGMENTS = 4,   /* lines of tiles in a vector */
     LEAST_TILES = 64,    /* of the weight's gradient at once; more where they fit in TILED_BYTES */
     TILED_BYTES = 1 << 20
 };
@@ -92,8 +93,8 @@ static inline __attribute__((always_inline)) void NAME(to_taps)(const V *m, V *w
 #define MIX_LOW(a, b) TWO_VECTORS(a, b, EACH_LANE(WOVEN_LANE, 0))
 #define MIX_HIGH(a, b) TWO_VECTORS(a, b, EACH_LANE(WOVEN_LANE, VN / 2))
 
-/* A convolution of `planes` channels to `rows` in each group; the canvas is one group of an image with its border of zeros,
- * as large as its tiles reach. */
+/* A convolution of `planes` channels to `rows` in each group; the canvas is a plane with its border of zeros,
+ * on which lines and tiles are counted: nobody writes it. */
 typedef struct {
     NAME(unfolding) canvas;
     int64_t images, groups, planes, rows, out_h, out_w, tiles_w, tiles; /* tiles: of one image */
@@ -131,63 +132,145 @@ static inline int64_t NAME(lines_to)(const NAME(tiled) * p, int64_t n, int64_t s
     return TILE_OUT * ((tiles - 1) / p->tiles_w) + TILE_IN;
 }
 
-/* Lines [begin, end) of `planes` planes onto a canvas of these lines alone. */
-static void NAME(paint_lines)(const NAME(unfolding) * u, const T *image, int64_t planes, T *canvas, int64_t begin,
-                              int64_t end) {
-    int64_t left = u->left > 0 ? u->left : 0, skipped = u->left < 0 ? -u->left : 0, count = u->w - skipped;
-    if (count > u->canvas_w - left) count = u->canvas_w - left;
-    if (count < 0) count = 0;
-    for (int64_t plane = 0; plane < planes; plane++)
-        for (int64_t line = begin; line < end; line++, canvas += u->canvas_w) {
-            int64_t y = line - u->top;
-            if (y < 0 || y >= u->h || !count) {
-                memset(canvas, 0, sizeof(T) * (size_t)u->canvas_w);
-                continue;
-            }
-            const T *from = image + (plane * u->h + y) * u->w + skipped;
-            for (int64_t x = 0; x < count; x += LINE) __builtin_prefetch(from + u->h * u->w + x); /* of the next plane */
-            for (int64_t x = 0; x < left; x++) canvas[x] = 0;
-            NAME(copy)(canvas + left, from, count);
-            for (int64_t x = left + count; x < u->canvas_w; x++) canvas[x] = 0;
-        }
+/* The line of image n's canvas at which its tiles from `first` on begin. */
+static inline int64_t NAME(line_from)(const NAME(tiled) * p, int64_t n, int64_t first) {
+    return first > n * p->tiles ? TILE_OUT * (first % p->tiles / p->tiles_w) : 0;
+}
+
+/* Lines [begin, end) of a plane that holds h lines of w, as far as there are any: on their way to the second-level cache. */
+static inline void NAME(fetch_lines)(const T *plane, int64_t h, int64_t w, int64_t begin, int64_t end) {
+    if (begin < 0) begin = 0;
+    if (end > h) end = h;
+    for (const T *at = plane + begin * w; at < plane + end * w; at += LINE) __builtin_prefetch(at, 0, 2);
+}
+
+/* What tiles [first, end) read of planes [plane, stop); x: the first plane in the first image. */
+static void NAME(fetch_seen)(const NAME(tiled) * p, const T *x, int64_t first, int64_t end, int64_t plane, int64_t stop) {
+    const NAME(unfolding) *u = &p->canvas;
+    for (int64_t n = first / p->tiles; n * p->tiles < end; n++)
+        for (int64_t i = plane; i < stop; i++)
+            NAME(fetch_lines)(x + (n * p->groups * p->planes + i) * u->h * u->w, u->h, u->w, NAME(line_from)(p, n, first) - u->top,
+                              NAME(lines_to)(p, n, end) - u->top);
 }
 
 /* Elements that see_part() works in for `count` tiles. */
 static inline int64_t NAME(of_half)(const NAME(tiled) * p, int64_t count) {
-    return TILE_OUT * TILE_IN * (count + 3 * p->tiles_w + VN);
+    return TILE_OUT * TILE_IN * (count + (2 + MOST_SEGMENTS) * p->tiles_w + VN);
 }
 
-/* B' d B of tiles one behind the other, from tile x of a line on, whose pixels begin at `line`: position i of tile j to[i * apart +
- * j], of which `room` may be written. Lines of pixels are transformed first, each for both lines of tiles that it is part of:
- * half[line % TILE_OUT][j][line / TILE_OUT][tile], so that tiles of several lines are next to each other. */
-static void NAME(see_part)(const NAME(tiled) * p, const T *line, int64_t x, int64_t count, T *half, T *to, int64_t apart,
-                           int64_t room) {
-    int64_t width = p->tiles_w, lines = (x + count + width - 1) / width;
-    if (lines == 1) line += TILE_OUT * x, width = count, x = 0;
-    int64_t next = (lines + 1) * width + VN; /* of a line, up to VN tiles too many */
-    for (int64_t r = 0; r < TILE_OUT * lines + TILE_IN - TILE_OUT; r++, line += p->canvas.canvas_w)
-        for (int64_t i = 0; i < width; i += VN) {
-            V d[2 * TILE_OUT], t[TILE_IN];
-            _Pragma("GCC unroll 2") for (int h = 0; h < 2; h++) { /* the pixels of each tile, and of the next one */
-                const T *from = line + TILE_OUT * (i + h);
-                V a = *(const V *)from, b = *(const V *)(from + VN), c = *(const V *)(from + 2 * VN), e = *(const V *)(from + 3 * VN);
-                V even = EVENS(a, b), next_even = EVENS(c, e), odd = ODDS(a, b), next_odd = ODDS(c, e);
-                d[TILE_OUT * h] = EVENS(even, next_even), d[TILE_OUT * h + 1] = EVENS(odd, next_odd);
-                d[TILE_OUT * h + 2] = ODDS(even, next_even), d[TILE_OUT * h + 3] = ODDS(odd, next_odd);
+/* A vector of pixels, zeros where the bit of a lane is not set. */
+static inline __attribute__((always_inline)) V NAME(pixels)(const T *from, uint32_t there) {
+#if defined(LOAD_LANES_f32)
+    return (V)LOAD_LANES_f32(from, there);
+#else
+    if (there == (1u << VN) - 1) return *(const V *)from;
+    V found = {0};
+    for (int i = 0; i < VN; i++)
+        if (there >> i & 1) found[i] = from[i];
+    return found;
+#endif
+}
+
+/* The lanes of a vector that begins at element `first` which are those of [0, count). */
+static inline uint32_t NAME(lanes_within)(int64_t first, int64_t count) {
+    int64_t begin = first < 0 ? -first : 0, end = count - first < VN ? count - first : VN;
+    return begin < end ? (1u << end) - (1u << begin) : 0;
+}
+
+typedef T NAME(half_vector) __attribute__((vector_size(VN / 2 * sizeof(T)), aligned(sizeof(T)), may_alias));
+typedef T NAME(quarter_vector) __attribute__((vector_size(VN / 4 * sizeof(T)), aligned(sizeof(T)), may_alias));
+typedef union {
+    V whole;
+    NAME(half_vector) half[2];
+    NAME(quarter_vector) quarter[4];
+} NAME(segments);
+
+/* The first half of see_part(): lines of pixels. Short ones are S segments of a vector, from lines of tiles below each other. */
+static inline __attribute__((always_inline)) void NAME(see_lines)(const int S, const NAME(tiled) * p, const T *image, int64_t y,
+                                                                  int64_t x, int64_t lines, int64_t width, int64_t next,
+                                                                  T *half) {
+    const int64_t w = p->canvas.w, h = p->canvas.h, plane = h * w, tall = TILE_OUT * w, half_line = TILE_IN * next;
+    const int tiles = VN / S, vectors = TILE_OUT / S; /* of a line in a vector; of their pixels */
+    for (int64_t i = 0; i < width; i += tiles) {
+        int64_t first = width > tiles && i + tiles > width ? width - tiles : i;
+        int64_t column = TILE_OUT * (x + first) - p->canvas.left, row = TILE_OUT * y - p->canvas.top;
+        uint32_t there[2][TILE_OUT];
+        for (int n = 0; n < 2; n++)
+            for (int v = 0; v < vectors; v++) there[n][v] = NAME(lanes_within)(column + TILE_OUT * n + v * VN, w);
+        const T *from = image + row * w + column;
+        T *to = half + first;
+        for (int64_t line = 0; line <= lines; line += S, row += (S - 1) * TILE_OUT, from += (S - 1) * tall, to += S * width) {
+            T *at = to;
+            int64_t count = line < lines ? TILE_OUT : TILE_IN - TILE_OUT;
+            for (int64_t k = 0; k < count; k++, row++, from += w, at += half_line) {
+                V d[2 * TILE_OUT], t[TILE_IN];
+                uint32_t inside[MOST_SEGMENTS];
+                _Pragma("GCC unroll 4") for (int s = 0; s < S; s++)
+                    inside[s] = (uint64_t)(row + TILE_OUT * s) < (uint64_t)h ? ~0u : 0;
+                _Pragma("GCC unroll 2") for (int n = 0; n < 2; n++) { /* the pixels of each tile, and of the next one */
+                    V a[TILE_OUT];
+                    _Pragma("GCC unroll 4") for (int s = 0; s < S; s++)
+                        _Pragma("GCC unroll 4") for (int v = 0; v < vectors; v++) {
+                            const T *pixel = from + s * tall + TILE_OUT * n + v * VN;
+                            a[s * vectors + v] = NAME(pixels)(pixel, there[n][v] & inside[s]);
+                            if (!n) __builtin_prefetch(pixel + plane); /* of the next plane */
+                        }
+                    V even = EVENS(a[0], a[1]), next_even = EVENS(a[2], a[3]), odd = ODDS(a[0], a[1]), next_odd = ODDS(a[2], a[3]);
+                    d[TILE_OUT * n] = EVENS(even, next_even), d[TILE_OUT * n + 1] = EVENS(odd, next_odd);
+                    d[TILE_OUT * n + 2] = ODDS(even, next_even), d[TILE_OUT * n + 3] = ODDS(odd, next_odd);
+                }
+                NAME(of_inputs)(d, t);
+                _Pragma("GCC unroll 6") for (int j = 0; j < TILE_IN; j++) {
+                    NAME(segments) made = {t[j]};
+                    if (S == 1) *(V *)(at + j * next) = t[j];
+                    _Pragma("GCC unroll 4") for (int s = 0; s < S; s++)
+                        if (S == 2)
+                            *(NAME(half_vector) *)(at + j * next + s * width) = made.half[s];
+                        else if (S == 4)
+                            *(NAME(quarter_vector) *)(at + j * next + s * width) = made.quarter[s];
+                }
             }
-            NAME(of_inputs)(d, t);
-            T *at = half + r % TILE_OUT * TILE_IN * next + r / TILE_OUT * width + i;
-            _Pragma("GCC unroll 6") for (int j = 0; j < TILE_IN; j++) *(V *)(at + j * next) = t[j];
         }
+    }
+}
+
+/* The second half: what came of its lines, down each tile of a vector. whole: all of it may be written. */
+static inline __attribute__((always_inline)) void NAME(see_columns)(const int whole, const T *half, int64_t width, int64_t next, T *to,
+                                                                    int64_t apart, int64_t room) {
+    const T *low = half + TILE_IN * 2 * next;
+    int64_t line = TILE_IN * next, six = TILE_IN * apart;
+    for (int64_t j = 0; j < TILE_IN; j++, half += next, low += next, to += apart) {
+        V t[TILE_IN], d[TILE_IN] = {*(const V *)half, *(const V *)(half + line), *(const V *)low, *(const V *)(low + line),
+                                    *(const V *)(half + width), *(const V *)(half + width + line)};
+        NAME(of_inputs)(d, t);
+        T *down = to;
+        _Pragma("GCC unroll 6") for (int k = 0; k < TILE_IN; k++, down += six)
+            if (whole)
+                *(V *)down = t[k];
+            else
+                NAME(put_part)(down, t[k], room);
+    }
+}
+
+/* B' d B of tiles one behind the other, from tile (y, x) of a plane on: position i of tile j to[i * apart + j], of which `room` may be
+ * written. Lines of pixels are transformed first, each for both lines of tiles that it is part of: half[line % TILE_OUT][j][line /
+ * TILE_OUT][tile], so that tiles of several lines are next to each other. */
+static void NAME(see_part)(const NAME(tiled) * p, const T *image, int64_t y, int64_t x, int64_t count, T *half, T *to, int64_t apart,
+                           int64_t room) {
+    int64_t width = p->tiles_w, lines = (x + count + width - 1) / width, begin = 0;
+    if (lines == 1) begin = x, width = count, x = 0;
+    int64_t next = (lines + MOST_SEGMENTS) * width + VN; /* of a line, up to VN tiles too many */
+    if (4 * width <= VN && VN >= 16)
+        NAME(see_lines)(4, p, image, y, begin, lines, width, next, half);
+    else if (2 * width <= VN && VN >= 8)
+        NAME(see_lines)(2, p, image, y, begin, lines, width, next, half);
+    else
+        NAME(see_lines)(1, p, image, y, begin, lines, width, next, half);
     for (int64_t i = 0; i < count; i += VN)
-        for (int64_t j = 0; j < TILE_IN; j++) {
-            V d[TILE_IN], t[TILE_IN];
-            _Pragma("GCC unroll 6") for (int k = 0; k < TILE_IN; k++)
-                d[k] = *(const V *)(half + (k % TILE_OUT * TILE_IN + j) * next + k / TILE_OUT * width + x + i);
-            NAME(of_inputs)(d, t);
-            _Pragma("GCC unroll 6") for (int k = 0; k < TILE_IN; k++)
-                NAME(put_part)(to + (TILE_IN * k + j) * apart + i, t[k], room - i);
-        }
+        if (room - i >= VN)
+            NAME(see_columns)(1, half + x + i, width, next, to + i, apart, VN);
+        else
+            NAME(see_columns)(0, half + x + i, width, next, to + i, apart, room - i);
 }
 
 /* G w G' of all kernels. */
@@ -323,15 +406,12 @@ static void NAME(tiled_body)(void *context, int64_t begin, int64_t end) {
     NAME(tiled) *p = context;
     const NAME(unfolding) *u = &p->canvas;
     int64_t total = p->images * p->tiles, apart = p->planes * NR + APART;
-    int64_t reach = TILE_OUT * (((end - begin) * NR + p->tiles_w - 1) / p->tiles_w + 1) + TILE_IN - TILE_OUT; /* lines that these tiles read */
-    int64_t of_canvas = p->planes * u->canvas_w * (reach < u->canvas_h ? reach : u->canvas_h), of_half = NAME(of_half)(p, NR);
-    T *seen = cyx_scratch(1, sizeof(T) * (size_t)(POSITIONS * (apart + MR * NR) + of_half + of_canvas + NAME(SLACK)));
-    T *m = seen + POSITIONS * apart, *half = m + POSITIONS * MR * NR, *canvas = half + of_half;
+    T *seen = cyx_scratch(1, sizeof(T) * (size_t)(POSITIONS * (apart + MR * NR) + NAME(of_half)(p, NR)));
+    T *m = seen + POSITIONS * apart, *half = m + POSITIONS * MR * NR;
     if (!seen) {
         p->no_memory = 1;
         return;
     }
-    int64_t painted = -1, top = 0, lines = 0;
     for (int64_t task = begin; task < end; task++) {
         int64_t group = task / p->panels, first = task % p->panels * NR;
         int64_t count = total - first < NR ? total - first : NR, vectors = (count + VN - 1) / VN;
@@ -339,25 +419,22 @@ static void NAME(tiled_body)(void *context, int64_t begin, int64_t end) {
         NAME(runs_of)(p, first, count, runs);
         for (int64_t done = 0; done < count; done += part.count) {
             part = NAME(part_from)(p, first + done, count - done);
-            int64_t pair = part.n * p->groups + group;
-            if (pair != painted) { /* as far as this thread reads it */
-                int64_t stop = task / p->panels == (end - 1) / p->panels ? (end - 1) % p->panels + 1 : p->panels;
-                top = TILE_OUT * part.y;
-                lines = NAME(lines_to)(p, part.n, stop * NR) - top;
-                NAME(paint_lines)(u, p->image + pair * p->planes * u->h * u->w, p->planes, canvas, top, top + lines);
-                painted = pair;
-            }
-            const T *line = canvas + (TILE_OUT * part.y - top) * u->canvas_w;
-            for (int64_t c = 0; c < p->planes; c++, line += lines * u->canvas_w)
-                NAME(see_part)(p, line, part.x, part.count, half, seen + c * NR + done, apart, NR - done);
+            const T *image = p->image + (part.n * p->groups + group) * p->planes * u->h * u->w;
+            for (int64_t c = 0; c < p->planes; c++, image += u->h * u->w)
+                NAME(see_part)(p, image, part.y, part.x, part.count, half, seen + c * NR + done, apart, NR - done);
         }
-        const T *weight = p->weight + group * NAME(row_blocks)(p) * NAME(of_weights)(p);
+        const T *weight = p->weight + group * NAME(row_blocks)(p) * NAME(of_weights)(p), *x = p->image + group * p->planes * u->h * u->w;
+        int64_t next = first + NR, stop = task + 1 < end ? next + NR < total ? next + NR : total : 0;
+        int64_t parts = POSITIONS * NAME(row_blocks)(p), part_of = 0;
         for (int64_t r = 0; r < p->rows; r += MR) {
             int64_t rows = p->rows - r < MR ? p->rows - r : MR;
             NAME(fetch_tiles)(p, runs, group, r, rows);
-            for (int i = 0; i < POSITIONS; i++, weight += NAME(weights_apart)(p))
+            for (int i = 0; i < POSITIONS; i++, weight += NAME(weights_apart)(p), part_of++) {
+                if (next < stop)
+                    NAME(fetch_seen)(p, x, next, stop, p->planes * part_of / parts, p->planes * (part_of + 1) / parts);
                 NAME(packed_kernels)[rows - 1][vectors - 1](weight, MR, seen + i * apart, NR, m + i * MR * NR, NR,
                                                             p->planes, 0, NO_ADDEND);
+            }
             NAME(emit_tiles)(p, m, runs, vectors, group, r, rows);
         }
     }
@@ -379,7 +456,7 @@ static void NAME(few_tiles_seen)(void *context, int64_t begin, int64_t end) {
     NAME(tiled) *p = few->p;
     const NAME(unfolding) *u = &p->canvas;
     int64_t total = p->images * p->tiles, of_half = NAME(of_half)(p, p->tiles);
-    T *half = cyx_scratch(1, sizeof(T) * (size_t)(of_half + u->canvas_h * u->canvas_w + NAME(SLACK))), *canvas = half + of_half;
+    T *half = cyx_scratch(1, sizeof(T) * (size_t)of_half);
     if (!half) {
         p->no_memory = 1;
         return;
@@ -389,10 +466,8 @@ static void NAME(few_tiles_seen)(void *context, int64_t begin, int64_t end) {
         NAME(run) part;
         for (int64_t done = 0; done < total; done += part.count) {
             part = NAME(part_from)(p, done, total - done);
-            if (!part.y && !part.x)
-                NAME(paint_lines)(u, p->image + (part.n * p->groups * p->planes + task) * u->h * u->w, 1, canvas, 0, u->canvas_h);
-            NAME(see_part)(p, canvas + TILE_OUT * part.y * u->canvas_w, part.x, part.count, half, seen + done, few->seen_apart,
-                           few->stride - done);
+            NAME(see_part)(p, p->image + (part.n * p->groups * p->planes + task) * u->h * u->w, part.y, part.x, part.count, half,
+                           seen + done, few->seen_apart, few->stride - done);
         }
     }
 }
@@ -463,13 +538,10 @@ static int NAME(fits_tiles)(const int64_t *ints, const int64_t *weight, int64_t 
 /* The image x, and y of out_h x out_w made of it, by windows that begin `top` and `left` pixels outside of it. */
 static NAME(tiled) NAME(cut_tiles)(const cyx_array *x, const cyx_array *y, int64_t groups, int64_t top, int64_t left) {
     int64_t tiles_h = (y->shape[2] + TILE_OUT - 1) / TILE_OUT, tiles_w = (y->shape[3] + TILE_OUT - 1) / TILE_OUT;
-    return (NAME(tiled)){.canvas = {.planes = x->shape[1] / groups,
-                                    .h = x->shape[2],
+    return (NAME(tiled)){.canvas = {.h = x->shape[2],
                                     .w = x->shape[3],
                                     .top = top,
-                                    .left = left,
-                                    .canvas_h = TILE_OUT * tiles_h + TILE_IN - TILE_OUT,
-                                    .canvas_w = TILE_OUT * tiles_w + TILE_IN - TILE_OUT},
+                                    .left = left},
                          .images = x->shape[0],
                          .groups = groups,
                          .planes = x->shape[1] / groups,
@@ -529,7 +601,7 @@ typedef struct {
     int64_t planes, rows, width, first, count, most; /* rows in whole panels; tiles: at most `most` */
     int64_t stride, seen_apart, panels_apart, sums_apart; /* from plane to plane of `seen`; from position to position */
     T *seen, *panels, *sums; /* [position][plane][tile]; [position][panel][tile][NR]; [position][plane][width] */
-    T *half, *own; /* a plane's lines, transformed; its canvas, or four lines of the gradient, or taps: [plane][9][width] */
+    T *half, *own; /* a plane's lines, transformed; four lines of the gradient */
 } NAME(tiled_block);
 
 /* The tiles at work of each plane. */
@@ -537,17 +609,10 @@ static void NAME(see_planes)(const NAME(tiled_block) * s) {
     const NAME(tiled) *p = s->of;
     const NAME(unfolding) *u = &p->canvas;
     for (int64_t plane = 0; plane < s->planes; plane++) {
-        int64_t painted = -1, top = 0;
         NAME(run) part;
         for (int64_t done = 0; done < s->count; done += part.count) {
             part = NAME(part_from)(p, s->first + done, s->count - done);
-            if (part.n != painted) {
-                top = TILE_OUT * part.y;
-                NAME(paint_lines)(u, s->x + (part.n * p->groups * p->planes + plane) * u->h * u->w, 1, s->own, top,
-                                  NAME(lines_to)(p, part.n, s->first + s->count));
-                painted = part.n;
-            }
-            NAME(see_part)(p, s->own + (TILE_OUT * part.y - top) * u->canvas_w, part.x, part.count, s->half,
+            NAME(see_part)(p, s->x + (part.n * p->groups * p->planes + plane) * u->h * u->w, part.y, part.x, part.count, s->half,
                            s->seen + plane * s->stride + done, s->seen_apart, s->stride - done);
         }
     }
@@ -598,26 +663,15 @@ static void NAME(see_panels)(const NAME(tiled_block) * s) {
     }
 }
 
-/* Lines [begin, end) of a plane that holds h lines of w, as far as there are any: on their way to the second-level cache. */
-static inline void NAME(fetch_lines)(const T *plane, int64_t h, int64_t w, int64_t begin, int64_t end) {
-    if (begin < 0) begin = 0;
-    if (end > h) end = h;
-    for (const T *at = plane + begin * w; at < plane + end * w; at += LINE) __builtin_prefetch(at, 0, 2);
-}
-
 /* A part of what tiles [first, end) read, of all planes and rows: parts are numbered from 0 to `parts`. */
 static void NAME(fetch_part)(const NAME(tiled_block) * s, int64_t first, int64_t end, int64_t part, int64_t parts) {
     const NAME(tiled) *p = s->of;
-    const NAME(unfolding) *u = &p->canvas;
-    int64_t channels = s->planes + s->rows, pixels = p->out_h * p->out_w;
-    for (int64_t n = first / p->tiles; n * p->tiles < end; n++) {
-        int64_t begin = first > n * p->tiles ? TILE_OUT * (first % p->tiles / p->tiles_w) : 0, stop = NAME(lines_to)(p, n, end);
-        for (int64_t i = channels * part / parts; i < channels * (part + 1) / parts; i++)
-            if (i < s->planes)
-                NAME(fetch_lines)(s->x + (n * p->groups * p->planes + i) * u->h * u->w, u->h, u->w, begin - u->top, stop - u->top);
-            else
-                NAME(fetch_lines)(s->g + (n * p->groups * p->rows + i - s->planes) * pixels, p->out_h, p->out_w, begin, stop - (TILE_IN - TILE_OUT));
-    }
+    int64_t channels = s->planes + s->rows, begin = channels * part / parts, stop = channels * (part + 1) / parts;
+    NAME(fetch_seen)(p, s->x, first, end, begin, stop < s->planes ? stop : s->planes);
+    for (int64_t n = first / p->tiles; n * p->tiles < end; n++)
+        for (int64_t row = begin < s->planes ? 0 : begin - s->planes; row < stop - s->planes; row++)
+            NAME(fetch_lines)(s->g + (n * p->groups * p->rows + row) * p->out_h * p->out_w, p->out_h, p->out_w,
+                              NAME(line_from)(p, n, first), NAME(lines_to)(p, n, end) - (TILE_IN - TILE_OUT));
 }
 
 /* Every position of the tiles at work onto its sums; meanwhile the memory sends what the next tiles need. */
@@ -680,8 +734,7 @@ static void NAME(tiled_sums_body)(void *context, int64_t begin, int64_t end) {
         if (s.most > total) s.most = total;
         s.stride = s.most + APART, s.seen_apart = s.planes * s.stride + APART, s.panels_apart = s.width * s.most + APART;
         s.sums_apart = s.planes * s.width + APART;
-        int64_t lines = TILE_OUT * TILE_OUT * p->tiles_w * NR, canvas = u->canvas_h * u->canvas_w, taps = 9 * s.planes * s.width;
-        int64_t of_own = lines > canvas ? lines : canvas, of_half = NAME(of_half)(p, s.most);
+        int64_t of_own = TILE_OUT * TILE_OUT * p->tiles_w * NR, taps = 9 * s.planes * s.width, of_half = NAME(of_half)(p, s.most);
         int64_t sides = POSITIONS * (s.seen_apart + s.panels_apart), of_sums = POSITIONS * s.sums_apart;
         s.sums = cyx_scratch(1, sizeof(T) * (size_t)(of_sums + (sides > taps ? sides : taps) + of_half + of_own + NAME(SLACK)));
         if (!s.sums) {
