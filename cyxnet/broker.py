@@ -32,6 +32,9 @@ from cyxnet.identity import Identity
 MAX_PAYLOAD_BYTES = 2 * 1024 * 1024
 MAX_SUBSCRIPTIONS = 1024  # of one connection
 MAX_PENDING_BYTES = 128 * 1024 * 1024  # that may wait for one reader: central must not be cut off while flooded
+# Who says nothing for so many seconds is asked for a sign of life, and cut off the time after PINGS_UNANSWERED of them:
+# a central that has stopped is otherwise given its share of all requests, for minutes.
+PING_INTERVAL_S, PINGS_UNANSWERED = 3, 2
 READY_TIMEOUT_S = 10.0
 CLUSTER_READY_TIMEOUT_S = 40.0  # members wait for each other, and an election takes up to nine seconds
 LOCK_TIMEOUT_S = 5.0
@@ -289,6 +292,8 @@ ports_file_dir: {json.dumps(str(folder))}
 max_payload: {MAX_PAYLOAD_BYTES}
 max_subscriptions: {MAX_SUBSCRIPTIONS}
 max_pending: {MAX_PENDING_BYTES}
+ping_interval: "{PING_INTERVAL_S}s"
+ping_max: {PINGS_UNANSWERED}
 jetstream {{
   store_dir: {json.dumps(str(store))}
   max_mem: 256MB

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import nats.errors
 import pytest
@@ -51,6 +52,20 @@ async def client(broker):
 
 def test_the_broker_syncs_before_it_acknowledges(broker):
     assert syncs_always(broker.monitor_url)
+
+
+@pytest.mark.slow
+async def test_who_says_nothing_any_more_is_cut_off(broker):
+    # a central that had stopped was given its share of all requests: of two, half of what was asked waited for it
+    url = urlsplit(broker.url("edge"))
+    reader, writer = await asyncio.open_connection(url.hostname, url.port)
+    who = json.dumps({"verbose": False, "user": url.username, "pass": url.password}).encode()
+    writer.write(b"CONNECT " + who + b"\r\nSUB asked everybody 1\r\nPING\r\n")
+    while await reader.readline() != b"PONG\r\n":
+        pass
+    async with asyncio.timeout(60):
+        assert b"Stale Connection" in await reader.read()  # to the end of the connection
+    writer.close()
 
 
 def test_a_port_in_use_is_one_clear_error(broker, tmp_path):
