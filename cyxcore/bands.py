@@ -24,6 +24,8 @@ LEAST_BYTES = 2 * 1024 * 1024  # of the arrays of a stretch together: fewer stay
 MOST_SHARED = 128 * 1024  # elements of a matrix that every band multiplies by: it must stay in the cache as well
 LEAST_FREED = 2 * 1024 * 1024  # by a cut through a stretch, at which threads meet
 MOST_CARRIED = 1 / 16  # of what a cut frees: what it makes later bands read from memory
+BLOCK_ROWS = 32  # of a sum: as many rows, and two, four, eight times as many, are a part of it (kernels/src/reduce.inl)
+BANDS_OF_A_LANE = 8  # or more, where bands add up: a lane waits once for each of the others
 
 # (node, shapes of its inputs, shape of its output) -> for each input whether a band of the output needs that band of it
 # alone (else all of it); None: the rows depend on each other
@@ -36,6 +38,7 @@ class Stretch(NamedTuple):
     places: list[int]
     by_rows: dict[int, tuple[bool, ...]]  # of each call: which inputs are cut
     bands: int
+    adds: frozenset[int] = frozenset()  # the calls whose one output is the sum of what all bands come to
 
 
 def arrange(
@@ -45,9 +48,11 @@ def arrange(
     alias: Mapping[int, int],
     lanes: int = 1,
     unmade: Collection[int] = (),
+    exact: bool = False,
 ) -> tuple[list[int], list[Stretch]]:
     """The calls in an order in which those of a stretch follow each other, and the stretches. lanes: how many threads
-    there are to take bands. unmade: what nobody makes where it is in no band.
+    there are to take bands. unmade: what nobody makes where it is in no band. exact: whether the bits of a product do
+    not depend on where its sums are cut.
     """
     rules = _rules(graph, known, order)
     bands, least_rows = _recurrence(graph, known, rules, lanes), LEAST_SHORT_ROWS
@@ -57,11 +62,12 @@ def arrange(
     for place in unmade:
         cuts.pop(place, None)
     needed = _needed(graph, order, alias, cuts)
+    adds = _added_up(graph, known, order, alias, bands) if exact and bands >= BANDS_OF_A_LANE * lanes else {}
     found: list[Stretch] = []
     arranged: list[int] = []
     begin = 0
     for first, stop in [*rows_across(graph, known, order), (len(order), len(order))]:  # which are made as they are
-        arranged += _arranged(graph, known, order[begin:first], alias, bands, cuts, needed, found)
+        arranged += _arranged(graph, known, order[begin:first], alias, bands, cuts, needed, adds, found)
         arranged += order[first:stop]
         begin = stop
     return arranged, found
@@ -75,6 +81,7 @@ def _arranged(
     bands: int,
     cuts: Mapping[int, tuple[bool, ...]],
     needed: set[int],
+    adds: Mapping[int, tuple[bool, ...]],
     found: list[Stretch],
 ) -> list[int]:
     """Calls as arrange() puts them; their stretches are added to `found`."""
@@ -85,8 +92,10 @@ def _arranged(
         before, taken, put_off, rest = gathered
         if len(taken) > 1 and sum(map(known.bytes_of, taken)) >= LEAST_BYTES:
             arranged += before
-            for piece, readers in _pieces(graph, known, taken, put_off, alias):
-                found.append(Stretch(piece, {place: cuts[place] for place in piece}, bands))
+            for piece, readers in _pieces(graph, known, taken, put_off, alias, adds):
+                inside = frozenset(piece) & adds.keys()
+                by_rows = {place: adds[place] if place in inside else cuts[place] for place in piece}
+                found.append(Stretch(piece, by_rows, bands, inside))
                 arranged += [*piece, *readers]
             waiting = rest
         else:
@@ -187,23 +196,66 @@ def _gather(
     return before, taken, put_off, []
 
 
+def _added_up(
+    graph: Graph, known: Inferred, order: Sequence[int], alias: Mapping[int, int], bands: int
+) -> dict[int, tuple[bool, ...]]:
+    """Gradients of weights: calls that need all rows, but whose sums can be cut into bands that follow each other.
+
+    Not those that are added to each other, as of each step of a recurrence: all of them would need memory at once.
+    """
+    found = dict[int, tuple[bool, ...]]()
+    for place in order:
+        node, shapes = graph.nodes[place], [known.shapes[i] for i in graph.nodes[place].inputs]
+        if known.dtypes[place] not in ("float32", "float64") or not shapes or not shapes[0] or shapes[0][0] % bands:
+            continue
+        rows = shapes[0][0] // bands
+        if node.op == "matmul" and len(shapes[0]) == len(shapes[1]) == 2:
+            turned = node.attrs["transpose_a"] and not node.attrs["transpose_b"]
+            if turned and rows >= LEAST_ROWS and math.prod(known.shapes[place]) <= MOST_SHARED:
+                found[place] = (True, True)
+        elif node.op == "sum" and known.dtypes[node.inputs[0]] == known.dtypes[place]:
+            axes = tuple(node.attrs["axes"])
+            blocks, rest = divmod(rows * math.prod(shapes[0][1 : len(axes)]), BLOCK_ROWS)
+            leading = axes == tuple(range(len(axes))) and math.prod(shapes[0][len(axes) :]) > 1
+            if axes and leading and not rest and blocks and not blocks & blocks - 1:
+                found[place] = (True,)
+    parts = set(found)
+    for place in order:
+        sources = {alias.get(i, i) for i in graph.nodes[place].inputs}
+        if graph.nodes[place].op == "add" and sources <= parts:
+            parts.add(place)
+            for source in sources & found.keys():
+                del found[source]
+    return found
+
+
 def _pieces(
-    graph: Graph, known: Inferred, taken: list[int], put_off: Sequence[int], alias: Mapping[int, int]
+    graph: Graph,
+    known: Inferred,
+    taken: list[int],
+    put_off: Sequence[int],
+    alias: Mapping[int, int],
+    adds: Collection[int],
 ) -> list[tuple[list[int], list[int]]]:
     """A stretch cut where that frees memory: (calls in bands, what was put off and can be done behind them), in order.
 
-    What only calls that are put off still read has its memory until they are done. So they are done as soon as enough
-    of it has come together, where hardly anything else goes on from the bands before to those behind.
+    Of what was put off, that of `adds` needs no waiting: each band adds to it. What only the rest still reads has its
+    memory until that is done. So that is done as soon as enough of it has come together, where hardly anything else
+    goes on from the bands before to those behind.
     """
     sources_of = {p: {alias.get(i, i) for i in graph.nodes[p].inputs} for p in (*taken, *put_off)}
     at = {place: index for index, place in enumerate(taken)}
-    last = {source: at[place] for place in taken for source in sources_of[place] if source in at}
     ready = dict(at)  # behind which of the calls in bands each can be done
     for place in put_off:
         ready[place] = max((ready.get(source, 0) for source in sources_of[place]), default=0)
+    late = set(put_off)
+    added = [p for p in put_off if p in adds and sources_of[p] & at.keys() and not sources_of[p] & late]
+    late.difference_update(added)
+    in_bands = sorted((*taken, *added), key=lambda place: ready[place])
+    last = {source: ready[place] for place in in_bands for source in sources_of[place] if source in at}
     read_until: dict[int, int] = {}
     for place in put_off:
-        for source in sources_of[place] & at.keys():
+        for source in sources_of[place] & at.keys() if place in late else ():
             read_until[source] = max(read_until.get(source, 0), ready[place], last.get(source, 0))
     freed, carried = [0] * len(taken), [0] * len(taken)
     for source, index in read_until.items():
@@ -218,9 +270,27 @@ def _pieces(
         together += freed[index]
         end = index + 1 == len(taken)
         if end or together >= LEAST_FREED and goes_on <= MOST_CARRIED * together:
-            pieces.append((taken[begin : index + 1], [p for p in put_off if begin <= ready[p] <= index]))
+            piece = _with_sums(graph, taken[begin : index + 1], [p for p in added if begin <= ready[p] <= index], ready)
+            pieces.append((piece, [p for p in put_off if p in late and begin <= ready[p] <= index]))
             begin, together = index + 1, 0
     return pieces
+
+
+def _with_sums(graph: Graph, calls: Sequence[int], added: Sequence[int], ready: Mapping[int, int]) -> list[int]:
+    """Calls in bands, and each of `added` soon behind what it reads: not between element-wise calls, which are made as
+    one group. ready: as of _pieces().
+    """
+    behind: dict[int, list[int]] = {}
+    for place in added:
+        behind.setdefault(ready[place], []).append(place)
+    found, waiting = list[int](), list[int]()
+    for place in calls:
+        if OPS[graph.nodes[place].op].group not in ("elementwise", "reduce"):
+            found += waiting
+            waiting = []
+        found.append(place)
+        waiting += behind.get(ready[place], ())
+    return found + waiting
 
 
 def _rules(graph: Graph, known: Inferred, order: Sequence[int]) -> dict[int, tuple[bool, ...]]:

@@ -51,6 +51,7 @@ class Banded(NamedTuple):
     bands: int
     lanes: int
     steps: list[list[tuple[int, int]]]  # of each call, for output and inputs: bytes to the next band's, the next lane's
+    adds: Sequence[int] = ()  # which of these calls add up what all bands come to in one output
 
 
 class Backend(Protocol):

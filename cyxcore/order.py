@@ -160,9 +160,14 @@ class Schedule(NamedTuple):
     joined: list[Joined]  # concatenations that are not made: what they join is there until their readers are through
     masked: dict[int, list[int]]  # the last call of those that are made at once as one masked gradient -> all of them
 
-    def stretch_of(self) -> dict[int, int]:
-        """The number of the stretch of each call in bands."""
-        return {place: number for number, each in enumerate(self.stretches) for place in each.places}
+    def stretch_of(self, with_sums: bool = True) -> dict[int, int]:
+        """The number of the stretch of each call in bands. with_sums: also of those that add up all bands."""
+        return {
+            place: number
+            for number, each in enumerate(self.stretches)
+            for place in each.places
+            if with_sums or place not in each.adds
+        }
 
     def home(self, place: int) -> int:
         """The node in whose memory a value is made."""
@@ -184,12 +189,12 @@ class Schedule(NamedTuple):
         return set(stretch_of) - kept
 
 
-def schedule(graph: Graph, in_bands: bool = False, lanes: int = 1) -> Schedule:
+def schedule(graph: Graph, in_bands: bool = False, lanes: int = 1, exact: bool = False) -> Schedule:
     """Which nodes need a call and in what order.
 
     Optimiser ops move to the end, where nobody reads the old parameter any more, and then write it
     in place. Other updates (running statistics) are copied last of all. What can run in bands comes first; lanes: on
-    how many threads.
+    how many threads; exact: as of arrange().
     """
     alias: dict[int, int] = {}
     order = []
@@ -220,7 +225,7 @@ def schedule(graph: Graph, in_bands: bool = False, lanes: int = 1) -> Schedule:
         early = together_at_last(early, masked)
         joined = joined_rows(graph, known, early, alias)
         alone = [each.place for each in joined] + [place for group in masked.values() for place in group]
-        early, stretches = arrange(graph, known, early, alias, lanes, alone)
+        early, stretches = arrange(graph, known, early, alias, lanes, alone, exact)
         elsewhere = {place for each in stretches for place in each.places}
         added_up = accumulations(graph, known, early, alias, elsewhere, lanes)
         if lanes > 1:  # one thread finds in its cache what it multiplies right behind its making

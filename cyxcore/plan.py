@@ -70,11 +70,12 @@ class Plan:
         self.backend = precision.backend(self.device, self.numerics)
         self._lanes: int = getattr(self.backend, "lanes", 0)
         in_bands = optimised and self._lanes > 0 and set(graph.infer(1).dtypes) <= IN_GRAPHS
-        decided = schedule(graph, in_bands, self._lanes)
-        shorter = recompute_in_bands(graph, decided.order, decided.alias, decided.stretch_of())
+        how = in_bands, self._lanes, self.numerics == "exact"
+        decided = schedule(graph, *how)
+        shorter = recompute_in_bands(graph, decided.order, decided.alias, decided.stretch_of(with_sums=False))
         if shorter is not graph:
             self.graph = graph = shorter
-            decided = schedule(graph, in_bands, self._lanes)
+            decided = schedule(graph, *how)
         known = graph.infer(1)
         self._apart: dict[int, Array] = {decided.home(place): None for place in graph.outputs} if outputs_apart else {}
         within = decided.within(graph, known)
@@ -131,7 +132,7 @@ class Plan:
         out = self.arrays[place]
         return Call(
             node.op,
-            out if place in self._within else out[: len(out) // bands],
+            out if place in self._within or place in stretch.adds else out[: len(out) // bands],
             tuple(inputs),
             attrs_of_band(node, bands),
         )
@@ -143,11 +144,12 @@ class Plan:
             return (self.arrays[source].nbytes // stretch.bands if cut else 0), 0
 
         steps = [
-            [step(place, True), *map(step, self.graph.nodes[place].inputs, stretch.by_rows[place])]
+            [step(place, place not in stretch.adds), *map(step, self.graph.nodes[place].inputs, stretch.by_rows[place])]
             for place in stretch.places
         ]
         lanes = min(self._lanes, stretch.bands)
-        return Banded(decided.order.index(stretch.places[0]), stretch.bands, lanes, steps)
+        adds = [number for number, place in enumerate(stretch.places) if place in stretch.adds]
+        return Banded(decided.order.index(stretch.places[0]), stretch.bands, lanes, steps, adds)
 
     def _fed(self, shape: Shape, dtype: str, resident: bool) -> tuple[Array, Array]:
         """(what the caller fills, what the kernels read): two arrays where the device cannot read the host's."""

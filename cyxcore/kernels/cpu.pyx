@@ -78,6 +78,7 @@ cdef extern from "cyx.h" nogil:
         int32_t stretch
         int32_t lanes
         int32_t bands
+        int32_t adds
         int32_t terms
         double work
         cyx_factor *packed
@@ -575,12 +576,14 @@ cdef class Program:
         self._arrays.append((out, tuple(inputs)))
         self._count += 1
 
-    def stretch(self, int64_t first, int bands, int lanes, list steps) -> None:
+    def stretch(self, int64_t first, int bands, int lanes, list steps, adds=()) -> None:
         """The calls from `first` on run on one band after another: cyxcore/bands.py.
 
         They were added with the arrays of band 0, lane 0. steps: of each call, for its output and then its inputs, how
         many bytes further on the array of the next band and of the next lane lies. The caller knows that everything
-        stays within memory that it keeps, and that no two bands write to one place. Before fuse().
+        stays within memory that it keeps, and that no two bands write to one place. adds: which of the calls (from 0) add
+        up what all bands come to in one output; they are products of a transposed matrix, and sums over rows of which each
+        band has 32, 64, 128 and so on. Before fuse().
         """
         cdef cyx_array *array
         cdef int64_t place
@@ -595,6 +598,8 @@ cdef class Program:
                 array = &self._calls[place].out if i == 0 else &self._calls[place].inputs[i - 1]
                 array.band_bytes, array.lane_bytes = arrays[i]
             self._calls[place].bands = bands
+        for place in adds:
+            self._calls[first + <int64_t>place].adds = 1
         self._calls[first].stretch, self._calls[first].lanes = len(steps), lanes
         self._edges.update((first, first + len(steps)))
 

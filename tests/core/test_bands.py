@@ -28,6 +28,7 @@ def _small_is_large(monkeypatch: pytest.MonkeyPatch, own_machine: None) -> None:
     monkeypatch.setattr(bands, "BAND_BYTES", 256)
     monkeypatch.setattr(bands, "LEAST_BYTES", 1)
     monkeypatch.setattr(bands, "LEAST_ROWS", 1)
+    monkeypatch.setattr(bands, "BANDS_OF_A_LANE", 1)
 
 
 def state_of(graph: Graph, seed: int = 3) -> dict[str, Any]:
@@ -375,6 +376,7 @@ def test_any_mixture_has_the_bits_of_one_call_after_the_other(
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_stretch_is_cut_where_that_frees_memory(monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
     """Layers of tanh: the gradient of each weight needs all rows of what goes into it and of what comes back."""
+    monkeypatch.setattr(bands, "BANDS_OF_A_LANE", ROWS + 1)  # where bands do not add up
     builder = Builder()
     x = builder.input("x", (ROWS, 4, WIDTH)).reshape(4 * ROWS, WIDTH)
     for layer in range(8):
@@ -392,6 +394,63 @@ def test_a_stretch_is_cut_where_that_frees_memory(monkeypatch: pytest.MonkeyPatc
     # Of the 8 gradients that whole stretches keep at once, one or two are there at a time.
     assert cut.arena_bytes <= whole.arena_bytes - 5 * array_bytes
     assert run(cut) == run(whole) == run(Plan(graph, state_of(graph), "cpu", optimised=False))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("isa", ["avx512", "avx2", "portable"])
+@pytest.mark.parametrize(("rows", "length", "blocks"), [(16, 64, True), (11, 32, True), (6, 96, False)])
+def test_bands_add_up_the_gradients_of_weights(isa: str, threads: int, rows: int, length: int, blocks: bool) -> None:
+    """Products, and sums where the rows of a band are a part of their tree: one block of 32 or two, not three."""
+    try:
+        cpu.set_isa(isa)
+    except ValueError:
+        pytest.skip(f"this machine has no {isa}")
+    cpu.set_num_threads(threads)
+    builder = Builder()
+
+    def weight(name: str, *shape: int) -> Any:
+        return builder.param(name, shape, {"kind": "constant", "value": 0.0})
+
+    x, labels = builder.input("x", (rows, length, 40)), builder.input("labels", (rows, length), "int64")
+    x = F.relu(F.linear(x, weight("in", 150, 40), weight("bias_in", 150)))
+    x = F.layer_norm(x, (150,), weight("scale", 150), weight("shift", 150))
+    logits = F.linear(x, weight("out", 21, 150), weight("bias_out", 21))
+    loss = F.cross_entropy(logits.reshape(-1, 21), labels.reshape(-1))
+    trained = [builder.at(place) for place, node in enumerate(builder.nodes) if node.op == "param"]
+    graph = optimise(builder.graph(loss, *backward(builder, loss, trained)))
+    plan = Plan(graph, state_of(graph), "cpu")
+    decided = schedule(plan.graph, in_bands=True, lanes=threads, exact=True)
+    added = [plan.graph.nodes[place].op for each in decided.stretches for place in each.adds]
+    assert sorted(added) == (["matmul"] * 2 + ["sum"] * 4 if blocks else ["matmul"] * 2)
+    expected = run(Plan(graph, state_of(graph), "cpu", optimised=False))
+    assert run(plan) == expected
+    assert run(plan) == expected
+
+
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_bands_that_add_up_end_where_one_before_them_fails(lanes: int) -> None:
+    cpu.set_num_threads(lanes)
+    rng = np.random.default_rng(2)
+    logits, labels = rng.normal(size=(64, 5)).astype(np.float32), rng.integers(0, 5, 64)
+    loss, made = np.empty(64, np.float32), np.empty((5, 5), np.float32)
+    turned = {"transpose_a": True, "transpose_b": False}
+    program = cpu.Program()
+    program.add("matmul", made, [logits[:4], logits[:4]], turned)
+    program.add("cross_entropy", loss[:4], [logits[:4], labels[:4]], {})
+    program.add("matmul", np.empty((5, 5), np.float32), [logits[:4], logits[:4]], turned)
+    of_rows = (4 * 5 * 4, 0)
+    product = [(0, 0), of_rows, of_rows]
+    program.stretch(0, 16, lanes, [product, [(4 * 4, 0), of_rows, (4 * 8, 0)], product], [0, 2])
+    program.fuse()
+    expected = np.empty((5, 5), np.float32)
+    cpu.call("matmul", expected, [logits, logits], turned)
+    for wrong in (17, 2):
+        right, labels[wrong] = int(labels[wrong]), 9
+        with pytest.raises(DataError, match=f"got 9 in row {wrong}"):
+            program.run()
+        labels[wrong] = right
+        program.run()
+        assert made.tobytes() == expected.tobytes()
 
 
 def both_passes(builder: Builder, x: Symbol) -> Graph:
@@ -456,6 +515,7 @@ def test_later_bands_make_weights_of_attention_again(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("threads", [1, 2])
 def test_bands_write_where_they_have_read_for_the_last_time(monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
     """Of layers of gelu: one of the arrays that the backward pass writes lies where what goes into the layer lay."""
+    monkeypatch.setattr(bands, "BANDS_OF_A_LANE", ROWS + 1)
     graph = of_gelu_layers(6)
     cpu.set_num_threads(threads)
     monkeypatch.setattr(bands, "LEAST_FREED", 1)

@@ -52,6 +52,13 @@ typedef struct cyx_group cyx_group; /* fused.c */
 typedef struct cyx_lanes cyx_lanes; /* stretch.c */
 typedef struct cyx_ahead cyx_ahead; /* ahead.c */
 
+/* Of a call in a stretch whose results of all bands are added up in its one output, band after band: stretch.c. */
+typedef struct {
+    _Atomic int64_t turn;           /* the band that comes next */
+    const _Atomic int64_t *stopped; /* no band from this one on is finished any more */
+    void *partial;                  /* of a sum: what the bands before came to, as it meets what comes behind */
+} cyx_adding;
+
 typedef struct cyx_call {
     cyx_array *in; /* own_in, or memory of its own where there are more inputs */
     int32_t op;
@@ -65,6 +72,7 @@ typedef struct cyx_call {
     int32_t elided; /* nobody outside the group reads the output: it is never stored */
     int32_t stretch, lanes; /* of the first call of a stretch: how many calls, on how many lanes */
     int32_t bands;          /* of every call of a stretch: how often it is made */
+    int32_t adds;           /* in a stretch: what all bands come to is added up in one output */
     int32_t terms; /* 0: exact; 1 to 3: bfloat16 terms into which a product may split its float32 factors (fast.h) */
     const void *panels; /* in a stretch: the right factor of an exact product as its kernel reads it; else NULL */
     const void *const *lines; /* in a group that begins with a concat: where the rows of the first input lie; else NULL */
@@ -72,6 +80,7 @@ typedef struct cyx_call {
     struct cyx_factor *packed; /* the right factor of a product, as tiles; NULL: the product makes its own (fast.h) */
     cyx_group *kept; /* of the first call of a group: what need not be found again in every run; or NULL */
     cyx_lanes *lane_records; /* of the first call of a stretch: what need not be copied in every run; or NULL */
+    cyx_adding *adding;        /* of a lane's call that adds up; else NULL */
     const cyx_ahead *ahead;    /* of a product: what it fetches for the calls behind it; or NULL */
     struct cyx_factor *pack;   /* those to be made before this call, or before the stretch that begins with it */
     cyx_array out;

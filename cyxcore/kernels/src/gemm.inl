@@ -291,6 +291,7 @@ typedef struct {
     int64_t lines_from;    /* how many elements of each come before those of A */
     NAME(addend) plus;
     int alone; /* one thread makes all of it */
+    int adds;  /* to the chains that are in c, instead of beginning them */
     /* of the current block */
     int64_t n0, n_count, k0, k_count, m_block, n_block;
     const T *panels; /* packed B, or NULL where it is read directly; then `last` holds a panel that is not whole;
@@ -401,7 +402,7 @@ static void NAME(product_body)(void *context, int64_t begin, int64_t end) {
             int64_t b_k = panels ? NR : p->b_row;
             if (!panels && columns % VN) b = p->last, b_k = NR;
             T *c = p->c + m0 * p->n + p->n0 + column;
-            int done = p->plus.at && p->k0 + p->k_count == p->k;
+            int goes_on = p->adds || p->k0 > 0, done = p->plus.at && p->k0 + p->k_count == p->k;
             const T *plus = done ? p->plus.at + m0 * p->plus.row + p->n0 + column : NULL;
             for (int64_t r = 0; r < rows; r += height) {
                 int64_t count = rows - r < height ? rows - r : height;
@@ -413,10 +414,10 @@ static void NAME(product_body)(void *context, int64_t begin, int64_t end) {
                 NAME(block_kernel) kernel = p->looking.ahead && columns == NR ? NAME(fetching_kernel)(packed_rows, count) : NULL;
                 if (kernel) beside.fetching = cyx_fetch_ahead(&p->looking, p->k_count);
                 if (beside.fetching.at)
-                    kernel(own_a, a_stride, b, b_k, c + r * p->n, p->n, p->k_count, p->k0 > 0, &beside);
+                    kernel(own_a, a_stride, b, b_k, c + r * p->n, p->n, p->k_count, goes_on, &beside);
                 else
                     NAME(run_block)(packed_rows ? NAME(packed_kernels) : NAME(rows_kernels), count, columns, own_a, a_stride,
-                                    b, b_k, c + r * p->n, p->n, p->k_count, p->k0 > 0, &beside);
+                                    b, b_k, c + r * p->n, p->n, p->k_count, goes_on, &beside);
             }
         }
     }
@@ -709,7 +710,9 @@ static cyx_status NAME(matmul)(const cyx_call *call) {
          .a_transposed = (int)call->ints[0],
          .lines = (const T *const *)call->lines,
          .looking = {.ahead = call->ahead},
-         .b_transposed = (int)call->ints[1]};
+         .b_transposed = (int)call->ints[1],
+         .adds = call->adding && cyx_band > 0};
+    if (call->adding) return NAME(multiply)(&p);
     if (!cyx_asked && a->ndim == 2 && b->ndim == 2 && m > 1 && n > 1 && call->group <= 2 && NAME(multiply_small)(&p))
         return CYX_OK;
     cyx_array stacks[2] = {NAME(stack_of)(a), NAME(stack_of)(b)}, results = NAME(stack_of)(out);

@@ -14,6 +14,9 @@ enum { CYX_MOST_SUMMED = 1 << 17 }; /* elements of the sums over rows that are a
 /* Whether a product, or a sum over rows, is added to what the two calls before it wrote, as they did, in the same place. */
 int cyx_adds_on(const cyx_call *before, const cyx_call *calls);
 
+/* A call that adds up what all bands come to, when it is the turn of its band: sums have one order. */
+cyx_status cyx_run_in_turn(const cyx_call *call, cyx_kernel kernel);
+
 /* The records of every lane of a stretch each of whose lanes has one band: they are the same in every run. The caller's,
  * until the stretch has run for the last time; NULL where lanes have more bands, or there is no memory. */
 cyx_lanes *cyx_keep_lanes(const cyx_call *calls);

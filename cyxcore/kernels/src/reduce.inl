@@ -433,6 +433,23 @@ static cyx_status NAME(add_sums)(const cyx_call *calls) {
     return CYX_OK;
 }
 
+/* One band of a sum over the rows of all bands: it is a subtree, and meets those of the bands before it as blocks do. */
+static cyx_status NAME(add_band)(const NAME(reduction) * r, const cyx_call *call) {
+    int64_t n = r->plan.inner, height = 0;
+    T *tree = cyx_scratch(1, sizeof(T) * TILE * TREE_DEPTH), *bands = call->adding->partial;
+    if (!tree) return CYX_NO_MEMORY;
+    for (int64_t before = cyx_band; before; before >>= 1) height += before & 1;
+    for (int64_t column = 0; column < n; column += TILE)
+        NAME(reduce_tile)(r, r->x + column, 0, r->plan.terms, n - column < TILE ? n - column : TILE, tree,
+                          bands + height * n + column);
+    for (int64_t carry = cyx_band; carry & 1; carry >>= 1, height--)
+        NAME(sum_columns)(bands + (height - 1) * n, bands + height * n, n);
+    if (cyx_band + 1 < call->bands) return CYX_OK;
+    for (; height; height--) NAME(sum_columns)(bands + (height - 1) * n, bands + height * n, n);
+    memcpy(r->out, bands, sizeof(T) * (size_t)n);
+    return CYX_OK;
+}
+
 /* As a member of a group: the sum of each run, and of those the outputs, in the order of reduce_runs. */
 static void NAME(sum_runs)(void *context, int64_t begin, int64_t end) {
     const cyx_rows *rows = context;
@@ -462,6 +479,7 @@ static cyx_status NAME(reduce)(const cyx_call *call, const NAME(fold) * fold, in
         return CYX_OK;
     }
     if (!call->out.size) return CYX_OK;
+    if (call->adding) return NAME(add_band)(&r, call);
     if (call->group > 1) return NAME(add_sums)(call);
     if (!call->in[0].size) { /* only sums get here: the greatest of nothing is refused earlier */
         for (int64_t i = 0; i < call->out.size; i++) r.out[i] = is_mean ? (T)NAN : 0;

@@ -105,7 +105,8 @@ static cyx_status run_one(const cyx_call *call, const isa *chosen) {
         cyx_status status = fast ? fast(call) : CYX_NO_KERNEL;
         if (status != CYX_NO_KERNEL) return status;
     }
-    return chosen->table[call->op][call->dtype](call);
+    cyx_kernel kernel = chosen->table[call->op][call->dtype];
+    return call->adding ? cyx_run_in_turn(call, kernel) : kernel(call);
 }
 
 static cyx_status pack_before(const cyx_call *call, const isa *chosen) {

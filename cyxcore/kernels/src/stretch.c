@@ -1,6 +1,8 @@
 /* Calls made band by band: see cyxcore/bands.py for which. Each lane works on copies of the records, whose arrays move on
  * with the bands. */
 #include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -24,6 +26,8 @@ typedef struct {
     const cyx_call *calls;
     packing packed;
     cyx_runner run;
+    cyx_adding *adding; /* of each call that adds up; NULL: there is none */
+    _Atomic int64_t taken, stopped;
     pthread_mutex_t lock; /* of what follows: the failure of the lowest band */
     int64_t failed_band, failed;
     cyx_status status;
@@ -39,6 +43,7 @@ static void note_failure(stretch *s, int64_t band, int64_t failed, cyx_status st
     if (s->status == CYX_OK || band < s->failed_band) {
         s->failed_band = band, s->failed = failed, s->status = status;
         s->message = cyx_last_failure;
+        s->stopped = band;
     }
     pthread_mutex_unlock(&s->lock);
 }
@@ -78,6 +83,8 @@ struct cyx_lanes {
 
 cyx_lanes *cyx_keep_lanes(const cyx_call *calls) {
     if (calls->bands != calls->lanes) return NULL;
+    for (int64_t k = 0; k < calls->stretch; k++)
+        if (calls[k].adds) return NULL;
     cyx_lanes *lanes = malloc(sizeof *lanes + sizeof(cyx_call *) * (size_t)calls->lanes);
     if (!lanes) return NULL;
     for (lanes->count = 0; lanes->count < calls->lanes; lanes->count++) {
@@ -176,6 +183,49 @@ static int run_band(stretch *s, cyx_call *own, int64_t band) {
     return status == CYX_OK;
 }
 
+cyx_status cyx_run_in_turn(const cyx_call *call, cyx_kernel kernel) {
+    cyx_adding *adding = call->adding;
+    while (adding->turn != cyx_band) { /* the bands before are taken already, each by a thread that runs */
+        if (*adding->stopped < cyx_band) return CYX_BAD_DATA; /* a band before this one failed: this is of no use */
+        sched_yield();
+    }
+    cyx_status status = kernel(call);
+    adding->turn = cyx_band + 1;
+    return status;
+}
+
+static int64_t tree_bytes(const cyx_call *call) {
+    int64_t rows = 1;
+    if (call->op != CYX_OP_sum) return 0;
+    for (int64_t bands = call->bands; bands; bands >>= 1) rows++;
+    return (rows * call->out.size * cyx_dtype_bytes[call->dtype] + 63) / 64 * 64;
+}
+
+/* What calls that add up have in common in all lanes. Returns whether there is memory for it. */
+static int prepare_adding(stretch *s) {
+    int64_t count = 0, bytes = 0;
+    for (int64_t k = 0; k < s->calls->stretch; k++)
+        if (s->calls[k].adds) count++, bytes += tree_bytes(&s->calls[k]);
+    if (!count) return 1;
+    s->adding = cyx_scratch(5, sizeof *s->adding * (size_t)count + (size_t)bytes + 64);
+    if (!s->adding) return 0;
+    char *tree = (char *)(((uintptr_t)(s->adding + count) + 63) / 64 * 64);
+    cyx_adding *next = s->adding;
+    for (int64_t k = 0; k < s->calls->stretch; k++) {
+        if (!s->calls[k].adds) continue;
+        next->turn = 0;
+        next->stopped = &s->stopped, next->partial = tree;
+        tree += tree_bytes(&s->calls[k]), next++;
+    }
+    return 1;
+}
+
+static void note_adding(const stretch *s, cyx_call *own) {
+    cyx_adding *next = s->adding;
+    for (int64_t k = 0; k < s->calls->stretch; k++)
+        if (s->calls[k].adds) own[k].adding = next++;
+}
+
 static void note_panels(const stretch *s, cyx_call *own) {
     for (int64_t k = 0; k < s->calls->stretch; k++) {
         if (s->calls[k].op != CYX_OP_matmul) continue;
@@ -186,6 +236,13 @@ static void note_panels(const stretch *s, cyx_call *own) {
 
 /* Bands next to each other: as the pool shares out whole calls, so that a thread finds what it wrote itself. */
 static int64_t first_band(const cyx_call *calls, int64_t lane) { return lane * calls->bands / calls->lanes; }
+
+/* The band that a lane makes after `before`; its first one after -1. What bands add up goes from one to the next: then each lane
+ * takes the next band that nobody has, and waits only for those that are being made. */
+static int64_t band_after(stretch *s, int64_t lane, int64_t before) {
+    if (s->adding) return atomic_fetch_add(&s->taken, 1);
+    return before < 0 ? first_band(s->calls, lane) : before + 1;
+}
 
 static void lane_body(void *context, int64_t begin, int64_t end) {
     stretch *s = context;
@@ -203,15 +260,19 @@ static void lane_body(void *context, int64_t begin, int64_t end) {
     }
     copy_records(own, calls);
     note_panels(s, own);
+    note_adding(s, own);
     for (int64_t lane = begin; lane < end; lane++)
-        for (int64_t band = first_band(calls, lane); band < first_band(calls, lane + 1); band++) {
+        for (int64_t band = band_after(s, lane, -1), stop = s->adding ? calls->bands : first_band(calls, lane + 1); band < stop;
+             band = band_after(s, lane, band)) {
             move_records(own, calls, band, lane);
             if (!run_band(s, own, band)) break;
         }
 }
 
 cyx_status cyx_run_stretch(const cyx_call *calls, cyx_runner run, const cyx_table table, int64_t *failed) {
-    stretch s = {.calls = calls, .run = run, .status = CYX_OK, .lock = PTHREAD_MUTEX_INITIALIZER};
+    stretch s = {.calls = calls, .run = run, .stopped = INT64_MAX, .status = CYX_OK, .lock = PTHREAD_MUTEX_INITIALIZER};
+    *failed = 0;
+    if (!prepare_adding(&s)) return CYX_NO_MEMORY;
     pack_shared(&s.packed, calls, table);
     cyx_parallel(calls->lanes, 1, lane_body, &s);
     if (s.status != CYX_OK) cyx_last_failure = s.message;
