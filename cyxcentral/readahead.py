@@ -29,6 +29,7 @@ BLOCK_MESSAGES = 256
 LARGEST_BLOCK = 2**31
 LENGTH_BYTES = 4
 PIPE_BYTES = 2**22  # read ahead of who asked
+SILENT_S = 60.0  # of a process that gives up by itself much earlier, unless it is stopped
 WIDE_PIPE_BYTES = 2**20  # what an ordinary user may have
 
 
@@ -56,7 +57,7 @@ _BLOCKS = msgspec.msgpack.Decoder(list[Read])
 async def blocks(core_url: str, first_seq: int, last_seq: int, tls_ca: str = "") -> AsyncGenerator[list[Read], None]:
     """The messages of the event log between two sequences, both included, block by block.
 
-    It ends early when the process that reads them fails. core_url may hold a password.
+    It ends early when the process that reads them fails, or says nothing for SILENT_S. core_url may hold a password.
     """
     asked = Asked(core_url=core_url, tls_ca=tls_ca, first_seq=first_seq, last_seq=last_seq)
     process = await asyncio.create_subprocess_exec(
@@ -70,14 +71,22 @@ async def blocks(core_url: str, first_seq: int, last_seq: int, tls_ca: str = "")
     try:
         process.stdin.write(msgspec.json.encode(asked))
         process.stdin.close()
-        with contextlib.suppress(asyncio.IncompleteReadError):
-            while True:
-                length = int.from_bytes(await process.stdout.readexactly(LENGTH_BYTES), "big")
-                yield _BLOCKS.decode(await process.stdout.readexactly(length))
+        while (block := await _next_block(process.stdout)) is not None:
+            yield block
     finally:
         with contextlib.suppress(ProcessLookupError):
             process.kill()
         await process.wait()
+
+
+async def _next_block(pipe: asyncio.StreamReader) -> list[Read] | None:
+    """None: there is no other, or none that came."""
+    try:
+        async with asyncio.timeout(SILENT_S):
+            length = int.from_bytes(await pipe.readexactly(LENGTH_BYTES), "big")
+            return _BLOCKS.decode(await pipe.readexactly(length))
+    except (asyncio.IncompleteReadError, TimeoutError):
+        return None
 
 
 class Reader:

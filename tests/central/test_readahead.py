@@ -1,6 +1,8 @@
 """A long log is read by a process of its own: the same messages, and what follows when that process fails."""
 
+import asyncio
 import contextlib
+import signal
 
 import pytest
 
@@ -39,6 +41,20 @@ async def test_blocks_are_the_messages_of_the_log_between_two_sequences(core, br
     assert len(found) == JOBS - 11
     for stored, read in zip(there, (found[0], found[300 - 11], found[-1]), strict=True):
         assert (read.subject, read.payload, read.sha256.hex()) == (stored.subject, stored.payload, stored.sha256)
+
+
+async def test_a_process_that_says_nothing_is_not_waited_for_for_ever(core, broker, monkeypatch):
+    monkeypatch.setattr(readahead, "SILENT_S", 0.1)
+    started, start = [], asyncio.create_subprocess_exec
+
+    async def start_and_stop(*command, **options):
+        started.append(await start(*command, **options))
+        started[0].send_signal(signal.SIGSTOP)
+        return started[0]
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", start_and_stop)
+    said = [block async for block in readahead.blocks(broker.url("core"), 1, JOBS)]
+    assert said == [] and started[0].returncode == -signal.SIGKILL
 
 
 async def opened(core, monkeypatch, blocks):
