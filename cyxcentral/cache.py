@@ -11,15 +11,18 @@ Keys and lifetimes:
 
 import contextlib
 import logging
+import math
 import time
 from collections import OrderedDict
-from typing import Protocol
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
 
 from cyxcore.errors import CyxError
 from cyxnet.config import addresses
 
 log = logging.getLogger(__name__)
 MEMORY_ENTRIES = 100_000
+ANSWER_S, AWAY_S = 0.25, 2.0
 
 
 def job_status(job_id: str) -> str:
@@ -95,45 +98,47 @@ class MemoryCache:
 
 
 class RedisCache:
-    """The same on a Redis or Valkey server, shared by all centrals."""
+    """The same on a Redis or Valkey server, shared by all centrals.
+
+    One that does not answer is not asked again for AWAY_S: who asks for a hundred keys in a row would wait for each.
+    """
 
     def __init__(self, url: str):
         import redis.asyncio
-        import redis.exceptions
 
-        self._failures = (redis.exceptions.RedisError, OSError)
-        self._redis = redis.asyncio.Redis.from_url(url, socket_timeout=0.25, socket_connect_timeout=0.25)
+        self._redis = redis.asyncio.Redis.from_url(url, socket_timeout=ANSWER_S, socket_connect_timeout=ANSWER_S)
+        self._away_until_s = -math.inf  # of the monotonic clock
         self._down = False
 
     async def get(self, key: str) -> bytes | None:
-        try:
-            value = await self._redis.get(key)
-        except self._failures as error:
-            self._note(error)
-            return None
-        self._down = False
+        value = await self._asked(lambda: self._redis.get(key))
         return bytes(value) if isinstance(value, (bytes, bytearray)) else None
 
     async def set(self, key: str, value: bytes, ttl_s: float | None = None) -> None:
-        try:
-            await self._redis.set(key, value, px=None if ttl_s is None else max(1, int(ttl_s * 1000)))
-        except self._failures as error:
-            self._note(error)
+        lifetime_ms = None if ttl_s is None else max(1, int(ttl_s * 1000))
+        await self._asked(lambda: self._redis.set(key, value, px=lifetime_ms))
 
     async def delete(self, key: str) -> None:
-        try:
-            await self._redis.delete(key)
-        except self._failures as error:
-            self._note(error)
+        await self._asked(lambda: self._redis.delete(key))
 
     async def close(self) -> None:
-        with contextlib.suppress(*self._failures):
+        with contextlib.suppress(Exception):
             await self._redis.aclose()
 
-    def _note(self, error: BaseException) -> None:
-        if not self._down:
-            log.warning("the cache does not answer (%s); going on without it", error)
-        self._down = True
+    async def _asked(self, ask: Callable[[], Awaitable[Any]]) -> Any:
+        """Its answer; None when there is none."""
+        if time.monotonic() < self._away_until_s:
+            return None
+        try:
+            answer = await ask()
+        except Exception as error:  # bytes that are not Redis make anything: ValueError, TypeError, …
+            self._away_until_s = time.monotonic() + AWAY_S
+            if not self._down:
+                log.warning("the cache does not answer (%s: %s); going on without it", type(error).__name__, error)
+            self._down = True
+            return None
+        self._down = False
+        return answer
 
 
 def open_cache(url: str) -> Cache:

