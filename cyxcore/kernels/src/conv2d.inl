@@ -7,7 +7,8 @@ enum { CANVAS_BYTES = 1 << 20, PANELS_AT_ONCE = 4, IMAGES_PER_THREAD = 4 };
  * lies (conv2d_blocks.inl), otherwise its columns are made a panel at a time, in the panel's layout, and used at
  * once. Every output is the chain of fused multiply-adds of the plain definition,
  * zeros around the image included: over (channel, kh, kw) forward, (output channel, kh, kw) for the input,
- * (image, oh, ow) for the weight. Most 3 x 3 kernels are made otherwise: winograd.inl. */
+ * (image, oh, ow) for the weight. Most 3 x 3 kernels are made otherwise: winograd.inl; depth-wise ones are chains of the same
+ * kind: conv2d_lanes.inl. */
 
 /* The unfolded matrix reads a canvas: each plane of the image on a field of zeros as large as the windows
  * reach, its pixels `spacing` apart. Row (plane, kh, kw), column (y, x) is then canvas[y * y_step + kh' ][x *
@@ -74,6 +75,13 @@ static void NAME(paint_all)(const NAME(unfolding) * u, const T *image, T *canvas
     NAME(painting) p = {*u, image, canvas};
     cyx_parallel(count, cyx_grain(count, (double)NAME(canvas_size)(u), 50000), NAME(paint_body), &p);
 }
+
+/* Depth-wise convolutions go another way, channels in lanes: conv2d_lanes.inl. */
+static inline int NAME(fits_lanes)(const NAME(unfolding) * u, int64_t rows, int64_t groups) {
+    return u->planes == 1 && rows == 1 && groups > 1 && groups >= VN / 4;
+}
+static cyx_status NAME(run_lanes)(const NAME(unfolding) * u, const T *image, const T *given, T *out, int64_t images, int64_t channels,
+                                  int64_t out_h, int64_t out_w, int of_weight);
 
 /* How many images (or groups of them) to unfold at once: their canvases should stay in cache. */
 static int64_t NAME(canvases_at_once)(const NAME(unfolding) * u, int64_t count) {
@@ -228,6 +236,8 @@ static cyx_status
 NAME(run_image_product)(NAME(image_product) * p, const T *image, int64_t images, const T *weight,
                         void (*fill_weight)(const NAME(image_product) * p, const T *weight, T *packed)) {
     const NAME(unfolding) *u = &p->unfolding;
+    if (NAME(fits_lanes)(u, p->rows, p->groups))
+        return NAME(run_lanes)(u, image, weight, p->out, images, p->groups, p->pixels / u->columns_w, u->columns_w, 0);
     int64_t pairs = images * p->groups, tasks = IMAGES_PER_THREAD * (int64_t)cyx_threads(), at_once = pairs, canvases = 0;
     int64_t weights = p->groups * ((p->rows + MR - 1) / MR * MR) * p->k;
     int shared = cyx_threads() > 1 && pairs < tasks;
@@ -524,6 +534,8 @@ static cyx_status NAME(conv2d_grad_weight)(const cyx_call *call) {
          .outputs = w->shape[0] / call->ints[6],
          .pixels = g->shape[2] * g->shape[3]};
     const NAME(unfolding) *u = &p.unfolding;
+    if (NAME(fits_lanes)(u, p.outputs, p.groups))
+        return NAME(run_lanes)(u, p.x, p.g, p.gradient, p.images, p.groups, g->shape[2], g->shape[3], 1);
     p.by_taps = u->kw == 3 && u->kw_step == 1 && u->x_step == 1 && NAME(canvas_size)(u) <= INT32_MAX;
     int64_t grain = NAME(cut_weight)(&p);
     cyx_parallel(p.groups * p.row_blocks * p.column_blocks, grain, NAME(weight_product_body), &p);

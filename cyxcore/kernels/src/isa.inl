@@ -45,6 +45,7 @@
 #include "masked.inl"
 #include "conv2d_blocks.inl"
 #include "conv2d.inl"
+#include "conv2d_lanes.inl"
 #include "winograd.inl"
 #undef T
 #undef V
@@ -100,6 +101,7 @@
 #include "masked.inl"
 #include "conv2d_blocks.inl"
 #include "conv2d.inl"
+#include "conv2d_lanes.inl"
 
 #include "movement.inl"
 

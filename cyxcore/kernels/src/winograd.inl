@@ -132,27 +132,6 @@ static inline int64_t NAME(lines_to)(const NAME(tiled) * p, int64_t n, int64_t s
     return TILE_OUT * ((tiles - 1) / p->tiles_w) + TILE_IN;
 }
 
-/* The line of image n's canvas at which its tiles from `first` on begin. */
-static inline int64_t NAME(line_from)(const NAME(tiled) * p, int64_t n, int64_t first) {
-    return first > n * p->tiles ? TILE_OUT * (first % p->tiles / p->tiles_w) : 0;
-}
-
-/* Lines [begin, end) of a plane that holds h lines of w, as far as there are any: on their way to the second-level cache. */
-static inline void NAME(fetch_lines)(const T *plane, int64_t h, int64_t w, int64_t begin, int64_t end) {
-    if (begin < 0) begin = 0;
-    if (end > h) end = h;
-    for (const T *at = plane + begin * w; at < plane + end * w; at += LINE) __builtin_prefetch(at, 0, 2);
-}
-
-/* What tiles [first, end) read of planes [plane, stop); x: the first plane in the first image. */
-static void NAME(fetch_seen)(const NAME(tiled) * p, const T *x, int64_t first, int64_t end, int64_t plane, int64_t stop) {
-    const NAME(unfolding) *u = &p->canvas;
-    for (int64_t n = first / p->tiles; n * p->tiles < end; n++)
-        for (int64_t i = plane; i < stop; i++)
-            NAME(fetch_lines)(x + (n * p->groups * p->planes + i) * u->h * u->w, u->h, u->w, NAME(line_from)(p, n, first) - u->top,
-                              NAME(lines_to)(p, n, end) - u->top);
-}
-
 /* Elements that see_part() works in for `count` tiles. */
 static inline int64_t NAME(of_half)(const NAME(tiled) * p, int64_t count) {
     return TILE_OUT * TILE_IN * (count + (2 + MOST_SEGMENTS) * p->tiles_w + VN);
@@ -423,18 +402,13 @@ static void NAME(tiled_body)(void *context, int64_t begin, int64_t end) {
             for (int64_t c = 0; c < p->planes; c++, image += u->h * u->w)
                 NAME(see_part)(p, image, part.y, part.x, part.count, half, seen + c * NR + done, apart, NR - done);
         }
-        const T *weight = p->weight + group * NAME(row_blocks)(p) * NAME(of_weights)(p), *x = p->image + group * p->planes * u->h * u->w;
-        int64_t next = first + NR, stop = task + 1 < end ? next + NR < total ? next + NR : total : 0;
-        int64_t parts = POSITIONS * NAME(row_blocks)(p), part_of = 0;
+        const T *weight = p->weight + group * NAME(row_blocks)(p) * NAME(of_weights)(p);
         for (int64_t r = 0; r < p->rows; r += MR) {
             int64_t rows = p->rows - r < MR ? p->rows - r : MR;
             NAME(fetch_tiles)(p, runs, group, r, rows);
-            for (int i = 0; i < POSITIONS; i++, weight += NAME(weights_apart)(p), part_of++) {
-                if (next < stop)
-                    NAME(fetch_seen)(p, x, next, stop, p->planes * part_of / parts, p->planes * (part_of + 1) / parts);
+            for (int i = 0; i < POSITIONS; i++, weight += NAME(weights_apart)(p))
                 NAME(packed_kernels)[rows - 1][vectors - 1](weight, MR, seen + i * apart, NR, m + i * MR * NR, NR,
                                                             p->planes, 0, NO_ADDEND);
-            }
             NAME(emit_tiles)(p, m, runs, vectors, group, r, rows);
         }
     }
@@ -663,15 +637,26 @@ static void NAME(see_panels)(const NAME(tiled_block) * s) {
     }
 }
 
+/* Lines [begin, end) of a plane that holds h lines of w, as far as there are any: on their way to the second-level cache. */
+static inline void NAME(fetch_lines)(const T *plane, int64_t h, int64_t w, int64_t begin, int64_t end) {
+    if (begin < 0) begin = 0;
+    if (end > h) end = h;
+    for (const T *at = plane + begin * w; at < plane + end * w; at += LINE) __builtin_prefetch(at, 0, 2);
+}
+
 /* A part of what tiles [first, end) read, of all planes and rows: parts are numbered from 0 to `parts`. */
 static void NAME(fetch_part)(const NAME(tiled_block) * s, int64_t first, int64_t end, int64_t part, int64_t parts) {
     const NAME(tiled) *p = s->of;
-    int64_t channels = s->planes + s->rows, begin = channels * part / parts, stop = channels * (part + 1) / parts;
-    NAME(fetch_seen)(p, s->x, first, end, begin, stop < s->planes ? stop : s->planes);
-    for (int64_t n = first / p->tiles; n * p->tiles < end; n++)
-        for (int64_t row = begin < s->planes ? 0 : begin - s->planes; row < stop - s->planes; row++)
-            NAME(fetch_lines)(s->g + (n * p->groups * p->rows + row) * p->out_h * p->out_w, p->out_h, p->out_w,
-                              NAME(line_from)(p, n, first), NAME(lines_to)(p, n, end) - (TILE_IN - TILE_OUT));
+    const NAME(unfolding) *u = &p->canvas;
+    int64_t channels = s->planes + s->rows, pixels = p->out_h * p->out_w;
+    for (int64_t n = first / p->tiles; n * p->tiles < end; n++) {
+        int64_t begin = first > n * p->tiles ? TILE_OUT * (first % p->tiles / p->tiles_w) : 0, stop = NAME(lines_to)(p, n, end);
+        for (int64_t i = channels * part / parts; i < channels * (part + 1) / parts; i++)
+            if (i < s->planes)
+                NAME(fetch_lines)(s->x + (n * p->groups * p->planes + i) * u->h * u->w, u->h, u->w, begin - u->top, stop - u->top);
+            else
+                NAME(fetch_lines)(s->g + (n * p->groups * p->rows + i - s->planes) * pixels, p->out_h, p->out_w, begin, stop - (TILE_IN - TILE_OUT));
+    }
 }
 
 /* Every position of the tiles at work onto its sums; meanwhile the memory sends what the next tiles need. */
