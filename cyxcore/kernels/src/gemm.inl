@@ -28,8 +28,9 @@ enum {
     FAR_ELEMENTS = 1 << 13, /* of a result that leaves the nearest caches before it is written to again */
     LINE = 16,
     ROWS_AHEAD = 16, /* of B, fetched while a row is packed */
-    NEAR_PANELS = 1 << 16, /* elements of the panels that a task packs for itself */
-    LEAST_PANELS = 4,
+    NEAR_PANELS = 1 << 16, /* elements of packed panels that stay near */
+    OWN_PANELS = 1 << 14, /* of those that a task packs for itself at once */
+    LEAST_PANELS = 2,
     PRODUCTS_AT_ONCE = 4,
     LEAST_SHARED = 1500000, /* multiply-adds of a product that threads share: what half of fewer saves, meeting costs */
     ROWS_ALIKE = 4, /* threads take whole fours of rows */
@@ -56,13 +57,13 @@ _Static_assert(MR + APART >= VN, "transpose() writes a whole vector to the last 
 typedef struct {
     const T *at;
     int64_t row;
-    cyx_fetching fetching; /* what the block fetches meanwhile */
+    cyx_fetching far, result; /* what the block fetches meanwhile: lines from afar, the next block of the result */
 } NAME(addend);
 #undef NO_ADDEND
 #define NO_ADDEND NULL
 
-/* R rows by W vectors. A is a[r * a_row + k * a_k]; B is b[k * b_k + column]. FETCHING: with each term a line of what is
- * fetched, by a kernel of its own, as a second loop in one would cost the first its registers. */
+/* R rows by W vectors. A is a[r * a_row + k * a_k]; B is b[k * b_k + column]. FETCHING: with each term lines of what is
+ * fetched, by a kernel of its own, as it costs registers. Many lines at once would be in the way of A and B. */
 static inline __attribute__((always_inline)) void NAME(block)(const int FETCHING, const int R, const int W, const T *a,
                                                               int64_t a_row, int64_t a_k, const T *b,
                                                               int64_t b_k, T *c, int64_t c_row, int64_t count,
@@ -70,15 +71,27 @@ static inline __attribute__((always_inline)) void NAME(block)(const int FETCHING
     V sum[MR][NV > 3 ? NV : 3];
     _Pragma("GCC unroll 16") for (int r = 0; r < R; r++) _Pragma("GCC unroll 4") for (int w = 0; w < W; w++)
         sum[r][w] = add ? *(const V *)(c + r * c_row + w * VN) : (V){0};
-    const char *next = FETCHING ? plus->fetching.at : NULL, *last = FETCHING ? plus->fetching.last : NULL;
-    for (int64_t k = 0; k < count; k++, a += a_k, b += b_k) {
+    const T *row[(MR + 2) / 3]; /* every third: the address of each is one of these and 0, 1 or 2 times a_row */
+    _Pragma("GCC unroll 4") for (int i = 0; 3 * i < MR; i++) {
+        row[i] = 3 * i < R ? a + 3 * i * a_row : a;
+        if (!__builtin_constant_p(a_row)) __asm__("" : "+r"(row[i])); /* or each row has a register of its own */
+    }
+    cyx_fetching far = {(const char *)c, (const char *)c, 0}, result = far;
+    if (FETCHING && plus->far.at) far = plus->far;
+    if (FETCHING && plus->result.at) result = plus->result;
+    for (int64_t k = 0; k < count; k++, b += b_k) {
         V column[NV > 3 ? NV : 3];
-        if (FETCHING) __builtin_prefetch(next, 0, 2), next = next < last ? next + CYX_LINE_BYTES : next;
+        if (FETCHING) {
+            __builtin_prefetch(far.at, 0, 2), far.at += far.at == far.last ? 0 : far.step;
+            for (int at = 0; at < W * (int)sizeof(V); at += CYX_LINE_BYTES) __builtin_prefetch(result.at + at, 1);
+            result.at += result.at == result.last ? 0 : result.step;
+        }
         _Pragma("GCC unroll 4") for (int w = 0; w < W; w++) column[w] = *(const V *)(b + w * VN);
         _Pragma("GCC unroll 16") for (int r = 0; r < R; r++) {
-            V row = SPLAT(a[r * a_row]);
-            _Pragma("GCC unroll 4") for (int w = 0; w < W; w++) sum[r][w] = FMA_V(row, column[w], sum[r][w]);
+            V one = SPLAT(row[r / 3][r % 3 * a_row]);
+            _Pragma("GCC unroll 4") for (int w = 0; w < W; w++) sum[r][w] = FMA_V(one, column[w], sum[r][w]);
         }
+        _Pragma("GCC unroll 4") for (int i = 0; 3 * i < R; i++) row[i] += a_k;
     }
     __asm__("" : "+r"(c), "+r"(c_row)); /* or the places of all rows are computed, and kept, before the first product */
     if (plus && plus->at)
@@ -351,14 +364,28 @@ static void NAME(pack_rows)(const T *from, int64_t a_row, const T *const *lines,
     }
 }
 
-/* The block of c behind the one that is computed: `height` rows from row r, or from the first row of the next panel.
- * columns: how many there are from this panel on. */
-static inline void NAME(fetch_next)(const NAME(product) * p, const T *c, int64_t r, int64_t rows, int64_t height,
-                                    int64_t columns) {
+/* What a thread that packs B for itself needs next, to be fetched by `blocks` blocks: the panels from column `stop`
+ * on, or behind its last one, which ends at `end`, those from `first` on of the next block of k. */
+static cyx_rectangle NAME(next_panels)(const NAME(product) * p, int64_t first, int64_t stop, int64_t end,
+                                       int64_t blocks) {
+    int64_t column = stop < end ? stop : first, k0 = stop < end ? p->k0 : p->k0 + p->k_count;
+    int64_t columns = end - column, terms = p->k - k0 < BLOCK_K ? p->k - k0 : BLOCK_K;
+    if (columns > p->panels_at_once * NR) columns = p->panels_at_once * NR;
+    if (terms <= 0) return (cyx_rectangle){0};
+    int64_t rows = p->b_transposed ? columns : terms, in_row = p->b_transposed ? terms : columns;
+    const T *b = p->b_transposed ? p->b + (p->n0 + column) * p->b_row + k0 : p->b + k0 * p->b_row + p->n0 + column;
+    return cyx_rectangle_of(b, rows, p->b_row * (int64_t)sizeof(T), in_row * (int64_t)sizeof(T), blocks);
+}
+
+/* The rows of c's block behind the one of `height` rows at row r, perhaps at the top of the next panel. at: NULL where
+ * that is not whole. columns: how many there are from this panel on. */
+static inline cyx_fetching NAME(next_block)(const T *c, int64_t c_row, int64_t r, int64_t rows, int64_t height,
+                                            int64_t columns) {
+    r += height;
     if (r >= rows) r = 0, c += NR, columns -= NR;
-    if (columns > NR) columns = NR;
-    for (int64_t stop = r + height < rows ? r + height : rows; r < stop; r++)
-        for (int64_t at = 0; at < columns; at += LINE) __builtin_prefetch(c + r * p->n + at, 1);
+    if (columns < NR) return (cyx_fetching){NULL, NULL, 0};
+    const T *last = c + (r + height < rows ? r + height - 1 : rows - 1) * c_row;
+    return (cyx_fetching){(const char *)(c + r * c_row), (const char *)last, c_row * (int64_t)sizeof(T)};
 }
 
 /* One task: rows [m0, m0 + m_block) by a group of panels. */
@@ -391,9 +418,12 @@ static void NAME(product_body)(void *context, int64_t begin, int64_t end) {
         /* Where nothing packs rows by MR, blocks are alike: one of few rows waits for what it reads of B. */
         int64_t heights = (rows + MR - 1) / MR, height = pack_a ? MR : (rows + heights - 1) / heights;
         const T *panels = p->panels;
+        cyx_rectangle next_b = {0};
         if (of_b) {
             NAME(pack_b)(p, own_b, first / NR, (stop + NR - 1) / NR);
             panels = own_b - first / NR * PANEL(p);
+            int64_t last = end * NR < p->n_count ? end * NR : p->n_count;
+            next_b = NAME(next_panels)(p, begin * NR, stop, last, heights * ((stop - first + NR - 1) / NR));
         }
         for (int64_t column = first; column < stop; column += NR) {
             int64_t columns = stop - column < NR ? stop - column : NR;
@@ -406,14 +436,17 @@ static void NAME(product_body)(void *context, int64_t begin, int64_t end) {
             const T *plus = done ? p->plus.at + m0 * p->plus.row + p->n0 + column : NULL;
             for (int64_t r = 0; r < rows; r += height) {
                 int64_t count = rows - r < height ? rows - r : height;
-                if (far) NAME(fetch_next)(p, c, r + height, rows, height, stop - column);
                 const T *own_a = pack_a ? packed + r / MR * ROWS_PANEL(p->k_count) : a + (p->a_transposed ? r : r * p->a_row);
                 int packed_rows = pack_a || p->a_transposed;
                 int64_t a_stride = pack_a ? MR : p->a_row;
-                NAME(addend) beside = {done ? plus + r * p->plus.row : NULL, p->plus.row, {NULL, NULL}};
-                NAME(block_kernel) kernel = p->looking.ahead && columns == NR ? NAME(fetching_kernel)(packed_rows, count) : NULL;
-                if (kernel) beside.fetching = cyx_fetch_ahead(&p->looking, p->k_count);
-                if (beside.fetching.at)
+                NAME(addend) beside = {.at = done ? plus + r * p->plus.row : NULL, .row = p->plus.row};
+                NAME(block_kernel) kernel = columns == NR ? NAME(fetching_kernel)(packed_rows, count) : NULL;
+                if (far) beside.result = NAME(next_block)(c, p->n, r, rows, height, stop - column);
+                if (kernel) beside.far = cyx_fetch_rectangle(&next_b, p->k_count);
+                if (kernel && !beside.far.at) beside.far = cyx_fetch_ahead(&p->looking, p->k_count);
+                if (!beside.far.at && (MR < 12 || !beside.result.at)) kernel = NULL;
+                if (!kernel) cyx_fetch_at_once(&beside.result, sizeof(T) * NR);
+                if (kernel)
                     kernel(own_a, a_stride, b, b_k, c + r * p->n, p->n, p->k_count, goes_on, &beside);
                 else
                     NAME(run_block)(packed_rows ? NAME(packed_kernels) : NAME(rows_kernels), count, columns, own_a, a_stride,
@@ -467,7 +500,7 @@ static void NAME(pack_all)(const cyx_call *call, void *packed) {
 /* Whether tasks, of one panel each, pack B by themselves, a few of them at a time, where one block holds all rows and each
  * panel is used by one thread only: then no packed panel leaves the cache before it is used. All threads pack A. */
 static int NAME(tasks_pack)(NAME(product) * p) {
-    int64_t threads = NAME(threads_of)(p), panels = (p->n_count + NR - 1) / NR, near = NEAR_PANELS / (NR * p->k_count);
+    int64_t threads = NAME(threads_of)(p), panels = (p->n_count + NR - 1) / NR, near = OWN_PANELS / (NR * p->k_count);
     int64_t at_once = near > LEAST_PANELS ? near : LEAST_PANELS, share = (panels + threads - 1) / threads;
     int64_t times = (share + at_once - 1) / at_once, tasks = times * threads;
     p->panels_at_once = 0;
