@@ -465,9 +465,18 @@ static void NAME(few_tiles_body)(void *context, int64_t begin, int64_t end) {
             const T *seen = few->seen + group * POSITIONS * few->seen_apart + first;
             NAME(run) runs[NR + 1];
             NAME(runs_of)(p, first, count, runs);
-            for (int i = 0; i < POSITIONS; i++)
-                NAME(packed_kernels)[rows - 1][vectors - 1](weight + i * NAME(weights_apart)(p), MR, seen + i * few->seen_apart,
-                                                            few->stride, m + i * MR * NR, NR, p->planes, 0, NO_ADDEND);
+            for (int i = 0; i < POSITIONS; i++) {
+                const T *factors = weight + i * NAME(weights_apart)(p), *tiles = seen + i * few->seen_apart;
+                T *to = m + i * MR * NR, turned[MR * VN];
+                if (total >= MR) {
+                    NAME(packed_kernels)[rows - 1][vectors - 1](factors, MR, tiles, few->stride, to, NR, p->planes, 0, NO_ADDEND);
+                    continue;
+                }
+                /* A vector of so few tiles would be mostly empty: one of rows is not. */
+                NAME(packed_kernels)[count - 1][0](tiles, few->stride, factors, MR, turned, VN, p->planes, 0, NO_ADDEND);
+                for (int64_t tile = 0; tile < count; tile++)
+                    for (int64_t row = 0; row < rows; row++) to[row * NR + tile] = turned[tile * VN + row];
+            }
             NAME(emit_tiles)(p, m, runs, vectors, group, r, rows);
         }
     }
