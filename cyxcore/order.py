@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 from cyxcore.accumulating import Joined, accumulations, beside_readers, joined_rows, together
 from cyxcore.bands import Stretch, arrange
-from cyxcore.errors import GraphError
 from cyxcore.graph import Graph, Inferred
 from cyxcore.ops import OPS
 
@@ -209,8 +208,6 @@ def schedule(graph: Graph, in_bands: bool = False, lanes: int = 1, exact: bool =
         node = graph.nodes[value]
         if OPS[node.op].group == "update" and node.inputs[0] == target and value not in target_of:
             target_of[value] = target
-        elif graph.nodes[alias.get(value, value)].op == "param" and alias.get(value, value) != target:
-            raise GraphError(f"plan: {graph.nodes[target].attrs['name']!r} cannot become another parameter in place")
         else:
             copies.append((target, value))
     late = _after(graph, set(target_of))

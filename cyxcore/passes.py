@@ -36,6 +36,53 @@ def optimise(graph: Graph) -> Graph:
     return dead_code(simplify(graph))
 
 
+def copied_before_updates(graph: Graph, simplified: Graph) -> Graph:
+    """Where an output is what a parameter was before its update, or another parameter becomes that, it is copied.
+
+    graph: as it was before passes. Of it the parameter itself, or a view of it, is an output that shows the update.
+    """
+    written = {target for target, _ in simplified.updates}
+    nodes, known = list(simplified.nodes), simplified.infer(1)
+    shapes, dtypes = list(known.shapes), list(known.dtypes)
+
+    def root(place: int) -> int:
+        while simplified.nodes[place].op in ("reshape", "detach"):
+            place = simplified.nodes[place].inputs[0]
+        return place
+
+    def copy_of(place: int) -> int:
+        shape = shapes[place]
+        for op, to in (("reshape", (math.prod(shape),)), ("concat", (math.prod(shape),)), ("reshape", shape)):
+            nodes.append(Node(op, (place,), {"axis": 0} if op == "concat" else {"shape": to}, nodes[place].layer))
+            shapes.append(to)
+            dtypes.append(dtypes[place])
+            place = len(nodes) - 1
+        return place
+
+    outputs = [
+        copy_of(place) if root(place) in written and not _is_a_view(graph, said) else place
+        for said, place in zip(graph.outputs, simplified.outputs, strict=True)
+    ]
+    updates = [
+        (target, copy_of(value) if simplified.nodes[root(value)].op == "param" and root(value) != target else value)
+        for target, value in simplified.updates
+    ]
+    if len(nodes) == len(simplified.nodes):
+        return simplified
+    return Graph(nodes, outputs, updates, Inferred(tuple(shapes), tuple(dtypes)))
+
+
+def _is_a_view(graph: Graph, place: int) -> bool:
+    """Of a parameter. A reshape to the shape that was is a copy (clone)."""
+    known = graph.infer(1)
+    while graph.nodes[place].op in ("reshape", "detach"):
+        source = graph.nodes[place].inputs[0]
+        if graph.nodes[place].op == "reshape" and known.shapes[source] == known.shapes[place]:
+            return False
+        place = source
+    return graph.nodes[place].op == "param"
+
+
 def simplify(graph: Graph) -> Graph:
     """A copy in which the op's rule, or folding, replaces a node. Equal calls become one node.
 

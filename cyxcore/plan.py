@@ -27,7 +27,7 @@ from cyxcore.graph import Graph, Inferred
 from cyxcore.infer import Shape
 from cyxcore.onepass import gather
 from cyxcore.order import Schedule, schedule
-from cyxcore.passes import cut_products, optimise, turn_once
+from cyxcore.passes import copied_before_updates, cut_products, optimise, turn_once
 from cyxcore.placement import Slot, made_where_kept, place_arrays
 from cyxcore.recompute import recompute, recompute_in_bands
 
@@ -60,7 +60,7 @@ class Plan:
         """
         if any(node.op == "by_mode" for node in graph.nodes):
             raise GraphError("plan: the graph still holds both modes; embed it with training=True or False first")
-        self.graph = graph = optimise(graph) if optimised else graph
+        self.graph = graph = copied_before_updates(graph, optimise(graph) if optimised else graph)
         self.device = devices.default_device() if device is None else device
         self.numerics = precision.chosen(numerics, self.device)
         if optimised and self.device == "cpu":

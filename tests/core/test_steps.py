@@ -287,6 +287,76 @@ def test_a_step_returns_what_was_asked_for() -> None:
     assert loss.shape == () and places.shape == (6,) and not loss.requires_grad
 
 
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda w: w.detach().clone(),
+        lambda w: w.detach() * 1.0,
+        lambda w: w.detach().reshape(-1).clone(),
+        lambda w: w.sum().detach(),
+        lambda w: w.detach(),  # a view, which shows the update
+    ],
+)
+def test_what_a_step_returns_of_a_parameter_before_its_update_is_what_it_was_then(read: Any) -> None:
+    def trained(how: Callable[[Any], Any]) -> list[Any]:
+        cx.manual_seed(3)
+        model = nn.Linear(4, 3)
+        optimizer = cx.optim.SGD(model.parameters(), lr=0.5)
+
+        def step(x: Any) -> Any:
+            before = read(model.weight)
+            loss = (model(x) ** 2).sum()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            return loss, before, model.weight.detach().clone()
+
+        step, found = how(step), []
+        for row in (cx.ones(2, 4), cx.full((2, 4), 0.5)):
+            found += [part.numpy().copy() for part in step(row)]
+        return found
+
+    for plain, compiled in zip(trained(lambda step: step), trained(cx.compile), strict=True):
+        np.testing.assert_array_equal(compiled, plain)
+
+
+def test_buffers_may_change_places_in_a_compiled_step() -> None:
+    class Recent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.line = nn.Linear(3, 3)
+            for place, name in enumerate(("last", "one_before", "two_before", "other")):
+                self.register_buffer(name, cx.full((3,), float(place)))
+
+        def forward(self, x: Any) -> Any:
+            y = self.line(x + self.last + self.one_before * self.two_before - self.other)
+            self.two_before = self.one_before * 1.0
+            self.one_before, self.other = self.other, self.last.clone()
+            self.last = y.detach()[0]
+            return y
+
+    def trained(how: Callable[[Any], Any]) -> list[Any]:
+        cx.manual_seed(3)
+        model = Recent()
+        optimizer = cx.optim.SGD(model.parameters(), lr=0.1)
+
+        def step(x: Any) -> Any:
+            loss = model(x).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            return loss
+
+        step, found = how(step), []
+        for place in range(4):
+            found += [step(cx.full((2, 3), place + 1.0)).numpy()]
+            found += [buffer.copy() for _, buffer in sorted(model.state_dict().items())]
+        return found
+
+    for plain, compiled in zip(trained(lambda step: step), trained(cx.compile), strict=True):
+        np.testing.assert_array_equal(compiled, plain)
+
+
 def test_what_cannot_be_compiled_is_said() -> None:
     model, other = nn.Linear(8, 3), nn.Linear(8, 3)
     stray = optim.SGD(other.parameters())
