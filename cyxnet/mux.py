@@ -6,6 +6,7 @@ nats-py's own request() makes a task, a timer and a random inbox per call, which
 import asyncio
 import secrets
 from collections.abc import Callable
+from typing import Any
 
 from cyxnet.connection import Connection, Message
 from cyxnet.outcomes import AppendUnknown
@@ -57,6 +58,7 @@ class Requests(_Inbox):
         finally:
             too_late.cancel()
             del self._waiting[token]
+            _forget(answer)
 
     def _answered(self, message: Message) -> None:
         answer = self._waiting.get(message.subject.rsplit(".", 1)[-1])
@@ -108,6 +110,7 @@ class Mux(_Inbox):
             return await answer
         finally:
             self._waiting.pop(token, None)
+            _forget(answer)
 
     def _answered(self, message: Message) -> None:
         waiting = self._waiting.pop(message.subject.rsplit(".", 1)[-1], None)
@@ -150,3 +153,9 @@ class Mux(_Inbox):
         if self._sweep is not None:
             self._sweep.cancel()
         self.lost("the connection was closed")
+
+
+def _forget(answer: "asyncio.Future[Any]") -> None:
+    """Nobody waits for it: asyncio would log an error for one that ended while its request could not be sent."""
+    if answer.done() and not answer.cancelled():
+        answer.exception()

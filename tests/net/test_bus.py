@@ -1,6 +1,7 @@
 """The bus against a real nats-server."""
 
 import asyncio
+import gc
 import json
 import os
 import signal
@@ -22,6 +23,7 @@ from cyxnet.credentials import as_client
 from cyxnet.escrow import SettlementError
 from cyxnet.follower import Follower, place_of
 from cyxnet.identity import Identity
+from cyxnet.mux import Mux, Requests
 from cyxnet.outcomes import AppendUnknown, Conflict
 from cyxnet.ratelimit import Rate
 
@@ -888,3 +890,34 @@ async def test_a_request_that_nobody_answers_says_what_was_asked_and_not_on_whic
     await edge.close()
     with pytest.raises(BusError, match=r"^no answer to job.status within 1500 s \("):  # it said 1.5e+03
         await edge.request(subjects.api("c-1", "job.status"), b"{}", timeout_s=1500.0)
+
+
+class Broken:
+    """A link that fails while it is written to, when the time for the answer is over already."""
+
+    def __init__(self):
+        self.mux = Mux(self, 1000.0)
+
+    def new_inbox(self):
+        return "_INBOX.x"
+
+    async def listen(self, subject, take):
+        pass
+
+    async def publish(self, *_, **__):
+        self.mux.lost("the link broke")
+        for _ in range(3):
+            await asyncio.sleep(0)
+        raise OSError("gone")
+
+
+@pytest.mark.parametrize("kind", ["requests", "mux"])
+async def test_what_becomes_of_a_request_that_was_not_sent_is_said_once(kind):
+    # asyncio logged a TimeoutError that nobody had waited for
+    complaints, link = [], Broken()
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context["message"]))
+    with pytest.raises(OSError, match="gone"):
+        await (Requests(link).ask("a", b"", b"", 0.0) if kind == "requests" else link.mux.ask("a", b"", b""))
+    gc.collect()
+    link.mux.close()
+    assert complaints == []
