@@ -19,7 +19,7 @@ import msgspec
 from msgspec import Struct
 
 from cyxcentral.localrpc import METHODS, Params, call, decode_wire
-from cyxcentral.localvm import Chain, ChainError, ChainOptions, RpcError, invalid, parse_transaction
+from cyxcentral.localvm import Chain, ChainError, ChainOptions, RpcError, invalid, parse_transaction, unstored
 from cyxnet.lifetime import until_stopped
 
 BODY_LIMIT_BYTES = 50 * 1024  # the cap of a real node
@@ -58,6 +58,7 @@ class Server:
         self.chain = chain
         self.chain.gathers = True
         self._storing: asyncio.Future[None] | None = None  # for all who wait for it
+        self.failed = asyncio.Event()  # the disk took something not, and the chain stands
         self.faults = faults
         self.calls: dict[str, int] = {}
         self.connections: set[asyncio.Task[None]] = set()
@@ -163,6 +164,8 @@ class Server:
                 await self._stored()
             except sqlite3.Error as error:
                 answer = msgspec.json.encode(failure(identifier, -32603, f"Internal error: storage failed ({error})"))
+        if self.chain.storage_failure is not None:
+            self.failed.set()
         return None if fault.lose_answer else (200, answer)
 
     async def _stored(self) -> None:
@@ -236,22 +239,29 @@ def parser() -> argparse.ArgumentParser:
 
 
 async def serve(arguments: argparse.Namespace) -> None:
-    """Run until a signal or the end of standard input. Raises ChainError when it cannot start."""
+    """Run until a signal or the end of standard input. Raises ChainError when it cannot start, or not be stored.
+
+    Whoever starts it again has it go on from what is on the disk: the machine in memory is ahead of that.
+    """
     # Before this line the process only imported, which is computing: its CPU time is its duration.
     started_s, imported_s = time.perf_counter(), time.process_time()
     ended = asyncio.create_task(until_stopped(arguments.guard_stdin))
     await asyncio.sleep(0)  # its signal handlers are in place before anyone is told that we are ready
     chain = Chain(arguments.dir / "chain.db", options_of(arguments))
     server = Server(chain)
+    failed = asyncio.create_task(server.failed.wait())
     try:
         await server.start(arguments.port)
         ready_ms = round((time.perf_counter() - started_s + imported_s) * 1_000)
         print(msgspec.json.encode({"ready": True, "url": server.url, "ready_ms": ready_ms}).decode(), flush=True)
-        await ended
+        await asyncio.wait({ended, failed}, return_when=asyncio.FIRST_COMPLETED)
         await server.stop()
     finally:
         ended.cancel()
+        failed.cancel()
         chain.close()
+    if chain.storage_failure is not None:
+        raise unstored(arguments.dir, chain.storage_failure)
 
 
 def main(argv: list[str] | None = None) -> int:

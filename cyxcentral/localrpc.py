@@ -381,7 +381,7 @@ def call(chain: Chain, name: str, params: list[Any]) -> Any:
     if chain.storage_failure is not None:
         raise RpcError(
             -32603,
-            f"Internal error: storage failed ({chain.storage_failure}); free the disk, restart the chain",
+            f"Internal error: storage failed ({chain.storage_failure}); free the disk: it ends, and starts anew",
         )
     try:
         chain.advance()

@@ -120,10 +120,14 @@ def _open_database(path: Path) -> sqlite3.Connection:
     return database
 
 
+def unstored(folder: Path, why: object) -> ChainError:
+    return ChainError(f"chain: {folder} cannot be written ({why}); free some space on its disk and start it again")
+
+
 class Chain:
     """The state machine: one call at a time, no threads, no sockets.
 
-    path: the SQLite file; its folder is made. Raises ChainError when another process holds it.
+    path: the SQLite file; its folder is made. Raises ChainError when another process holds it, or the disk is full.
     """
 
     def __init__(self, path: Path, options: ChainOptions | None = None, clock: Clock | None = None) -> None:
@@ -136,11 +140,15 @@ class Chain:
         # Recency and one-landing-per-message are ours: LiteSVM knows a single blockhash and forgets
         # signatures after 32 transactions.
         self.svm = LiteSVM().with_transaction_history(0).with_blockhash_check(False)
-        self._start_time()
-        # Executable accounts last: the machine loads a program from its data account.
-        for address, state in self.database.execute("SELECT address, state FROM account ORDER BY executable"):
-            self.svm.set_account(Pubkey.from_bytes(address), Account.from_bytes(state))
-        self._have_program()
+        try:
+            self._start_time()
+            # Executable accounts last: the machine loads a program from its data account.
+            for address, state in self.database.execute("SELECT address, state FROM account ORDER BY executable"):
+                self.svm.set_account(Pubkey.from_bytes(address), Account.from_bytes(state))
+            self._have_program()
+        except sqlite3.Error as error:
+            self.database.close()
+            raise unstored(path.parent, error) from None
 
     def _have_program(self) -> None:
         """The escrow program is there from the beginning; one of an earlier version of ours stays beside it."""

@@ -25,6 +25,7 @@ from cyxnode.pipe import Batch, Channel, Done, Epoch, Failed, Halted, Order, Pre
 BATCH_INTERVAL_S = 0.25  # at most four batches a second are told, besides the very first
 DEVICE_HOST_BYTES = 4 * 2**30  # what a driver and the compiler of its kernels take of the host's memory at most
 OF_THIS_NODE = (KernelError, MissingExtra, CheckpointError)  # not the job's fault: it may succeed elsewhere
+OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 NO_ROOM_TO_LOAD = ("cannot map zero-fill pages", "failed to map segment", "cannot allocate memory")
 ADVICE = "lower training.batch_size, or ask for more with memory in [needs]"
 
@@ -58,11 +59,16 @@ def main() -> int:
         gc.enable()
         warm_ms = (time.perf_counter() - started_s) * 1000
         channel.send(Ready(isolated=isolated, warm_ms=warm_ms, isa=isa))
+    except BrokenPipeError:
+        return 0
     except CyxError as error:
         channel.send(failure(error))
         return 1
-    except BrokenPipeError:
-        return 0
+    except OSError as error:  # the rehearsal writes files
+        if error.errno not in OF_THE_DISK:
+            raise
+        channel.send(disk_failure(error))
+        return 1
     return serve(channel, train)
 
 
@@ -84,9 +90,12 @@ def serve(channel: Channel, train: Train) -> int:
     except BrokenPipeError:  # the agent is gone, and with it everyone who wants to know
         return 0
     except Exception as error:
-        if not ran_out_of_memory(error):
+        if ran_out_of_memory(error):
+            channel.send(out_of_memory(f"{order.memory_bytes} bytes" if order.memory_bytes else "all of it"))
+        elif isinstance(error, OSError) and error.errno in OF_THE_DISK:
+            channel.send(disk_failure(error))
+        else:
             raise
-        channel.send(out_of_memory(f"{order.memory_bytes} bytes" if order.memory_bytes else "all of it"))
     return 0
 
 
@@ -307,6 +316,12 @@ def failure(error: CyxError, advice: str = ADVICE) -> Failed:
     if isinstance(error, FormatError | DataError) and any(isinstance(e, OSError) and e.errno for e in causes(error)):
         code, deterministic = "disk_error", False  # what a disk does not read says nothing of the file
     return Failed(code=code[:64], message=str(error)[:2000], deterministic=deterministic)
+
+
+def disk_failure(error: OSError) -> Failed:
+    """What this node's disk did not take or give: it says nothing of the job."""
+    why = f"the node's disk: {error.strerror}; its operator should free some space on it"
+    return Failed(code="disk_error", message=why, deterministic=False)
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:

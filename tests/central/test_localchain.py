@@ -25,9 +25,11 @@ from solders.system_program import ID as SYSTEM_PROGRAM
 from solders.system_program import TransferParams, transfer
 from solders.transaction import VersionedTransaction
 
+from cyxcentral import localchain
 from cyxcentral.localchain import Server
 from cyxcentral.localrpc import call
-from cyxcentral.localvm import Chain, ChainError, ChainOptions, RpcError
+from cyxcentral.localvm import Chain, ChainError, ChainOptions, RpcError, _Commit
+from cyxnet.solana import Settlement, SettlementError
 
 ALICE = Keypair.from_seed(b"a" * 32)
 BOB = Keypair.from_seed(b"b" * 32).pubkey()
@@ -327,6 +329,39 @@ def test_a_full_disk_stops_the_chain_instead_of_acknowledging(chain: Chain) -> N
             send(chain, payment(chain, SOL // 1_000 + n))
     with pytest.raises(RpcError, match="storage failed"):
         call(chain, "getHealth", [])
+
+
+async def test_a_chain_that_could_not_store_ends_so_that_it_is_started_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # it refused everything for ever, though there was room again
+    monkeypatch.setattr(localchain, "until_stopped", lambda _: asyncio.Event().wait())
+    running = asyncio.create_task(localchain.serve(localchain.parser().parse_args(["--dir", str(tmp_path)])))
+    while not (said := capsys.readouterr().out):
+        await asyncio.sleep(0)
+    async with Settlement(json.loads(said)["url"], attempts=1) as settlement:
+        monkeypatch.setattr(Chain, "_commit", lambda chain: _Refused(chain))
+        with pytest.raises(SettlementError, match="storage failed"):
+            await settlement.airdrop(ADDRESS, SOL)
+    with pytest.raises(ChainError, match="cannot be written .* free some space"):
+        await running
+
+
+class _Refused(_Commit):
+    """A disk that is full."""
+
+    def run(self, statement: str) -> None:
+        self.chain.storage_failure = "database or disk is full"
+        raise sqlite3.OperationalError(self.chain.storage_failure)
+
+
+def test_a_chain_that_finds_no_room_at_its_start_is_one_clear_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Chain(tmp_path / "chain.db").close()
+    monkeypatch.setattr(Chain, "_commit", lambda chain: _Refused(chain))
+    with pytest.raises(ChainError, match="cannot be written .* free some space"):
+        Chain(tmp_path / "chain.db")
 
 
 def test_a_damaged_database_is_one_clear_error(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ Run with the name of what it shall do and the agent's pid. It stands in where a 
 a process that misbehaves in a way real training cannot be told to.
 """
 
+import errno
 import os
 import signal
 import sys
@@ -109,6 +110,11 @@ def die(order: Order) -> Iterator[Said]:
 def crash(order: Order) -> Iterator[Said]:
     yield batch(1)
     raise RuntimeError("a bug of ours")
+
+
+def find_no_room(order: Order) -> Iterator[Said]:
+    yield batch(1)
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def refuse(order: Order) -> Iterator[Said]:

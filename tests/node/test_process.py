@@ -105,6 +105,13 @@ async def test_a_bug_in_training_is_reported_with_its_exit_status_and_traceback(
     assert "exit status 1" in end.message and "RuntimeError: a bug of ours" in end.message
 
 
+async def test_a_full_disk_of_the_node_is_said_in_one_line(start: Starter) -> None:
+    # it was the end of a traceback
+    end = await end_of(await start("find_no_room"))
+    assert (end.code, end.deterministic) == ("disk_error", False)
+    assert end.message == "the node's disk: No space left on device; its operator should free some space on it"
+
+
 async def test_bad_data_is_a_deterministic_failure_with_its_own_code(start: Starter) -> None:
     end = await end_of(await start("refuse"))
     assert (end.code, end.deterministic) == ("bad_data", True)
