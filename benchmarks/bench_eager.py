@@ -31,6 +31,8 @@ except ImportError:
 
 Run = Callable[[], object]
 
+WARM_UP = 5  # runs before the first burst: what comes again is planned by then
+
 
 def operations(library: Any) -> Iterator[tuple[str, Run]]:
     """Of cyxcore or torch, which take the same calls. x requires a gradient."""
@@ -123,6 +125,9 @@ def main() -> None:
     for name, runs in [*rows, *steps]:
         at_once = 1 if "step" in name and "small" not in name else 20  # runs between two looks at the clock
         times: list[list[float]] = [[] for _ in runs]
+        for run in runs:
+            for _ in range(WARM_UP):
+                run()
         for _ in range(rounds):
             for found, run in zip(times, runs, strict=True):
                 found.append(once(run, at_once))

@@ -14,7 +14,7 @@ tape: _Call.expand.
 import contextlib
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,11 +42,11 @@ FIRST_PLANS = 64
 FIXED = (int, float, str, tuple, type(None), np.generic)  # options that stay what they are, as a tensor does not
 
 
-_DTYPES = ("float32", "float64", "bool")
-_aligned = devices.backend("cpu").kernels.aligned  # type: ignore[attr-defined]
+DTYPES = ("float32", "float64", "bool")
+aligned = devices.backend("cpu").kernels.aligned  # type: ignore[attr-defined]
 
 
-class _Unplanned(Exception):  # noqa: N818 - no error: the function runs operation by operation
+class Unplanned(Exception):  # noqa: N818 - no error: the function runs operation by operation
     pass
 
 
@@ -60,7 +60,7 @@ class _Moving:
         program: Any = getattr(plan.program, "__self__", None)
         self._program = program
         if not hasattr(program, "run_on"):
-            raise _Unplanned  # an operation has NumPy's kernel only
+            raise Unplanned  # an operation has NumPy's kernel only
         self.names = [_named(name) for name in plan.inputs]
         arrays: list[Array] = list(plan.inputs.values())
         places = {array.ctypes.data: place for place, array in enumerate(arrays)}
@@ -69,7 +69,7 @@ class _Moving:
         for array in plan.outputs:
             if array.ctypes.data not in places:
                 if not any(array is each or array.base is each for each in plan.apart):
-                    raise _Unplanned  # a constant
+                    raise Unplanned  # a constant
                 places[array.ctypes.data] = len(arrays)
                 arrays.append(array)
                 self._made.append((array.shape, array.dtype.num))
@@ -81,15 +81,15 @@ class _Moving:
         self._program.moving([*arrays, plan.arena])
 
     def run(self, given: list[Array]) -> list[Array]:
-        arrays = [*given, *[_aligned(*each) for each in self._made]]
-        self._program.run_on([*arrays, _aligned(*self._arena)])
+        arrays = [*given, *[aligned(*each) for each in self._made]]
+        self._program.run_on([*arrays, aligned(*self._arena)])
         return [
             arrays[place] if arrays[place].shape == shape else arrays[place].reshape(shape)
             for place, shape in self._results
         ]
 
 
-class _Kind(NamedTuple):
+class Kind(NamedTuple):
     """What calls have in common that one pair of plans is for."""
 
     function: Function
@@ -103,10 +103,21 @@ class _Kind(NamedTuple):
         return self.function(*(None if place is None else tensors[place] for place in self.places), *self.options)
 
 
+def traced(kind: Kind) -> tuple[Builder, list[Symbol], list[Symbol]]:
+    """The operations of a call: where they are, its tensors and its results. Raises Unplanned for mixed dtypes."""
+    builder = Builder(merging=False, travels=False)
+    symbols = [builder.input(str(place), *typed) for place, typed in enumerate(kind.typed)]
+    result = kind.call(symbols)
+    results = list(result) if isinstance(result, tuple) else [result]
+    if any(x.dtype != kind.typed[0][1] for x in results):
+        raise Unplanned
+    return builder, symbols, results
+
+
 class _Ways:
     """The plans of a kind of calls: one there, and those back, by which gradients have a sum to be added to."""
 
-    def __init__(self, kind: _Kind) -> None:
+    def __init__(self, kind: Kind) -> None:
         self.kind, self._backs = kind, dict[tuple[bool, ...], _Moving]()
         builder, symbols, results = self._traced()
         self.count = len(results)
@@ -120,19 +131,16 @@ class _Ways:
         self._there = _Moving(forward)
 
     def _traced(self) -> tuple[Builder, list[Symbol], list[Symbol]]:
-        builder = Builder(merging=False, travels=False)
-        symbols = [builder.input(str(place), *typed) for place, typed in enumerate(self.kind.typed)]
-        result = self.kind.call(symbols)
-        results = list(result) if isinstance(result, tuple) else [result]
-        if any(x.dtype != self.kind.typed[0][1] for x in results) or len(builder.nodes) > MOST_OPERATIONS:
-            raise _Unplanned
-        return builder, symbols, results
+        found = traced(self.kind)
+        if len(found[0].nodes) > MOST_OPERATIONS:
+            raise Unplanned
+        return found
 
     def remembered(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """What the way back is from: the tensors, but running statistics, which move on, as they are now."""
         return tuple(
             [
-                wrap(_array(x).copy()) if len(x.shape) == 1 and not followed and place in self.needed else x
+                wrap(array_of(x).copy()) if len(x.shape) == 1 and not followed and place in self.needed else x
                 for place, (x, followed) in enumerate(zip(tensors, self.kind.followed, strict=True))
             ]
         )
@@ -154,14 +162,14 @@ class _Ways:
         wanted = [x for x, followed in zip(symbols, self.kind.followed, strict=True) if followed]
         found = totals(builder, result, g, wanted, so_far)
         if any(x is None for x in found):
-            raise _Unplanned
+            raise Unplanned
         return [x.node for x in found if x is not None]
 
     def _cut(self, builder: Builder, outputs: list[int], given: dict[int, str]) -> Graph:
         """The graph of some nodes, with others as inputs."""
         made = Builder(merging=False, travels=False)
         new: dict[int, Symbol] = {}
-        for place in sorted(_needed(builder, outputs, given)):
+        for place in sorted(needed_for(builder, outputs, given)):
             node = builder.nodes[place]
             if place in given:
                 new[place] = made.input(given[place], builder.shapes[place], builder.dtypes[place])
@@ -180,11 +188,11 @@ class _Ways:
 
     def run(self, tensors: Sequence[Tensor]) -> tuple[list[Array], list[Array]]:
         """The results, and what is kept for the way back."""
-        found = self._there.run([_array(tensors[place]) for _, place in self._there.names])
+        found = self._there.run([array_of(tensors[place]) for _, place in self._there.names])
         return found[: self.count], found[self.count :]
 
 
-def _needed(builder: Builder, outputs: Sequence[int], given: Any) -> set[int]:
+def needed_for(builder: Builder, outputs: Sequence[int], given: Any) -> set[int]:
     """The nodes that outputs are made of, up to those that are given."""
     seen, waiting = set(outputs), list(outputs)
     while waiting:
@@ -196,7 +204,7 @@ def _needed(builder: Builder, outputs: Sequence[int], given: Any) -> set[int]:
 
 
 def _sources(builder: Builder, outputs: Sequence[int], given: Any) -> set[int]:
-    return {place for place in _needed(builder, outputs, given) if builder.nodes[place].op == "input"}
+    return {place for place in needed_for(builder, outputs, given) if builder.nodes[place].op == "input"}
 
 
 def _named(name: str) -> tuple[str, int]:
@@ -204,8 +212,51 @@ def _named(name: str) -> tuple[str, int]:
     return ("g", 0) if name == "g" else (what, int(place))
 
 
-def _array(x: Tensor) -> Array:
+def array_of(x: Tensor) -> Array:
+    """The tensor's array without gaps."""
     return x._data if x._view is None else x._dense()
+
+
+def check_unchanged(node: Any, needed: Iterable[int]) -> None:
+    """Raises GradientError where one of the inputs that are needed was written to since the operation."""
+    for place in needed:
+        x = node.inputs[place]
+        if x._memory is not None and x._memory.written > node.time:
+            raise Overwritten(x.shape, x.dtype, node.op.__name__).error()
+
+
+def in_place_of(so_far: Any, total: Tensor | None, new: Tensor) -> Any:
+    """What there is of a gradient when `total` of it, all but pieces of what was there so far, has become `new`."""
+    if so_far is None or (type(so_far) is not Sum and total is not None):
+        return new
+    both = so_far if type(so_far) is Sum else Sum()
+    if both is not so_far:
+        both.add(so_far)
+    if total is None:  # there were pieces only
+        both.add(new)
+    else:
+        both.replace(new)
+    return both
+
+
+def remade(kind: Kind, inputs: Sequence[Tensor], start: int, step: int) -> tuple[Tensor, ...]:
+    """The results, remembering single operations at the times start + step, start + 2 step and so on."""
+    known = {id(x) for x in inputs}
+    began = later(1)
+    with enable_grad():
+        result = kind.call(inputs)
+    results = result if isinstance(result, tuple) else (result,)
+    found: dict[int, Tensor] = {}
+    waiting = list(results)
+    while waiting:
+        x = waiting.pop()
+        if id(x) not in found and id(x) not in known and x._op is not None and x._op.time > began:
+            found[id(x)] = x
+            waiting += x._op.inputs
+    for place, x in enumerate(sorted(found.values(), key=lambda each: each._op.time)):  # type: ignore[union-attr]
+        was: Any = x._op
+        x._op = Node(was.op, was.inputs, was.attrs, start + step * (1 + place))
+    return results
 
 
 class _Call(Composed):
@@ -218,35 +269,19 @@ class _Call(Composed):
     def __name__(self) -> str:
         return self._ways.kind.function.__name__.strip("_")
 
-    def _check(self, node: Node) -> None:
-        for place in self._ways.needed:
-            x = node.inputs[place]
-            if x._memory is not None and x._memory.written > node.time:
-                raise Overwritten(x.shape, x.dtype, self.__name__).error()
-
     def totals(self, node: Any, g: Tensor, pending: list[Any]) -> list[Any]:
         """The gradient of each input so far and what this call adds to it. pending: what there is of each, or None."""
-        self._check(node)
+        check_unchanged(node, self._ways.needed)
         kind = self._ways.kind
         sums = [pending_total(x) if followed else None for x, followed in zip(pending, kind.followed, strict=True)]
         way = self._ways.back(tuple([x is not None for x in sums]))
         held: dict[str, Any] = {"": node.inputs, "sum": sums, "g": (g,)}
-        given = [self._kept[place] if what == "kept" else _array(held[what][place]) for what, place in way.names]
+        given = [self._kept[place] if what == "kept" else array_of(held[what][place]) for what, place in way.names]
         made = iter([wrap(array) for array in way.run(given)])
-        found: list[Any] = []
-        for so_far, total, followed in zip(pending, sums, kind.followed, strict=True):
-            new = next(made) if followed else None
-            if new is not None and type(so_far) is Sum and total is not None:
-                so_far.replace(new)
-                found.append(so_far)
-            elif new is not None and so_far is not None and total is None:  # pieces only
-                both = Sum()
-                both.add(so_far)
-                both.add(new)
-                found.append(both)
-            else:
-                found.append(new)
-        return found
+        return [
+            in_place_of(so_far, total, next(made)) if followed else None
+            for so_far, total, followed in zip(pending, sums, kind.followed, strict=True)
+        ]
 
     def expand(self, tensor: Tensor) -> None:
         """Let the tensor remember the operations themselves, at the times they would have had."""
@@ -256,43 +291,27 @@ class _Call(Composed):
                 self._expand(tensor, node)
 
     def _expand(self, tensor: Tensor, node: Any) -> None:
-        self._check(node)
-        start = node.time - MOST_OPERATIONS
-        inputs = {id(x) for x in node.inputs}
-        began = later(1)
-        with enable_grad():
-            result = self._ways.kind.call(node.inputs)
-        last = result[0] if isinstance(result, tuple) else result
-        found: dict[int, Tensor] = {}
-        waiting = [last]
-        while waiting:
-            x = waiting.pop()
-            if id(x) not in found and id(x) not in inputs and x._op is not None and x._op.time > began:
-                found[id(x)] = x
-                waiting += x._op.inputs
-        for place, x in enumerate(sorted(found.values(), key=lambda each: each._op.time)):  # type: ignore[union-attr]
-            was: Any = x._op
-            x._op = Node(was.op, was.inputs, was.attrs, start + 1 + place)
-        tensor._op = last._op
+        check_unchanged(node, self._ways.needed)
+        tensor._op = remade(self._ways.kind, node.inputs, node.time - MOST_OPERATIONS, 1)[0]._op
 
 
 class _Known:
     """What is known of a kind of calls, and when it was asked for last. ways: None where there are no plans."""
 
-    def __init__(self, kind: _Kind) -> None:
+    def __init__(self, kind: Kind) -> None:
         self.used = _used
         self.ways: _Ways | None = None
-        with contextlib.suppress(_Unplanned):
+        with contextlib.suppress(Unplanned):
             self.ways = _Ways(kind)
 
 
-_ways: dict[_Kind, _Known] = {}
+_ways: dict[Kind, _Known] = {}
 _lock, _expanding = threading.Lock(), threading.Lock()
 renew_in_children(sys.modules[__name__], "_lock", "_expanding")
 _made = _used = 0
 
 
-def _ways_of(kind: _Kind) -> _Ways | None:
+def _ways_of(kind: Kind) -> _Ways | None:
     global _made, _used
     with _lock:
         _used += 1
@@ -309,21 +328,20 @@ def _ways_of(kind: _Kind) -> _Ways | None:
         return known.ways
 
 
-def composed(function: Function, inputs: Sequence[Any], options: tuple[Any, ...]) -> Any:
-    """function(*inputs, *options), which gives a tensor, or several of which only the first is followed.
-
-    inputs: tensors on the host, or None. Its operations run one by one where there is no plan for them.
-    """
+def described(
+    function: Function, inputs: Sequence[Any], options: tuple[Any, ...], dtypes: Collection[str] = DTYPES
+) -> tuple[Kind, list[Tensor]] | None:
+    """The kind of a call, and its tensors; None where it has none: an option that may change, an empty tensor, ..."""
     if not all(isinstance(x, FIXED) for x in options):
-        return function(*inputs, *options)
+        return None
     tensors: list[Tensor] = []
     places: list[int | None] = []
     for x in inputs:
         if x is None:
             places.append(None)
             continue
-        if not isinstance(x, Tensor) or x.dtype not in _DTYPES or not x._on_host or 0 in x.shape:
-            return function(*inputs, *options)
+        if not isinstance(x, Tensor) or x.dtype not in dtypes or not x._on_host or 0 in x.shape:
+            return None
         for place, each in enumerate(tensors):
             if each is x:
                 places.append(place)
@@ -334,7 +352,7 @@ def composed(function: Function, inputs: Sequence[Any], options: tuple[Any, ...]
             places.append(len(tensors))
             tensors.append(x)
     recording = is_recording()
-    kind = _Kind(
+    kind = Kind(
         function,
         options,
         tuple(places),
@@ -342,9 +360,19 @@ def composed(function: Function, inputs: Sequence[Any], options: tuple[Any, ...]
         tuple([recording and x.requires_grad for x in tensors]),
         devices.backend("cpu").lanes,  # type: ignore[attr-defined]
     )
-    ways = _ways_of(kind)
-    if ways is None:
+    return kind, tensors
+
+
+def composed(function: Function, inputs: Sequence[Any], options: tuple[Any, ...]) -> Any:
+    """function(*inputs, *options), which gives a tensor, or several of which only the first is followed.
+
+    inputs: tensors on the host, or None. Its operations run one by one where there is no plan for them.
+    """
+    found = described(function, inputs, options)
+    ways = None if found is None else _ways_of(found[0])
+    if found is None or ways is None:
         return function(*inputs, *options)
+    kind, tensors = found
     arrays, kept = ways.run(tensors)
     results = [wrap(array) for array in arrays]
     if any(kind.followed):

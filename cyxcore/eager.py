@@ -61,8 +61,8 @@ LEAST_COMPOSED = 65536  # elements; less stays in the cache, and one operation a
 
 
 @cache
-def _planned() -> Callable[..., Any]:
-    found: Callable[..., Any] = importlib.import_module("cyxcore.composed").composed
+def _planned(module: str, name: str) -> Callable[..., Any]:
+    found: Callable[..., Any] = getattr(importlib.import_module(module), name)
     return found
 
 
@@ -121,7 +121,12 @@ class Tensor(Held, Leaving):
     def _composed(self, function: Callable[..., Any], inputs: Sequence[Any], options: tuple[Any, ...]) -> Any:
         if not devices.straight[0] or math.prod(self.shape) < LEAST_COMPOSED:
             return function(*inputs, *options)
-        return _planned()(function, inputs, options)
+        return _planned("cyxcore.composed", "composed")(function, inputs, options)
+
+    def _sequenced(self, function: Callable[..., Any], inputs: Sequence[Any], options: tuple[Any, ...]) -> Any:
+        if not devices.straight[0]:
+            return function(*inputs, *options)
+        return _planned("cyxcore.sequences", "sequence")(function, inputs, options)
 
     def _picked(self, index: Any) -> "Tensor":
         result: Tensor = indexing.get(self, index)

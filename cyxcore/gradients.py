@@ -104,6 +104,10 @@ class Sum:
         """What came but for pieces."""
         return self._whole
 
+    @property
+    def pieces(self) -> list[Piece]:
+        return self._pieces
+
     def replace(self, whole: Any) -> None:
         """Another sum of what came but for pieces."""
         self._whole = whole

@@ -13,6 +13,7 @@ and out, unless the plan is made resident.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -51,12 +52,13 @@ class Plan:
         numerics: str | None = None,
         draws: Iterable[int] = (),
         outputs_apart: bool = False,
+        given: Mapping[str, Array] = MappingProxyType({}),
     ) -> None:
         """resident: the inputs that are arrays of the device. fetch: whether outputs are copied to the host; otherwise
         they are arrays of the device. No difference where that is the host. numerics: of products on the cpu, see
         cyxcore.set_numerics; None: the class that is set. draws: the streams of random numbers that have each a key of
         its own, in `keys`, as draws of tensors have; the others are of `key`. outputs_apart: each output has memory of
-        its own beside the arena.
+        its own beside the arena. given: inputs that are where something else fills them, on the cpu.
         """
         if any(node.op == "by_mode" for node in graph.nodes):
             raise GraphError("plan: the graph still holds both modes; embed it with training=True or False first")
@@ -86,6 +88,7 @@ class Plan:
         self.arena = arena = self.backend.memory(self.arena_bytes)
         self._sends: list[tuple[Array, Array]] = []  # (device, host)
         self.inputs: dict[str, Array] = {}
+        self._given = given
         self.key: Array
         self._device_key: Array
         drawn = any(node.op == "key" for node in graph.nodes)
@@ -190,6 +193,8 @@ class Plan:
             return self._device_key
         if node.op == "input":
             name = node.attrs["name"]
+            if name in self._given:
+                return _state_array(name, shape, dtype, self._given)
             if name not in self.inputs:
                 self.inputs[name], self._device_inputs[name] = self._fed(shape, dtype, name in resident)
             return self._device_inputs[name]

@@ -113,6 +113,8 @@ class Composed:
     there with them, of the node whose operation it is; expand() lets the result remember the several.
     """
 
+    several = False  # whether what it made stands for several results: its gradient is a Sum of a Piece for each
+
     def totals(self, node: Node, g: "Tensor", pending: list[Any]) -> list[Any]:
         raise NotImplementedError
 
@@ -133,9 +135,11 @@ def _expand(root: "Tensor") -> None:
         node: Any = tensor._op
         if node is None:
             continue
+        inputs = node.inputs
         if isinstance(node.op, Composed):
             node.op.expand(tensor)
-        for x in node.inputs:
+            inputs += tensor._op.inputs  # type: ignore[union-attr]
+        for x in inputs:
             if id(x) not in seen:
                 seen.add(id(x))
                 waiting.append(x)
@@ -231,6 +235,8 @@ def _together(so_far: Any, new: Any) -> Sum:
 
 def _whole(g: Any, tensor: "Tensor", create_graph: bool) -> "Tensor":
     """The gradient of a tensor out of what was found of it."""
+    if tensor._op is not None and isinstance(tensor._op.op, Composed) and tensor._op.op.several:
+        return g
     with recording(is_recording() and create_graph):
         found: Tensor = _together(None, g).value(tensor.shape)
     return found

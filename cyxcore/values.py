@@ -202,6 +202,10 @@ class Value:
         """function(*inputs, *options): of tensors perhaps as one operation (composed.py)."""
         return function(*inputs, *options)
 
+    def _sequenced(self, function: Callable[..., Any], inputs: Sequence[Any], options: tuple[Any, ...]) -> Any:
+        """The same of a function of a whole sequence, which gives several results (sequences.py)."""
+        return function(*inputs, *options)
+
     def shares_memory(self, other: Any) -> bool:
         """Whether writing to one may change the other."""
         return False

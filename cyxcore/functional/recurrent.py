@@ -79,13 +79,37 @@ def recur(
     reverse: bool = False,
 ) -> tuple[Any, State]:
     """(outputs (N, T, H), last state). kind: a key of CELLS. start: a state of (N, H) each; zeros when absent."""
-    cell = CELLS[kind]
-    size = weights.hh.shape[0] // cell.gates
+    inputs = _checked(kind, x, weights, start, lengths)
+    outputs, *last = _recurrence(*inputs, kind, reverse)
+    return outputs, tuple(last)
+
+
+def recur_as_one(
+    kind: str, x: Any, weights: Weights, start: Sequence[Any] | None, lengths: Any, reverse: bool
+) -> tuple[Any, State]:
+    """The same, of tensors perhaps as one operation (sequences.py). The last states have to be read as a whole: the
+    gradients of their parts would be added in another order.
+    """
+    inputs = _checked(kind, x, weights, start, lengths)
+    outputs, *last = x._sequenced(_recurrence, inputs, (kind, reverse))
+    return outputs, tuple(last)
+
+
+def _checked(kind: str, x: Any, weights: Weights, start: Sequence[Any] | None, lengths: Any) -> tuple[Any, ...]:
     if x.ndim != 3 or x.shape[2] != weights.ih.shape[1]:
         raise ShapeError(f"{kind}: expected x (N, T, {weights.ih.shape[1]}), got {x.shape}")
     if x.shape[1] < 1:
         raise SpecError(f"{kind}: expected at least one step, got x {x.shape}")
-    if start is None:
+    return (x, lengths, *weights, *((None,) * CELLS[kind].states if start is None else start))
+
+
+def _recurrence(x: Any, lengths: Any, *given: Any) -> tuple[Any, ...]:
+    """(outputs, each last state). given: the weights, the states to begin with (None: zeros), kind and reverse."""
+    kind, reverse = given[-2:]
+    weights, start = Weights(*given[: len(Weights._fields)]), given[len(Weights._fields) : -2]
+    cell = CELLS[kind]
+    size = weights.hh.shape[0] // cell.gates
+    if start[0] is None:
         zeros = x._constant(0.0, x.dtype).broadcast_to(x.shape[0], size)
         start = (zeros,) * cell.states
         if weights.hr is not None:
@@ -101,4 +125,4 @@ def recur(
             inside = (lengths > t).expand_dims(1)
             state = tuple(where(inside, one, other) for one, other in zip(new, state, strict=True))
             outputs[t] = where(inside, new[0], 0.0)
-    return stack(outputs, 1), state
+    return stack(outputs, 1), *state

@@ -4,6 +4,7 @@ from typing import Any
 
 from cyxcore import functional as F
 from cyxcore.errors import ShapeError, SpecError
+from cyxcore.functional.recurrent import recur_as_one
 from cyxcore.nn.module import Layer, Module, Parameter, check_sizes
 from cyxcore.nn.utils.rnn import PackedSequence
 
@@ -94,7 +95,7 @@ class _Recurrent(Layer):
             for suffix in self.directions:
                 start = None if given is None else [part[len(ended_in)] for part in given]
                 weights = self._weights(layer, suffix)
-                found, ended = F.recur(self.kind, steps, weights, start, lengths, reverse=bool(suffix))
+                found, ended = recur_as_one(self.kind, steps, weights, start, lengths, bool(suffix))
                 sides.append(found)
                 ended_in.append(ended)
             steps = sides[0] if len(sides) == 1 else F.concat(sides, 2)

@@ -91,6 +91,16 @@ def test_values_and_gradients_have_the_bits_of_single_operations(monkeypatch, th
     _same(_both(monkeypatch, run))
 
 
+def test_what_is_there_of_a_gradient_may_be_several_pieces(monkeypatch):
+    def run():
+        x = _drawn(4, 8)
+        middle = x * 1.5
+        (F.gelu(middle).sum() + middle[0:1].sin().sum() + middle[2:3].cos().sum()).backward()
+        return [x.grad]
+
+    _same(_both(monkeypatch, run))
+
+
 @pytest.mark.parametrize("name", ["layer_norm", "gelu tanh", "batch_norm", "attention of one tensor", "linear"])
 def test_second_derivatives_have_the_bits_of_single_operations(monkeypatch, name):
     function, shapes = FUNCTIONS[name]
