@@ -193,8 +193,8 @@ static void NAME(make_unfolded)(const NAME(image_product) * p, const T *canvas, 
                                 int64_t end, T *panel) {
     for (int64_t first = begin * NR; first < end * NR; first += NR) {
         int64_t columns = p->pixels - first < NR ? p->pixels - first : NR;
-        for (int64_t k0 = 0; k0 < p->k; k0 += BLOCK_K) {
-            int64_t k_count = p->k - k0 < BLOCK_K ? p->k - k0 : BLOCK_K;
+        for (int64_t k0 = 0; k0 < p->k; k0 += CYX_BLOCK_K) {
+            int64_t k_count = p->k - k0 < CYX_BLOCK_K ? p->k - k0 : CYX_BLOCK_K;
             NAME(unfold)(&p->unfolding, canvas, k0, k_count, first, columns, panel, NR);
             for (int64_t r = 0; r < p->rows; r += MR)
                 NAME(run_block)(NAME(packed_kernels), p->rows - r < MR ? p->rows - r : MR, columns,
@@ -209,8 +209,8 @@ static void NAME(image_product_body)(void *context, int64_t begin, int64_t end) 
     NAME(image_product) *p = context;
     const NAME(unfolding) *u = &p->unfolding;
     int64_t size = NAME(canvas_size)(u), padded_rows = (p->rows + MR - 1) / MR * MR, painted = -1;
-    T *panel = cyx_scratch(1, sizeof(T) * (size_t)(NR * BLOCK_K + (p->canvas ? 0 : size) + NAME(SLACK)));
-    T *own = panel + NR * BLOCK_K;
+    T *panel = cyx_scratch(1, sizeof(T) * (size_t)(NR * CYX_BLOCK_K + (p->canvas ? 0 : size) + NAME(SLACK)));
+    T *own = panel + NR * CYX_BLOCK_K;
     if (!panel) {
         p->no_memory = 1;
         return;
@@ -386,7 +386,7 @@ typedef struct {
     const T *x, *g; /* of its first plane and column in the first image */
     int64_t x_apart, g_apart; /* from image to image */
     int64_t images, first, k, outputs, pixels, width; /* rows [first, first + k) of those of its planes */
-    T *canvas, *panels, *sums, *unfolded; /* [image][canvas]; [image][panel][pixel][NR]; [k][width]; [4 * MR][BLOCK_K] */
+    T *canvas, *panels, *sums, *unfolded; /* [image][canvas]; [image][panel][pixel][NR]; [k][width]; [4 * MR][CYX_BLOCK_K] */
 } NAME(weight_block);
 
 /* Where the kernel is three neighbouring pixels wide: the rows are read where they lie. */
@@ -414,17 +414,17 @@ static void NAME(add_taps)(const NAME(weight_block) * b) {
 static void NAME(add_unfolded)(const NAME(weight_block) * b) {
     for (int64_t step = 0, count; step < b->images * b->pixels; step += count) {
         int64_t n = step / b->pixels, pixel = step % b->pixels;
-        count = b->pixels - pixel < BLOCK_K ? b->pixels - pixel : BLOCK_K;
+        count = b->pixels - pixel < CYX_BLOCK_K ? b->pixels - pixel : CYX_BLOCK_K;
         for (int64_t k0 = 0; k0 < b->k; k0 += 4 * MR) {
             int64_t rows = b->k - k0 < 4 * MR ? b->k - k0 : 4 * MR;
             NAME(unfold)(&b->unfolding, b->canvas + n * NAME(canvas_size)(&b->unfolding), b->first + k0, rows, pixel, count,
-                         b->unfolded, BLOCK_K);
+                         b->unfolded, CYX_BLOCK_K);
             for (int64_t column = 0; column < b->width; column += NR) {
                 const T *panel = b->panels + ((n * b->width + column) * b->pixels + pixel * NR);
                 int64_t columns = b->outputs - column < NR ? (b->outputs - column + VN - 1) / VN * VN : NR;
                 for (int64_t r = 0; r < rows; r += MR)
-                    NAME(run_block)(NAME(rows_kernels), rows - r < MR ? rows - r : MR, columns, b->unfolded + r * BLOCK_K,
-                                    BLOCK_K, panel, NR, b->sums + (k0 + r) * b->width + column, b->width, count, 1, NO_ADDEND);
+                    NAME(run_block)(NAME(rows_kernels), rows - r < MR ? rows - r : MR, columns, b->unfolded + r * CYX_BLOCK_K,
+                                    CYX_BLOCK_K, panel, NR, b->sums + (k0 + r) * b->width + column, b->width, count, 1, NO_ADDEND);
             }
         }
     }
@@ -472,7 +472,7 @@ static void NAME(weight_product_body)(void *context, int64_t begin, int64_t end)
         int64_t of_canvas = NAME(canvas_size)(&b.unfolding), of_panels = b.width * b.pixels;
         int64_t fit = CANVAS_BYTES / ((int64_t)sizeof(T) * (of_canvas + of_panels)), at_once = fit < 1 ? 1 : fit;
         if (at_once > p->images) at_once = p->images;
-        int64_t canvases = at_once * of_canvas, panels = at_once * of_panels, unfolded = 4 * MR * BLOCK_K + NAME(SLACK);
+        int64_t canvases = at_once * of_canvas, panels = at_once * of_panels, unfolded = 4 * MR * CYX_BLOCK_K + NAME(SLACK);
         b.sums = cyx_scratch(1, sizeof(T) * (size_t)(b.k * b.width + panels + unfolded + canvases + NAME(SLACK)));
         if (!b.sums) {
             p->no_memory = 1;

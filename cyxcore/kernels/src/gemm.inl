@@ -14,7 +14,7 @@
 typedef int32_t integer_f32;
 typedef int64_t integer_f64;
 enum {
-    BLOCK_K = CYX_BLOCK_K,
+    BLOCK_K = 512, /* terms between two times that a block of the result is in registers */
     BLOCK_M = 480,
     BLOCK_N = 2048,
     DIRECT_B_ROWS = 48,
@@ -43,6 +43,7 @@ enum {
     NEAR_RESULT = 1 << 16, /* elements of a result to which products are added */
     APART = 16 /* elements between packed panels, so that they do not meet in the same lines of the cache */
 };
+_Static_assert(BLOCK_K >= CYX_BLOCK_K, "as many terms are summed up before anything is written");
 #endif
 
 #undef NR
