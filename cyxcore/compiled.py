@@ -128,7 +128,7 @@ class Compiled:
     def _look(self, watch: Any) -> tuple[Any, ...]:
         """What a plan is chosen by besides the arguments."""
         if self.around is not None and self.around.is_outdated():
-            around = Surroundings(self.around.function)
+            around = self.around.again()
             if around.optimizers:
                 raise GraphError(
                     "compile: the function uses an optimiser that was not there when it was compiled; compile it "

@@ -40,7 +40,7 @@ from cyxcore.keys import Draw, Generator, drawing_again
 from cyxcore.nn.module import Module
 from cyxcore.optimizer import NO_OPTIONS, Optimizer, State
 from cyxcore.plan import Plan
-from cyxcore.surroundings import NUMBERS, Surroundings, codes, is_ours
+from cyxcore.surroundings import NUMBERS, Surroundings, codes, is_option, is_ours
 from cyxcore.symbols import Builder, Symbol, ValueNeeded
 from cyxcore.tracing import results_of, symbolic
 
@@ -51,10 +51,6 @@ _array_of, _is_training, _is_trained = attrgetter("_data"), attrgetter("training
 
 
 _OWN = ("training", "_label")  # attributes of a module that are looked at elsewhere, or only in a trace
-
-
-def _is_option(value: Any) -> bool:
-    return isinstance(value, NUMBERS) or type(value) is tuple and all(isinstance(item, NUMBERS) for item in value)
 
 
 @lru_cache(4096)
@@ -120,7 +116,7 @@ class Bound:
             (id(part), name): repr(value)
             for part in self.parts
             for name, value in vars(part).items()
-            if name not in _OWN and _is_option(value) and _is_computed_with(type(part).__mro__, name)
+            if name not in _OWN and is_option(value) and _is_computed_with(type(part).__mro__, name)
         }
 
     def leave_out_changed(self, before: dict[tuple[int, str], str]) -> None:
@@ -301,20 +297,23 @@ class CompiledStep:
     def _look(self, watch: Any) -> tuple[str, tuple[Any, ...]]:
         """The device of the plan, and what else it is chosen by."""
         if self.around.is_outdated():
-            self._begin(Surroundings(self.around.function))
+            self._begin(self.around.again())
         look_for_symbols(self.modules, self.around)
         own, held = self._bound.key(), self._bound.tensors
         self._bound.note(watch)
         self.around.note(watch)
         for optimizer in self.optimizers:
             _note(optimizer, watch)
+            if self.around.reads_rates:
+                watch.answer(_rates, optimizer)
         watch.answer(devices.default_device)  # which is also the device of arrays of the host
         return self.device or (held[0].device if held else devices.default_device()), (
             own,
             self.around.key(),
             tuple(map(_is_training, self._bound.parts)),
             tuple(map(_is_trained, held)),
-            tuple([x.grad is None for x in held]),
+            tuple([(x.grad is None, x._hooks is None) for x in held]),
+            tuple(map(_rates, self.optimizers)) if self.around.reads_rates else (),
             tuple([(*_state(optimizer), *sorted(optimizer.irregular)) for optimizer in self.optimizers]),
             *[_options(optimizer, group) for optimizer in self.optimizers for group in optimizer.param_groups],
         )
@@ -387,10 +386,23 @@ class CompiledStep:
             stack.enter_context(drawing_again(partial(in_a_graph, builder)))
             parameters = {symbol.home: tensors[identity] for identity, symbol in known.items()}
             builder.given = partial(_gradient_before, builder, parameters)
-            options = self._bound.options()
+            if any(x._hooks for x in tensors.values()):
+                raise GraphError(
+                    "compile: a parameter has a hook (register_hook), which runs on tensors; remove it, or change "
+                    "p.grad in the step"
+                )
+            options, rates = self._bound.options(), [_rates(optimizer) for optimizer in self.optimizers]
             free = len(arguments) - len(last)
             result = self.function(*arguments[:free], **dict(zip(last, arguments[free:], strict=True)))
             self._bound.leave_out_changed(options)
+            if rates != (now := [_rates(optimizer) for optimizer in self.optimizers]):
+                for optimizer, before in zip(self.optimizers, rates, strict=True):
+                    for group, rate in zip(optimizer.param_groups, before, strict=False):
+                        group["lr"] = rate
+                raise GraphError(
+                    f"compile: the function changes a learning rate, from {rates} to {now}, which only its first call "
+                    "would do; change it, or call the scheduler's step(), outside"
+                )
         outputs, rebuild = results_of(result, "step to return tensors computed in it, such as its loss")
         names = [f"argument.{place}" for place in range(len(inputs))]
         after = [home for home in builder.gradients if home in builder.added or home in builder.waiting]
@@ -434,6 +446,10 @@ def _buffers(module: Module) -> Iterator[Tensor]:
 
 def _options(optimizer: Optimizer, group: dict[str, Any]) -> tuple[Any, ...]:
     return (*map(id, group["params"]), *optimizer.constants(group).values())
+
+
+def _rates(optimizer: Optimizer) -> tuple[Any, ...]:
+    return tuple([group["lr"] for group in optimizer.param_groups])
 
 
 def _state(optimizer: Optimizer) -> tuple[Any, ...]:

@@ -1,15 +1,19 @@
 """What a function reads besides its arguments: modules, optimisers, tensors and numbers, also through helpers.
 
 Looked through are variables of enclosing functions and global ones that the code names, defaults of parameters and
-arguments of functools.partial, functions of these in turn, lists, and of objects the attributes that the code names.
+arguments of functools.partial, functions of these in turn, lists and dicts, and of objects (also of modules and classes
+of the user's) the attributes that the code names; the hooks of modules, too.
 While the function is compiled its tensors are symbols, so that the plan reads them where they are; what is a number is
 a part of the plan.
 """
 
 import builtins
+import collections
+import copy
 import dis
 import functools
 import inspect
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import CellType, CodeType, FunctionType, MethodType, ModuleType
@@ -26,12 +30,18 @@ from cyxcore.symbols import CONSTANTS, Builder, Symbol
 
 Array = np.ndarray[Any, Any]
 
-MOST_ITEMS = 256  # of a list; what is longer holds data
-MOST_TENSORS = 4096  # of a list, which may be the parameters of a model
-MOST_OPTIONS = 16  # of a list whose numbers are looked at before each call
+MOST_ITEMS = 4096  # of a list, which may be the parameters of a model; what is longer holds data
+MOST_DEPTH = 4  # of lists within lists
+MOST_BYTES = 1 << 20  # of a NumPy array that is compared before each call; a larger one holds data
 NUMBERS = (bool, int, float, str, type(None))
 GLOBAL, ATTRIBUTE = ("LOAD_GLOBAL", "LOAD_NAME"), ("LOAD_ATTR", "LOAD_METHOD")
+HOLDERS = (list, tuple, dict, set, frozenset, collections.deque)
 _NOTHING = object()
+_OF_MODULES = frozenset(vars(Module())) | {"_hooks", "_label"}
+_OPERATORS = frozenset(name for name in dir(operator) if name.startswith("__")) | {
+    "__call__", "__enter__", "__exit__", "__float__", "__int__", "__bool__", "__iter__", "__len__", "__getattr__",
+    "__radd__", "__rsub__", "__rmul__", "__rtruediv__", "__rpow__",
+}  # fmt: skip
 
 
 class Place(NamedTuple):
@@ -46,6 +56,8 @@ class Place(NamedTuple):
 
     def read(self) -> Any:
         """The value that is there now."""
+        if isinstance(self.holder, type):
+            return vars(self.holder).get(self.name, _NOTHING)
         if self.back:
             given = _arguments_of(self.holder)
             return given[self.back] if len(given) >= -self.back else _NOTHING
@@ -57,7 +69,9 @@ class Place(NamedTuple):
             return _NOTHING
 
     def write(self, value: Any) -> None:
-        if self.back:
+        if isinstance(self.holder, type):
+            setattr(self.holder, self.name, value)
+        elif self.back:
             given = list(_arguments_of(self.holder))
             given[self.back] = value
             if isinstance(self.holder, FunctionType):
@@ -77,7 +91,9 @@ class Place(NamedTuple):
 
     def note(self, watch: Any) -> None:
         """Tell a Watch what read() looks at."""
-        if self.back:
+        if isinstance(self.holder, type):
+            watch.attribute(self.holder, self.name)
+        elif self.back:
             watch.attribute(self.holder, "__defaults__" if isinstance(self.holder, FunctionType) else "args")
         else:
             watch.place(self.holder, self.name)
@@ -97,12 +113,14 @@ class Surroundings:
         optimizers: Sequence[Optimizer] = (),
     ) -> None:
         """function: None for one that reads these modules and optimisers alone."""
-        self.function = function
+        self.function, self._given = function, (modules, optimizers)
         self.by_value = False  # tensors are constants of the plan, as something asks for their numbers
         self.replaced = False  # whether any was a symbol in the last trace
         self._places: dict[tuple[int, str], Place] = {}
         self._found: dict[int, Any] = {}
         self._objects: list[Any] = []
+        self._parts: set[int] = set()
+        self._device = "cpu"  # where the last plan runs
         self._attributes: set[str] = set()
         self.walks_back = False  # whether its code, or that of its helpers, says backward()
         for value in (*modules, *optimizers):
@@ -121,8 +139,18 @@ class Surroundings:
         self.modules = [module for module in modules if id(module) not in inner]
         self.optimizers = [value for value in self._found.values() if isinstance(value, Optimizer)]
         # What is a part of the program, or not there yet: with something else in its place all is looked for anew.
-        self._program = [(place, value) for place in self._places.values() if not _may_change(value := place.read())]
-        self._places = {key: place for key, place in self._places.items() if _may_change(place.read())}
+        looked_into = {id(value) for value in self._objects}
+        places, self._places, self._program = self._places, {}, []
+        for name, place in places.items():
+            if _may_change(value := place.read()) and id(value) not in looked_into:
+                self._places[name] = place
+            else:
+                self._program.append((place, value))
+        self.reads_rates = not self._attributes.isdisjoint(("lr", "get_last_lr", "_last_lr"))
+
+    def again(self) -> "Surroundings":
+        """Of the same function, as it is now."""
+        return Surroundings(self.function, *self._given)
 
     def is_outdated(self) -> bool:
         """Whether a function, a module or an optimiser that was found is another one by now, or came since then."""
@@ -132,7 +160,11 @@ class Surroundings:
         if id(value) in self._found or isinstance(value, (Tensor, np.ndarray, *NUMBERS, ModuleType, type)):
             return
         self._found[id(value)] = value
-        if value is _NOTHING or isinstance(value, (Module, Optimizer)):
+        if isinstance(value, Module):
+            for part in value.modules():
+                self._look_into_part(part)
+            return
+        if value is _NOTHING or isinstance(value, Optimizer):
             return
         if isinstance(value, FunctionType):
             if is_ours(value):
@@ -148,12 +180,22 @@ class Surroundings:
             self._add_arguments(value, [f"argument {place}" for place in range(len(value.args))], value.keywords)
         elif (inner := vars(value).get("__wrapped__") if hasattr(value, "__dict__") else None) is not None:
             self._look(inner)
-        elif isinstance(value, (list, tuple, dict)):
-            if len(value) <= MOST_ITEMS:
-                for item in value.values() if isinstance(value, dict) else value:
-                    self._look(item)
+        elif isinstance(value, HOLDERS):
+            for item in _items(value):
+                self._look(item)
         elif hasattr(value, "__dict__") and not is_ours(type(value)):
             self._objects.append(value)
+
+    def _look_into_part(self, part: Module) -> None:
+        """Hooks of a module or of a part of one, and of a class of the user's its forward() and what that names."""
+        if id(part) in self._parts:
+            return
+        self._parts.add(id(part))
+        self._add(Place(vars(part), "_hooks"))
+        self._add(Place(vars(part), "forward"))
+        if not is_ours(type(part)):
+            self._look(inspect.getattr_static(type(part), "forward"))
+            self._objects.append(part)
 
     def _look_into_code(self, function: FunctionType) -> None:
         cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
@@ -166,6 +208,8 @@ class Surroundings:
                     places.append(Place(function.__globals__, step.argval))
                 elif step.opname in ATTRIBUTE:
                     self._attributes.add(step.argval)
+                elif isinstance(step.argval, str) and step.opname == "LOAD_CONST" and step.argval.isidentifier():
+                    self._attributes.add(step.argval)  # of getattr(), or a key of vars()
         for place in places:
             self._add(place)
 
@@ -182,13 +226,27 @@ class Surroundings:
     def _look_into_objects(self) -> None:
         """The attributes that are named, until no more are found: a method may name others."""
         before = -1
-        while before != (before := len(self._found) + len(self._attributes)):
+        while before != (before := len(self._found) + len(self._attributes) + len(self._objects)):
             for value in list(self._objects):
                 for name in sorted(self._attributes & vars(value).keys()):
-                    self._add(Place(vars(value), name))
-                for name in sorted(self._attributes):
-                    method = inspect.getattr_static(type(value), name, None)
-                    self._look(method.fget if isinstance(method, property) else method)
+                    if not (isinstance(value, Module) and (name in _OF_MODULES or is_option(vars(value)[name]))):
+                        self._add(Place(vars(value), name))
+                for base in type(value).__mro__[:-1]:
+                    if not is_ours(base):
+                        self._look_into_class(base, vars(value))
+
+    def _look_into_class(self, owner: type, own: dict[str, Any]) -> None:
+        """Methods that are named, or that operators call, and attributes that an object has from its class."""
+        for name, value in list(vars(owner).items()):
+            if isinstance(value, (FunctionType, property, staticmethod, classmethod, functools.cached_property)):
+                if name in self._attributes or name in _OPERATORS:
+                    for made in ("fget", "__func__", "func"):
+                        value = getattr(value, made, value)
+                    self._look(value)
+            elif name in self._attributes and not name.startswith("__") and name not in own:
+                if isinstance(value, (*NUMBERS, *HOLDERS, Tensor, np.ndarray)):
+                    self._add(Place(owner, name))
+                    self._add(Place(own, name))
 
     # what a plan is of ------------------------------------------------------------------------
 
@@ -198,24 +256,27 @@ class Surroundings:
 
     def key(self) -> tuple[Any, ...]:
         """Equal only while everything is the same object, and every number the same, as long as kept() is."""
-        return tuple([_key_of(place.read(), self.by_value) for place in self._places.values()])
+        is_constant = self._constants()
+        return tuple([_key_of(place.read(), is_constant) for place in self._places.values()])
+
+    def _constants(self) -> Callable[[Tensor], bool]:
+        """Says of which tensors the numbers are a part of a plan, instead of being read where they are."""
+        ours = {id(x) for module in self.modules for x in (*module.parameters(), *module.buffers())}
+        return lambda x: id(x) not in ours and (self.by_value or not _can_be_read(x, self._device))
 
     def note(self, watch: Any) -> None:
         """Tell a Watch all that is_outdated() and key() look at."""
         for place, _ in self._program:
             place.note(watch)
+        is_constant = self._constants()
         for place in self._places.values():
             place.note(watch)
-            value = place.read()
-            if isinstance(value, Tensor):
-                watch.tensor(value, self.by_value)
-            elif isinstance(value, (list, tuple, dict)):
-                watch.answer(_key_of, value, self.by_value)
+            _note_items(place.read(), watch, is_constant)
 
     def kept(self) -> list[Any]:
         """What key() names by its id."""
         values = [place.read() for place in self._places.values()]
-        values += [item for value in values for item in _items(value)]
+        values += [item for value in values for item in _all_items(value)]
         return [values, [value._data for value in values if isinstance(value, Tensor)]]
 
     @contextmanager
@@ -227,12 +288,13 @@ class Surroundings:
         parts: the symbols of the modules' tensors by their ids, which the function may have by other names too. Raises
         GraphError where the function assigned to what it reads, which it would do in the first call alone.
         """
+        self._device = device
         places = list(self._places.values())
         before = [place.read() for place in places]
-        versions = self.key() if self.by_value else ()
+        is_constant = self._constants()
         known: dict[int, tuple[Tensor, Symbol]] = {}
         symbols = dict(parts or {})
-        for value in before:
+        for value in (item for held in before for item in (held, *_all_items(held))):
             free = isinstance(value, Tensor) and id(value) not in symbols
             if free and not self.by_value and _can_be_read(value, device):
                 name = f"tensor.{len(known)}"
@@ -243,6 +305,7 @@ class Surroundings:
         replaced = [
             (place, was, symbol) for place, was, symbol in zip(places, before, there, strict=True) if was is not symbol
         ]
+        held = [_key_of(value, is_constant) for value in there]
         try:
             for place, _, symbol in replaced:
                 place.write(symbol)
@@ -252,59 +315,120 @@ class Surroundings:
             for place, was, _ in replaced:
                 place.write(was)
             for place, value in self._program:
-                if value is _NOTHING and place.read() is not _NOTHING:
+                if value is _NOTHING and (made := place.read()) is not _NOTHING:
                     place.write(_NOTHING)  # a symbol, of no use outside
-        for place, was, symbol, value in zip(places, before, there, after, strict=True):
-            if value is symbol or isinstance(was, NUMBERS) and _key_of(value, True) == _key_of(was, True):
+                    if isinstance(made, NUMBERS) and made is not None:
+                        raise _assigned(place.name)
+        for place, was, symbol, value, key in zip(places, before, there, after, held, strict=True):
+            if value is symbol:  # also where what it holds was written to
+                if _key_of(symbol, is_constant) != key:
+                    raise _written(place.name)
+            elif isinstance(was, NUMBERS) and _key_of(value, is_constant) == _key_of(was, is_constant):
                 continue
-            if isinstance(was, Tensor) and was is not symbol and not _is_read(builder, symbol):
+            elif isinstance(was, Tensor) and was is not symbol and not _is_read(builder, symbol):
                 del self._places[id(place.holder), place.name]  # assigned before anything reads it
                 place.write(value)
             elif not isinstance(was, (Tensor, *NUMBERS)):
                 place.write(was)  # a list that is begun in each call, now of symbols
             else:
-                raise GraphError(
-                    f"compile: the function assigns to {place.name!r} outside of it, which only its first call would "
-                    "do; keep it in a buffer of a module, or return the value and assign it outside"
-                )
-        if versions != (self.key() if self.by_value else ()):
-            raise GraphError(
-                "compile: the function writes to a tensor outside of it, which only its first call would do; keep it "
-                "in a buffer of a module, or return the value and write it outside"
-            )
+                raise _assigned(place.name)
 
 
-def _key_of(value: Any, by_value: bool, inside: bool = False) -> Any:
-    """by_value: tensors are constants, and so are those inside a list. A list inside another one is what it is."""
+def _assigned(name: str) -> GraphError:
+    return GraphError(
+        f"compile: the function assigns to {name!r} outside of it, which only its first call would "
+        "do; keep it in a buffer of a module, or return the value and assign it outside"
+    )
+
+
+def _written(name: str) -> GraphError:
+    return GraphError(
+        f"compile: the function writes to {name!r} outside of it, which only its first call would do; keep it "
+        "in a buffer of a module, or return the value and write it outside"
+    )
+
+
+def is_option(value: Any) -> bool:
+    return isinstance(value, NUMBERS) or type(value) is tuple and all(isinstance(item, NUMBERS) for item in value)
+
+
+def _key_of(value: Any, is_constant: Callable[[Tensor], bool], depth: int = MOST_DEPTH) -> Any:
+    """Equal only where a plan of one is a plan of the other. depth: of lists within lists."""
     if isinstance(value, Tensor):
-        version = value._memory.written if by_value and value._memory is not None else 0
+        version = value._memory.written if is_constant(value) and value._memory is not None else 0
         return id(value), id(value._data), value.requires_grad, value.grad is None, version
     if isinstance(value, NUMBERS):
         return type(value), repr(value)
-    return id(value) if inside else (id(value), *[_key_of(item, True, True) for item in _items(value)])
+    if isinstance(value, np.ndarray):
+        held = value.tobytes() if value.nbytes <= MOST_BYTES and not value.dtype.hasobject else b""
+        return id(value), value.shape, str(value.dtype), held
+    if not isinstance(value, HOLDERS) or not depth:
+        return id(value)
+    keys = tuple(value) if isinstance(value, dict) else ()
+    return id(value), len(value), keys, *[_key_of(item, is_constant, depth - 1) for item in _items(value)]
 
 
-def _with_symbols(value: Any, symbols: Mapping[int, Symbol], depth: int = 3) -> Any:
+def _note_items(value: Any, watch: Any, is_constant: Callable[[Tensor], bool], depth: int = MOST_DEPTH) -> None:
+    """Tell a Watch all that _key_of() looks at in a value."""
+    if isinstance(value, Tensor):
+        watch.tensor(value, is_constant(value))
+    elif isinstance(value, NUMBERS) or not isinstance(value, (np.ndarray, *HOLDERS)) or not depth:
+        return
+    elif type(value) in (dict, list) or isinstance(value, tuple):
+        if isinstance(value, dict):
+            watch.options(value, ())
+        elif isinstance(value, list):
+            watch.items(value)
+        for item in _items(value):
+            _note_items(item, watch, is_constant, depth - 1)
+    else:
+        watch.answer(_key_of, value, is_constant, depth)
+
+
+def _with_symbols(value: Any, symbols: Mapping[int, Symbol], depth: int = MOST_DEPTH) -> Any:
     """A tensor's symbol, a list or dict of such tensors with theirs in their places, or else the value itself.
 
-    depth: of lists within lists.
+    Tensors, or their ids, that are keys of a dict or in a set are their symbols, too: what is looked up there is one.
     """
     if isinstance(value, Tensor):
         return symbols.get(id(value), value)
-    if type(value) not in (list, tuple, dict) or len(value) > MOST_TENSORS or not depth:
+    if not isinstance(value, HOLDERS) or not depth:
         return value
-    items = list(value.values()) if type(value) is dict else value
+    items = _items(value)
     found = [_with_symbols(item, symbols, depth - 1) for item in items]
-    if all(now is was for now, was in zip(found, items, strict=True)):
+    keys = [_key_with_symbols(key, symbols) for key in value] if isinstance(value, (dict, set, frozenset)) else []
+    if all(now is was for now, was in zip((*found, *keys), (*items, *(value if keys else ())), strict=False)):
         return value
-    return dict(zip(value, found, strict=True)) if type(value) is dict else type(value)(found)
+    if isinstance(value, dict):
+        made = copy.copy(value)
+        made.clear()
+        made.update(zip(keys, found, strict=True))
+        return made
+    if isinstance(value, tuple) and hasattr(value, "_make"):
+        return value._make(found)
+    if isinstance(value, collections.deque):
+        return type(value)(found, value.maxlen)
+    return type(value)(keys or found)
+
+
+def _key_with_symbols(key: Any, symbols: Mapping[int, Symbol]) -> Any:
+    if isinstance(key, Tensor):
+        return symbols.get(id(key), key)
+    return id(symbols[key]) if type(key) is int and key in symbols else key
 
 
 def _items(value: Any) -> list[Any]:
-    """Of a short list or dict of options."""
-    if not isinstance(value, (list, tuple, dict)) or len(value) > MOST_OPTIONS:
+    """Of a list or dict that is not too long."""
+    if not isinstance(value, HOLDERS) or len(value) > MOST_ITEMS:
         return []
-    return [*value.keys(), *value.values()] if isinstance(value, dict) else list(value)
+    return list(value.values()) if isinstance(value, dict) else list(value)
+
+
+def _all_items(value: Any, depth: int = MOST_DEPTH) -> Iterator[Any]:
+    """And of those within it."""
+    for item in _items(value) if depth else ():
+        yield item
+        yield from _all_items(item, depth - 1)
 
 
 def codes(code: CodeType) -> Iterator[CodeType]:
@@ -321,7 +445,7 @@ def is_ours(value: Any) -> bool:
 
 def _may_change(value: Any) -> bool:
     """Whether a place is looked at before each call: not what is a part of the program."""
-    if isinstance(value, (Tensor, np.ndarray)):
+    if isinstance(value, (Tensor, np.ndarray, *HOLDERS)):
         return True
     program = isinstance(value, (ModuleType, type, FunctionType, Module, Optimizer))
     return not (program or value is _NOTHING or is_ours(value))

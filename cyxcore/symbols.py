@@ -17,6 +17,7 @@ from cyxcore.dtype import COMPLEX, DEFAULTS, FLOATS, INTEGERS
 from cyxcore.errors import CyxError, DtypeError, GradientError, GraphError
 from cyxcore.graph import MAX_NODES, SIZES, Graph, Inferred, Node, at_batch, at_layer
 from cyxcore.infer import Shape, Typed
+from cyxcore.inplace import InPlace
 from cyxcore.ops import OPS, normal_attrs
 from cyxcore.torchsymbols import Placed
 from cyxcore.values import Value
@@ -74,6 +75,15 @@ class Symbol(Placed):
         if name.endswith("_") and not name.startswith("_") and hasattr(Placed, name[:-1]):
             raise GraphError(f"{name}: a graph has no memory to write to; write x = x.{name[:-1]}(...)")
         raise AttributeError(f"a value of a graph has no {name!r}")
+
+    def _in_place(self, name: str, operate: Callable[[Any, Any], Any], other: Any) -> Any:
+        """x += y is x = x + y of what a graph computes; what is outside of it would change in tensors, and not here."""
+        if self.is_compiled and self.builder.nodes[self.home].op in ("input", "param"):
+            raise GraphError(
+                f"compile: {name} writes to an argument, a parameter or a tensor from outside, which a graph does not; "
+                "write x = x ..., or outside of the compiled function"
+            )
+        return operate(self, other)
 
     def __setitem__(self, index: Any, value: Any) -> None:
         raise GraphError(
@@ -209,6 +219,11 @@ class Symbol(Placed):
         """The same value, through which no gradient goes."""
         builder = self.builder
         return self if builder.nodes[self.node].op == "detach" else builder.apply("detach", [self], {})
+
+
+for _name, _method in vars(InPlace).items():  # += and its kind
+    if _name.startswith("__i") and _name != "__init__":
+        setattr(Symbol, _name, _method)
 
 
 # Ops whose attributes are integers, flags and names, equal only if they are the same. Elsewhere there are floats, of

@@ -17,6 +17,7 @@ cdef struct Look:
     PyObject *was  # NULL: there was nothing
     bint trained
     bint has_gradient
+    bint has_hooks
     bint by_value
     double written
 
@@ -89,9 +90,10 @@ cdef class Watch:
         self._note(ATTRIBUTE, owner, name, getattr(owner, name))
 
     def tensor(self, Held tensor, bint by_value=False) -> None:
-        """Its array, whether it requires a gradient and has one; by_value: and when it was last written to."""
+        """Its array, whether it requires a gradient, has one and has hooks; by_value: and when it was last written to."""
         cdef Look *made = self._note(TENSOR, tensor, None, _array_of(tensor))
         made.trained, made.has_gradient = tensor.requires_grad, tensor.grad is not None
+        made.has_hooks = tensor._hooks is not None
         made.by_value, made.written = by_value, _written(tensor)
 
     def answer(self, function, *given) -> None:
@@ -126,6 +128,7 @@ cdef bint _is_still(Look *look) except -1:
             <PyObject *>tensor._array == look.was
             and tensor.requires_grad == look.trained
             and (tensor.grad is not None) == look.has_gradient
+            and (tensor._hooks is not None) == look.has_hooks
             and (not look.by_value or _written(tensor) == look.written)
         )
     return (<object>look.of)(*<tuple>look.name) == <object>look.was
