@@ -67,7 +67,7 @@ def arrange(
     arranged: list[int] = []
     begin = 0
     for first, stop in [*rows_across(graph, known, order), (len(order), len(order))]:  # which are made as they are
-        arranged += _arranged(graph, known, order[begin:first], alias, bands, cuts, needed, adds, found)
+        arranged += _arranged(graph, known, order[begin:first], alias, bands, cuts, needed, adds, found, lanes)
         arranged += order[first:stop]
         begin = stop
     return arranged, found
@@ -83,6 +83,7 @@ def _arranged(
     needed: set[int],
     adds: Mapping[int, tuple[bool, ...]],
     found: list[Stretch],
+    lanes: int,
 ) -> list[int]:
     """Calls as arrange() puts them; their stretches are added to `found`."""
     arranged: list[int] = []
@@ -92,7 +93,7 @@ def _arranged(
         before, taken, put_off, rest = gathered
         if len(taken) > 1 and sum(map(known.bytes_of, taken)) >= LEAST_BYTES:
             arranged += before
-            for piece, readers in _pieces(graph, known, taken, put_off, alias, adds):
+            for piece, readers in _pieces(graph, known, taken, put_off, alias, adds, lanes):
                 inside = frozenset(piece) & adds.keys()
                 by_rows = {place: adds[place] if place in inside else cuts[place] for place in piece}
                 found.append(Stretch(piece, by_rows, bands, inside))
@@ -236,12 +237,14 @@ def _pieces(
     put_off: Sequence[int],
     alias: Mapping[int, int],
     adds: Collection[int],
+    lanes: int,
 ) -> list[tuple[list[int], list[int]]]:
     """A stretch cut where that frees memory: (calls in bands, what was put off and can be done behind them), in order.
 
     Of what was put off, that of `adds` needs no waiting: each band adds to it. What only the rest still reads has its
     memory until that is done. So that is done as soon as enough of it has come together, where hardly anything else
-    goes on from the bands before to those behind.
+    goes on from the bands before to those behind. One lane alone ends a stretch as if nothing were added up: then few
+    weights and gradients are in the cache at once, where several lanes would meet and wait for each other anew.
     """
     sources_of = {p: {alias.get(i, i) for i in graph.nodes[p].inputs} for p in (*taken, *put_off)}
     at = {place: index for index, place in enumerate(taken)}
@@ -255,7 +258,7 @@ def _pieces(
     last = {source: ready[place] for place in in_bands for source in sources_of[place] if source in at}
     read_until: dict[int, int] = {}
     for place in put_off:
-        for source in sources_of[place] & at.keys() if place in late else ():
+        for source in sources_of[place] & at.keys() if lanes == 1 or place in late else ():
             read_until[source] = max(read_until.get(source, 0), ready[place], last.get(source, 0))
     freed, carried = [0] * len(taken), [0] * len(taken)
     for source, index in read_until.items():
