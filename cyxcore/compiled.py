@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from cyxcore import device as devices
 from cyxcore import precision
+from cyxcore.arguments import Given, IsAPart, taken_apart, with_others
 from cyxcore.eager import Tensor, copy_of
 from cyxcore.errors import GraphError
 from cyxcore.forks import renew_in_children
@@ -23,7 +24,6 @@ from cyxcore.steps import (
     Bound,
     CompiledStep,
     Draws,
-    IsAPart,
     Plans,
     Seen,
     draws_of,
@@ -32,7 +32,7 @@ from cyxcore.steps import (
     with_values,
 )
 from cyxcore.surroundings import Surroundings
-from cyxcore.symbols import Builder, Symbol
+from cyxcore.symbols import Builder
 from cyxcore.tracing import results_of, symbolic
 
 
@@ -81,7 +81,7 @@ class Compiled:
             return getattr(function, name)
         raise AttributeError(f"a compiled function has no {name!r}")
 
-    def _compile(self, inputs: tuple[Tensor, ...], names: tuple[str, ...], device: str) -> _Traced:
+    def _compile(self, inputs: list[Tensor], given: Given, device: str) -> _Traced:
         self._seen.forget()  # what the function reads may be known otherwise afterwards
         builder = Builder(merging=False, travels=device in devices.OWN_MEMORY)
         builder.device = device
@@ -95,8 +95,8 @@ class Compiled:
                 state |= {builder.nodes[symbol.node].attrs["name"]: x._data for x, symbol in there.values()}
             stack.enter_context(drawing_again(partial(in_a_graph, builder)))
             options = self._bound.options()
-            free = len(symbols) - len(names)
-            result = self.function(*symbols[:free], **dict(zip(names, symbols[free:], strict=True)))
+            args, named = with_others(given, symbols)
+            result = self.function(*args, **named)
             self._bound.leave_out_changed(options)
         for place, module in enumerate(self.modules):
             state |= {f"{place}.{name}": array for name, array in module.arrays().items()}
@@ -109,21 +109,22 @@ class Compiled:
         return _Traced(plan, rebuild, draws_of(plan, builder), [*self._bound.kept(), *around])
 
     def __call__(self, *inputs: Any, **named: Any) -> Any:
-        given = (*inputs, *named.values()) if named else inputs
-        if any(isinstance(x, Symbol) for x in given):
+        given = inputs, named
+        try:
+            tensors, form = taken_apart(given)
+        except IsAPart:
             return self.function(*inputs, **named)  # a part of what is compiled around it
-        tensors = tuple(x if isinstance(x, Tensor) else Tensor(x) for x in given)
         try:
             with self._lock:
-                return self._run(tensors, tuple(named))
+                return self._run(tensors, form, given)
         except IsAPart:
-            free = len(inputs)
-            return self.function(*tensors[:free], **dict(zip(named, tensors[free:], strict=True)))
+            args, named = with_others(given, tensors)
+            return self.function(*args, **named)
 
-    def _traced(self, tensors: tuple[Tensor, ...], names: tuple[str, ...], device: str) -> _Traced:
+    def _traced(self, tensors: list[Tensor], given: Given, device: str) -> _Traced:
         if self.around is None:
-            return self._compile(tensors, names, device)
-        return with_values(self.around, lambda: self._compile(tensors, names, device))
+            return self._compile(tensors, given, device)
+        return with_values(self.around, lambda: self._compile(tensors, given, device))
 
     def _look(self, watch: Any) -> tuple[Any, ...]:
         """What a plan is chosen by besides the arguments."""
@@ -142,11 +143,11 @@ class Compiled:
             self.around.note(watch)
         return key
 
-    def _run(self, tensors: tuple[Tensor, ...], names: tuple[str, ...]) -> Any:
+    def _run(self, tensors: list[Tensor], form: Any, given: Given) -> Any:
         at = self.device or (tensors[0].device if tensors else devices.default_device())
         numerics = self.numerics or precision.current()
-        key = (at, numerics, tuple([(x.shape, x.dtype) for x in tensors]), names, self._seen.key(self._look))
-        plan, rebuild, draws, _ = self._plans.of(key, lambda: self._traced(tensors, names, at))
+        key = (at, numerics, tuple([(x.shape, x.dtype) for x in tensors]), form, self._seen.key(self._look))
+        plan, rebuild, draws, _ = self._plans.of(key, lambda: self._traced(tensors, given, at))
         for place, x in enumerate(tensors):
             if not refilled(fed := plan.inputs[str(place)], x):
                 plan.backend.assign(fed, devices.put(x._data, at))

@@ -31,6 +31,7 @@ import numpy as np
 
 from cyxcore import device as devices
 from cyxcore import precision
+from cyxcore.arguments import Given, IsAPart, taken_apart, with_others
 from cyxcore.eager import Tensor, copy_of, next_key
 from cyxcore.errors import GradientError, GraphError
 from cyxcore.forks import renew_in_children
@@ -50,6 +51,7 @@ Made = TypeVar("Made")
 _array_of, _is_training, _is_trained = attrgetter("_data"), attrgetter("training"), attrgetter("requires_grad")
 
 
+_ONLY_TENSORS = {Tensor}
 _OWN = ("training", "_label")  # attributes of a module that are looked at elsewhere, or only in a trace
 
 
@@ -249,10 +251,6 @@ class _Traced(NamedTuple):
     kept: list[Any]
 
 
-class IsAPart(Exception):  # noqa: N818 - no error: what is compiled around a function has made symbols of what it reads
-    pass
-
-
 def look_for_symbols(modules: list[Module], around: Surroundings | None) -> None:
     """Raises IsAPart where something is compiled around a function of these."""
     held = (x for part in modules for x in (*part.parameters(), *part.buffers()))
@@ -284,13 +282,12 @@ class CompiledStep:
         self._plans, self._bound = Plans(), Bound(around.modules)
 
     def __call__(self, *inputs: Any, **named: Any) -> Any:
-        given = (*inputs, *named.values()) if named else inputs
-        for x in given:  # at every step: any() would take a third of a microsecond
-            if isinstance(x, Symbol):
-                return self.function(*inputs, **named)  # a part of what is compiled around it
         try:
+            tensors, form = list(inputs), None
+            if named or not _ONLY_TENSORS.issuperset(map(type, inputs)):
+                tensors, form = taken_apart((inputs, named))
             with self._lock:
-                return self._step([x if isinstance(x, Tensor) else Tensor(x) for x in given], tuple(named))
+                return self._step(tensors, form, (inputs, named))
         except IsAPart:
             return self.function(*inputs, **named)
 
@@ -318,19 +315,19 @@ class CompiledStep:
             *[_options(optimizer, group) for optimizer in self.optimizers for group in optimizer.param_groups],
         )
 
-    def _step(self, tensors: list[Tensor], names: tuple[str, ...] = ()) -> Any:
-        """names: those of the last arguments."""
+    def _step(self, tensors: list[Tensor], form: Any, given: Given) -> Any:
+        """tensors and form: of the arguments that were given; the form None: they are tensors, one by one."""
         device, own = self._seen.key(self._look)
         key = (
             device,
             self.numerics or precision.current(),
             is_recording(),
             tuple([(x.shape, x.dtype) for x in tensors]),
-            names,
+            form,
             own,
         )
         traced: _Traced = self._plans.of(
-            key, lambda: with_values(self.around, lambda: self._trace(tensors, names, device))
+            key, lambda: with_values(self.around, lambda: self._trace(tensors, given, device))
         )
         plan = traced.plan
         backend = plan.backend
@@ -361,7 +358,7 @@ class CompiledStep:
         results = traced.gradients.taken(results)
         return traced.rebuild(results)
 
-    def _trace(self, inputs: list[Tensor], last: tuple[str, ...], device: str) -> _Traced:
+    def _trace(self, inputs: list[Tensor], given: Given, device: str) -> _Traced:
         self._seen.forget()  # what the function reads may be known otherwise afterwards
         builder = Builder(merging=False, travels=device in devices.OWN_MEMORY)
         builder.differentiate = reached if is_recording() else _switched_off
@@ -392,8 +389,8 @@ class CompiledStep:
                     "p.grad in the step"
                 )
             options, rates = self._bound.options(), [_rates(optimizer) for optimizer in self.optimizers]
-            free = len(arguments) - len(last)
-            result = self.function(*arguments[:free], **dict(zip(last, arguments[free:], strict=True)))
+            args, named = with_others(given, arguments)
+            result = self.function(*args, **named)
             self._bound.leave_out_changed(options)
             if rates != (now := [_rates(optimizer) for optimizer in self.optimizers]):
                 for optimizer, before in zip(self.optimizers, rates, strict=True):

@@ -70,7 +70,7 @@ cyxcore.updates cyxcore.schedules cyxcore.optimizerhooks cyxcore.torchstates cyx
 cyxcore.muon cyxcore.optim
 cyxcore.scheduler cyxcore.cycles cyxcore.lr_scheduler
 cyxcore.swa_utils cyxcore.objectives cyxcore.tracing cyxcore.overview cyxcore.surroundings
-cyxcore.steps cyxcore.compiled cyxcore.evaluation cyxcore.cyxmodel cyxcore.checkpoint cyxcore.plotting
+cyxcore.arguments cyxcore.steps cyxcore.compiled cyxcore.evaluation cyxcore.cyxmodel cyxcore.checkpoint cyxcore.plotting
 cyxcore.history
 cyxcore.callbacks cyxcore.progress cyxcore.batches cyxcore.learning cyxcore.augmenting cyxcore.graphlearner
 cyxcore.modulelearner cyxcore.training cyxcore.lrfinder cyxcore.profiling cyxcore.utils

@@ -287,6 +287,57 @@ def test_a_step_returns_what_was_asked_for() -> None:
     assert loss.shape == () and places.shape == (6,) and not loss.requires_grad
 
 
+def test_arguments_may_lie_in_dicts_and_lists_and_be_texts_flags_and_none() -> None:
+    model = nn.Linear(8, 3)
+
+    def score(data: Any, kind: str = "sum", *, doubled: bool = False, mask: Any = None) -> Any:
+        y = model(data["x"]) - data["more"][0] * data["more"][1]
+        y = y if mask is None else y * mask
+        y = y.sum() if kind == "sum" else y.mean()
+        return {"score": y * 2 if doubled else y}
+
+    compiled = cx.compile(score)
+    for seed in range(2):
+        data = {"x": batch(seed)[0], "more": [cx.full((3,), 2.0), np.ones(3, np.float32)]}
+        for args, named in [
+            ((data,), {}),
+            ((data, "mean"), {}),
+            ((data,), {"doubled": True, "kind": "mean"}),
+            ((data,), {"mask": cx.ones(3), "doubled": False}),
+        ]:
+            plain = score(*args, **named)["score"].detach().numpy()
+            np.testing.assert_array_equal(compiled(*args, **named)["score"].numpy(), plain)
+    assert len(compiled._plans) == 4  # none was traced again
+
+
+def test_a_training_step_takes_a_batch_as_a_dict() -> None:
+    def trained(how: Callable[[Any], Any]) -> Any:
+        cx.manual_seed(3)
+        model = nn.Linear(8, 3)
+        optimizer = optim.SGD(model.parameters(), lr=0.5)
+
+        def step(data: Any, label_smoothing: float, last: bool = False) -> Any:
+            loss = F.cross_entropy(model(data["x"]), data["y"]) * label_smoothing
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            return (loss, model.weight.detach().clone()) if last else loss
+
+        step = how(step)
+        for seed in range(3):
+            x, y = batch(seed)
+            found = step({"x": x, "y": y}, 0.5 + seed, last=seed == 2)
+        return [part.numpy() for part in found]
+
+    for plain, compiled in zip(trained(lambda step: step), trained(cx.compile), strict=True):
+        np.testing.assert_array_equal(compiled, plain)
+
+
+def test_an_argument_that_is_no_tensor_is_named() -> None:
+    with pytest.raises(GraphError, match=r"got a set"):
+        cx.compile(lambda x: x)({1, 2})
+
+
 @pytest.mark.parametrize(
     "read",
     [
