@@ -153,6 +153,9 @@ cdef extern from "plan.h" nogil:
     int64_t cyx_stretches_pack(const cyx_call *calls, int64_t count)
     cyx_lanes *cyx_keep_lanes(const cyx_call *calls)
     void cyx_free_lanes(cyx_lanes *lanes)
+    ctypedef struct cyx_trial:
+        pass
+    cyx_status cyx_run_trying(cyx_trial *trial, const cyx_call *calls, int64_t count, int64_t *failed, cyx_message *message)
 
 cdef extern from "pool.h" nogil:
     int cyx_threads()
@@ -522,6 +525,7 @@ cdef class Program:
     cdef cyx_call *_calls
     cdef int64_t _count, _room
     cdef int _running, _terms
+    cdef cyx_trial _trial
     cdef cyx_factor *_factors  # matrices that are packed once a run
     cdef readonly size_t packed_bytes  # what those and the matrices of a stretch take beside the arrays of the calls
     cdef set _edges  # places of calls that no group of earlier ones reaches
@@ -746,7 +750,7 @@ cdef class Program:
         cdef cyx_status status
         self._running += 1
         with nogil:
-            status = cyx_run(self._calls, self._count, &failed, &message)
+            status = cyx_run_trying(&self._trial, self._calls, self._count, &failed, &message)
         self._running -= 1
         if status != CYX_OK:
             _fail(status, &message)
@@ -826,7 +830,7 @@ cdef class Program:
     def timed(self) -> list:
         """Runs as run() does, and returns (first call, how many calls, start, nanoseconds) of all that ran as one.
 
-        Calls that were fused or stretched run as one. start: as time.perf_counter_ns() has it.
+        Calls that were fused or stretched run as one; threads share none that are small. start: as time.perf_counter_ns() has it.
         """
         cdef cyx_message message
         cdef int64_t failed = 0, first = 0, count

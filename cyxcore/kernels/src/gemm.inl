@@ -32,7 +32,8 @@ enum {
     OWN_PANELS = 1 << 14, /* of those that a task packs for itself at once */
     LEAST_PANELS = 2,
     PRODUCTS_AT_ONCE = 4,
-    LEAST_SHARED = 1500000, /* multiply-adds of a product that threads share: what half of fewer saves, meeting costs */
+    LEAST_OF_A_THREAD = 750000, /* multiply-adds of a product: what sharing fewer saves, meeting may cost */
+    FEW_OF_A_THREAD = 200000, /* where calls are shared finely */
     ROWS_ALIKE = 4, /* threads take whole fours of rows */
     LEAST_PACKED = 16384, /* elements that a thread packs for the others */
     DOTS_AT_ONCE = 8,
@@ -304,7 +305,6 @@ typedef struct {
     const T *const *lines; /* of a transposed A whose lines do not lie one behind the other; or NULL */
     int64_t lines_from;    /* how many elements of each come before those of A */
     NAME(addend) plus;
-    int alone; /* one thread makes all of it */
     int adds;  /* to the chains that are in c, instead of beginning them */
     /* of the current block */
     int64_t n0, n_count, k0, k_count, m_block, n_block;
@@ -457,23 +457,26 @@ static void NAME(product_body)(void *context, int64_t begin, int64_t end) {
     }
 }
 
-/* Whether threads share a product of these sizes, where there are several. */
-static int NAME(is_large)(int64_t m, int64_t n, int64_t k) {
-    return (double)m * (double)((n + VN - 1) / VN * VN) * (double)k >= LEAST_SHARED;
+/* How many threads share a product of these sizes. */
+static int64_t NAME(threads_for)(int64_t m, int64_t n, int64_t k) {
+    double most = (double)m * (double)((n + VN - 1) / VN * VN) * (double)k /
+                  (cyx_shares_finely ? FEW_OF_A_THREAD : LEAST_OF_A_THREAD);
+    int64_t threads = cyx_threads();
+    return most >= (double)threads ? threads : most >= 2 ? (int64_t)most : 1;
 }
 
 /* How many threads take part in the current block. */
-static int64_t NAME(threads_of)(const NAME(product) * p) {
-    return !p->alone && NAME(is_large)(p->m, p->n_count, p->k_count) ? cyx_threads() : 1;
-}
+static int64_t NAME(threads_of)(const NAME(product) * p) { return NAME(threads_for)(p->m, p->n_count, p->k_count); }
 
-/* How one (n, k) block is cut into tasks: by rows while there are enough of them, else also by columns. */
+/* How one (n, k) block is cut into tasks: by rows while there are enough of them, else by columns, so that each thread reads a
+ * part of B only. Fewer rows are enough where A is transposed: a thread then makes the rows of a weight's gradient that it
+ * updates, and multiplies by in the next step. To write where another thread reads costs more than to read it. */
 static void NAME(cut_product)(NAME(product) * p) {
     int64_t threads = NAME(threads_of)(p);
     p->m_block = BLOCK_M / MR * MR;
     p->n_block = (p->n_count + NR - 1) / NR * NR;
     if (threads == 1) return;
-    if (p->m >= 4 * MR * threads || p->n_count <= 2 * NR) {
+    if (p->m >= (p->a_transposed ? 2 : 4) * MR * threads || p->n_count < NR * threads) {
         int64_t blocks = ((p->m + BLOCK_M - 1) / BLOCK_M + threads - 1) / threads * threads;
         p->m_block = ((p->m + blocks - 1) / blocks + ROWS_ALIKE - 1) / ROWS_ALIKE * ROWS_ALIKE;
         return;
@@ -516,7 +519,7 @@ static cyx_status NAME(multiply)(NAME(product) * p);
 
 static void NAME(rows_apart_body)(void *context, int64_t begin, int64_t end) {
     NAME(product) *p = context, own = *p;
-    own.alone = 1, own.m = end - begin, own.lines_from = begin;
+    own.m = end - begin, own.lines_from = begin;
     own.a += begin, own.c += begin * p->n;
     if (own.plus.at) own.plus.at += begin * own.plus.row;
     if (NAME(multiply)(&own) != CYX_OK) p->no_memory = 1;
@@ -526,7 +529,7 @@ static void NAME(rows_apart_body)(void *context, int64_t begin, int64_t end) {
  * for itself: meeting at every block of terms, and reading panels that another core has just written, takes longer. 0: not so. */
 static int NAME(multiply_rows_apart)(NAME(product) * p) {
     int64_t threads = cyx_threads(), terms = p->k < BLOCK_K ? p->k : BLOCK_K, rows = (p->m + threads - 1) / threads;
-    if (threads == 1 || p->alone || p->packed || !p->a_transposed || !NAME(is_large)(p->m, p->n, terms)) return 0;
+    if (threads == 1 || p->packed || !p->a_transposed || NAME(threads_for)(p->m, p->n, terms) < threads) return 0;
     if (rows < 4 * MR || p->n * terms > NEAR_PANELS) return 0;
     p->looking.ahead = NULL;
     cyx_parallel(p->m, (rows + ROWS_ALIKE - 1) / ROWS_ALIKE * ROWS_ALIKE, NAME(rows_apart_body), p);
@@ -576,7 +579,7 @@ static int NAME(multiply_small)(const NAME(product) * p) {
     if (p->packed || p->lines || p->b_transposed || !k || k > BLOCK_K || n > DIRECT_A_COLUMNS || tail > SMALL_TAIL) return 0;
     if (m * n >= FAR_ELEMENTS || (m > DIRECT_B_ROWS && k * n > DIRECT_B_SIZE)) return 0;
     if (p->a_transposed && m > TRANSPOSED_A_ROWS) return 0;
-    if (NAME(is_large)(m, n, k) && cyx_threads() > 1) return 0;
+    if (NAME(threads_for)(m, n, k) > 1) return 0;
     uint32_t heights = (uint32_t)(m + MR - 1) / MR;
     int64_t height = ((uint32_t)m + heights - 1) / heights, a_step = p->a_transposed ? 1 : p->a_row;
 #if MR >= 12

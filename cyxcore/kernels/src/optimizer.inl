@@ -2,6 +2,8 @@
  * may be the first input. Scalars (lr, step) are arrays of one element. A weight decay of zero adds nothing,
  * not even a NaN. */
 
+enum { FEW_UPDATED = 40000 }; /* operations of a thread where calls are shared finely */
+
 #define OPTIMIZER_OPS(T, S, F)                                                                               \
     typedef struct {                                                                                         \
         T *out;                                                                                              \
@@ -90,7 +92,8 @@
             adam_##S of = {update_of_##S(&loops[0].rows), update_of_##S(&loops[1].rows),                     \
                            update_of_##S(&loops[2].rows)};                                                   \
             int64_t size = calls[k].out.size;                                                                \
-            cyx_parallel(size, cyx_grain(size, 12, CYX_LEAST_WORK), adam_##S##_body, &of);                   \
+            int64_t grain = cyx_grain(size, 12, cyx_shares_finely ? FEW_UPDATED : CYX_LEAST_WORK);           \
+            cyx_parallel(size, grain, adam_##S##_body, &of);                                                 \
         }                                                                                                    \
         return CYX_OK;                                                                                       \
     }                                                                                                        \

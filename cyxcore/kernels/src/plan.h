@@ -22,6 +22,15 @@ cyx_status cyx_run_in_turn(const cyx_call *call, cyx_kernel kernel);
 cyx_lanes *cyx_keep_lanes(const cyx_call *calls);
 void cyx_free_lanes(cyx_lanes *lanes);
 
+/* Whether threads share small calls of a program: that depends on where its cores lie, what else they do, and what happens
+ * between runs, so it is tried now and then. Begins with zeros. */
+typedef struct {
+    int64_t runs, least_ns, sum_ns[2]; /* of the trial that is on, one by one and shared */
+    int64_t saves_ns, credit_ns;       /* what sharing saves in a run, and what it may lose by waiting before it ends */
+    int finely;                        /* what the last trial came to */
+} cyx_trial;
+cyx_status cyx_run_trying(cyx_trial *trial, const cyx_call *calls, int64_t count, int64_t *failed, cyx_message *message);
+
 int64_t cyx_stretch_packs(const cyx_call *calls, const cyx_table table); /* bytes, of one stretch while it runs */
 int64_t cyx_stretches_pack(const cyx_call *calls, int64_t count);        /* the most that one of these packs */
 

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <time.h>
 
 #if defined(__x86_64__) || defined(__i386__)
 #include <xmmintrin.h>
@@ -44,12 +45,12 @@ enum { MAX_THREADS = 256, MOST_PIECES = 65535, SCRATCH_SLOTS = 6, SPIN_ROUNDS = 
  * not yet taken: taking one is one compare-and-swap, and a worker that wakes late finds either nothing left or a job whose
  * caller is still waiting for that very piece. */
 static struct {
-    _Atomic int64_t done;
-    _Atomic uint32_t posted; /* how many jobs there were */
-    _Atomic int threads;     /* with a share */
+    _Alignas(64) _Atomic uint32_t posted; /* how many jobs there were */
+    _Atomic int threads;                  /* with a share */
     cyx_body body;
     void *context;
     int64_t count, grain;
+    _Alignas(64) _Atomic int64_t done; /* pieces, but the one that the caller begins with */
     struct {
         _Alignas(64) _Atomic uint64_t left;
     } share[MAX_THREADS];
@@ -59,9 +60,27 @@ static pthread_mutex_t owner = PTHREAD_MUTEX_INITIALIZER; /* held by the thread 
 static pthread_mutex_t sleep_lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t wake = PTHREAD_COND_INITIALIZER;
 static _Atomic int sleepers, stopping;
-static int wanted_threads = 1, started_workers;
+static _Atomic int wanted_threads = 1;
+static int started_workers;
 static pthread_t workers[MAX_THREADS];
 static __thread int inside_body;
+static _Atomic int64_t stalled_ns;
+__thread int cyx_shares_finely;
+
+int64_t cyx_stalled_ns(void) { return atomic_load_explicit(&stalled_ns, memory_order_relaxed); }
+
+int64_t cyx_now_ns(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+static void make_piece(int64_t piece) {
+    int64_t begin = piece * job.grain, end = begin + job.grain;
+    inside_body = 1;
+    job.body(job.context, begin, end < job.count ? end : job.count);
+    inside_body = 0;
+}
 
 static int take_from(int share, int from_the_end) {
     uint64_t seen = atomic_load_explicit(&job.share[share].left, memory_order_acquire);
@@ -72,11 +91,7 @@ static int take_from(int share, int from_the_end) {
         if (!atomic_compare_exchange_weak_explicit(&job.share[share].left, &seen, left, memory_order_acq_rel,
                                                    memory_order_acquire))
             continue;
-        int64_t begin = (int64_t)(from_the_end ? behind - 1 : first) * job.grain;
-        int64_t end = begin + job.grain < job.count ? begin + job.grain : job.count;
-        inside_body = 1;
-        job.body(job.context, begin, end);
-        inside_body = 0;
+        make_piece((int64_t)(from_the_end ? behind - 1 : first));
         atomic_fetch_add_explicit(&job.done, 1, memory_order_release);
         return 1;
     }
@@ -85,9 +100,11 @@ static int take_from(int share, int from_the_end) {
 /* Pieces until there are none left: first those of the thread itself, then those of the others, the next one first. */
 static void take_pieces(int thread) {
     int threads = atomic_load_explicit(&job.threads, memory_order_relaxed);
-    for (int i = 0; i < threads; i++)
-        while (take_from((thread + i) % threads, i > 0)) {
+    for (int i = 0; i < threads; i++) {
+        int share = (thread + i) % threads;
+        while (take_from(share, share != thread)) {
         }
+    }
 }
 
 static void wait_for_work(uint32_t seen) {
@@ -149,7 +166,7 @@ static void stop_workers(void) {
     atomic_store(&stopping, 0);
 }
 
-int cyx_threads(void) { return wanted_threads; }
+int cyx_threads(void) { return inside_body ? 1 : wanted_threads; }
 
 void cyx_set_threads(int count) {
     count = count < 1 ? 1 : count > MAX_THREADS ? MAX_THREADS : count;
@@ -172,37 +189,51 @@ int64_t cyx_grain(int64_t count, double work_per_item, double least_work) {
     return pieces < 2 ? count : (count + pieces - 1) / pieces;
 }
 
+static void wait_for_pieces(int64_t pieces) {
+    for (int spins = 0; spins < SPIN_ROUNDS; spins++) {
+        if (atomic_load_explicit(&job.done, memory_order_acquire) == pieces) return;
+        cpu_relax();
+    }
+    int64_t began_ns = cyx_now_ns();
+    while (atomic_load_explicit(&job.done, memory_order_acquire) < pieces) sched_yield();
+    atomic_fetch_add_explicit(&stalled_ns, cyx_now_ns() - began_ns, memory_order_relaxed);
+}
+
 void cyx_parallel(int64_t count, int64_t grain, cyx_body body, void *context) {
     if (count <= 0) return;
     if (grain < 1) grain = 1;
     if (count / grain >= MOST_PIECES) grain = count / MOST_PIECES + 1;
-    if (count <= grain || wanted_threads == 1 || inside_body || pthread_mutex_trylock(&owner)) {
+    if (count <= grain || wanted_threads == 1 || inside_body) {
         body(context, 0, count);
         return;
     }
+    if (pthread_mutex_trylock(&owner)) {
+        inside_body = 1;
+        body(context, 0, count);
+        inside_body = 0;
+        return;
+    }
     start_workers();
+    int64_t pieces = (count + grain - 1) / grain;
+    int threads = pieces < wanted_threads ? (int)pieces : wanted_threads;
+    uint32_t generation = atomic_load_explicit(&job.posted, memory_order_relaxed) + 1;
     job.body = body;
     job.context = context;
     job.count = count;
     job.grain = grain;
-    int64_t pieces = (count + grain - 1) / grain;
-    int threads = wanted_threads;
-    atomic_store(&job.done, 0);
-    atomic_store(&job.threads, threads);
-    uint32_t generation = atomic_load(&job.posted) + 1;
+    atomic_store_explicit(&job.done, 1, memory_order_relaxed);
+    atomic_store_explicit(&job.threads, threads, memory_order_relaxed);
     for (int i = 0; i < threads; i++) {
-        int64_t first = (pieces * i + threads - 1) / threads, behind = (pieces * (i + 1) + threads - 1) / threads;
-        atomic_store(&job.share[i].left, (uint64_t)generation << 32 | (uint64_t)(first << 16 | behind));
+        int64_t first = i ? (pieces * i + threads - 1) / threads : 1, behind = (pieces * (i + 1) + threads - 1) / threads;
+        atomic_store_explicit(&job.share[i].left, (uint64_t)generation << 32 | (uint64_t)(first << 16 | behind),
+                              memory_order_release);
     }
-    atomic_store(&job.posted, generation);
-    if (atomic_load(&sleepers)) wake_all();
+    /* A worker that goes to sleep just now may miss it: the others make what would have been its pieces. */
+    atomic_store_explicit(&job.posted, generation, memory_order_release);
+    if (atomic_load_explicit(&sleepers, memory_order_relaxed)) wake_all();
+    make_piece(0);
     take_pieces(0);
-    for (int spins = 0; atomic_load_explicit(&job.done, memory_order_acquire) < pieces; spins++) {
-        if (spins < SPIN_ROUNDS)
-            cpu_relax();
-        else
-            sched_yield();
-    }
+    wait_for_pieces(pieces);
     pthread_mutex_unlock(&owner);
 }
 

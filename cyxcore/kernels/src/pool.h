@@ -16,9 +16,17 @@ void cyx_parallel(int64_t count, int64_t grain, cyx_body body, void *context);
  * there is less than twice that. */
 int64_t cyx_grain(int64_t count, double work_per_item, double least_work);
 
+/* How many threads share a call that is made now: inside a body 1. */
 int cyx_threads(void);
 void cyx_set_threads(int count);
 void cyx_stop_threads(void);
+
+/* Whether this thread's calls are shared where a piece takes a few microseconds, too: see cyx_run_trying. */
+extern __thread int cyx_shares_finely;
+
+/* How long callers have waited, after a while of waiting, for pieces that others had begun: their cores have other work. */
+int64_t cyx_stalled_ns(void);
+int64_t cyx_now_ns(void);
 
 /* Memory of the calling thread, kept between calls: 64-byte aligned, NULL when there is none left. Slot 0
  * belongs to the kernel, slot 1 to a body, slot 2 to matmul, slot 3 to a lane, slots 4 and 5 to a

@@ -117,7 +117,7 @@ static int NAME(multiply_triangular)(const NAME(product) * p) {
     int64_t size = p->k;
     int is_left = p->m == size && p->n % VN == 0, is_right = p->n == size && !p->b_transposed;
     if (size < LEAST_TRIANGLE || size > MOST_TRIANGLE || p->packed || p->lines || p->plus.at || size % VN) return 0;
-    if (NAME(is_large)(p->m, p->n, size) && cyx_threads() > 1) return 0;
+    if (NAME(threads_for)(p->m, p->n, size) > 1) return 0;
     if (p->m * p->n * (int64_t)sizeof(T) > NEAR_B_BYTES) return 0;
     if (is_left && NAME(multiply_left_triangular)(p)) return 1;
     return is_right && NAME(multiply_right_triangular)(p);
