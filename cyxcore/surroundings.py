@@ -14,6 +14,8 @@ import dis
 import functools
 import inspect
 import operator
+import pickle
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import CellType, CodeType, FunctionType, MethodType, ModuleType
@@ -36,6 +38,7 @@ MOST_BYTES = 1 << 20  # of a NumPy array that is compared before each call; a la
 NUMBERS = (bool, int, float, str, type(None))
 GLOBAL, ATTRIBUTE = ("LOAD_GLOBAL", "LOAD_NAME"), ("LOAD_ATTR", "LOAD_METHOD")
 HOLDERS = (list, tuple, dict, set, frozenset, collections.deque)
+GENERATORS = (np.random.Generator, np.random.RandomState, random.Random)
 _NOTHING = object()
 _OF_MODULES = frozenset(vars(Module())) | {"_hooks", "_label"}
 _OPERATORS = frozenset(name for name in dir(operator) if name.startswith("__")) | {
@@ -306,6 +309,7 @@ class Surroundings:
             (place, was, symbol) for place, was, symbol in zip(places, before, there, strict=True) if was is not symbol
         ]
         held = [_key_of(value, is_constant) for value in there]
+        states = self._states_of_draws()
         try:
             for place, _, symbol in replaced:
                 place.write(symbol)
@@ -319,6 +323,12 @@ class Surroundings:
                     place.write(_NOTHING)  # a symbol, of no use outside
                     if isinstance(made, NUMBERS) and made is not None:
                         raise _assigned(place.name)
+        for name, state in self._states_of_draws().items():
+            if state != states.get(name):
+                raise GraphError(
+                    f"compile: the function draws from {name}, which only its first call would do; draw with cx.rand, "
+                    "cx.randn or a cx.random.Generator, or give what is drawn as an argument"
+                )
         for place, was, symbol, value, key in zip(places, before, there, after, held, strict=True):
             if value is symbol:  # also where what it holds was written to
                 if _key_of(symbol, is_constant) != key:
@@ -332,6 +342,16 @@ class Surroundings:
                 place.write(was)  # a list that is begun in each call, now of symbols
             else:
                 raise _assigned(place.name)
+
+    def _states_of_draws(self) -> dict[str, Any]:
+        """Of generators that are not ours, by their names; the common ones where the code says `random`."""
+        places = [*self._places.values(), *[place for place, _ in self._program]]
+        values = {place.name: place.read() for place in places}
+        owners = {name: getattr(value, "__self__", value) for name, value in values.items()}
+        found: dict[str, Any] = {}
+        if "random" in self._attributes or any(value is random or value is np.random for value in values.values()):
+            found |= {"random": random.getstate(), "numpy.random": pickle.dumps(np.random.get_state())}
+        return found | {name: pickle.dumps(owner) for name, owner in owners.items() if isinstance(owner, GENERATORS)}
 
 
 def _assigned(name: str) -> GraphError:

@@ -1,7 +1,9 @@
 """Compiled training steps: to the last bit the plain ones, and one may follow the other."""
 
 import functools
+import random
 from collections.abc import Callable
+from random import uniform
 from threading import Barrier, Thread
 from typing import Any
 
@@ -243,6 +245,22 @@ def test_what_would_be_drawn_in_the_first_call_alone_is_refused(name: str) -> No
     with pytest.raises(GraphError, match="of the first call alone"):
         cx.compile(ONCE[name])(batch(0)[0])
     assert cx.rand(1).shape == (1,)
+
+
+NUMPYS, PYTHONS = np.random.default_rng(3), random.Random(3)
+ELSEWHERE: dict[str, Callable[[Any], Any]] = {
+    "NUMPYS": lambda x: x + float(NUMPYS.normal()),
+    "PYTHONS": lambda x: x * PYTHONS.random(),
+    "numpy.random": lambda x: x + np.random.rand(8).astype(np.float32),  # noqa: NPY002 - programs have it
+    "random": lambda x: x * random.random(),
+    "(random|uniform)": lambda x: x * uniform(0, 1),
+}
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_draws_of_other_generators_than_ours_are_refused(name: str) -> None:
+    with pytest.raises(GraphError, match=f"draws from {name}, which only its first call would do"):
+        cx.compile(ELSEWHERE[name])(batch(0)[0])
 
 
 def test_a_step_may_ask_where_its_tensors_are_and_make_others_like_them() -> None:
