@@ -1,18 +1,19 @@
 """What a compiled function is called with: tensors, also in dicts, lists and tuples, and what decides how it runs.
 
-Arrays, numbers and lists of numbers become tensors. Texts, None, True and False stay what they are, and are a part of
-the plan, as is the form of what holds the tensors.
+Arrays and lists of numbers become tensors. A number is read anew in each call and has the dtype of what it meets, until
+the function asks for its value: then numbers, integers first, are a part of the plan. So are texts, None, True and
+False, and the form of what holds the tensors.
 """
 
 import copy
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from cyxcore.eager import Tensor
 from cyxcore.errors import CyxError, GraphError
-from cyxcore.symbols import Symbol
+from cyxcore.symbols import Number, Symbol
 
 _PARTS = (str, bool, type(None))  # of the plan
 
@@ -21,51 +22,71 @@ class IsAPart(Exception):  # noqa: N818 - no error: what is compiled around a fu
     pass
 
 
+class NumbersAsked(Exception):  # noqa: N818 - no error: the function asks for values of numbers it was given
+    pass
+
+
 Given = tuple[tuple[Any, ...], dict[str, Any]]  # arguments of a call, and those with names
 
 
-def taken_apart(given: Given) -> tuple[list[Tensor], Any]:
-    """The tensors of arguments in order, and their form, which is equal where one plan serves.
+class Form(NamedTuple):
+    """What decides which plan serves, besides shapes and dtypes."""
 
-    Raises IsAPart where there are symbols in it, GraphError for what is neither.
+    tree: tuple[Any, ...]
+    numbers: frozenset[type]  # the kinds of those that are read in each call
+
+
+NO_FORM = Form((), frozenset())
+
+
+def taken_apart(given: Given, fixed: tuple[type, ...] = ()) -> tuple[list[Tensor], Form]:
+    """The tensors of arguments in order, and their form.
+
+    fixed: of which kinds (int, float) numbers are a part of the plan. Raises IsAPart where there are symbols in it,
+    GraphError for what is neither.
     """
     found: list[Tensor] = []
+    numbers: set[type] = set()
+
+    def form(tree: Any) -> Any:
+        if isinstance(tree, Symbol):
+            raise IsAPart
+        if isinstance(tree, (*_PARTS, *fixed)):
+            return type(tree), repr(tree)
+        if isinstance(tree, dict):
+            return type(tree), tuple(tree), *[form(part) for part in tree.values()]
+        if _is_held(tree):
+            return type(tree), *[form(part) for part in _parts(tree)]
+        kind = _kind(tree)
+        if kind is not None:
+            numbers.add(kind)
+        found.append(tree if isinstance(tree, Tensor) else _tensor_of(tree, kind))
+        return kind
+
     inputs, named = given
-    form = [_form(each, found) for each in (*inputs, *named.values())]
-    return found, (*form, len(inputs), *named)
+    tree = [form(each) for each in (*inputs, *named.values())]
+    return found, Form((*tree, len(inputs), *named), frozenset(numbers))
 
 
-def with_others(given: Given, others: Iterable[Any]) -> Given:
+def with_others(given: Given, others: Iterable[Any], fixed: tuple[type, ...] = ()) -> Given:
     """The arguments with others in the places of taken_apart's tensors, in new dicts, lists and tuples."""
     rest = iter(others)
-    inputs = tuple([_changed(each, lambda _: next(rest)) for each in given[0]])
-    return inputs, {name: _changed(each, lambda _: next(rest)) for name, each in given[1].items()}
 
+    def put(tree: Any) -> Any:
+        if isinstance(tree, (*_PARTS, *fixed)):
+            return tree
+        if isinstance(tree, dict):
+            made = copy.copy(tree)
+            made.update({key: put(part) for key, part in tree.items()})
+            return made
+        if _is_held(tree):
+            parts = [put(part) for part in _parts(tree)]
+            return type(tree)(*parts) if hasattr(tree, "_fields") else type(tree)(parts)
+        other = next(rest)
+        is_number = _kind(tree) is not None and isinstance(other, Symbol)
+        return Number(other.builder, other.node) if is_number else other
 
-def _form(tree: Any, found: list[Tensor]) -> Any:
-    if isinstance(tree, Symbol):
-        raise IsAPart
-    if isinstance(tree, _PARTS):
-        return type(tree), tree
-    if isinstance(tree, dict):
-        return type(tree), tuple(tree), *[_form(part, found) for part in tree.values()]
-    if _is_held(tree):
-        return type(tree), *[_form(part, found) for part in _parts(tree)]
-    found.append(tree if isinstance(tree, Tensor) else _tensor_of(tree))
-    return None
-
-
-def _changed(tree: Any, change: Callable[[Any], Any]) -> Any:
-    if isinstance(tree, _PARTS):
-        return tree
-    if isinstance(tree, dict):
-        made = copy.copy(tree)
-        made.update({key: _changed(part, change) for key, part in tree.items()})
-        return made
-    if not _is_held(tree):
-        return change(tree)
-    parts = [_changed(part, change) for part in _parts(tree)]
-    return type(tree)(*parts) if hasattr(tree, "_fields") else type(tree)(parts)
+    return tuple([put(each) for each in given[0]]), {name: put(each) for name, each in given[1].items()}
 
 
 def _is_held(tree: Any) -> bool:
@@ -80,9 +101,16 @@ def _parts(tree: Any) -> Iterable[Any]:
     return tuple.__iter__(tree) if isinstance(tree, tuple) else tree  # what a PackedSequence is made of, not shows
 
 
-def _tensor_of(value: Any) -> Tensor:
+def _kind(value: Any) -> type | None:
+    """Of a Python number, whose dtype is that of the tensor beside it; None of anything else."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return float if isinstance(value, float) else int
+
+
+def _tensor_of(value: Any, kind: type | None) -> Tensor:
     try:
-        return Tensor(value)
+        return Tensor(value, None if kind is None else "float64" if kind is float else "int64")
     except CyxError as error:
         raise GraphError(
             "compile: expected arguments of tensors, arrays, numbers, texts and None, also in dicts, lists and tuples, "

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from cyxcore import device as devices
 from cyxcore import precision
-from cyxcore.arguments import Given, IsAPart, taken_apart, with_others
+from cyxcore.arguments import Form, Given, IsAPart, NumbersAsked, taken_apart, with_others
 from cyxcore.eager import Tensor, copy_of
 from cyxcore.errors import GraphError
 from cyxcore.forks import renew_in_children
@@ -26,6 +26,7 @@ from cyxcore.steps import (
     Draws,
     Plans,
     Seen,
+    again_with_values,
     draws_of,
     in_a_graph,
     look_for_symbols,
@@ -51,6 +52,7 @@ class Compiled:
     """
 
     _lock: Lock
+    fixed: tuple[type, ...] = ()  # of which kinds numbers among the arguments are a part of the plan
 
     def __init__(
         self,
@@ -95,7 +97,7 @@ class Compiled:
                 state |= {builder.nodes[symbol.node].attrs["name"]: x._data for x, symbol in there.values()}
             stack.enter_context(drawing_again(partial(in_a_graph, builder)))
             options = self._bound.options()
-            args, named = with_others(given, symbols)
+            args, named = with_others(given, symbols, self.fixed)
             result = self.function(*args, **named)
             self._bound.leave_out_changed(options)
         for place, module in enumerate(self.modules):
@@ -111,20 +113,17 @@ class Compiled:
     def __call__(self, *inputs: Any, **named: Any) -> Any:
         given = inputs, named
         try:
-            tensors, form = taken_apart(given)
+            tensors, form = taken_apart(given, self.fixed)
         except IsAPart:
             return self.function(*inputs, **named)  # a part of what is compiled around it
         try:
             with self._lock:
                 return self._run(tensors, form, given)
+        except NumbersAsked:
+            return again_with_values(self, form, inputs, named)
         except IsAPart:
-            args, named = with_others(given, tensors)
+            args, named = with_others(given, tensors, self.fixed)
             return self.function(*args, **named)
-
-    def _traced(self, tensors: list[Tensor], given: Given, device: str) -> _Traced:
-        if self.around is None:
-            return self._compile(tensors, given, device)
-        return with_values(self.around, lambda: self._compile(tensors, given, device))
 
     def _look(self, watch: Any) -> tuple[Any, ...]:
         """What a plan is chosen by besides the arguments."""
@@ -143,11 +142,13 @@ class Compiled:
             self.around.note(watch)
         return key
 
-    def _run(self, tensors: list[Tensor], form: Any, given: Given) -> Any:
+    def _run(self, tensors: list[Tensor], form: Form, given: Given) -> Any:
         at = self.device or (tensors[0].device if tensors else devices.default_device())
         numerics = self.numerics or precision.current()
         key = (at, numerics, tuple([(x.shape, x.dtype) for x in tensors]), form, self._seen.key(self._look))
-        plan, rebuild, draws, _ = self._plans.of(key, lambda: self._traced(tensors, given, at))
+        plan, rebuild, draws, _ = self._plans.of(
+            key, lambda: with_values(self.around, lambda: self._compile(tensors, given, at), form.numbers)
+        )
         for place, x in enumerate(tensors):
             if not refilled(fed := plan.inputs[str(place)], x):
                 plan.backend.assign(fed, devices.put(x._data, at))

@@ -82,7 +82,8 @@ def asarray(obj: Any, /, *, dtype: Any = None, device: Any = None, copy: bool | 
     """
     _on(device)
     if is_symbolic(obj):
-        value: Any = obj if dtype is None else obj.astype(dtype)
+        value: Any = obj if obj.number is None else obj.as_tensor()
+        value = value if dtype is None else value.astype(dtype)
         return value.copy() if copy else value
     if isinstance(obj, Tensor):
         if dtype is None or dtype_name(dtype) == obj.dtype:

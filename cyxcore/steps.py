@@ -19,7 +19,7 @@ step of an optimiser follows, are left in `.grad` as by a plain step. Threads th
 """
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import lru_cache, partial
 from itertools import chain
@@ -31,7 +31,7 @@ import numpy as np
 
 from cyxcore import device as devices
 from cyxcore import precision
-from cyxcore.arguments import Given, IsAPart, taken_apart, with_others
+from cyxcore.arguments import NO_FORM, Form, Given, IsAPart, NumbersAsked, taken_apart, with_others
 from cyxcore.eager import Tensor, copy_of, next_key
 from cyxcore.errors import GradientError, GraphError
 from cyxcore.forks import renew_in_children
@@ -71,8 +71,19 @@ def _is_computed_with(classes: tuple[type, ...], name: str) -> bool:
     return False
 
 
-def with_values(around: Surroundings, trace: Callable[[], Made]) -> Made:
-    """What a trace gives; where it asks for numbers of tensors around the function, these are constants."""
+def with_values(around: Surroundings | None, trace: Callable[[], Made], numbers: Collection[type] = ()) -> Made:
+    """What a trace gives; where it asks for numbers of tensors around the function, these are constants.
+
+    numbers: of which kinds there are some among the arguments that are read in each call. Raises NumbersAsked where
+    there are, and the function cannot do without their values.
+    """
+    if numbers:
+        try:
+            return with_values(around, trace)
+        except Exception as error:  # of a wrong step too: then the values do not help, and the next error is the one
+            raise NumbersAsked from error
+    if around is None:
+        return trace()
     if not around.by_value:
         try:
             return trace()
@@ -258,10 +269,22 @@ def look_for_symbols(modules: list[Module], around: Surroundings | None) -> None
         raise IsAPart
 
 
+def again_with_values(compiled: Any, form: Form, inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
+    """A call in which numbers of one kind more are a part of the plan; if that fails too, the next ones are not."""
+    before = compiled.fixed
+    compiled.fixed = (*before, int if int in form.numbers else float)
+    try:
+        return compiled(*inputs, **named)
+    except Exception:
+        compiled.fixed = before
+        raise
+
+
 class CompiledStep:
     """Calls like the original, and returns the same tensors, without gradients."""
 
     _lock: Lock
+    fixed: tuple[type, ...] = ()  # of which kinds numbers among the arguments are a part of the plan
 
     def __init__(
         self,
@@ -283,13 +306,15 @@ class CompiledStep:
 
     def __call__(self, *inputs: Any, **named: Any) -> Any:
         try:
-            tensors, form = list(inputs), None
+            tensors, form = list(inputs), NO_FORM
             if named or not _ONLY_TENSORS.issuperset(map(type, inputs)):
-                tensors, form = taken_apart((inputs, named))
+                tensors, form = taken_apart((inputs, named), self.fixed)
             with self._lock:
                 return self._step(tensors, form, (inputs, named))
         except IsAPart:
             return self.function(*inputs, **named)
+        except NumbersAsked:
+            return again_with_values(self, form, inputs, named)
 
     def _look(self, watch: Any) -> tuple[str, tuple[Any, ...]]:
         """The device of the plan, and what else it is chosen by."""
@@ -315,8 +340,8 @@ class CompiledStep:
             *[_options(optimizer, group) for optimizer in self.optimizers for group in optimizer.param_groups],
         )
 
-    def _step(self, tensors: list[Tensor], form: Any, given: Given) -> Any:
-        """tensors and form: of the arguments that were given; the form None: they are tensors, one by one."""
+    def _step(self, tensors: list[Tensor], form: Form, given: Given) -> Any:
+        """tensors and form: of the arguments that were given; NO_FORM: they are tensors, one by one."""
         device, own = self._seen.key(self._look)
         key = (
             device,
@@ -327,7 +352,7 @@ class CompiledStep:
             own,
         )
         traced: _Traced = self._plans.of(
-            key, lambda: with_values(self.around, lambda: self._trace(tensors, given, device))
+            key, lambda: with_values(self.around, lambda: self._trace(tensors, given, device), form.numbers)
         )
         plan = traced.plan
         backend = plan.backend
@@ -389,7 +414,7 @@ class CompiledStep:
                     "p.grad in the step"
                 )
             options, rates = self._bound.options(), [_rates(optimizer) for optimizer in self.optimizers]
-            args, named = with_others(given, arguments)
+            args, named = with_others(given, arguments, self.fixed)
             result = self.function(*args, **named)
             self._bound.leave_out_changed(options)
             if rates != (now := [_rates(optimizer) for optimizer in self.optimizers]):

@@ -9,6 +9,7 @@ import cmath
 import importlib
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partialmethod
 from typing import Any
 
 from cyxcore import indexing, torchstatistics  # noqa: F401 - symbols have PyTorch's names too
@@ -51,6 +52,9 @@ class Symbol(Placed):
     def _apply(self, op: str, inputs: Sequence[Any], attrs: dict[str, Any]) -> "Symbol":
         builder = self.builder
         lifted = [x if type(x) is Symbol and x.builder is builder else builder.lift(x) for x in inputs]
+        if op != "cast" and any(x.number is not None for x in lifted):
+            if all(isinstance(x, Number) or x.dtype == "bool" for x in lifted):  # nothing whose dtype it could have
+                lifted = [x.as_tensor() if isinstance(x, Number) else x for x in lifted]
         result = builder.apply(op, lifted, attrs)
         return result if builder.recording is None or builder.recording() else result.detach()
 
@@ -231,6 +235,51 @@ for _name, _method in vars(InPlace).items():  # += and its kind
 _EQUAL_IF_SAME = frozenset(
     op.name for op in OPS.values() if not {attr.check for attr in op.attrs.values()} & {finite, numbers, init_rule}
 )
+
+
+class Number(Symbol):
+    """A Python number that a compiled function was given.
+
+    Beside a tensor it has that one's dtype, as a number does that is written there; beside others it is computed with
+    as Python does, in 64 bits.
+    """
+
+    __hash__ = object.__hash__
+
+    def __init__(self, builder: "Builder", node: int) -> None:
+        super().__init__(builder, node)
+        self.number = 0.0 if self.dtype in FLOATS else 0
+
+    def as_tensor(self) -> Symbol:
+        """What cx.tensor makes of a number."""
+        value = Symbol(self.builder, self.node)
+        return value.astype("float32") if self.dtype in FLOATS else value
+
+    def astype(self, dtype: Any) -> Symbol:  # type: ignore[override]
+        return Symbol(self.builder, self.node).astype(dtype)
+
+    def _with(self, name: str, *others: Any) -> Any:
+        """What an operator makes of it and of another one, or of it alone."""
+        operate = getattr(Symbol, name)
+        if not all(isinstance(other, (Number, int, float)) for other in others):
+            return operate(self, *others)
+        numbers = [other.number if isinstance(other, Number) else other for other in (self, *others)]
+        dtype = "float64" if "truediv" in name or any(isinstance(number, float) for number in numbers) else "int64"
+        values = [
+            x.astype(dtype) if isinstance(x, Number) else self.builder.constant(x, dtype) for x in (self, *others)
+        ]
+        result = operate(*values)
+        return Number(self.builder, result.node) if result.dtype == dtype else result
+
+    def _asked(self, *_: Any) -> Any:
+        """Of powers some are products and roots; what is left over has rules for zeros."""
+        raise self._no_value("a power or a remainder of a number")
+
+
+for _name in ("pow", "rpow", "floordiv", "rfloordiv", "mod", "rmod"):
+    setattr(Number, f"__{_name}__", Number._asked)
+for _name in "neg abs pos add radd sub rsub mul rmul truediv rtruediv eq ne lt le gt ge".split():
+    setattr(Number, f"__{_name}__", partialmethod(Number._with, f"__{_name}__"))
 
 
 class Builder:

@@ -71,13 +71,15 @@ def together(*values: Any) -> list["Value"]:
     chosen = max((value for value in values if isinstance(value, Value)), key=lambda value: value._rank)
     lifted = [v if isinstance(v, _NUMBERS) else v if isinstance(v, Value) else chosen._constant(v) for v in values]
     dtype: str | None = None
-    for value in lifted:
-        if isinstance(value, Value):
+    numbers = [value.number if isinstance(value, Value) else value for value in lifted]
+    for value, number in zip(lifted, numbers, strict=True):
+        if number is None and isinstance(value, Value):
             dtype = value.dtype if dtype is None else promote(dtype, value.dtype)
-    assert dtype is not None
-    for value in lifted:
-        if not isinstance(value, Value):
-            dtype = scalar_dtype(value, dtype)
+    if dtype is None:  # numbers alone
+        dtype = "float32" if any(isinstance(number, float) for number in numbers) else "int64"
+    for number in numbers:
+        if number is not None:
+            dtype = scalar_dtype(number, dtype)
     return [v.astype(dtype) if isinstance(v, Value) else chosen._constant(v, dtype) for v in lifted]
 
 
@@ -153,6 +155,7 @@ class Value:
     _rank = 0
     is_symbolic = False  # whether it is of a graph under construction and has no numbers yet
     is_compiled = False  # whether that graph is the one of a compiled function, which does what tensors do
+    number: Any = None  # of a symbol of a number that a compiled function was given: one of its kind, 0 or 0.0
     __array_ufunc__ = None  # so that ndarray + Value asks us, not every element
     __hash__ = object.__hash__
 

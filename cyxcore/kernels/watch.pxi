@@ -187,6 +187,8 @@ def copied(array, str dtype):
         return None
     source = <cnp.ndarray>array
     count = <size_t>cnp.PyArray_NBYTES(source)
+    if not _item_bytes(cnp.PyArray_TYPE(source)):
+        return None
     if not count or not cnp.PyArray_IS_C_CONTIGUOUS(source) or not cnp.PyArray_ISNOTSWAPPED(source):
         return None
     made = _new()

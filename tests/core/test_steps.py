@@ -351,6 +351,53 @@ def test_a_training_step_takes_a_batch_as_a_dict() -> None:
         np.testing.assert_array_equal(compiled, plain)
 
 
+NUMBERS_GIVEN: dict[str, Callable[[Any, Any], Any]] = {
+    "product": lambda x, n: n * x,
+    "quotient": lambda x, n: x / n,
+    "chain": lambda x, n: x * (n * n + 1 - n / 2) - (-n),
+    "choice": lambda x, n: cx.where(x > n, x, n) + cx.where(x > 0, n, 0.0) + cx.where(x > 0, n, n * 2),
+    "comparison": lambda x, n: x * (n > 1),
+    "tensor": lambda x, n: x * cx.asarray(n),
+    # the value is asked for
+    "power": lambda x, n: (x + 2) ** n,
+    "branch": lambda x, n: x * 2 if n > 1 else x,
+    "size": lambda x, n: x[: int(n)] + cx.full((3,), n)[: int(n)],
+    "rounded": lambda x, n: x * round(n),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "int64", "int32", "bool"])
+@pytest.mark.parametrize("name", NUMBERS_GIVEN)
+def test_a_number_as_an_argument_has_the_dtype_of_what_it_meets(name: str, dtype: str) -> None:
+    function = NUMBERS_GIVEN[name]
+    compiled, x = cx.compile(function), cx.tensor([-1.0, 0.25, 2.0]).astype(dtype)
+    for number in (0.1, 3, 2.5, 0.5, 2, 0.1):
+        plain, found = function(x, number), compiled(x, number)
+        assert found.dtype == plain.dtype
+        np.testing.assert_array_equal(found.numpy(), plain.numpy())
+
+
+def test_numbers_are_read_anew_in_each_call_until_their_values_are_asked_for() -> None:
+    @cx.compile
+    def scaled(x: Any, rate: float, rows: int, kind: str = "plain") -> Any:
+        return x[:rows] * rate if kind == "cut" else x * rate + rows
+
+    x = cx.arange(6.0)
+    for number in range(5):
+        assert scaled(x, number / 2, number).tolist() == [i * number / 2 + number for i in range(6)]
+    assert len(scaled._plans) == 1
+    for number in range(5):
+        assert scaled(x, number / 2, 2, kind="cut").tolist() == [0.0, number / 2]
+    assert len(scaled._plans) == 2  # of integers the value is a part of the plan, of the rate it is not
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_what_a_compiled_function_returns_of_16_bits_can_be_used(dtype: str) -> None:
+    x = cx.tensor([0.5, -1.5]).astype(dtype)
+    found = cx.compile(lambda x: x * x + x)(x)
+    assert found.dtype == dtype and found.astype("float32").tolist() == [0.75, 0.75]
+
+
 def test_an_argument_that_is_no_tensor_is_named() -> None:
     with pytest.raises(GraphError, match=r"got a set"):
         cx.compile(lambda x: x)({1, 2})
