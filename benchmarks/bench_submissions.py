@@ -4,6 +4,7 @@
     python -m benchmarks.bench_submissions --quick    # 500 jobs, 30 assignments
     python -m benchmarks.bench_submissions --equal    # one job again and again; else each has a seed of its own
     python -m benchmarks.bench_submissions --centrals 2
+    python -m benchmarks.bench_submissions --centrals 2 --central-cpu 0.2
 
 Targets: 5,000 durable submissions a second through one central (the broker syncs every write), more with two; from
 the submit of a job to its durable lease p50 < 2 ms, p99 < 10 ms.
@@ -13,6 +14,10 @@ checks the job, the terms, the deposit's bytes and its signature, stores the eve
 are signed before the clock starts, because that is the clients' work; everything else runs on this machine too:
 broker, chain, central and the client that asks. The peer in the same run is the broker alone: the same bytes appended
 with compare-and-swap, a sync of the disk each, one at a time and from 64 tasks.
+
+With --central-cpu each central, with the process beside it, is held to that share of one processor (by the kernel: a
+cgroup of its own, for which one has to be root on Linux). So a central is the narrow place although all parts share
+this machine, and what a second and a third one add can be seen; only the submissions are measured then.
 """
 
 import argparse
@@ -20,12 +25,13 @@ import asyncio
 import contextlib
 import json
 import multiprocessing
+import os
 import platform
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +58,8 @@ IN_FLIGHT = 480  # below the 512 that a central works on at a time
 ALONE_IN_FLIGHT = 64  # each waits for a sync of its own: on a busy disk more would not be answered in time
 LAMPORTS_PER_JOB = 6_000_000
 LOOK_EVERY_S = 0.2
+CGROUPS = Path("/sys/fs/cgroup")
+PERIOD_US = 10_000  # in each a process may use its share: short, or whoever used it up stands still for long
 SIGNED_AT_ONCE = 5_000  # a deposit's blockhash lives for a minute, and central asks the chain about old ones
 
 
@@ -186,6 +194,41 @@ def cpu_s_of(network: LocalNetwork) -> dict[str, float]:
         if beside := process.children():
             found[f"{name}'s signatures"] = sum(sum(child.cpu_times()[:2]) for child in beside)
     return found
+
+
+@contextlib.contextmanager
+def held_to(share: float, pids: list[int], cgroups: Path = CGROUPS) -> Iterator[None]:
+    """Hold each of these processes, with its children, to that share of one processor. Raises CyxError where the
+    kernel does not let us.
+    """
+    second = (cgroups / "cgroup.controllers").exists()  # of the two interfaces that Linux has
+    allowed_us = max(1_000, round(PERIOD_US * share))
+    limits = {"cpu.max": f"{allowed_us} {PERIOD_US}"}
+    if not second:  # the period first: no quota may be above it
+        limits = {"cpu.cfs_period_us": str(PERIOD_US), "cpu.cfs_quota_us": str(allowed_us)}
+    groups = [(cgroups if second else cgroups / "cpu") / f"cyx-bench-{os.getpid()}-{pid}" for pid in pids]
+    try:
+        try:
+            if second:
+                (cgroups / "cgroup.subtree_control").write_text("+cpu")
+            for pid, group in zip(pids, groups, strict=True):
+                group.mkdir()
+                for name, limit in limits.items():
+                    (group / name).write_text(limit)
+                for each in (pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))):
+                    (group / "cgroup.procs").write_text(str(each))
+        except OSError as error:
+            raise CyxError(
+                f"no process can be held to a share of a processor here: {error}; --central-cpu needs Linux, and root "
+                f"where {cgroups} may be written"
+            ) from None
+        yield
+    finally:
+        for group in groups:
+            with contextlib.suppress(OSError):
+                for each in (group / "cgroup.procs").read_text().split():
+                    (group.parent / "cgroup.procs").write_text(each)
+                group.rmdir()
 
 
 async def submissions(network: LocalNetwork, jobs: int, equal: bool) -> tuple[Row, Row, Row]:
@@ -364,9 +407,16 @@ def percentile(values: list[float], share: float) -> float:
     return sorted(values)[min(len(values) - 1, int(len(values) * share))]
 
 
-async def measure(jobs: int, assigned: int, centrals: int, equal: bool) -> dict[str, Row]:
+async def measure(jobs: int, assigned: int, centrals: int, equal: bool, share: float | None) -> dict[str, Row]:
     found: dict[str, Row] = {}
     with tempfile.TemporaryDirectory() as folder:
+        if share is not None:
+            async with LocalNetwork(Path(folder) / "load", nodes=0, centrals=centrals) as network:
+                pids = [pid for name, pid in network.process_ids.items() if name.startswith("central")]
+                with held_to(share, pids):
+                    row, spent, paid = await submissions(network, jobs, equal)
+            what = f"{centrals} central(s) at {share:g}"
+            return {what: row, "processor per submission": spent, "their deposits, afterwards": paid}
         async with LocalNetwork(Path(folder) / "idle", nodes=0, centrals=centrals) as network:
             found |= await assignments(network, assigned)
         async with LocalNetwork(Path(folder) / "load", nodes=0, centrals=centrals) as network:
@@ -377,16 +427,27 @@ async def measure(jobs: int, assigned: int, centrals: int, equal: bool) -> dict[
     return found
 
 
+def share_of_one(text: str) -> float:
+    """A share of one processor. Raises argparse's error for what is none, or less than the kernel can hold one to."""
+    share = float(text)
+    if not 0.1 <= share <= 1.0:
+        raise argparse.ArgumentTypeError(f"expected a share from 0.1 to 1 of one processor, got {text}")
+    return share
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="500 jobs and 30 assignments")
     parser.add_argument("--centrals", type=int, default=1, help="how many centrals share the work")
+    parser.add_argument(
+        "--central-cpu", type=share_of_one, metavar="SHARE", help="hold each central to this share of a processor"
+    )
     parser.add_argument("--equal", action="store_true", help="the same job again and again; else each has its own seed")
     parser.add_argument("--json", action="store_true", help="print the figures as one JSON object")
     add_save(parser)
     options = parser.parse_args()
     jobs, assigned = (500, 30) if options.quick else (SIGNED_AT_ONCE, 300)
-    found = run(measure(jobs, assigned, options.centrals, options.equal))
+    found = run(measure(jobs, assigned, options.centrals, options.equal, options.central_cpu))
     figures = {what: {name: round(value, 2) for name, value in row.items()} for what, row in found.items()}
     save(options.save, figures)
     if options.json:

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import os
+import subprocess
 import sys
 import xml.etree.ElementTree as xml
 from pathlib import Path
@@ -185,3 +187,22 @@ def test_an_interrupted_step_does_not_count_in_a_figure(step_ms: float, interrup
 def test_a_figure_of_a_burst_that_is_over_at_once_is_that_of_its_one_step() -> None:
     times = iter([0.0, 0.0, 0.0, 0.0005, 0.0005])
     assert burst(lambda: 0.0, 0.0004, lambda: next(times)) == (0.5, 1)
+
+
+def test_where_the_kernel_holds_no_process_to_a_share_the_benchmark_says_so(tmp_path):
+    with pytest.raises(CyxError, match="no process can be held to a share of a processor here"):
+        with bench_submissions.held_to(0.2, [os.getpid()], tmp_path):
+            pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_each_process_is_held_in_a_group_of_its_own_and_let_go(tmp_path):
+    (tmp_path / "cpu").mkdir()
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        with bench_submissions.held_to(0.2, [process.pid], tmp_path):
+            [group] = (tmp_path / "cpu").iterdir()
+            assert (group / "cpu.cfs_period_us").read_text() == "10000"
+            assert (group / "cpu.cfs_quota_us").read_text() == "2000"
+            assert (group / "cgroup.procs").read_text() == str(process.pid)
+        assert (tmp_path / "cpu" / "cgroup.procs").read_text() == str(process.pid)
+        process.communicate(b"\n")
