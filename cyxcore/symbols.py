@@ -9,12 +9,12 @@ import cmath
 import importlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import partialmethod
+from functools import partial, partialmethod
 from typing import Any
 
 from cyxcore import indexing, torchstatistics  # noqa: F401 - symbols have PyTorch's names too
 from cyxcore.attrs import MAX_CONST_ELEMENTS, finite, init_rule, numbers
-from cyxcore.dtype import COMPLEX, DEFAULTS, FLOATS, INTEGERS
+from cyxcore.dtype import COMPLEX, DEFAULTS, FLOATS, INTEGERS, holds_kind
 from cyxcore.errors import CyxError, DtypeError, GradientError, GraphError
 from cyxcore.graph import MAX_NODES, SIZES, Graph, Inferred, Node, at_batch, at_layer
 from cyxcore.infer import Shape, Typed
@@ -26,6 +26,9 @@ from cyxcore.values import Value
 # Two batch sizes no layer is likely to use as a size of its own.
 PROBE_BATCH_SIZES = (1009, 2003)
 MOST_NODES = 2 * MAX_NODES  # of a model under construction: what nothing needs is dropped at the end
+
+
+_FILLS = ("copy_", "fill_", "zero_")  # which overwrite what is there
 
 
 class ValueNeeded(GraphError):
@@ -76,17 +79,53 @@ class Symbol(Placed):
         return self if self.builder.merging else self._apply("reshape", [self], {"shape": self.shape})
 
     def __getattr__(self, name: str) -> Any:
-        if name.endswith("_") and not name.startswith("_") and hasattr(Placed, name[:-1]):
-            raise GraphError(f"{name}: a graph has no memory to write to; write x = x.{name[:-1]}(...)")
+        if name in _FILLS or name.endswith("_") and not name.startswith("_") and hasattr(Placed, name[:-1]):
+            if self._may_be_written():
+                return partial(self._write, name)
+            raise self._not_written(name)
         raise AttributeError(f"a value of a graph has no {name!r}")
 
-    def _in_place(self, name: str, operate: Callable[[Any, Any], Any], other: Any) -> Any:
-        """x += y is x = x + y of what a graph computes; what is outside of it would change in tensors, and not here."""
+    def _not_written(self, name: str) -> GraphError:
         if self.is_compiled and self.builder.nodes[self.home].op in ("input", "param"):
-            raise GraphError(
-                f"compile: {name} writes to an argument, a parameter or a tensor from outside, which a graph does not; "
-                "write x = x ..., or outside of the compiled function"
+            return GraphError(
+                f"compile: {name} writes to an argument, or to a parameter or tensor from outside, which only a "
+                "training step does, under cx.no_grad(); make a new value, or write outside of the compiled function"
             )
+        instead = "another value" if name in _FILLS else f"x.{name[:-1]}(...)"
+        return GraphError(f"{name}: a graph has no memory to write to; write x = {instead}")
+
+    def _may_be_written(self) -> bool:
+        """Whether it is a parameter, a buffer or a tensor from outside in a compiled step, which then updates it.
+
+        As of tensors, nothing is written to what has a gradient to come.
+        """
+        builder = self.builder
+        node = builder.nodes[self.home]
+        if not self.is_compiled or builder.differentiate is None or node.op != "param":
+            return False
+        return not node.attrs["trainable"] or builder.recording is None or not builder.recording()
+
+    def _write(self, name: str, *given: Any, **options: Any) -> "Symbol":
+        """x.name(...) of x that is updated: what reads it from here on reads the new value."""
+        if name in _FILLS:
+            value = self.builder.lift(given[0] if given else 0)
+        else:
+            value = getattr(self, name[:-1])(*given, **options)
+        return self._take(name, value)
+
+    def _take(self, name: str, value: "Symbol") -> "Symbol":
+        if name != "copy_" and not holds_kind(self.dtype, value.dtype):
+            raise DtypeError(f"{name}: {self.dtype} does not hold {value.dtype}; use astype")
+        value = value.astype(self.dtype)
+        self._assign(value if value.shape == self.shape else value.broadcast_to(self.shape))
+        return self
+
+    def _in_place(self, name: str, operate: Callable[[Any, Any], Any], other: Any) -> Any:
+        """x += y is x = x + y of what a graph computes; what is outside of it is updated, by steps alone."""
+        if self._may_be_written():
+            return self._take(name, operate(self, other))
+        if self.is_compiled and self.builder.nodes[self.home].op in ("input", "param"):
+            raise self._not_written(name)
         return operate(self, other)
 
     def __setitem__(self, index: Any, value: Any) -> None:

@@ -13,7 +13,7 @@ import pytest
 import cyxcore as cx
 from cyxcore import functional as F
 from cyxcore import nn, optim
-from cyxcore.errors import CyxError, GradientError, GraphError
+from cyxcore.errors import CyxError, DtypeError, GradientError, GraphError, ShapeError
 from cyxcore.kernels import cpu
 
 pytestmark = pytest.mark.usefixtures("each_device")
@@ -349,6 +349,89 @@ def test_a_training_step_takes_a_batch_as_a_dict() -> None:
 
     for plain, compiled in zip(trained(lambda step: step), trained(cx.compile), strict=True):
         np.testing.assert_array_equal(compiled, plain)
+
+
+def _average(model: Any, other: Any, loss: Any, x: Any) -> None:
+    for average, p in zip(other.parameters(), model.parameters(), strict=True):
+        average.mul_(0.9).add_(p, alpha=0.1)
+
+
+def _clamp(model: Any, other: Any, loss: Any, x: Any) -> None:
+    for p in model.parameters():
+        p.clamp_(-0.1, 0.1)
+        p += 0.01
+    model[3].bias.zero_()
+    model[0].bias.fill_(0.5)
+
+
+def _copy(model: Any, other: Any, loss: Any, x: Any) -> None:
+    other[0].weight.copy_(x.mean(0))
+    other[0].bias.copy_(loss)
+    model[1].running_mean.mul_(0.5)
+
+
+@pytest.mark.parametrize("write", [_average, _clamp, _copy])
+@pytest.mark.parametrize("when", ["before", "between", "after"])
+def test_a_step_writes_in_place_to_parameters_buffers_and_tensors_from_outside(write: Any, when: str) -> None:
+    def trained(how: Callable[[Any], Any]) -> list[Any]:
+        cx.manual_seed(3)
+        model, other, calls = net(), net(), cx.zeros(())
+        optimizer = optim.Adam(model.parameters(), lr=0.05)
+
+        def step(x: Any, y: Any) -> Any:
+            if when == "before":
+                with cx.no_grad():
+                    write(model, other, x.sum(), x)
+            loss = F.cross_entropy(model(x), y) + F.mse_loss(model(x * 2), other(x).detach())
+            optimizer.zero_grad()
+            loss.backward()
+            if when == "between":
+                with cx.no_grad():
+                    write(model, other, loss, x)
+                F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+            if when == "after":
+                with cx.no_grad():
+                    write(model, other, loss, x)
+            calls.add_(1)
+            return loss, calls.clone()
+
+        step, found = how(step), []
+        for number in range(4):
+            found += [part.detach().numpy().copy() for part in step(*batch(number))]
+        held = (model.state_dict(), other.state_dict())
+        return [*found, *[array for state in held for _, array in sorted(state.items())], calls.numpy()]
+
+    for plain, compiled in zip(trained(lambda step: step), trained(cx.compile), strict=True):
+        np.testing.assert_array_equal(compiled, plain)
+
+
+def test_a_step_writes_in_place_what_a_plain_one_does_and_no_more() -> None:
+    weight, count = cx.zeros(3, requires_grad=True), cx.tensor(0)
+
+    def with_gradients(x: Any) -> Any:
+        weight.mul_(2.0)
+        (weight * x).sum().backward()
+        return x.sum()
+
+    def of_another_kind(x: Any) -> Any:
+        (weight * x).sum().backward()
+        count.add_(x.sum())
+        return x.sum()
+
+    def of_another_shape(x: Any) -> Any:
+        (weight * x).sum().backward()
+        count.add_(cx.ones(2, dtype="int64"))
+        return x.sum()
+
+    for function, error in (
+        (with_gradients, GraphError),
+        (of_another_kind, DtypeError),
+        (of_another_shape, ShapeError),
+    ):
+        with pytest.raises(error):
+            cx.compile(function)(cx.ones(3))
+    assert weight.tolist() == [0.0] * 3 and count.item() == 0
 
 
 NUMBERS_GIVEN: dict[str, Callable[[Any, Any], Any]] = {
@@ -1147,7 +1230,7 @@ def test_what_a_compiled_function_would_assign_in_its_first_call_alone_is_refuse
         (counts, "assigns to 'count'"),
         (adds, "\\+= writes to an argument"),
         (keeps, "assigns to 'weight'"),
-        (writes, "no memory to write to"),
+        (writes, "mul_ writes to an argument, or to a parameter or tensor from outside"),
         (writes_and_asks, "writes to 'total'"),
     ):
         with pytest.raises(GraphError, match=said):

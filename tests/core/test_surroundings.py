@@ -339,7 +339,7 @@ def test_what_a_step_would_write_in_place_outside_is_refused() -> None:
         return y.sum()
 
     for function in (of_a_parameter, of_an_argument):
-        with pytest.raises(GraphError, match="= writes to an argument, a parameter or a tensor from outside"):
+        with pytest.raises(GraphError, match="= writes to an argument, or to a parameter or tensor from outside"):
             cx.compile(function)(cx.ones(5, 4))
     assert cx.compile(of_what_it_computes)(cx.ones(2)).item() == 6.0
 

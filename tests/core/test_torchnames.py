@@ -333,6 +333,8 @@ def test_names_in_a_graph(name: str) -> None:
 
 def test_a_graph_has_no_memory_to_write_to() -> None:
     with pytest.raises(GraphError, match=r"add_: a graph has no memory to write to; write x = x.add\(...\)"):
+        cx.compile(lambda x: (x * 2.0).add_(1.0))(cx.tensor(X))
+    with pytest.raises(GraphError, match="add_ writes to an argument"):
         cx.compile(lambda x: x.add_(1.0))(cx.tensor(X))
 
 
