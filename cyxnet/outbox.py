@@ -161,9 +161,10 @@ def waiting(folder: Path) -> list[Kept]:
     return sorted(found, key=lambda kept: (kept.kept_at_ms, kept.job_id))
 
 
-def forget(folder: Path, job_id: str) -> None:
-    """The job was sent, or is not wanted any more."""
+def forget(folder: Path, job_id: str) -> bool:
+    """The job was sent, or is not wanted any more: whether it waited here."""
     try:
         os.unlink(folder / FOLDER / f"{job_id}.json")
     except FileNotFoundError:
-        pass
+        return False
+    return True

@@ -223,7 +223,7 @@ async def earnings(args: argparse.Namespace, screen: Screen) -> int:
         what: sum(part[what] for part in data) for what in ("gross_base_units", "fee_base_units", "net_base_units")
     }
     if rows:
-        rows.append(["all", f"{len(rows)} payments", "", *_money(totals), ""])
+        rows.append(["all", f"{len(rows)} payment{'s' * (len(rows) > 1)}", "", *_money(totals), ""])
     if rows or args.json:
         columns = ["node", "job", "paid", "gross", "fee", "net", "transaction"]
         screen.table(columns, rows, {"payments": data, **totals, "truncated": reply.truncated})

@@ -8,7 +8,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from cyxcore.errors import CyxError
+from cyxcore.errors import CyxError, SpecError
 from cyxnet import outbox
 from cyxnet.bus import BusError
 from cyxnet.cli.exits import DONE
@@ -83,7 +83,8 @@ async def sent_later(args: argparse.Namespace, screen: Screen) -> int:
             for each in outbox.waiting(args.dir):
                 if each.job_id == args.forget:
                     outbox.discard_fetched(each)
-        outbox.forget(args.dir, args.forget)
+        if not outbox.forget(args.dir, args.forget):
+            raise SpecError(f"no job of the whole id {args.forget} waits to be submitted; see: cyx outbox")
     kept = outbox.waiting(args.dir)
     if not args.send:
         rows = [

@@ -831,6 +831,8 @@ async def test_a_job_whose_submit_nobody_answers_is_kept_and_sent_later_under_it
     assert code == 1 and "is kept, not lost" in said
     code, listed, _ = await cyx("outbox")
     assert code == 0 and placed[0] in listed
+    code, _, said = await cyx("outbox", "--forget", placed[0][:-1])  # what is dropped for good is named in full
+    assert code == 2 and f"{placed[0][:-1]} waits" in said and (await cyx("outbox"))[1].count(placed[0]) == 1
     code, sent, _ = await cyx("outbox", "--send")
     assert code == 0 and f"{placed[0]} is submitted" in sent
     assert placed == [placed[0]] * 2
