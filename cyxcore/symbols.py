@@ -89,7 +89,7 @@ class Symbol(Placed):
         if self.is_compiled and self.builder.nodes[self.home].op in ("input", "param"):
             return GraphError(
                 f"compile: {name} writes to an argument, or to a parameter or tensor from outside, which only a "
-                "training step does, under cx.no_grad(); make a new value, or write outside of the compiled function"
+                "training step does, under cx.no_grad(); keep it in a buffer of a module, or make a new value"
             )
         instead = "another value" if name in _FILLS else f"x.{name[:-1]}(...)"
         return GraphError(f"{name}: a graph has no memory to write to; write x = {instead}")

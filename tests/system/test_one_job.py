@@ -243,12 +243,12 @@ async def test_a_network_with_a_redis_cache_gives_the_same_answers(tmp_path):
 
 
 async def test_each_wish_for_test_money_is_granted_once(client, network):
-    ask = m.FaucetRequest(address=client.purse.address, amount_base_units=5, lamports=7, request_id="wish-1")
+    ask = m.FaucetRequest(address=client.purse.address, amount_base_units=5, lamports=900_000, request_id="wish-1")
     subject, before = subjects.api(client.caller, "wallet.faucet"), await client.wallet()
     replies = [await client.bus.ask(subject, ask, m.FaucetReply, timeout_s=30) for _ in range(2)]
     assert replies[0] == replies[1]
     await asyncio.gather(*[client.faucet(5, lamports=0) for _ in range(4)])  # in one block: they counted once
     after = await client.wallet()
     assert after.token_base_units == before.token_base_units + 5 * 5
-    assert after.lamports == before.lamports + 7
+    assert after.lamports == before.lamports + 900_000
     await assert_money_is_conserved(client, network)
