@@ -364,7 +364,8 @@ class _Commit:
             return
         self.chain.storage_failure = f"{kind.__name__}: {error}"
         self.chain.unstored = False
-        self.run("ROLLBACK")
+        if self.chain.database.in_transaction:  # which SQLite may have ended by itself, where there is no room
+            self.run("ROLLBACK")
 
     def run(self, statement: str) -> None:
         try:

@@ -35,6 +35,7 @@ from cyxnet.config import DEFAULT_FOLDER, NetworkFile, read_network
 from cyxnet.escrow import LOCAL_PROGRAM
 from cyxnet.instructions import SettlementError
 from cyxnet.messages import EscrowTerms, SignedTransaction
+from cyxnet.messages.money import MOST_LAMPORTS
 from cyxnet.shapes import Deposit, Faucet, MakeMint, Settle, Shape, sign_shape
 from cyxnet.wallet import Wallet
 
@@ -317,6 +318,10 @@ class Keeper:
                     line |= {"job_id": shape.terms.job_id, "caller": shape.caller}
                 case MakeMint() | Faucet() if not self._network.faucet:
                     raise SettlementError("signer_refused", "this network makes no money (faucet in network.json)")
+                case Faucet() if not 0 <= shape.lamports <= MOST_LAMPORTS:
+                    raise SettlementError(
+                        "signer_refused", f"faucet: expected up to {MOST_LAMPORTS} lamports, got {shape.lamports}"
+                    )
                 case Faucet():
                     line |= {"to": shape.to, "amount_base_units": shape.amount_base_units, "lamports": shape.lamports}
             signed = sign_shape(wallet, shape)

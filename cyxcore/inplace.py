@@ -12,6 +12,14 @@ from cyxcore.errors import DtypeError, GraphError, ShapeError
 from cyxcore.values import Value
 
 
+def check_fits(name: str, x: Value, result: Value) -> None:
+    """Raises ShapeError or DtypeError where x cannot take a result in place."""
+    if result.shape != x.shape:
+        raise ShapeError(f"{name}: the result is {result.shape} and does not fit into {x.shape}; write x = x ...")
+    if not holds_kind(x.dtype, result.dtype):
+        raise DtypeError(f"{name}: {x.dtype} does not hold {result.dtype}; write x = x ..., or use astype")
+
+
 class InPlace(Value):
     """A value whose memory can be written to, by `_put`."""
 
@@ -27,12 +35,7 @@ class InPlace(Value):
         if not isinstance(result, InPlace):
             instead = f"x = x.{name[:-1]}(...)" if name.endswith("_") else "x = x ..."
             raise GraphError(f"{name}: a tensor cannot hold a value of a graph; write {instead}")
-        if result.shape != self.shape:
-            raise ShapeError(
-                f"{name}: the result is {result.shape} and does not fit into {self.shape}; write x = x ..."
-            )
-        if not holds_kind(self.dtype, result.dtype):
-            raise DtypeError(f"{name}: {self.dtype} does not hold {result.dtype}; write x = x ..., or use astype")
+        check_fits(name, self, result)
         self._put(result.astype(self.dtype))
         return self
 

@@ -14,11 +14,11 @@ from typing import Any
 
 from cyxcore import indexing, torchstatistics  # noqa: F401 - symbols have PyTorch's names too
 from cyxcore.attrs import MAX_CONST_ELEMENTS, finite, init_rule, numbers
-from cyxcore.dtype import COMPLEX, DEFAULTS, FLOATS, INTEGERS, holds_kind
+from cyxcore.dtype import COMPLEX, DEFAULTS, FLOATS, INTEGERS
 from cyxcore.errors import CyxError, DtypeError, GradientError, GraphError
 from cyxcore.graph import MAX_NODES, SIZES, Graph, Inferred, Node, at_batch, at_layer
 from cyxcore.infer import Shape, Typed
-from cyxcore.inplace import InPlace
+from cyxcore.inplace import InPlace, check_fits
 from cyxcore.ops import OPS, normal_attrs
 from cyxcore.torchsymbols import Placed
 from cyxcore.values import Value
@@ -107,17 +107,14 @@ class Symbol(Placed):
 
     def _write(self, name: str, *given: Any, **options: Any) -> "Symbol":
         """x.name(...) of x that is updated: what reads it from here on reads the new value."""
-        if name in _FILLS:
-            value = self.builder.lift(given[0] if given else 0)
-        else:
-            value = getattr(self, name[:-1])(*given, **options)
-        return self._take(name, value)
+        if name not in _FILLS:
+            return self._take(name, getattr(self, name[:-1])(*given, **options))
+        value = self.builder.lift(given[0] if given else 0)
+        return self._take(name, (value.astype(self.dtype) if name == "copy_" else value).broadcast_to(self.shape))
 
     def _take(self, name: str, value: "Symbol") -> "Symbol":
-        if name != "copy_" and not holds_kind(self.dtype, value.dtype):
-            raise DtypeError(f"{name}: {self.dtype} does not hold {value.dtype}; use astype")
-        value = value.astype(self.dtype)
-        self._assign(value if value.shape == self.shape else value.broadcast_to(self.shape))
+        check_fits(name, self, value)
+        self._assign(value.astype(self.dtype))
         return self
 
     def _in_place(self, name: str, operate: Callable[[Any, Any], Any], other: Any) -> Any:

@@ -20,6 +20,9 @@ class WalletReply(Struct, kw_only=True):
     custodial: bool
 
 
+MOST_LAMPORTS = 10**10  # of a wish: test money
+
+
 class FaucetRequest(Request, kw_only=True, frozen=True):
     """Local networks give test money. lamports pay the chain's own fees.
 
@@ -28,7 +31,7 @@ class FaucetRequest(Request, kw_only=True, frozen=True):
 
     address: Address | None = None
     amount_base_units: Annotated[int, Meta(ge=1, le=10**15)] = 100_000_000_000
-    lamports: Annotated[int, Meta(ge=0, le=10**10)] = 1_000_000_000
+    lamports: Annotated[int, Meta(ge=0, le=MOST_LAMPORTS)] = 1_000_000_000
     request_id: RequestId = ""
 
 

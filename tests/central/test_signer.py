@@ -102,6 +102,11 @@ def test_a_settlement_is_built_here_from_its_facts_and_signed(tmp_path):
 STRANGER = Wallet(b"x" * 32).address
 
 
+def faucet(**changes):
+    given = {"mint": STRANGER, "to": STRANGER, "amount_base_units": 5, **changes}
+    return Faucet(**given, blockhash=BLOCKHASH, last_valid_block_height=9)
+
+
 @pytest.mark.parametrize(
     ("shape", "complaint"),
     [
@@ -111,6 +116,8 @@ STRANGER = Wallet(b"x" * 32).address
         (settle(pay=f.AMOUNT + 1), "payments of 1 to"),
         (replace(settle(), balance_base_units=1), "in escrow"),
         (Deposit(caller="me", terms=terms(), blockhash=BLOCKHASH, last_valid_block_height=9), "expected the wallet"),
+        (faucet(lamports=10**10 + 1), "expected up to 10000000000 lamports"),
+        (faucet(lamports=-1), "expected up to 10000000000 lamports"),
     ],
 )
 def test_what_is_not_of_this_network_is_refused_and_not_written_down(tmp_path, shape, complaint):
@@ -122,8 +129,7 @@ def test_what_is_not_of_this_network_is_refused_and_not_written_down(tmp_path, s
 def test_where_money_is_real_none_is_made_and_no_wallets_are_kept(tmp_path):
     bench = Bench(tmp_path, faucet=False, custodial_wallets=False)
     place = {"blockhash": BLOCKHASH, "last_valid_block_height": 9}
-    shapes = [MakeMint(**place), Faucet(mint=STRANGER, to=STRANGER, amount_base_units=5, **place), Custody("me")]
-    for shape in shapes:
+    for shape in (MakeMint(**place), faucet(), Custody("me")):
         assert bench.ask(shape).code == "signer_refused"
 
 

@@ -26,6 +26,15 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     cpu.set_isa(before)
 
 
+@pytest.fixture(params=[1, 2])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    """Runs the test on one thread and on two."""
+    before = cpu.get_num_threads()
+    cpu.set_num_threads(request.param)
+    yield request.param
+    cpu.set_num_threads(before)
+
+
 @pytest.fixture
 def gpu() -> None:
     """Skips the test where the device cuda does not run."""

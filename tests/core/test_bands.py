@@ -85,12 +85,7 @@ def test_forward_and_backward_of_a_transformer_are_one_stretch() -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
-@pytest.mark.parametrize("isa", ["avx512", "avx2", "portable"])
 def test_the_bits_are_those_of_one_call_after_the_other(isa: str, threads: int) -> None:
-    try:
-        cpu.set_isa(isa)
-    except ValueError:
-        pytest.skip(f"this machine has no {isa}")
     cpu.set_num_threads(threads)
     graph = transformer_step()
     plan = Plan(graph, state_of(graph), "cpu")
@@ -195,16 +190,11 @@ def test_many_stacks_of_products_are_no_recurrence(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("size", [5, 16])
 @pytest.mark.parametrize("threads", [1, 2, 3])
-@pytest.mark.parametrize("isa", ["avx512", "avx2", "portable"])
 def test_a_recurrence_has_the_same_bits_on_any_number_of_threads(
     isa: str, threads: int, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bands, "BAND_BYTES", 256 * 1024)
     monkeypatch.setattr(bands, "LEAST_ROWS", 64)
-    try:
-        cpu.set_isa(isa)
-    except ValueError:
-        pytest.skip(f"this machine has no {isa}")
     cpu.set_num_threads(threads)
     graph = recurrence_step(rows=24, steps=9, size=size)
     expected = run(Plan(graph, state_of(graph), "cpu", optimised=False))
@@ -283,12 +273,7 @@ def convolutions_step() -> Graph:
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
-@pytest.mark.parametrize("isa", ["avx512", "avx2", "portable"])
 def test_what_follows_a_convolution_runs_in_bands_and_changes_no_bit(isa: str, threads: int) -> None:
-    try:
-        cpu.set_isa(isa)
-    except ValueError:
-        pytest.skip(f"this machine has no {isa}")
     cpu.set_num_threads(threads)
     graph = convolutions_step()
     plan, plain = Plan(graph, state_of(graph), "cpu"), Plan(graph, state_of(graph), "cpu", optimised=False)
@@ -397,14 +382,9 @@ def test_a_stretch_is_cut_where_that_frees_memory(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
-@pytest.mark.parametrize("isa", ["avx512", "avx2", "portable"])
 @pytest.mark.parametrize(("rows", "length", "blocks"), [(16, 64, True), (11, 32, True), (6, 96, False)])
 def test_bands_add_up_the_gradients_of_weights(isa: str, threads: int, rows: int, length: int, blocks: bool) -> None:
     """Products, and sums where the rows of a band are a part of their tree: one block of 32 or two, not three."""
-    try:
-        cpu.set_isa(isa)
-    except ValueError:
-        pytest.skip(f"this machine has no {isa}")
     cpu.set_num_threads(threads)
     builder = Builder()
 
@@ -574,7 +554,6 @@ def test_a_compiled_step_in_bands_is_the_plain_one() -> None:
     assert losses(True) == losses(False)
 
 
-@pytest.mark.parametrize("isa", ["avx512", "avx2", "portable"])
 @pytest.mark.parametrize("turned", [False, True])
 @pytest.mark.parametrize(
     ("dtype", "rows", "n", "k"), [("float32", 7, 45, 900), ("float32", 30, 64, 33), ("float64", 5, 70, 401)]
@@ -583,10 +562,6 @@ def test_a_matrix_that_all_bands_multiply_by_is_packed_for_all(
     isa: str, turned: bool, dtype: str, rows: int, n: int, k: int
 ) -> None:
     """Its products have the bits of one product of all rows, and write nowhere else; the matrix may change."""
-    try:
-        cpu.set_isa(isa)
-    except ValueError:
-        pytest.skip(f"this machine has no {isa}")
     count, rng = 6, np.random.default_rng(5)
     a, b = rng.normal(size=(count * rows, k)).astype(dtype), rng.normal(size=(n, k) if turned else (k, n)).astype(dtype)
     held = np.full((count * rows + 2, n), 7, dtype)

@@ -54,14 +54,6 @@ def no_other_shapes_before(monkeypatch):
     monkeypatch.setattr(composed, "_used", 0)
 
 
-@pytest.fixture(params=[1, 2])
-def threads(request):
-    before = cx.get_num_threads()
-    cx.set_num_threads(request.param)
-    yield
-    cx.set_num_threads(before)
-
-
 def _both(monkeypatch, run):
     found = []
     for least in (ONE_BY_ONE, 0):

@@ -23,14 +23,6 @@ def planned_at_once(monkeypatch):
     monkeypatch.setattr(sequences, "CALLS_PER_PLAN", 0)
 
 
-@pytest.fixture(params=[1, 2])
-def threads(request):
-    before = cx.get_num_threads()
-    cx.set_num_threads(request.param)
-    yield
-    cx.set_num_threads(before)
-
-
 def _drawn(*shape, seed=0):
     return cx.tensor(np.random.default_rng((seed, *shape)).standard_normal(shape, np.float32), requires_grad=True)
 
