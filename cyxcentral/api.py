@@ -134,7 +134,7 @@ class Api:
             authority=self._central.keys.wallet.address,
             platform=self._payments.platform,
             fee_basis_points=self._network.fee_basis_points,
-            faucet=self._network.faucet,
+            faucet=self._network.gives_test_money,
             custodial_wallets=self._network.custodial_wallets,
             chunk_bytes=CHUNK_BYTES,
             nodes_online=sum(node.online for node in self._world.nodes.values()),
@@ -644,7 +644,7 @@ class Api:
         )
 
     async def _faucet(self, caller: str, ask: m.FaucetRequest) -> m.FaucetReply:
-        if not self._network.faucet or not await self._central.settlement.is_local():
+        if not self._network.gives_test_money or not await self._central.settlement.is_local():
             raise ApiError("no_faucet", "this network gives no test money", 403)
         address = ask.address or (await self._custodial(caller)).address
         mint_id = self._machine.token_hex(8)
@@ -687,7 +687,7 @@ class Api:
         if self._verifying.locked():
             raise ApiError("busy", "the ledger is being verified already; ask again when that is done", 429)
         async with self._verifying:
-            return m.AuditReply(checks=await self._central.audit.verify(self._network.faucet))
+            return m.AuditReply(checks=await self._central.audit.verify(self._network.gives_test_money))
 
 
 def _metrics(payload: bytes | None, *kinds: type) -> dict[str, Any] | None:

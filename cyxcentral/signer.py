@@ -318,6 +318,12 @@ class Keeper:
                     line |= {"job_id": shape.terms.job_id, "caller": shape.caller}
                 case MakeMint() | Faucet() if not self._network.faucet:
                     raise SettlementError("signer_refused", "this network makes no money (faucet in network.json)")
+                case MakeMint() | Faucet() if real := self._network.real_money:
+                    raise SettlementError(
+                        "signer_refused",
+                        f"test money is for local networks, and network.json names a public chain ({real}): set faucet "
+                        "to false there",
+                    )
                 case Faucet() if not 0 <= shape.lamports <= MOST_LAMPORTS:
                     raise SettlementError(
                         "signer_refused", f"faucet: expected up to {MOST_LAMPORTS} lamports, got {shape.lamports}"

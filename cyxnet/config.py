@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta, Struct
@@ -17,6 +18,7 @@ from cyxcore.paths import shown
 SESSION_S = 900
 CONNECTIONS = 64
 DEFAULT_FOLDER = Path(".cyx")
+LOOPBACK_HOSTS = {"127.0.0.1", "localhost", "::1"}
 AtLeastOne = Annotated[int, Meta(ge=1)]
 NotNegative = Annotated[int, Meta(ge=0)]
 PerSecond = Annotated[float, Meta(gt=0)]
@@ -85,6 +87,18 @@ class NetworkFile(Struct, kw_only=True):
     http_origins: list[str] = []  # of web pages that may ask over HTTP (CORS)
     http_url: str = ""  # where `cyx up --http` serves, with commas between
     pid: int = 0  # of the `cyx up` that serves it
+
+    @property
+    def real_money(self) -> str:
+        """Which setting says that this network's money is real, so that none is made: "mint: …"; "" if none does."""
+        for name in ("mint", "escrow_program"):  # of a public chain; a local one needs neither
+            if value := getattr(self, name):
+                return f"{name}: {value}"
+        return "" if urlsplit(self.chain_url).hostname in LOOPBACK_HOSTS else f"chain_url: {self.chain_url}"
+
+    @property
+    def gives_test_money(self) -> bool:
+        return self.faucet and not self.real_money
 
 
 def addresses(urls: str) -> str:

@@ -24,6 +24,7 @@ from msgspec import Struct
 
 from cyxcore.errors import MissingExtra
 from cyxnet import tls
+from cyxnet.config import LOOPBACK_HOSTS
 from cyxnet.escrow import (
     DECIMALS,
     PROGRAM_SHA256,
@@ -84,7 +85,6 @@ BLOCKHASH_TRUSTED_S = 25.0  # of the minute that a blockhash lives
 MACHINE_LAG_BLOCKS = 32  # how far the machines behind one URL may be apart
 AIRDROP_WITHIN_S = 20.0  # a local chain has it in the next block, and who asked for test money waits no longer
 LOW_LAMPORTS, FILL_LAMPORTS = 10**12, 10**13  # of the wallet that gives test money: a wish is 10^10 at most
-LOOPBACK_HOSTS = {"127.0.0.1", "localhost", "::1"}
 Verify = Callable[[bytes, bytes, bytes], Awaitable[bool]]  # public key, signature, message
 Wanted = tuple[list[str], "asyncio.Future[list[Account | None]]"]  # two addresses, and who waits for their accounts
 RETRY_STATUSES = {408, 425, 429, 500, 502, 503, 504}

@@ -280,17 +280,18 @@ class Agent:
         try:
             reply = await self._ask("register", register, RegisterReply, REQUEST_TIMEOUT_S)
         except ApiError as error:
-            self.tell(e.RegisterRefused(str(error)))
+            self.tell(e.RegisterRefused(f"central refused the registration: {error}"))
         except (BusError, BadMessage):
             self.tell(e.RegisterUnanswered())
         else:
+            self._signing.told(reply.now_ms, reply.network_id)
             if why_not := self._guard.told(reply.network_id, reply.platform_key):
                 if self._guard.trust.platform_key:
                     where = f"--platform-key, network.json or {self._home.trust_path} (delete that to learn anew)"
                     why_not = f"{why_not}; what is expected is in {where}"
-                self.tell(e.RegisterRefused(why_not))
+                await self._say_farewell("the node works for another platform")  # it has taken the node in, and would give it jobs
+                self.tell(e.RegisterRefused(f"this node does not work for that central: {why_not}"))
                 return
-            self._signing.told(reply.now_ms, reply.network_id)
             self.tell(e.Registered(max(reply.heartbeat_ms, SHORTEST_HEARTBEAT_MS)))
 
     def _send_heartbeat(self, action: e.SendHeartbeat) -> None:
@@ -380,12 +381,15 @@ class Agent:
         self._spawn(self._goodbye(action.reason))
 
     async def _goodbye(self, reason: str) -> None:
+        await self._say_farewell(reason)
+        self.tell(e.GoodbyeDone())
+
+    async def _say_farewell(self, reason: str) -> None:
         goodbye = Goodbye(node_id=self._home.node_id, session=self.session, reason=reason)
         try:
             await self._ask("goodbye", goodbye, ReportReply, GOODBYE_TIMEOUT_S)
         except CyxError as error:
             log.info("nobody heard the goodbye (%s); central will notice by itself", error)
-        self.tell(e.GoodbyeDone())
 
     def _end(self, action: e.Exit) -> None:
         self._exit = self._exit or action

@@ -35,6 +35,8 @@ class Registered(Struct, frozen=True):
 
 
 class RegisterRefused(Struct, frozen=True):
+    """Central did not take the node in, or the node does not work for that central; the reason says which."""
+
     reason: str
 
 

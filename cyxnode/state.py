@@ -167,11 +167,9 @@ def _on_registered(state: State, event: Registered, now_ms: int) -> Step:
 
 def _on_register_refused(state: State, event: RegisterRefused, now_ms: int) -> Step:
     if state.heartbeat_ms == 0:  # it was never taken here: an operator must look at it
-        return replace(state, life="leaving", register_at_ms=None), [
-            Exit(1, f"central refused the registration: {event.reason}")
-        ]
+        return replace(state, life="leaving", register_at_ms=None), [Exit(1, event.reason)]
     state, actions = _on_register_unanswered(state, RegisterUnanswered(), now_ms)
-    return state, [Note(f"central refused the registration: {event.reason}"), *actions]
+    return state, [Note(event.reason), *actions]
 
 
 def _on_register_unanswered(state: State, _: RegisterUnanswered, now_ms: int) -> Step:

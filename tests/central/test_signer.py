@@ -50,7 +50,7 @@ BLOCKHASH = "4uQeVj5tqViQh7yWWGStvkEG1Zmhx6uasJtWCJziofM"
 
 def network(**changes):
     urls = dict.fromkeys(("client_url", "node_url", "edge_url", "core_url", "monitor_url"), "")
-    return NetworkFile(network_id="n", chain_url="http://127.0.0.1:1", **urls, **changes)
+    return NetworkFile(network_id="n", **{"chain_url": "http://127.0.0.1:1"} | urls | changes)
 
 
 def terms(job_id="job-1", **changes):
@@ -131,6 +131,26 @@ def test_where_money_is_real_none_is_made_and_no_wallets_are_kept(tmp_path):
     place = {"blockhash": BLOCKHASH, "last_valid_block_height": 9}
     for shape in (MakeMint(**place), faucet(), Custody("me")):
         assert bench.ask(shape).code == "signer_refused"
+
+
+@pytest.mark.parametrize(
+    "public",
+    [
+        {"mint": STRANGER},
+        {"escrow_program": STRANGER},
+        {"chain_url": "https://api.devnet.solana.com"},
+        {"chain_url": "http://192.0.2.7:8899"},
+    ],
+)
+def test_no_test_money_is_signed_for_a_public_chain_although_nobody_set_faucet_to_false(tmp_path, public):
+    bench = Bench(tmp_path, **public)
+    assert bench.keeper._network.faucet and not bench.keeper._network.gives_test_money
+    for shape in (MakeMint(blockhash=BLOCKHASH, last_valid_block_height=9), faucet()):
+        answer = bench.ask(shape)
+        [(name, value)] = public.items()
+        assert (answer.code, f"{name}: {value}" in answer.message) == ("signer_refused", True)
+        assert "set faucet to false" in answer.message
+    assert (tmp_path / "signed.jsonl").read_bytes() == b""
 
 
 def test_a_caller_pays_from_its_own_wallet_only(tmp_path):

@@ -1,11 +1,13 @@
 """A node against a central on a real broker: registration, runs, reports, silence, the end."""
 
 import asyncio
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 from msgspec.structs import replace
 
 from cyxnet import identity
@@ -22,6 +24,7 @@ from cyxnet.messages import (
     Stop,
     checkpoint_bytes,
     completion_bytes,
+    goodbye_bytes,
     registration_bytes,
 )
 from tests.doorkeeper import CENTRAL, opened
@@ -199,10 +202,19 @@ async def test_a_node_that_was_told_no_platform_key_keeps_the_first_one_it_is_to
     await central.wait_for("completed")
 
 
-async def test_a_central_of_another_platform_is_not_worked_for(central: FakeCentral, start_node: Start) -> None:
-    node = await start_node(platform_key="ab" * 32)
+@pytest.mark.parametrize("network_id", [NETWORK, ""])
+async def test_a_central_of_another_platform_is_told_at_once_that_nobody_works_for_it(
+    central: FakeCentral, start_node: Start, network_id: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    node = await start_node(network_id=network_id, platform_key="ab" * 32)
     assert await asyncio.wait_for(node.task, WAIT_S) == 1
     assert not node.ready.is_set()
+    register, goodbye = await central.wait_for("register"), await central.wait_for("goodbye")  # else it got jobs
+    assert (goodbye.session, goodbye.network_id) == (register.session, NETWORK)
+    assert identity.verify(register.public_key, goodbye_bytes(goodbye), goodbye.signature)
+    assert f"this node does not work for that central: expected the platform key {'ab' * 32}" in caplog.text
+    assert "central refused" not in caplog.text
 
 
 async def test_a_fenced_completion_is_discarded(central: FakeCentral, start_node: Start) -> None:

@@ -243,7 +243,7 @@ def test_the_first_registration_makes_the_node_ready_and_later_ones_do_not() -> 
 
 
 def test_a_refused_first_registration_ends_the_node_with_the_reason() -> None:
-    assert actions(NEW, e.RegisterRefused("banned"))[-1] == e.Exit(1, "central refused the registration: banned")
+    assert actions(NEW, e.RegisterRefused("banned"))[-1] == e.Exit(1, "banned")
 
 
 def test_a_refusal_after_a_registration_is_tried_again() -> None:
