@@ -9,7 +9,8 @@
                            │
                            └── time (banned_until_ms) or NodePardoned ──▶ online or offline, as it is connected
 
-A node that its operator drains is online and takes nothing new (`draining`), until NodeUndrained or its next session.
+A node that its operator drains, or whose disk is full, is online and takes nothing new (`draining`), until
+NodeUndrained or its next session.
 
 `STATES` says what each event does in each state. How a node behaves follows from what happened to the jobs it held
 (`judged`, `rewarded`, `blamed`): reputation with its reasons, and strikes. Central bans a node that has too many

@@ -141,7 +141,7 @@ def refusal(job: Job, candidate: Candidate) -> str | None:
     if node.banned_until_ms:
         return f"banned until {datetime.fromtimestamp(node.banned_until_ms / 1000, UTC):%Y-%m-%d %H:%M} UTC"
     if node.draining:
-        return "draining: its operator lets it take no new runs"
+        return "draining: it takes no new runs, as its operator wants or because its disk is full"
     if why_not := _unfit(job, node):
         return why_not
     limit = candidate.limit_base_units

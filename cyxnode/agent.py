@@ -59,6 +59,7 @@ HARDWARE_INTERVAL_S = 5.0
 REQUEST_TIMEOUT_S = 5.0
 GOODBYE_TIMEOUT_S = 2.0
 SHORTEST_HEARTBEAT_MS = 100  # whatever central says, a node does not flood it
+FULL_DISK_BYTES, ROOM_AGAIN_BYTES = 64 * 2**20, 128 * 2**20  # free; apart, so that a node is not now this, now that
 MEMORY_SHARE = 0.9  # of the memory is lent: the rest is the agent's, the warm process's and the system's
 
 REPORT_VERBS: dict[type, str] = {
@@ -135,12 +136,13 @@ class Agent:
                 raise NodeError("this node serves no models")
             return await connect(as_replica(home.key, home.node_id, job_id, attempt))
 
+        self._cache = ArtifactCache(home.cache_folder, settings.cache_bytes, fetch)
         self._runs = Runs(
             bus,
             home.node_id,
             self.session,
             pool,
-            ArtifactCache(home.cache_folder, settings.cache_bytes, fetch),
+            self._cache,
             self._telemetry,
             Share(
                 threads=max(1, facts.cores // settings.max_runs),
@@ -228,9 +230,16 @@ class Agent:
         raise AssertionError("a command has exactly one answer")
 
     async def _watch_hardware(self) -> None:
-        """Tell the hardware's metrics every few seconds, and at once when a run has made its first step."""
+        """Tell the hardware's metrics every few seconds, and at once when a run has made its first step.
+
+        A disk without room for another run is seen here too.
+        """
         while True:
             self._run_began.clear()
+            with contextlib.suppress(OSError):  # a folder that is gone is said by whoever needs it
+                free_bytes = await asyncio.to_thread(self._cache.disk_free_bytes, ROOM_AGAIN_BYTES)
+                least_bytes = ROOM_AGAIN_BYTES if self._state.disk_full else FULL_DISK_BYTES
+                self.tell(e.DiskChecked(free_bytes < least_bytes))
             runs = [RunRef(job_id=job_id, attempt=attempt) for job_id, attempt in self._state.runs]
             if self._state.registered:
                 await self._telemetry.hardware(await asyncio.to_thread(self._meter.read, runs))
@@ -289,7 +298,7 @@ class Agent:
                 if self._guard.trust.platform_key:
                     where = f"--platform-key, network.json or {self._home.trust_path} (delete that to learn anew)"
                     why_not = f"{why_not}; what is expected is in {where}"
-                await self._say_farewell("the node works for another platform")  # it has taken the node in, and would give it jobs
+                await self._say_farewell("the node works for another platform")  # else it would be given jobs
                 self.tell(e.RegisterRefused(f"this node does not work for that central: {why_not}"))
                 return
             self.tell(e.Registered(max(reply.heartbeat_ms, SHORTEST_HEARTBEAT_MS)))

@@ -5,13 +5,15 @@ import collections
 import contextlib
 import hashlib
 import os
+import shutil
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import NamedTuple
 
 from cyxcore.errors import CyxError
-from cyxnode.errors import NodeError
+from cyxnode.errors import DiskError, NodeError
 
 Fetch = Callable[[str, Path], Awaitable[object]]  # fetch(sha256, path): the file appears whole and verified
 READ_BYTES = 1 << 20
@@ -39,6 +41,7 @@ class ArtifactCache:
         self._verified: dict[str, Stamp] = {}
         self._locks: dict[str, asyncio.Lock] = collections.defaultdict(asyncio.Lock)
         self._in_use: collections.Counter[str] = collections.Counter()
+        self._making_room = threading.RLock()  # of several threads, one counts and removes files at a time
         folder.mkdir(parents=True, exist_ok=True)
         for draft in folder.glob(".*"):  # of a transfer that a crash cut off
             draft.unlink()
@@ -94,21 +97,45 @@ class ArtifactCache:
         os.utime(path, ns=(now_ns, now_ns))
         self._verified[sha256] = _stamp(path, at_s)
 
-    def _make_room(self, needed_bytes: int) -> None:
-        kept = [path for path in self._folder.iterdir() if not path.name.startswith(".")]
-        used_bytes = sum(path.stat().st_size for path in kept)
+    def disk_free_bytes(self, wanted_bytes: int) -> int:
+        """What is free on the disk; while that is less than wanted, files that no run uses are removed first."""
+        with self._making_room:
+            for path in self._oldest_first(self._kept()):
+                if shutil.disk_usage(self._folder).free >= wanted_bytes:
+                    break
+                self._remove(path)
+            return shutil.disk_usage(self._folder).free
+
+    def _kept(self) -> list[Path]:
+        return [path for path in self._folder.iterdir() if not path.name.startswith(".")]
+
+    def _oldest_first(self, kept: list[Path]) -> list[Path]:
         free = [path for path in kept if path.name not in self._in_use]
-        for path in sorted(free, key=lambda path: path.stat().st_mtime_ns):
-            if used_bytes + needed_bytes <= self._max_bytes:
-                break
-            used_bytes -= path.stat().st_size
-            path.unlink()
-            self._verified.pop(path.name, None)
-        if used_bytes + needed_bytes > self._max_bytes:
-            raise NodeError(
-                f"the artifact of {needed_bytes} bytes does not fit in this node's cache of {self._max_bytes} "
-                f"bytes ({used_bytes} in use); start the node with a larger --cache"
-            )
+        return sorted(free, key=lambda path: path.stat().st_mtime_ns)
+
+    def _remove(self, path: Path) -> None:
+        path.unlink()
+        self._verified.pop(path.name, None)
+
+    def _make_room(self, needed_bytes: int) -> None:
+        with self._making_room:
+            kept = self._kept()
+            used_bytes = sum(path.stat().st_size for path in kept)
+            for path in self._oldest_first(kept):
+                if used_bytes + needed_bytes <= self._max_bytes:
+                    break
+                used_bytes -= path.stat().st_size
+                self._remove(path)
+            if used_bytes + needed_bytes > self._max_bytes:
+                raise NodeError(
+                    f"the artifact of {needed_bytes} bytes does not fit in this node's cache of {self._max_bytes} "
+                    f"bytes ({used_bytes} in use); start the node with a larger --cache"
+                )
+            if needed_bytes > (free_bytes := self.disk_free_bytes(needed_bytes)):
+                raise DiskError(
+                    f"the artifact of {needed_bytes} bytes does not fit on this node's disk ({free_bytes} bytes are "
+                    "free); its operator should free some space on it"
+                )
 
 
 def _stamp(path: Path, at_s: float) -> Stamp:

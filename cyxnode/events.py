@@ -117,6 +117,12 @@ class DrainAsked(Struct, frozen=True):
     drain: bool
 
 
+class DiskChecked(Struct, frozen=True):
+    """Whether the disk of the node has too little room for another run."""
+
+    full: bool
+
+
 class GoodbyeDone(Struct, frozen=True):
     """The goodbye was answered, or nobody was there to hear it."""
 
@@ -140,6 +146,7 @@ Event = (
     | ReportUnanswered
     | ShutdownAsked
     | DrainAsked
+    | DiskChecked
     | GoodbyeDone
 )
 

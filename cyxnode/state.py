@@ -7,6 +7,7 @@
     Pause ──▶ halted: a checkpoint is stored, then the run is reported as paused
     fenced, Stop, or named in a heartbeat's stop list ──▶ killed and forgotten
     node: working ──asked to drain──▶ no new run is taken; what runs goes on ──asked again──▶ as before
+    node: working ──disk full──▶ likewise ──there is room──▶ as before
     node: working ──asked to stop──▶ halting: every run as with Pause ──all reported, or in time──▶ leaving ──▶ exit
 
 A funded Assign is its own Begin. A run outlives the loss of central and broker: it goes on, and its reports are
@@ -30,6 +31,7 @@ from cyxnode.events import (
     BeginAsked,
     BeginRun,
     CheckpointStored,
+    DiskChecked,
     DrainAsked,
     Event,
     Exit,
@@ -97,6 +99,7 @@ class State(Struct, frozen=True, kw_only=True):
     runs: dict[RunKey, Run] = {}
     ended: tuple[RunKey, ...] = ()  # the newest runs that are over here: they are not begun again
     draining: bool = False
+    disk_full: bool = False  # central hears of it as of draining: nothing new is taken until there is room again
     life: Literal["working", "halting", "leaving"] = "working"
     halt_by_ms: int | None = None  # when a halting node stops waiting for its runs
     stop_reason: str = ""
@@ -141,7 +144,7 @@ def _on_tick(state: State, _: Tick, now_ms: int) -> Step:
         refs = (
             RunRef(job_id=job_id, attempt=attempt, phase=run.phase) for (job_id, attempt), run in state.runs.items()
         )
-        actions.append(SendHeartbeat(tuple(refs), state.draining))
+        actions.append(SendHeartbeat(tuple(refs), state.draining or state.disk_full))
     for key, run in state.runs.items():
         if _due(run.outbox.retry_at_ms, now_ms):
             state, more = _say(state, key, run, outbox.again(run.outbox))
@@ -152,7 +155,7 @@ def _on_tick(state: State, _: Tick, now_ms: int) -> Step:
 def _on_registered(state: State, event: Registered, now_ms: int) -> Step:
     first = state.heartbeat_ms == 0
     # runs that central has forgotten are named at once, before it gives them to somebody else
-    heartbeat_at_ms = now_ms if state.runs or state.draining else now_ms + event.heartbeat_ms
+    heartbeat_at_ms = now_ms if state.runs or state.draining or state.disk_full else now_ms + event.heartbeat_ms
     state = replace(
         state,
         registered=True,
@@ -217,6 +220,8 @@ def _on_assigned(state: State, event: Assigned, now_ms: int) -> Step:
         return state, [_no(f"attempt {assign.attempt} of {assign.job_id} is over on this node")]
     if state.draining:
         return state, [_no("the node is draining: it takes no new runs")]
+    if state.disk_full:
+        return state, [_no("the node's disk is full: it takes no new runs until there is room")]
     if why_not := _not_checkable(assign):
         return state, [_no(why_not)]
     kin = [attempt for job_id, attempt in state.runs if job_id == assign.job_id]
@@ -328,10 +333,21 @@ def _grace_ms(state: State) -> int:
 def _on_drain_asked(state: State, event: DrainAsked, now_ms: int) -> Step:
     if event.drain == state.draining:
         return state, []
-    if state.heartbeat_at_ms is not None:  # central shall know it now, not at the next beat
-        state = replace(state, heartbeat_at_ms=now_ms)
     note = "draining: no new run is taken" if event.drain else "taking runs again"
-    return replace(state, draining=event.drain), [Note(note)]
+    return _beating_at_once(replace(state, draining=event.drain), now_ms), [Note(note)]
+
+
+def _on_disk_checked(state: State, event: DiskChecked, now_ms: int) -> Step:
+    if event.full == state.disk_full:
+        return state, []
+    full = "the disk is full: no new run is taken until there is room; free some space"
+    note = full if event.full else "the disk has room again"
+    return _beating_at_once(replace(state, disk_full=event.full), now_ms), [Note(note)]
+
+
+def _beating_at_once(state: State, now_ms: int) -> State:
+    """Central shall know it now, not at the next beat; while one is on its way, with the next."""
+    return state if state.heartbeat_at_ms is None else replace(state, heartbeat_at_ms=now_ms)
 
 
 def _on_shutdown_asked_again(state: State, _: ShutdownAsked, now_ms: int) -> Step:
@@ -372,6 +388,7 @@ _WORKING: Table = {
     ReportUnanswered: _on_report_unanswered,
     ShutdownAsked: _on_shutdown_asked,
     DrainAsked: _on_drain_asked,
+    DiskChecked: _on_disk_checked,
 }
 _TABLES: dict[str, Table] = {
     "working": _WORKING,

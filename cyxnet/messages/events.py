@@ -324,7 +324,7 @@ class NodeLost(Event, kw_only=True):
 
 
 class NodeDraining(Event, kw_only=True):
-    """The node takes no new runs, because its operator wants to look after it; those it has go on to their end."""
+    """The node takes no new runs, as its operator wants or because its disk is full; those it has go on."""
 
     session: str
 

@@ -101,7 +101,7 @@ class Heartbeat(Request, kw_only=True, frozen=True):
     session: SessionId
     runs: Annotated[list[RunRef], Meta(max_length=1024)] = []
     memory_free_bytes: U63 = 0
-    draining: bool = False  # its operator wants it to take no new runs
+    draining: bool = False  # it takes no new runs, as its operator wants or because its disk is full
     number: U63 = 0
     now_ms: U63 = 0
 

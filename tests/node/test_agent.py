@@ -2,8 +2,10 @@
 
 import asyncio
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -27,6 +29,7 @@ from cyxnet.messages import (
     goodbye_bytes,
     registration_bytes,
 )
+from cyxnode.agent import FULL_DISK_BYTES, ROOM_AGAIN_BYTES
 from tests.doorkeeper import CENTRAL, opened
 from tests.node.fake_central import NETWORK, PLATFORM, FakeCentral, Store, make_assign
 from tests.node.standin import GRAPH_SHA256
@@ -444,3 +447,24 @@ async def test_a_second_request_to_stop_waits_for_no_run(central: FakeCentral, s
     node.agent.stop("SIGTERM")
     assert await asyncio.wait_for(node.task, WAIT_S) == 0
     assert central.count("goodbye") == 0 and training_processes() == []
+
+
+async def test_a_node_whose_disk_is_full_takes_no_runs_until_there_is_room(
+    central: FakeCentral, start_node: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(".")._asdict()
+    disk = {"free": FULL_DISK_BYTES - 1}
+    monkeypatch.setattr("cyxnode.cache.shutil.disk_usage", lambda _: SimpleNamespace(**usage | disk))
+    monkeypatch.setattr("cyxnode.agent.HARDWARE_INTERVAL_S", 0.01)
+    node = await start_node()
+    register = await central.wait_for("register")
+    await central.wait_for("heartbeat", lambda beat: beat.draining)
+    assign = make_assign(register, central.store.add(b"rows"))
+    refused = await central.command(register.node_id, assign)
+    assert not refused.accepted and "disk is full" in refused.reason
+    disk["free"] = ROOM_AGAIN_BYTES
+    central.heard[:] = [said for said in central.heard if said[0] != "heartbeat"]
+    await central.wait_for("heartbeat", lambda beat: not beat.draining)
+    assert (await central.command(register.node_id, assign)).accepted
+    await central.wait_for("completed")
+    assert node.ready.is_set()

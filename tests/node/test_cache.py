@@ -3,12 +3,13 @@
 import hashlib
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from cyxcore.errors import CyxError
 from cyxnode.cache import TRUSTED_S, ArtifactCache
-from cyxnode.errors import NodeError
+from cyxnode.errors import DiskError, NodeError
 
 
 class Source:
@@ -109,3 +110,23 @@ def test_drafts_of_a_transfer_that_was_cut_off_are_removed(tmp_path: Path) -> No
     (tmp_path / ".abc.1234").write_bytes(b"half")
     ArtifactCache(tmp_path, 100, Source())
     assert list(tmp_path.iterdir()) == []
+
+
+async def test_on_a_disk_without_room_what_no_run_uses_gives_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def usage(folder: Path) -> SimpleNamespace:
+        return SimpleNamespace(free=20 - sum(path.stat().st_size for path in folder.iterdir()))
+
+    monkeypatch.setattr("cyxnode.cache.shutil.disk_usage", usage)
+    contents = [b"oldest....", b"newer....."]
+    cache = ArtifactCache(tmp_path, 10**9, Source(*contents, b"newest....", b"too large for the disk"))
+    for content in contents:
+        await hold(cache, content)
+    async with cache.hold(digest(contents[1]), 10):
+        assert cache.disk_free_bytes(0) == 0
+        await hold(cache, b"newest....")
+        assert {path.name for path in tmp_path.iterdir()} == {digest(contents[1]), digest(b"newest....")}
+        assert cache.disk_free_bytes(15) == 10  # that in use stays
+        with pytest.raises(DiskError, match=r"22 bytes does not fit on this node's disk \(10 bytes are free\)"):
+            await hold(cache, b"too large for the disk")

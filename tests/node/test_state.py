@@ -144,6 +144,7 @@ STATES = {
     "stopping, reporting": after(STOPPING, e.RunEnded(KEY, failed("node_stopped"))),
     "draining": after(TRAINING, e.DrainAsked(True)),
     "drained": after(JOINED, e.DrainAsked(True)),
+    "full": after(TRAINING, e.DiskChecked(True)),
     "leaving": after(JOINED, e.ShutdownAsked("SIGTERM")),
     "left": after(JOINED, e.ShutdownAsked("SIGTERM"), e.GoodbyeDone()),
 }
@@ -184,6 +185,8 @@ EVENTS = [
     e.ShutdownAsked("SIGINT"),
     e.DrainAsked(True),
     e.DrainAsked(False),
+    e.DiskChecked(True),
+    e.DiskChecked(False),
     e.GoodbyeDone(),
 ]
 COMMANDS = (e.Assigned, e.BeginAsked, e.PauseAsked, e.StopAsked)
@@ -564,6 +567,19 @@ def test_a_draining_node_takes_nothing_new_and_goes_on_with_what_it_has() -> Non
     assert answer(draining, e.Assigned(assign())).accepted  # the same command again is no new run
     assert draining.runs == TRAINING.runs
     assert answer(after(replace(draining, runs={}), e.DrainAsked(False)), e.Assigned(assign("job-2"))).accepted
+
+
+def test_a_node_whose_disk_is_full_takes_nothing_new_and_central_hears_of_both_ends() -> None:
+    full = after(TRAINING, e.DiskChecked(True), now_ms=100)
+    assert "disk is full" in answer(full, e.Assigned(assign("job-2"))).reason
+    assert full.runs == TRAINING.runs and next_wake_ms(full) == 100
+    [beat] = actions(full, e.Tick(), 100)
+    assert beat.draining
+    assert actions(full, e.DiskChecked(True)) == []  # once, however often it is looked at
+    empty = after(after(JOINED, e.DiskChecked(True)), e.DiskChecked(False), now_ms=100)
+    assert actions(empty, e.Tick(), 100) == [e.SendHeartbeat(())]
+    assert answer(empty, e.Assigned(assign())).accepted
+    assert actions(after(empty, e.DrainAsked(True)), e.DiskChecked(False)) == []  # its operator still wants it
 
 
 def test_central_hears_at_once_that_a_node_drains_and_with_every_beat() -> None:
