@@ -26,7 +26,6 @@ from cyxnet.connection import Message
 from cyxnet.follower import HEARTBEAT_S, STALL_S, place_of
 
 BLOCK_MESSAGES = 256
-LARGEST_BLOCK = 2**31
 LENGTH_BYTES = 4
 PIPE_BYTES = 2**22  # read ahead of who asked
 SILENT_S = 60.0  # of a process that gives up by itself much earlier, unless it is stopped

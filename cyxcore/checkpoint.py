@@ -301,11 +301,6 @@ def _column(tensors: Mapping[str, Array], name: str, length: int, where: str) ->
     return [float(value) for value in array]
 
 
-def best_so_far(history: list[EpochMetrics], best_epoch: int) -> float:
-    """The loss by which the best epoch was chosen; infinite before there is one."""
-    return judged(history[best_epoch - 1]) if best_epoch else math.inf
-
-
 def judged(metrics: EpochMetrics) -> float:
     """The loss by which epochs are compared: of the held-out rows where there are any."""
     return metrics.epoch_loss if metrics.validation_loss is None else metrics.validation_loss

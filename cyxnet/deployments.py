@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 HOUR_S = 3600
 LONGEST_S = 28 * 86_400  # of all the time that is bought at once: an escrow ends after 30 days
 LOOK_EVERY_S = 0.25
-LONGEST_WAIT_S = 600.0
 LIVE: tuple[m.ReplicaState, ...] = ("pending", "provisioning", "loading", "ready", "paused", "standby")
 OVER: tuple[m.ReplicaState, ...] = ("stopped", "failed")
 OF_OTHERS = re.compile(r"[a-z0-9][a-z0-9-]{0,49}-[0-9a-f]{12}")
