@@ -5,7 +5,7 @@ Some wait until right before who reads them: a kernel can then make both at once
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 from cyxcore.accumulating import Joined, accumulations, beside_readers, joined_rows, together
@@ -36,9 +36,12 @@ def products_before_sums(graph: Graph, order: list[int], alias: Mapping[int, int
     return [each for place in order if place not in held for each in (*waiting.get(place, ()), place)]
 
 
-def masked_gradients(graph: Graph, known: Inferred, order: list[int], alias: Mapping[int, int]) -> dict[int, list[int]]:
-    """Gradients of convolutions' inputs that only the mask of a ReLU reads. By the product of both: the gradient, the
-    two calls that make the mask, and the product, which a kernel can make at once.
+def masked_gradients(
+    graph: Graph, known: Inferred, order: list[int], alias: Mapping[int, int], op: str, elsewhere: Collection[int] = ()
+) -> dict[int, list[int]]:
+    """Gradients made by `op`, conv2d_grad_input or matmul of a matrix, that only the mask of a ReLU reads. By the
+    product of both: the gradient, the two calls that make the mask, and the product, which a kernel can make at once.
+    elsewhere: calls that have their places.
 
     Not where an element-wise call goes on from the product: that begins a longer group, as the sums of a batch norm.
     """
@@ -49,7 +52,9 @@ def masked_gradients(graph: Graph, known: Inferred, order: list[int], alias: Map
     kept = {alias.get(i, i) for i in (*graph.outputs, *(value for _, value in graph.updates))}
     at, found = {place: index for index, place in enumerate(order)}, dict[int, list[int]]()
     for index, place in enumerate(order):
-        if graph.nodes[place].op != "conv2d_grad_input" or len(readers.get(place, ())) != 1 or place in kept:
+        if graph.nodes[place].op != op or len(readers.get(place, ())) != 1 or place in kept:
+            continue
+        if op == "matmul" and len(known.shapes[graph.nodes[place].inputs[1]]) != 2:
             continue
         product = readers[place][0]
         others = [i for i in graph.nodes[product].inputs if i != place]
@@ -62,7 +67,8 @@ def masked_gradients(graph: Graph, known: Inferred, order: list[int], alias: Map
             continue
         if any(known.shapes[i] != known.shapes[product] for i in (place, cast, graph.nodes[greater].inputs[0])):
             continue
-        if not any(OPS[graph.nodes[reader].op].group == "elementwise" for reader in readers.get(product, ())):
+        goes_on = any(OPS[graph.nodes[reader].op].group == "elementwise" for reader in readers.get(product, ()))
+        if not goes_on and not {place, greater, cast, product} & set(elsewhere):
             found[product] = [place, greater, cast, product]
     return found
 
@@ -218,19 +224,22 @@ def schedule(graph: Graph, in_bands: bool = False, lanes: int = 1, exact: bool =
     masked: dict[int, list[int]] = {}
     if in_bands:
         known = graph.infer(1)
-        masked = masked_gradients(graph, known, early, alias)
+        masked = masked_gradients(graph, known, early, alias, "conv2d_grad_input")
         early = together_at_last(early, masked)
         joined = joined_rows(graph, known, early, alias)
         alone = [each.place for each in joined] + [place for group in masked.values() for place in group]
         early, stretches = arrange(graph, known, early, alias, lanes, alone, exact)
         elsewhere = {place for each in stretches for place in each.places}
+        of_products = masked_gradients(graph, known, early, alias, "matmul", elsewhere)
+        early = together_at_last(early, of_products)
+        masked |= of_products
         added_up = accumulations(graph, known, early, alias, elsewhere, lanes)
         if lanes > 1:  # one thread finds in its cache what it multiplies right behind its making
             early = together(early, added_up)
         elsewhere |= {place for each in added_up for place in each.places}
         early, joined = beside_readers(graph, early, alias, joined, elsewhere)
         onto = {place: source for each in added_up for place, source in each.onto().items()}
-        fixed = {*elsewhere, *onto, *onto.values()}
+        fixed = {*elsewhere, *onto, *onto.values(), *(place for group in masked.values() for place in group)}
         order = terms_before_updates(graph, known, early, [p for p in order if p in late], alias, fixed)
         fixed.update(reader for each in joined for reader in each.readers)
         order = gradients_before_updates(graph, known, order, alias, fixed)

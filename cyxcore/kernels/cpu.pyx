@@ -128,6 +128,7 @@ cdef extern from "cyx.h" nogil:
     int64_t cyx_sums_runs(const cyx_call *call)
     int cyx_adds_to_product(const cyx_call *calls)
     int cyx_adds_sum(const cyx_call *calls)
+    int cyx_adds_before_relu(const cyx_call *calls)
     int cyx_masks_product(const cyx_call *calls)
     int cyx_calls_mask_gradient(const cyx_call *calls)
     int cyx_reads_rows(const cyx_call *joined, const cyx_call *call)
@@ -634,6 +635,8 @@ cdef class Program:
                 )
             ):
                 end = first + 2
+                if self._goes_to_relu(first, last_read, low, high):
+                    end = first + 3
                 while self._adds_on(first, end, last_read, low, high):
                     end += 2
             elif self._masks_gradient(first, last_read, low, high):
@@ -672,6 +675,13 @@ cdef class Program:
                 cyx_free_lanes(self._calls[place].lane_records)
                 self._calls[place].lane_records = cyx_keep_lanes(&self._calls[place])
         return groups
+
+    cdef bint _goes_to_relu(self, int64_t first, list last_read, size_t low, size_t high):
+        """Whether a product and the sum behind it can be made as one with the ReLU that alone reads the sum."""
+        cdef int64_t relu = first + 2
+        if relu >= self._count or relu in self._edges or last_read[first + 1] != relu:
+            return False
+        return low <= <size_t>self._calls[first + 1].out.data < high and cyx_adds_before_relu(&self._calls[first])
 
     cdef bint _adds_on(self, int64_t first, int64_t end, list last_read, size_t low, size_t high):
         """Whether the two calls at `end` add to what the group from `first` to there has made."""

@@ -1143,3 +1143,22 @@ def test_what_a_product_fetches_changes_no_bit_of_it(isa: str, dtype: str) -> No
         assert program.lines_ahead[0] > 0
         assert product.tobytes() == alone.tobytes()
         assert (twice == 2).all()
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_losses_of_many_rows_have_the_bits_of_each_row_alone(isa: str, dtype: str) -> None:
+    """Rows of few classes go side by side in the lanes of vectors."""
+    for classes in (1, 2, 10, 16, 17, 31, 48, 49):
+        logits, upstream = 30 * values((37, classes), dtype), values((37,), dtype, seed=1)
+        labels = np.arange(37) * 5 % classes
+        logits[3, -1], logits[5, 0], logits[7] = np.inf, np.nan, -np.inf
+        losses, gradients = np.empty(37, dtype), np.empty_like(logits)
+        cpu.call("cross_entropy", losses, [logits, labels], {})
+        cpu.call("cross_entropy_grad", gradients, [upstream, logits, labels], {})
+        for row in range(37):
+            one, loss, gradient = slice(row, row + 1), np.empty(1, dtype), np.empty((1, classes), dtype)
+            cpu.call("cross_entropy", loss, [logits[one], labels[one]], {})
+            cpu.call("cross_entropy_grad", gradient, [upstream[one], logits[one], labels[one]], {})
+            for alone, among in ((loss, losses[one]), (gradient, gradients[one])):
+                assert np.array_equal(alone, among, equal_nan=True)
+                assert np.array_equal(np.signbit(alone), np.signbit(among)) or np.isnan(alone).any()

@@ -388,9 +388,9 @@ def test_who_reads_a_sum_is_made_after_it() -> None:
 
 
 def product_and_sum(
-    shape: tuple[int, int, int], other: str, batch: int, turned: tuple[bool, bool], first: bool
+    shape: tuple[int, int, int], other: str, batch: int, turned: tuple[bool, bool], first: bool, relu: bool
 ) -> Graph:
-    """A product of matrices, (batch, m, n) where there is a batch, and something else added to it."""
+    """A product of matrices, (batch, m, n) where there is a batch, and something else added to it; ReLU of that."""
     m, n, k = shape
     builder = Builder()
     lead = (batch,) if batch else ()
@@ -398,7 +398,8 @@ def product_and_sum(
     b = builder.input("b", (*lead, n, k) if turned[1] else (*lead, k, n))
     plus = builder.input("plus", {"row": (n,), "whole": (*lead, m, n), "column": (m, 1), "number": ()}[other])
     product = builder.apply("matmul", [a, b], {"transpose_a": turned[0], "transpose_b": turned[1]})
-    return builder.graph(plus + product if first else product + plus)
+    total = plus + product if first else product + plus
+    return builder.graph(total.relu() if relu else total)
 
 
 @pytest.mark.parametrize("isa", ["avx512", "avx2", "portable"])
@@ -408,9 +409,10 @@ def product_and_sum(
     batch=st.integers(0, 3),
     turned=st.tuples(st.booleans(), st.booleans()),
     first=st.booleans(),
+    relu=st.booleans(),
     threads=st.integers(1, 3),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_a_product_and_a_sum_made_at_once_have_the_bits_of_both(
     isa: str,
     shape: tuple[int, int, int],
@@ -418,10 +420,11 @@ def test_a_product_and_a_sum_made_at_once_have_the_bits_of_both(
     batch: int,
     turned: tuple[bool, bool],
     first: bool,
+    relu: bool,
     threads: int,
 ) -> None:
     with kernels(isa, threads, skips=True):
-        graph = product_and_sum(shape, other, batch, turned, first)
+        graph = product_and_sum(shape, other, batch, turned, first, relu)
         rng = np.random.default_rng(7)
         plan = Plan(graph, device="cpu")
         for array in plan.inputs.values():
@@ -431,6 +434,8 @@ def test_a_product_and_a_sum_made_at_once_have_the_bits_of_both(
         attrs = next(node.attrs for node in graph.nodes if node.op == "matmul")
         cpu.call("matmul", product, [plan.inputs["a"], plan.inputs["b"]], dict(attrs))
         cpu.call("add", total, [plan.inputs["plus"], product], {})
+        if relu:
+            cpu.call("relu", total, [total], {})
         assert plan.outputs[0].tobytes() == total.tobytes()
 
 
@@ -451,6 +456,24 @@ def test_a_product_is_stored_together_with_what_is_added_to_it() -> None:
     out = matrix(1)
     assert sums_of_products(product, ("add", out, matrix(0), row), results=[out]) == [(0, [False, True])]
     assert sums_of_products(product, ("add", out, matrix(2), matrix(0)), results=[out]) == [(0, [False, True])]
+
+
+def test_relu_of_a_product_and_a_sum_is_made_with_both_where_nobody_else_reads_the_sum() -> None:
+    ours, row, out = np.ones((20, 20), np.float32), np.ones(20, np.float32), np.zeros((20, 20), np.float32)
+    for reader, kept, stored in ((out, out, [False, False, True]), (out, matrix(1), [False, True])):
+        program = cpu.Program()
+        program.add("matmul", matrix(0), [ours, matrix(3)], {"transpose_a": False, "transpose_b": False})
+        program.add("add", matrix(1), [matrix(0), row], {})
+        program.add("relu", reader, [matrix(1)], {})
+        assert program.fuse(MEMORY, [kept]) == [(0, stored)]
+
+
+def test_a_relu_that_is_written_over_a_factor_is_made_behind_the_product() -> None:
+    program, ours = cpu.Program(), np.ones((20, 20), np.float32)
+    program.add("matmul", matrix(0), [ours, matrix(3)], {"transpose_a": False, "transpose_b": False})
+    program.add("add", matrix(1), [matrix(0), np.ones(20, np.float32)], {})
+    program.add("relu", matrix(3), [matrix(1)], {})
+    assert program.fuse(MEMORY, [matrix(3)]) == [(0, [False, True])]
 
 
 def test_a_product_that_may_be_fast_is_made_alone() -> None:

@@ -74,6 +74,14 @@ def of_convolution(
     return Calls("conv2d_grad_input", [given, weight], image, {**attrs, "input_shape": image.shape}, than)
 
 
+def of_product(image: Array, terms: int, transposed: bool = False, than: float = 0.0) -> Calls:
+    *lead, columns = image.shape
+    dice = np.random.default_rng(3)
+    weight = dice.normal(size=(columns, terms) if transposed else (terms, columns)).astype(np.float32)
+    attrs = {"transpose_a": False, "transpose_b": transposed}
+    return Calls("matmul", [values((*lead, terms), 1), weight], image, attrs, than)
+
+
 def check(calls: Calls) -> None:
     assert calls.group() == [(0, [False, False, False, True])]
     calls.program.run()
@@ -105,6 +113,18 @@ def test_a_convolutions_gradient_and_its_mask_are_made_together(
         check(of_convolution(values(shape, 0), outputs, padding, groups, than=than))
 
 
+@pytest.mark.parametrize(
+    ("shape", "terms"),
+    [((64, 128), 64), ((64, 64), 10), ((5, 1), 7), ((1, 40), 3), ((1, 1), 9), ((3, 50, 45), 33), ((130, 100), 1030)],
+)
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_products_gradient_and_its_mask_are_made_together(
+    isa: str, shape: tuple[int, ...], terms: int, transposed: bool
+) -> None:
+    for than in (0.0, 0.5):
+        check(of_product(values(shape, 0), terms, transposed, than))
+
+
 def made_alone(calls: Calls) -> bool:
     return all(len(stored) < 4 for _, stored in calls.group())
 
@@ -122,9 +142,14 @@ def test_what_is_no_mask_of_such_a_gradient_is_made_one_by_one() -> None:
     over.made[3] = ("mul", over.made[0][2][0], over.made[3][2], {})  # onto what the gradient reads
     assert made_alone(over)
     assert not made_alone(of_convolution(wide, 16, 1))
+    stack = of_product(values((3, 40, 30), 0), 20)
+    stack.made[0][2][1] = np.ones((3, 20, 30), np.float32)
+    assert made_alone(stack)
 
 
-@pytest.mark.parametrize("make", [of_pool, lambda image: of_convolution(image, 16, 1)])
+@pytest.mark.parametrize(
+    "make", [of_pool, lambda image: of_convolution(image, 16, 1), lambda image: of_product(image, 90)]
+)
 def test_threads_share_a_masked_gradient(make: Callable[[Array], Calls]) -> None:
     found = []
     for threads in (1, 3):
@@ -164,3 +189,24 @@ def test_a_plan_masks_the_gradient_of_a_convolution_unless_sums_go_on_from_it(no
     names = [record.name for record in profile.records]
     assert any("conv2d_grad_input, greater, cast, mul" in name for name in names) != norm
     assert [output.tobytes() for output in plan.outputs] == [output.tobytes() for output in plain.outputs]
+
+
+def test_a_plan_makes_a_linear_layer_and_relu_at_once_there_and_back() -> None:
+    model = cx.nn.Sequential(
+        cx.nn.Linear(20, 30), cx.nn.ReLU(), cx.nn.Linear(30, 40), cx.nn.ReLU(), cx.nn.Linear(40, 3)
+    )
+    optimizer = cx.optim.SGD(model.parameters(), lr=0.1)
+
+    @cx.compile
+    def step(x: cx.Tensor) -> cx.Tensor:
+        optimizer.zero_grad()
+        loss = model(x).square().mean()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    with cx.profile() as profile:
+        step(cx.tensor(values((50, 20), 0)))
+    names = [record.name for record in profile.records]
+    assert sum("matmul, add, relu" in name for name in names) == 2
+    assert sum("matmul, greater, cast, mul" in name for name in names) == 2

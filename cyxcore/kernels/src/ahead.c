@@ -30,7 +30,7 @@ static void add_span(found *f, const void *at, size_t bytes) {
 }
 
 static int is_product(const cyx_call *call) {
-    return call->op == CYX_OP_matmul && (call->dtype == CYX_F32 || call->dtype == CYX_F64) && !call->terms && call->group <= 2;
+    return call->op == CYX_OP_matmul && (call->dtype == CYX_F32 || call->dtype == CYX_F64) && !call->terms && cyx_is_one_product(call);
 }
 
 static int64_t terms_of(const cyx_call *product) {

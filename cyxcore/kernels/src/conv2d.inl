@@ -199,7 +199,7 @@ static void NAME(make_unfolded)(const NAME(image_product) * p, const T *canvas, 
             for (int64_t r = 0; r < p->rows; r += MR)
                 NAME(run_block)(NAME(packed_kernels), p->rows - r < MR ? p->rows - r : MR, columns,
                                 weight + r * p->k + k0 * MR, MR, panel, NR, result + r * p->pixels + first, p->pixels,
-                                k_count, k0 > 0, NO_ADDEND);
+                                k_count, k0 > 0, NO_ENDING);
         }
     }
 }
@@ -424,7 +424,7 @@ static void NAME(add_unfolded)(const NAME(weight_block) * b) {
                 int64_t columns = b->outputs - column < NR ? (b->outputs - column + VN - 1) / VN * VN : NR;
                 for (int64_t r = 0; r < rows; r += MR)
                     NAME(run_block)(NAME(rows_kernels), rows - r < MR ? rows - r : MR, columns, b->unfolded + r * CYX_BLOCK_K,
-                                    CYX_BLOCK_K, panel, NR, b->sums + (k0 + r) * b->width + column, b->width, count, 1, NO_ADDEND);
+                                    CYX_BLOCK_K, panel, NR, b->sums + (k0 + r) * b->width + column, b->width, count, 1, NO_ENDING);
             }
         }
     }

@@ -164,12 +164,16 @@ int64_t cyx_sums_runs(const cyx_call *call); /* the terms that lie in a row of a
 int cyx_reads_rows(const cyx_call *joined, const cyx_call *call);
 int cyx_adds_to_product(const cyx_call *calls); /* whether two calls can be made as one product */
 int cyx_adds_sum(const cyx_call *calls);        /* the same of a sum over rows that is added in place */
+int cyx_adds_before_relu(const cyx_call *calls); /* the same of three, the last one ReLU of the sum */
 int cyx_masks_product(const cyx_call *calls);   /* the same of a stack of products and what a mask leaves of it */
 int cyx_is_adam(const cyx_call *calls, int64_t count); /* whether a group is that of three calls for each parameter */
 /* Whether four calls are a gradient that comes to a ReLU, and what its mask leaves of that, and a kernel makes them at once. */
 int cyx_masks_gradient(const cyx_call *calls, const cyx_table table);
 int cyx_calls_mask_gradient(const cyx_call *calls); /* by the kernels that are chosen */
-enum { CYX_MAX_GROUP = 32, CYX_MASKED_GROUP = 4 };
+enum { CYX_MAX_GROUP = 32, CYX_RELU_GROUP = 3, CYX_MASKED_GROUP = 4 };
+
+/* Whether the group of a product, if any, is this and what is made of it; else it goes on with other products. */
+static inline int cyx_is_one_product(const cyx_call *product) { return product->group <= 2 || product[2].op != CYX_OP_matmul; }
 
 /* check.c: whether a call is sound; fills dtype and work. Nothing that passes may touch memory outside its
  * arrays. */

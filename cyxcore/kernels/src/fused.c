@@ -35,6 +35,14 @@ int cyx_adds_to_product(const cyx_call *calls) {
            !overlap(other, &product->out);
 }
 
+int cyx_adds_before_relu(const cyx_call *calls) {
+    const cyx_call *product = calls, *sum = calls + 1, *relu = calls + 2;
+    const cyx_array *out = &relu->out, *other = &sum->in[sum->in[0].data == product->out.data];
+    if (sum->op != CYX_OP_add || relu->op != CYX_OP_relu || relu->dtype != sum->dtype || !cyx_adds_to_product(calls)) return 0;
+    if (relu->in[0].data != sum->out.data || relu->in[0].size != sum->out.size || out->size != sum->out.size) return 0;
+    return !overlap(out, &product->in[0]) && !overlap(out, &product->in[1]) && !overlap(out, other);
+}
+
 /* A stack of products and where(mask, it, a number): masked.inl. */
 int cyx_masks_product(const cyx_call *calls) {
     const cyx_call *product = calls, *masked = calls + 1;
@@ -63,7 +71,7 @@ static int is_pool_in_halves(const cyx_call *call) {
 }
 
 /* Four calls: a gradient, greater(image, a number), cast, and the product of the first and the last. Of a pool the image must be
- * its own: pool2d.inl. Of a convolution's input: winograd.inl. */
+ * its own: pool2d.inl. Of a convolution's input: winograd.inl. Of a linear layer's input, a product: gemm.inl. */
 int cyx_masks_gradient(const cyx_call *calls, const cyx_table table) {
     const cyx_call *made = calls, *greater = calls + 1, *cast = calls + 2, *masked = calls + 3;
     const cyx_array *image = &greater->in[0], *number = &greater->in[1], *out = &masked->out;
@@ -73,6 +81,8 @@ int cyx_masks_gradient(const cyx_call *calls, const cyx_table table) {
         cyx_loop loop;
         cyx_ask(made, table, &loop);
         if (!loop.masks) return 0;
+    } else if (made->op == CYX_OP_matmul) {
+        if (made->in[1].ndim != 2 || (made->in[0].ndim != 2 && made->ints[0]) || !made->in[0].size) return 0;
     } else if (made->op != CYX_OP_max_pool2d_grad || !is_pool_in_halves(made) || made->in[1].data != image->data) {
         return 0;
     }

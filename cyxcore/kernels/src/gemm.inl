@@ -6,8 +6,9 @@
  * A into panels [k][MR]; both can also be read where they lie when there is too little reuse to pay for a
  * copy.
  *
- * A group of two calls is a product and the sum of it and something else, which is added when a block is done. A longer
- * one is many of those that add to one matrix: each product is a chain of its own from zero, as it is alone. */
+ * A group of two calls is a product and the sum of it and something else, which is added when a block is done; of three, ReLU
+ * of that sum; of four, a product and what a ReLU's mask leaves of it (cyx_masks_gradient). A group that goes on with another
+ * product is many that add to one matrix: each is a chain of its own from zero, as it is alone. */
 
 #ifndef GEMM_ONCE
 #define GEMM_ONCE
@@ -25,7 +26,7 @@ enum {
     TRANSPOSED_A_ROWS = 128,
     TRANSPOSED_A_COLUMNS = 32,
     TRANSPOSED_AT_ONCE = 64,
-    FAR_ELEMENTS = 1 << 13, /* of a result that leaves the nearest caches before it is written to again */
+    FAR_ELEMENTS = 1 << 14, /* of a result that leaves the nearest caches before it is written to again */
     LINE = 16,
     ROWS_AHEAD = 16, /* of B, fetched while a row is packed */
     NEAR_PANELS = 1 << 16, /* elements of packed panels that stay near */
@@ -53,23 +54,50 @@ _Static_assert(MR + APART >= VN, "transpose() writes a whole vector to the last 
 #define PANEL(p) ((p)->k_count * NR + APART)         /* elements from one panel of B to the next */
 #define ROWS_PANEL(k_count) ((k_count) * MR + APART) /* and of A */
 
-/* Beside a product: added to it when it is finished, the element of row r and column c is at[r * row + c], NULL for none.
+/* What becomes of a product when it is finished. To the element of row r and column c at[r * row + c] is added, if at is not
+ * NULL; then it is ReLU of that, or taken by 1 where image[r * image_row + c] > limit and by 0 elsewhere, if image is not NULL.
  * Kernels take its address: handing over a copy, which is read as one vector and was written in parts, waits until all
  * earlier stores are done, those of the block before too. */
 typedef struct {
-    const T *at;
-    int64_t row;
+    const T *at, *image;
+    int64_t row, image_row;
+    int relu;
+    T limit;
     cyx_fetching far, result; /* what the block fetches meanwhile: lines from afar, the next block of the result */
-} NAME(addend);
-#undef NO_ADDEND
-#define NO_ADDEND NULL
+} NAME(ending);
+#undef NO_ENDING
+#define NO_ENDING NULL
+
+/* The same of what begins at a row and a column, field by field. */
+static inline __attribute__((always_inline)) void NAME(end_at)(NAME(ending) *to, const NAME(ending) *all, int64_t r, int64_t column) {
+    to->at = all->at ? all->at + r * all->row + column : NULL, to->row = all->row;
+    to->image = all->image ? all->image + r * all->image_row + column : NULL, to->image_row = all->image_row;
+    to->relu = all->relu, to->limit = all->limit;
+}
+
+static inline int NAME(ends)(const NAME(ending) *all) { return all->at || all->image; }
+
+/* Rows whose sums are there, from one place to another, or in their place. ending: NULL for none. */
+static void NAME(end_rows)(const T *from, int64_t from_row, T *c, int64_t c_row, int64_t rows, int64_t columns,
+                           const NAME(ending) *ending) {
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t at = 0; at < columns; at += VN) {
+            int64_t left = columns - at;
+            V x = NAME(part)(from + r * from_row + at, left, 0);
+            if (ending && ending->at) x += NAME(part)(ending->at + r * ending->row + at, left, 0);
+            if (ending && ending->relu) x = SELECT(x < (V){0}, (V){0}, x);
+            if (ending && ending->image)
+                x *= SELECT(NAME(part)(ending->image + r * ending->image_row + at, left, 0) > ending->limit, (V){0} + 1, (V){0});
+            NAME(put_part)(c + r * c_row + at, x, left);
+        }
+}
 
 /* R rows by W vectors. A is a[r * a_row + k * a_k]; B is b[k * b_k + column]. FETCHING: with each term lines of what is
  * fetched, by a kernel of its own, as it costs registers. Many lines at once would be in the way of A and B. */
 static inline __attribute__((always_inline)) void NAME(block)(const int FETCHING, const int R, const int W, const T *a,
                                                               int64_t a_row, int64_t a_k, const T *b,
                                                               int64_t b_k, T *c, int64_t c_row, int64_t count,
-                                                              int add, const NAME(addend) *plus) {
+                                                              int add, const NAME(ending) *ending) {
     V sum[MR][NV > 3 ? NV : 3];
     _Pragma("GCC unroll 16") for (int r = 0; r < R; r++) _Pragma("GCC unroll 4") for (int w = 0; w < W; w++)
         sum[r][w] = add ? *(const V *)(c + r * c_row + w * VN) : (V){0};
@@ -79,8 +107,8 @@ static inline __attribute__((always_inline)) void NAME(block)(const int FETCHING
         if (!__builtin_constant_p(a_row)) __asm__("" : "+r"(row[i])); /* or each row has a register of its own */
     }
     cyx_fetching far = {(const char *)c, (const char *)c, 0}, result = far;
-    if (FETCHING && plus->far.at) far = plus->far;
-    if (FETCHING && plus->result.at) result = plus->result;
+    if (FETCHING && ending->far.at) far = ending->far;
+    if (FETCHING && ending->result.at) result = ending->result;
     for (int64_t k = 0; k < count; k++, b += b_k) {
         V column[NV > 3 ? NV : 3];
         if (FETCHING) {
@@ -96,26 +124,31 @@ static inline __attribute__((always_inline)) void NAME(block)(const int FETCHING
         _Pragma("GCC unroll 4") for (int i = 0; 3 * i < R; i++) row[i] += a_k;
     }
     __asm__("" : "+r"(c), "+r"(c_row)); /* or the places of all rows are computed, and kept, before the first product */
-    if (plus && plus->at)
-        _Pragma("GCC unroll 16") for (int r = 0; r < R; r++) _Pragma("GCC unroll 4") for (int w = 0; w < W; w++)
-            sum[r][w] += *(const V *)(plus->at + r * plus->row + w * VN);
+#define ALL_SUMS _Pragma("GCC unroll 16") for (int r = 0; r < R; r++) _Pragma("GCC unroll 4") for (int w = 0; w < W; w++)
+    if (ending && ending->at) ALL_SUMS sum[r][w] += *(const V *)(ending->at + r * ending->row + w * VN);
+    if (ending && ending->relu) ALL_SUMS sum[r][w] = SELECT(sum[r][w] < (V){0}, (V){0}, sum[r][w]);
+    if (ending && ending->image) {
+        const V limit = SPLAT(ending->limit), one = (V){0} + 1;
+        ALL_SUMS sum[r][w] *= SELECT(*(const V *)(ending->image + r * ending->image_row + w * VN) > limit, one, (V){0});
+    }
+#undef ALL_SUMS
     _Pragma("GCC unroll 16") for (int r = 0; r < R; r++) _Pragma("GCC unroll 4") for (int w = 0; w < W; w++) *
         (V *)(c + r * c_row + w * VN) = sum[r][w];
 }
 
 typedef void (*NAME(block_kernel))(const T *a, int64_t a_stride, const T *b, int64_t b_k, T *c, int64_t c_row,
-                                   int64_t count, int add, const NAME(addend) *plus);
+                                   int64_t count, int add, const NAME(ending) *ending);
 
 /* Two of each size: rows next to each other (packed or transposed A), and k next to each other (A as it
  * lies). */
 #define BLOCK_KERNEL_OF(KIND, FETCHING, R, W)                                                                \
     static void NAME(packed_##KIND##R##x##W)(const T *a, int64_t a_k, const T *b, int64_t b_k, T *c,         \
-                                             int64_t c_row, int64_t count, int add, const NAME(addend) *plus) {     \
-        NAME(block)(FETCHING, R, W, a, 1, a_k, b, b_k, c, c_row, count, add, plus);                          \
+                                             int64_t c_row, int64_t count, int add, const NAME(ending) *ending) {     \
+        NAME(block)(FETCHING, R, W, a, 1, a_k, b, b_k, c, c_row, count, add, ending);                          \
     }                                                                                                        \
     static void NAME(rows_##KIND##R##x##W)(const T *a, int64_t a_row, const T *b, int64_t b_k, T *c,         \
-                                           int64_t c_row, int64_t count, int add, const NAME(addend) *plus) {       \
-        NAME(block)(FETCHING, R, W, a, a_row, 1, b, b_k, c, c_row, count, add, plus);                        \
+                                           int64_t c_row, int64_t count, int add, const NAME(ending) *ending) {       \
+        NAME(block)(FETCHING, R, W, a, a_row, 1, b, b_k, c, c_row, count, add, ending);                        \
     }
 #define BLOCK_KERNEL(R, W) BLOCK_KERNEL_OF(, 0, R, W)
 #define FETCHING_KERNEL(R, W) BLOCK_KERNEL_OF(fetching_, 1, R, W)
@@ -187,11 +220,11 @@ static NAME(block_kernel) NAME(fetching_kernel)(int packed, int64_t rows) {
  * need not. */
 static inline void NAME(run_block)(const NAME(block_kernel) kernels[MR][NV], int64_t rows, int64_t columns,
                                    const T *a, int64_t a_stride, const T *b, int64_t b_k, T *c, int64_t c_row,
-                                   int64_t count, int add, const NAME(addend) *plus) {
+                                   int64_t count, int add, const NAME(ending) *ending) {
     int64_t vectors = (columns + VN - 1) / VN;
     NAME(block_kernel) kernel = kernels[rows - 1][vectors - 1];
     if (columns == vectors * VN) {
-        kernel(a, a_stride, b, b_k, c, c_row, count, add, plus);
+        kernel(a, a_stride, b, b_k, c, c_row, count, add, ending);
         return;
     }
     T own[MR * NR];
@@ -199,10 +232,8 @@ static inline void NAME(run_block)(const NAME(block_kernel) kernels[MR][NV], int
         memset(own + r * NR, 0, sizeof(T) * NR);
         memcpy(own + r * NR, c + r * c_row, sizeof(T) * (size_t)columns);
     }
-    kernel(a, a_stride, b, b_k, own, NR, count, add, NO_ADDEND);
-    for (int64_t r = 0; plus && plus->at && r < rows; r++)
-        for (int64_t column = 0; column < columns; column++) own[r * NR + column] += plus->at[r * plus->row + column];
-    for (int64_t r = 0; r < rows; r++) memcpy(c + r * c_row, own + r * NR, sizeof(T) * (size_t)columns);
+    kernel(a, a_stride, b, b_k, own, NR, count, add, NO_ENDING);
+    NAME(end_rows)(own, NR, c, c_row, rows, columns, ending);
 }
 
 typedef T NAME(four) __attribute__((vector_size(4 * sizeof(T)), aligned(sizeof(T)), may_alias));
@@ -246,17 +277,14 @@ static void NAME(transpose_columns)(const T *from, int64_t from_row, T *to, int6
  * that are not there become zero. */
 static inline void NAME(transpose_square)(const T *from, int64_t from_row, T *to, int64_t to_row, int64_t rows) {
     V x[VN];
-    _Pragma("GCC unroll 16") for (int i = 0; i < VN; i++) x[i] = i < rows ? *(const V *)(from + i * from_row) : (V){0};
-    EXCHANGE(x, 1)
-#if VN > 2
-    EXCHANGE(x, 2)
-#endif
-#if VN > 4
-    EXCHANGE(x, 4)
-#endif
-#if VN > 8
-    EXCHANGE(x, 8)
-#endif
+    if (rows == VN) {
+        const T *row[VN];
+        _Pragma("GCC unroll 16") for (int i = 0; i < VN; i++) row[i] = from + i * from_row;
+        NAME(load_turned)(x, row, 0);
+    } else {
+        _Pragma("GCC unroll 16") for (int i = 0; i < VN; i++) x[i] = i < rows ? *(const V *)(from + i * from_row) : (V){0};
+        NAME(turn)(x);
+    }
     _Pragma("GCC unroll 16") for (int i = 0; i < VN; i++) *(V *)(to + i * to_row) = x[i];
 }
 
@@ -304,7 +332,7 @@ typedef struct {
     int a_transposed, b_transposed;
     const T *const *lines; /* of a transposed A whose lines do not lie one behind the other; or NULL */
     int64_t lines_from;    /* how many elements of each come before those of A */
-    NAME(addend) plus;
+    NAME(ending) ending;
     int adds;  /* to the chains that are in c, instead of beginning them */
     /* of the current block */
     int64_t n0, n_count, k0, k_count, m_block, n_block;
@@ -395,6 +423,7 @@ static void NAME(product_body)(void *context, int64_t begin, int64_t end) {
     int64_t groups = (p->n_count + p->n_block - 1) / p->n_block;
     int pack_a = p->lines ? 1 : p->a_transposed ? p->m > TRANSPOSED_A_ROWS && p->n_count > TRANSPOSED_A_COLUMNS
                                  : p->n_count > DIRECT_A_COLUMNS;
+    static const NAME(ending) nothing;
     int far = p->m * p->n >= FAR_ELEMENTS; /* the next block of c is fetched while one is computed */
     int64_t of_a = pack_a ? (p->m_block / MR + 1) * ROWS_PANEL(p->k_count) : 0, packed_m0 = -1;
     int64_t of_b = p->panels_at_once * PANEL(p), step = of_b ? p->panels_at_once : 1;
@@ -433,25 +462,26 @@ static void NAME(product_body)(void *context, int64_t begin, int64_t end) {
             int64_t b_k = panels ? NR : p->b_row;
             if (!panels && columns % VN) b = p->last, b_k = NR;
             T *c = p->c + m0 * p->n + p->n0 + column;
-            int goes_on = p->adds || p->k0 > 0, done = p->plus.at && p->k0 + p->k_count == p->k;
-            const T *plus = done ? p->plus.at + m0 * p->plus.row + p->n0 + column : NULL;
+            int goes_on = p->adds || p->k0 > 0, done = p->k0 + p->k_count == p->k;
             for (int64_t r = 0; r < rows; r += height) {
                 int64_t count = rows - r < height ? rows - r : height;
                 const T *own_a = pack_a ? packed + r / MR * ROWS_PANEL(p->k_count) : a + (p->a_transposed ? r : r * p->a_row);
                 int packed_rows = pack_a || p->a_transposed;
                 int64_t a_stride = pack_a ? MR : p->a_row;
-                NAME(addend) beside = {.at = done ? plus + r * p->plus.row : NULL, .row = p->plus.row};
+                NAME(ending) ending;
+                NAME(end_at)(&ending, done ? &p->ending : &nothing, m0 + r, p->n0 + column);
+                ending.far = ending.result = (cyx_fetching){NULL, NULL, 0};
                 NAME(block_kernel) kernel = columns == NR ? NAME(fetching_kernel)(packed_rows, count) : NULL;
-                if (far) beside.result = NAME(next_block)(c, p->n, r, rows, height, stop - column);
-                if (kernel) beside.far = cyx_fetch_rectangle(&next_b, p->k_count);
-                if (kernel && !beside.far.at) beside.far = cyx_fetch_ahead(&p->looking, p->k_count);
-                if (!beside.far.at && (MR < 12 || !beside.result.at)) kernel = NULL;
-                if (!kernel) cyx_fetch_at_once(&beside.result, sizeof(T) * NR);
+                if (far) ending.result = NAME(next_block)(c, p->n, r, rows, height, stop - column);
+                if (kernel) ending.far = cyx_fetch_rectangle(&next_b, p->k_count);
+                if (kernel && !ending.far.at) ending.far = cyx_fetch_ahead(&p->looking, p->k_count);
+                if (!ending.far.at && (MR < 12 || !ending.result.at)) kernel = NULL;
+                if (!kernel) cyx_fetch_at_once(&ending.result, sizeof(T) * NR);
                 if (kernel)
-                    kernel(own_a, a_stride, b, b_k, c + r * p->n, p->n, p->k_count, goes_on, &beside);
+                    kernel(own_a, a_stride, b, b_k, c + r * p->n, p->n, p->k_count, goes_on, &ending);
                 else
                     NAME(run_block)(packed_rows ? NAME(packed_kernels) : NAME(rows_kernels), count, columns, own_a, a_stride,
-                                    b, b_k, c + r * p->n, p->n, p->k_count, goes_on, &beside);
+                                    b, b_k, c + r * p->n, p->n, p->k_count, goes_on, &ending);
             }
         }
     }
@@ -521,7 +551,7 @@ static void NAME(rows_apart_body)(void *context, int64_t begin, int64_t end) {
     NAME(product) *p = context, own = *p;
     own.m = end - begin, own.lines_from = begin;
     own.a += begin, own.c += begin * p->n;
-    if (own.plus.at) own.plus.at += begin * own.plus.row;
+    NAME(end_at)(&own.ending, &p->ending, begin, 0);
     if (NAME(multiply)(&own) != CYX_OK) p->no_memory = 1;
 }
 
@@ -576,31 +606,39 @@ static cyx_status NAME(multiply)(NAME(product) * p) {
  * blocks of product_body(). What multiply() asks takes as long as 8 x 8 of it. 0: it is not as small. */
 static int NAME(multiply_small)(const NAME(product) * p) {
     int64_t m = p->m, n = p->n, k = p->k, whole = n / NR * NR, tail = (n - whole) % VN ? k * NR : 0;
-    if (p->packed || p->lines || p->b_transposed || !k || k > BLOCK_K || n > DIRECT_A_COLUMNS || tail > SMALL_TAIL) return 0;
+    if (p->packed || p->lines || !k || k > BLOCK_K || n > DIRECT_A_COLUMNS) return 0;
+    if (p->b_transposed ? k * n > DIRECT_B_SIZE : tail > SMALL_TAIL) return 0;
     if (m * n >= FAR_ELEMENTS || (m > DIRECT_B_ROWS && k * n > DIRECT_B_SIZE)) return 0;
     if (p->a_transposed && m > TRANSPOSED_A_ROWS) return 0;
     if (NAME(threads_for)(m, n, k) > 1) return 0;
     uint32_t heights = (uint32_t)(m + MR - 1) / MR;
     int64_t height = ((uint32_t)m + heights - 1) / heights, a_step = p->a_transposed ? 1 : p->a_row;
 #if MR >= 12
-    if (n % (3 * VN) == 0 && n <= WIDE && m % TALL_ROWS == 0) { /* as many sums, and no block with one vector alone */
+    if (!p->b_transposed && n % (3 * VN) == 0 && n <= WIDE && m % TALL_ROWS == 0) { /* as many sums, and no block with one vector alone */
         for (int64_t column = 0; column < n; column += 3 * VN)
-            for (int64_t r = 0; r < m; r += TALL_ROWS)
-                (p->a_transposed ? NAME(packed_8x3) : NAME(rows_8x3))(
-                    p->a + r * a_step, p->a_row, p->b + column, p->b_row, p->c + r * n + column, n, k, 0,
-                    &(NAME(addend)){p->plus.at ? p->plus.at + r * p->plus.row + column : NULL, p->plus.row});
+            for (int64_t r = 0; r < m; r += TALL_ROWS) {
+                NAME(ending) ending;
+                NAME(end_at)(&ending, &p->ending, r, column);
+                (p->a_transposed ? NAME(packed_8x3) : NAME(rows_8x3))(p->a + r * a_step, p->a_row, p->b + column, p->b_row,
+                                                                      p->c + r * n + column, n, k, 0, &ending);
+            }
         return 1;
     }
 #endif
-    T last[SMALL_TAIL];
-    if (tail) NAME(pack_panel)(p->b + whole, p->b_row, 0, last, k, n - whole);
+    T last[SMALL_TAIL], *panel = p->b_transposed ? cyx_scratch(0, sizeof(T) * (size_t)(k * NR)) : last;
+    if (!panel) return 0;
     for (int64_t column = 0; column < n; column += NR) {
-        int packed = tail && column == whole;
-        for (int64_t r = 0; r < m; r += height)
-            NAME(run_block)(p->a_transposed ? NAME(packed_kernels) : NAME(rows_kernels),
-                            m - r < height ? m - r : height, n - column < NR ? n - column : NR, p->a + r * a_step,
-                            p->a_row, packed ? last : p->b + column, packed ? NR : p->b_row, p->c + r * n + column, n,
-                            k, 0, &(NAME(addend)){p->plus.at ? p->plus.at + r * p->plus.row + column : NULL, p->plus.row});
+        int64_t columns = n - column < NR ? n - column : NR;
+        int packed = p->b_transposed || (tail && column == whole);
+        if (packed)
+            NAME(pack_panel)(p->b + column * (p->b_transposed ? k : 1), p->b_row, p->b_transposed, panel, k, columns);
+        for (int64_t r = 0; r < m; r += height) {
+            NAME(ending) ending;
+            NAME(end_at)(&ending, &p->ending, r, column);
+            NAME(run_block)(p->a_transposed ? NAME(packed_kernels) : NAME(rows_kernels), m - r < height ? m - r : height,
+                            columns, p->a + r * a_step, p->a_row, packed ? panel : p->b + column, packed ? NR : p->b_row,
+                            p->c + r * n + column, n, k, 0, &ending);
+        }
     }
     return 1;
 }
@@ -608,7 +646,7 @@ static int NAME(multiply_small)(const NAME(product) * p) {
 /* A product of so few rows or columns that it is bound by how fast the other factor comes: gemv.inl. 0: it is not. */
 static int NAME(multiply_thin)(const NAME(product) * p) {
     int64_t m = p->m, n = p->n, k = p->k;
-    if (p->packed || p->lines || p->plus.at == p->c) return 0;
+    if (p->packed || p->lines || p->ending.at == p->c) return 0;
     if (m == 1 && n == 1) p->c[0] = NAME(dot)(p->a, p->b, k);
     else if (n == 1 && (!p->a_transposed || m >= VN)) /* the same numbers as of the transposed product */
         NAME(multiply_rows)(p->b, p->a, p->c, 1, m, k, !p->a_transposed);
@@ -616,8 +654,7 @@ static int NAME(multiply_thin)(const NAME(product) * p) {
     else if (m <= THIN_ROWS && m > 1 && n > 1 && p->b_transposed && !p->a_transposed)
         NAME(multiply_rows)(p->a, p->b, p->c, m, n, k, 1);
     else return 0;
-    for (int64_t r = 0; p->plus.at && r < m; r++)
-        for (int64_t column = 0; column < n; column++) p->c[r * n + column] += p->plus.at[r * p->plus.row + column];
+    if (NAME(ends)(&p->ending)) NAME(end_rows)(p->c, n, p->c, n, m, n, &p->ending);
     return 1;
 }
 
@@ -639,7 +676,7 @@ static void NAME(batch_body)(void *context, int64_t begin, int64_t end) {
         p.a += (offset[0] + coordinate[last] * batch->walk.stride[0][last]) * p.m * p.k;
         p.b += (offset[1] + coordinate[last] * batch->walk.stride[1][last]) * p.k * p.n;
         p.c += i * p.m * p.n;
-        if (p.plus.at) p.plus.at += i * p.m * p.plus.row;
+        NAME(end_at)(&p.ending, &batch->one.ending, i * p.m, 0);
         int done = NAME(multiply_thin)(&p) || NAME(multiply_triangular)(&p) || NAME(multiply_small)(&p);
         cyx_status status = done ? CYX_OK : NAME(multiply)(&p);
         if (status != CYX_OK) batch->status = status;
@@ -671,11 +708,17 @@ static cyx_array NAME(stack_of)(const cyx_array *x) {
     return stack;
 }
 
-/* What the second call of a group adds to the product of the first: as large, or one row for all of its rows. */
-static NAME(addend) NAME(addend_of)(const cyx_call *product, int64_t n) {
-    if (product->group != 2) return (NAME(addend)){NULL, 0};
-    const cyx_array *other = &product[1].in[product[1].in[0].data == product->out.data];
-    return (NAME(addend)){other->data, other->size == product->out.size ? n : 0};
+/* What the calls behind a product in its group make of it: what is added is as large, or one row for all rows. */
+static NAME(ending) NAME(ending_of)(const cyx_call *product, int64_t n) {
+    NAME(ending) ending = {0};
+    if (product->group == CYX_MASKED_GROUP && product[1].op == CYX_OP_greater) {
+        ending.image = product[1].in[0].data, ending.image_row = n, ending.limit = *(const T *)product[1].in[1].data;
+    } else if (product->group == 2 || product->group == CYX_RELU_GROUP) {
+        const cyx_array *other = &product[1].in[product[1].in[0].data == product->out.data];
+        ending.at = other->data, ending.row = other->size == product->out.size ? n : 0;
+        ending.relu = product->group == CYX_RELU_GROUP;
+    }
+    return ending;
 }
 
 typedef struct {
@@ -711,7 +754,7 @@ static void NAME(many_body)(void *context, int64_t begin, int64_t end) {
                         NAME(run_block)(packed ? NAME(packed_kernels) : NAME(rows_kernels), rows - r < MR ? rows - r : MR,
                                         n - column < NR ? n - column : NR, a, packed ? MR : k,
                                         (const T *)products[2 * i].in[1].data + column, n, block, n, k, 0,
-                                        &(NAME(addend)){block, n});
+                                        &(NAME(ending)){.at = block, .row = n});
                     }
         }
     }
@@ -733,11 +776,12 @@ static cyx_status NAME(matmul)(const cyx_call *call) {
     const cyx_array *a = &call->in[0], *b = &call->in[1], *out = &call->out;
     int64_t m = out->shape[out->ndim - 2], n = out->shape[out->ndim - 1];
     int64_t k = a->shape[a->ndim - (call->ints[0] ? 2 : 1)];
+    int one = cyx_is_one_product(call);
     NAME(product)
     p = {.a = a->data,
          .b = b->data,
-         .c = call->group == 2 ? call[1].out.data : out->data,
-         .plus = NAME(addend_of)(call, n),
+         .c = one && call->group ? call[call->group - 1].out.data : out->data,
+         .ending = NAME(ending_of)(call, n),
          .packed = call->panels,
          .m = m,
          .n = n,
@@ -750,7 +794,7 @@ static cyx_status NAME(matmul)(const cyx_call *call) {
          .b_transposed = (int)call->ints[1],
          .adds = call->adding && cyx_band > 0};
     if (call->adding) return NAME(multiply)(&p);
-    if (!cyx_asked && a->ndim == 2 && b->ndim == 2 && m > 1 && n > 1 && call->group <= 2 && NAME(multiply_small)(&p))
+    if (!cyx_asked && a->ndim == 2 && b->ndim == 2 && m > 1 && n > 1 && one && NAME(multiply_small)(&p))
         return CYX_OK;
     cyx_array stacks[2] = {NAME(stack_of)(a), NAME(stack_of)(b)}, results = NAME(stack_of)(out);
     if (cyx_asked) { /* what a stretch may pack for all of its bands */
@@ -760,14 +804,14 @@ static cyx_status NAME(matmul)(const cyx_call *call) {
         return CYX_OK;
     }
     if (!out->size) return CYX_OK;
-    if (call->group > 2) return NAME(add_products)(call, m, n, k);
+    if (!one) return NAME(add_products)(call, m, n, k);
     if (results.size == 1 && NAME(multiply_thin)(&p)) return CYX_OK;
     if (stacks[1].size == 1 && stacks[0].size == results.size && !p.a_transposed) {
         p.m *= results.size; /* one tall matrix: no output's chain of sums changes */
         return NAME(multiply)(&p);
     }
     NAME(batch) batch = {.call = call, .one = p, .walk = cyx_broadcast_walk(&results, stacks, 2)};
-    if (m == 1 && n == 1 && !p.plus.at && stacks[0].size == results.size && stacks[1].size == results.size) {
+    if (m == 1 && n == 1 && !NAME(ends)(&p.ending) && stacks[0].size == results.size && stacks[1].size == results.size) {
         cyx_parallel(results.size, cyx_grain(results.size, (double)k, CYX_LEAST_WORK), NAME(dots_body), &batch);
         return CYX_OK;
     }

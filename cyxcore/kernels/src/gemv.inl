@@ -5,15 +5,6 @@
 
 #ifndef GEMV_ONCE
 #define GEMV_ONCE
-#define LOW_LANE(j, h) ((j) & (h) ? VN + (j) - (h) : (j))
-#define HIGH_LANE(j, h) ((j) & (h) ? VN + (j) : (j) + (h))
-/* Of each 2h x 2h square the two h x h squares off the diagonal change places. */
-#define EXCHANGE(x, h)                                                                                       \
-    _Pragma("GCC unroll 16") for (int i = 0; i < VN; i++) if (!(i & (h))) {                                  \
-        V a = x[i], b = x[i + (h)];                                                                          \
-        x[i] = TWO_VECTORS(a, b, EACH_LANE(LOW_LANE, h));                                                    \
-        x[i + (h)] = TWO_VECTORS(a, b, EACH_LANE(HIGH_LANE, h));                                             \
-    }
 enum { ROWS_AT_ONCE = 8, VECTORS_NEAR = 256, FEW_ROWS = 4, CROWDED_BYTES = 1024, GEMV_LEAST_WORK = 100000 };
 #endif
 
@@ -29,16 +20,7 @@ static inline __attribute__((always_inline)) void NAME(load_turned)(V *x, const 
     LOAD_TURNED(x, row, at)
 #else
     _Pragma("GCC unroll 16") for (int i = 0; i < VN; i++) x[i] = *(const V *)(row[i] + at);
-    EXCHANGE(x, 1)
-#if VN > 2
-    EXCHANGE(x, 2)
-#endif
-#if VN > 4
-    EXCHANGE(x, 4)
-#endif
-#if VN > 8
-    EXCHANGE(x, 8)
-#endif
+    NAME(turn)(x);
 #endif
 }
 

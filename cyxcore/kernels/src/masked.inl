@@ -54,7 +54,7 @@ static void NAME(masked_body)(void *context, int64_t begin, int64_t end) {
                 if (columns > 0)
                     NAME(run_block)(NAME(rows_kernels), m - r < all->height ? m - r : all->height, columns, p.a + r * k, k,
                                     packed ? packed + column * k : p.b + column, packed ? NR : n, p.c + r * n + column, n, k,
-                                    0, NO_ADDEND);
+                                    0, NO_ENDING);
             }
         for (int64_t r = 0, block = 0; r < m; r += all->height, block++)
             NAME(mask_rows)(all, p.c + r * n, r, m - r < all->height ? m - r : all->height, all->needed[block]);

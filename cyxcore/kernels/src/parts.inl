@@ -21,6 +21,15 @@
 #define TWO_VECTORS(a, b, ...) __builtin_shuffle(a, b, (MASK){__VA_ARGS__})
 #endif
 #define LANE_AFTER(j, h) (((j) + (h)) % VN)
+#define LOW_LANE(j, h) ((j) & (h) ? VN + (j) - (h) : (j))
+#define HIGH_LANE(j, h) ((j) & (h) ? VN + (j) : (j) + (h))
+/* Of each 2h x 2h square of x the two h x h squares off the diagonal change places. */
+#define EXCHANGE(x, h)                                                                                       \
+    _Pragma("GCC unroll 16") for (int i = 0; i < VN; i++) if (!(i & (h))) {                                  \
+        V a = x[i], b = x[i + (h)];                                                                          \
+        x[i] = TWO_VECTORS(a, b, EACH_LANE(LOW_LANE, h));                                                    \
+        x[i + (h)] = TWO_VECTORS(a, b, EACH_LANE(HIGH_LANE, h));                                             \
+    }
 /* Lane j meets lane j + h. */
 #define FOLD_LANES(x, h, JOIN_V)                                                                             \
     {                                                                                                        \
@@ -59,4 +68,18 @@ static inline __attribute__((always_inline)) void NAME(put_part)(T *x, V v, int6
 /* n elements from one place to another: what memcpy does, without a call for a few. */
 static inline void NAME(copy)(T *to, const T *from, int64_t n) {
     for (int64_t i = 0; i < n; i += VN) NAME(put_part)(to + i, NAME(part)(from + i, n - i, 0), n - i);
+}
+
+/* VN vectors turned: lane i of x[j] becomes what lane j of x[i] was. */
+static inline __attribute__((always_inline)) void NAME(turn)(V *x) {
+    EXCHANGE(x, 1)
+#if VN > 2
+    EXCHANGE(x, 2)
+#endif
+#if VN > 4
+    EXCHANGE(x, 4)
+#endif
+#if VN > 8
+    EXCHANGE(x, 8)
+#endif
 }

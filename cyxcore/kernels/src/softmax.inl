@@ -24,6 +24,8 @@ static void NAME(exp_row)(T *out, const T *x, T shift, int64_t n) {
 enum {
     LOGS_AT_ONCE = 64,
     VANISHING = 1000, /* e**-1000 is 0 in any type */
+    MOST_CLASSES = 48, /* of rows of logits that go side by side, one in each lane */
+    LANES_FOLDED = 16, /* of a sum of as few terms: reduce.inl */
     SOFTMAX_ROWS = 8,
     SOFTMAX_NEAR = 2048 /* elements of the rows that are made together: with what comes out they stay in the nearest cache */
 };
@@ -128,6 +130,48 @@ static cyx_status NAME(log_softmax)(const cyx_call *call) {
     return NAME(run_softmax)(call, NAME(log_softmax_row));
 }
 
+/* VN rows of n numbers as columns: lane r of to[i] is element i of row r. */
+static inline void NAME(rows_to_lanes)(V *to, const T *x, int64_t n) {
+    for (int64_t at = 0; at < n; at += VN) {
+        V square[VN];
+        _Pragma("GCC unroll 16") for (int r = 0; r < VN; r++) square[r] = NAME(part)(x + r * n + at, n - at, 0);
+        NAME(turn)(square);
+        for (int64_t i = 0; i < VN && at + i < n; i++) to[at + i] = square[i];
+    }
+}
+
+static inline void NAME(lanes_to_rows)(T *to, const V *x, int64_t n) {
+    for (int64_t at = 0; at < n; at += VN) {
+        V square[VN];
+        _Pragma("GCC unroll 16") for (int i = 0; i < VN; i++) square[i] = at + i < n ? x[at + i] : (V){0};
+        NAME(turn)(square);
+        _Pragma("GCC unroll 16") for (int r = 0; r < VN; r++) NAME(put_part)(to + r * n + at, square[r], n - at);
+    }
+}
+
+/* The sum, or the greatest, in each lane, of n <= 128 vectors in the order of sum_run() and max_run(); what these put in the
+ * place of terms that are not there changes nothing. */
+#define FOLD_VECTORS(x, n, JOIN_V)                                                                           \
+    V folded[LANES_FOLDED];                                                                                  \
+    int64_t left = (n) < LANES_FOLDED ? (n) : LANES_FOLDED;                                                  \
+    for (int64_t i = 0; i < left; i++) folded[i] = (x)[i];                                                   \
+    for (int64_t i = left; i < (n); i++) folded[i % LANES_FOLDED] = JOIN_V(folded[i % LANES_FOLDED], (x)[i]); \
+    for (int64_t half = LANES_FOLDED / 2; half; half /= 2)                                                   \
+        for (int64_t i = 0; i < half && i + half < left; i++) folded[i] = JOIN_V(folded[i], folded[i + half]); \
+    return folded[0]
+static inline V NAME(sum_vectors)(const V *x, int64_t n) { FOLD_VECTORS(x, n, ADD_V); }
+static inline V NAME(max_vectors)(const V *x, int64_t n) { FOLD_VECTORS(x, n, MAX_V); }
+
+/* Of VN rows of logits each e**(x - the greatest), as columns, and their sums. Returns the greatest of each row. */
+static V NAME(powers_in_lanes)(V *powers, V *sums, const T *x, int64_t n) {
+    NAME(rows_to_lanes)(powers, x, n);
+    V greatest = NAME(max_vectors)(powers, n);
+    for (int64_t i = 0; i < n; i++) powers[i] = powers[i] - greatest;
+    NAME(exp_row)((T *)powers, (const T *)powers, 0, n * VN);
+    *sums = NAME(sum_vectors)(powers, n);
+    return greatest;
+}
+
 /* One loss per row: log(sum(e**(x - max))) - (x[label] - max). The logarithms of many rows at once. */
 static void NAME(loss_body)(void *context, int64_t begin, int64_t end) {
     NAME(rows) *rows = context;
@@ -138,9 +182,15 @@ static void NAME(loss_body)(void *context, int64_t begin, int64_t end) {
         return;
     }
     for (int64_t first = begin; first < end; first += LOGS_AT_ONCE) {
-        int64_t count = end - first < LOGS_AT_ONCE ? end - first : LOGS_AT_ONCE;
-        for (int64_t r = 0; r < count; r++) {
-            const T *x = (const T *)rows->call->in[0].data + (first + r) * rows->n;
+        int64_t count = end - first < LOGS_AT_ONCE ? end - first : LOGS_AT_ONCE, r = 0;
+        const T *logits = (const T *)rows->call->in[0].data + first * rows->n;
+        for (; rows->n <= MOST_CLASSES && r + VN <= count; r += VN) {
+            V powers[MOST_CLASSES], sum, greatest = NAME(powers_in_lanes)(powers, &sum, logits + r * rows->n, rows->n);
+            *(V *)(sums + r) = sum;
+            for (int64_t i = r; i < r + VN; i++) of_label[i] = logits[i * rows->n + labels[first + i]] - greatest[i - r];
+        }
+        for (; r < count; r++) {
+            const T *x = logits + r * rows->n;
             T greatest = NAME(max_run)(x, rows->n);
             NAME(exp_row)(work, x, greatest, rows->n);
             sums[r] = NAME(sum_run)(work, rows->n), of_label[r] = x[labels[first + r]] - greatest;
@@ -155,9 +205,20 @@ static void NAME(loss_body)(void *context, int64_t begin, int64_t end) {
 static void NAME(loss_grad_body)(void *context, int64_t begin, int64_t end) {
     NAME(rows) *rows = context;
     const int64_t *labels = rows->call->in[2].data;
-    for (int64_t r = begin; r < end; r++) {
-        const T *x = (const T *)rows->call->in[1].data + r * rows->n;
-        T *out = (T *)rows->call->out.data + r * rows->n, g = ((const T *)rows->call->in[0].data)[r];
+    const T *logits = rows->call->in[1].data, *gradients = rows->call->in[0].data;
+    T *results = rows->call->out.data;
+    int64_t r = begin;
+    for (; rows->n <= MOST_CLASSES && r + VN <= end; r += VN) {
+        V made[MOST_CLASSES], sum, g = *(const V *)(gradients + r);
+        NAME(powers_in_lanes)(made, &sum, logits + r * rows->n, rows->n);
+        for (int64_t i = 0; i < rows->n; i++) made[i] = made[i] / sum;
+        for (int64_t i = 0; i < VN; i++) made[labels[r + i]][i] -= 1;
+        for (int64_t i = 0; i < rows->n; i++) made[i] = made[i] * g;
+        NAME(lanes_to_rows)(results + r * rows->n, made, rows->n);
+    }
+    for (; r < end; r++) {
+        const T *x = logits + r * rows->n;
+        T *out = results + r * rows->n, g = gradients[r];
         NAME(exp_row)(out, x, NAME(max_run)(x, rows->n), rows->n);
         T sum = NAME(sum_run)(out, rows->n);
         T of_label = (out[labels[r]] / sum - 1) * g;

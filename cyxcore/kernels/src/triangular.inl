@@ -70,7 +70,7 @@ static int NAME(multiply_right_triangular)(const NAME(product) * p) {
             NAME(run_block)(p->a_transposed ? NAME(packed_kernels) : NAME(rows_kernels),
                             p->m - r < height ? p->m - r : height, p->n - column < NR ? p->n - column : NR,
                             p->a + r * a_step + column * a_k, p->a_row, p->b + column * p->b_row + column, p->b_row,
-                            p->c + r * p->n + column, p->n, p->k - column, 0, NO_ADDEND);
+                            p->c + r * p->n + column, p->n, p->k - column, 0, NO_ENDING);
     return 1;
 }
 
@@ -100,12 +100,12 @@ static int NAME(multiply_left_triangular)(const NAME(product) * p) {
                 if (p->a_transposed) {
                     const T *a = pack_a ? packed + (r - some) / MR * ROWS_PANEL(left) + (r - some) * MR : p->a + r * size + r;
                     NAME(run_block)(NAME(packed_kernels), rows, columns, a, pack_a ? MR : size, b + r * b_k, b_k, c, n,
-                                    size - r, 0, NO_ADDEND);
+                                    size - r, 0, NO_ENDING);
                     continue;
                 }
-                NAME(run_block)(NAME(rows_kernels), rows, columns, p->a + r * size, size, b, b_k, c, n, r + rows, 0, NO_ADDEND);
+                NAME(run_block)(NAME(rows_kernels), rows, columns, p->a + r * size, size, b, b_k, c, n, r + rows, 0, NO_ENDING);
                 if (NAME(has_minus_zero)(c, n, rows, columns))
-                    NAME(run_block)(NAME(rows_kernels), rows, columns, p->a + r * size, size, b, b_k, c, n, size, 0, NO_ADDEND);
+                    NAME(run_block)(NAME(rows_kernels), rows, columns, p->a + r * size, size, b, b_k, c, n, size, 0, NO_ENDING);
             }
         }
     }
@@ -116,7 +116,7 @@ static int NAME(multiply_left_triangular)(const NAME(product) * p) {
 static int NAME(multiply_triangular)(const NAME(product) * p) {
     int64_t size = p->k;
     int is_left = p->m == size && p->n % VN == 0, is_right = p->n == size && !p->b_transposed;
-    if (size < LEAST_TRIANGLE || size > MOST_TRIANGLE || p->packed || p->lines || p->plus.at || size % VN) return 0;
+    if (size < LEAST_TRIANGLE || size > MOST_TRIANGLE || p->packed || p->lines || NAME(ends)(&p->ending) || size % VN) return 0;
     if (NAME(threads_for)(p->m, p->n, size) > 1) return 0;
     if (p->m * p->n * (int64_t)sizeof(T) > NEAR_B_BYTES) return 0;
     if (is_left && NAME(multiply_left_triangular)(p)) return 1;

@@ -408,7 +408,7 @@ static void NAME(tiled_body)(void *context, int64_t begin, int64_t end) {
             NAME(fetch_tiles)(p, runs, group, r, rows);
             for (int i = 0; i < POSITIONS; i++, weight += NAME(weights_apart)(p))
                 NAME(packed_kernels)[rows - 1][vectors - 1](weight, MR, seen + i * apart, NR, m + i * MR * NR, NR,
-                                                            p->planes, 0, NO_ADDEND);
+                                                            p->planes, 0, NO_ENDING);
             NAME(emit_tiles)(p, m, runs, vectors, group, r, rows);
         }
     }
@@ -469,11 +469,11 @@ static void NAME(few_tiles_body)(void *context, int64_t begin, int64_t end) {
                 const T *factors = weight + i * NAME(weights_apart)(p), *tiles = seen + i * few->seen_apart;
                 T *to = m + i * MR * NR, turned[MR * VN];
                 if (total >= MR) {
-                    NAME(packed_kernels)[rows - 1][vectors - 1](factors, MR, tiles, few->stride, to, NR, p->planes, 0, NO_ADDEND);
+                    NAME(packed_kernels)[rows - 1][vectors - 1](factors, MR, tiles, few->stride, to, NR, p->planes, 0, NO_ENDING);
                     continue;
                 }
                 /* A vector of so few tiles would be mostly empty: one of rows is not. */
-                NAME(packed_kernels)[count - 1][0](tiles, few->stride, factors, MR, turned, VN, p->planes, 0, NO_ADDEND);
+                NAME(packed_kernels)[count - 1][0](tiles, few->stride, factors, MR, turned, VN, p->planes, 0, NO_ENDING);
                 for (int64_t tile = 0; tile < count; tile++)
                     for (int64_t row = 0; row < rows; row++) to[row * NR + tile] = turned[tile * VN + row];
             }
@@ -681,7 +681,7 @@ static void NAME(add_tiles)(const NAME(tiled_block) * s) {
                 NAME(rows_kernels)[planes - 1][vectors - 1](
                     s->seen + position * s->seen_apart + r * s->stride, s->stride,
                     s->panels + position * s->panels_apart + column * s->count, NR,
-                    s->sums + position * s->sums_apart + r * s->width + column, s->width, s->count, 1, NO_ADDEND);
+                    s->sums + position * s->sums_apart + r * s->width + column, s->width, s->count, 1, NO_ENDING);
             }
         }
 }
