@@ -101,14 +101,17 @@ class RedisCache:
     """The same on a Redis or Valkey server, shared by all centrals.
 
     One that does not answer is not asked again for AWAY_S: who asks for a hundred keys in a row would wait for each.
+    One that answers with an error (its memory is full, it is read-only, …) is there, and is asked the next time too.
     """
 
     def __init__(self, url: str):
         import redis.asyncio
 
+        self._refusal = redis.ResponseError
         self._redis = redis.asyncio.Redis.from_url(url, socket_timeout=ANSWER_S, socket_connect_timeout=ANSWER_S)
         self._away_until_s = -math.inf  # of the monotonic clock
         self._down = False
+        self._refused: set[type[Exception]] = set()  # what the log has been told
 
     async def get(self, key: str) -> bytes | None:
         value = await self._asked(lambda: self._redis.get(key))
@@ -116,7 +119,8 @@ class RedisCache:
 
     async def set(self, key: str, value: bytes, ttl_s: float | None = None) -> None:
         lifetime_ms = None if ttl_s is None else max(1, int(ttl_s * 1000))
-        await self._asked(lambda: self._redis.set(key, value, px=lifetime_ms))
+        if not await self._asked(lambda: self._redis.set(key, value, px=lifetime_ms)):
+            await self.delete(key)  # what is there is older than what could not be stored
 
     async def delete(self, key: str) -> None:
         await self._asked(lambda: self._redis.delete(key))
@@ -131,6 +135,11 @@ class RedisCache:
             return None
         try:
             answer = await ask()
+        except self._refusal as error:
+            if type(error) not in self._refused:
+                log.warning("the cache refuses something (%s); going on without that", error)
+            self._refused.add(type(error))
+            return None
         except Exception as error:  # bytes that are not Redis make anything: ValueError, TypeError, …
             self._away_until_s = time.monotonic() + AWAY_S
             if not self._down:

@@ -11,13 +11,14 @@ import functools
 import hashlib
 import os
 import secrets
+import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from cyxcore.errors import CyxError
 from cyxnet import subjects
-from cyxnet.bus import ApiError, Bus
+from cyxnet.bus import ApiError, Bus, BusError, NobodyServes
 from cyxnet.codec import JSON, encode
 from cyxnet.messages import (
     ArtifactManifest,
@@ -28,10 +29,13 @@ from cyxnet.messages import (
 
 CHUNK_BYTES = 512 * 1024  # below the broker's max_payload, large enough to be worth a round trip
 MAX_ARTIFACT_BYTES = 6 * 2**30  # its manifest, 67 bytes a chunk, has to fit a message
-CHUNKS_IN_FLIGHT = 8
+CHUNKS_IN_FLIGHT = 8  # at most
+QUICK_S, SLOW_S = 1.0, 3.0  # a chunk that took less lets one more be on its way at a time; one that took more, one less
+CHUNK_S, CHUNK_TRIES = 30.0, 3
 ANSWER_S = 10.0  # for a question about an artifact; a chunk on a slow link may take longer
 SLOWEST_READ_BYTES_PER_S = 25e6
 Advance = Callable[[int, int], None]  # (bytes done, bytes in all)
+T = TypeVar("T")
 
 
 class ArtifactError(CyxError):
@@ -78,12 +82,54 @@ def patience_s(size: int) -> float:
     return ANSWER_S + size / SLOWEST_READ_BYTES_PER_S
 
 
+class Places:
+    """Of chunks on their way: one at first, then as many as the link carries quickly, up to `most`.
+
+    What is on its way delays everything else on the connection, also the pings that show that it lives: eight chunks on
+    a link of 100 kB/s would have it taken for dead.
+    """
+
+    def __init__(self, most: int):
+        self._most = most
+        self._places = 1
+        self._free = asyncio.Semaphore(1)
+
+    async def carry(self, once: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """once() when it has a place; again where nobody answers in time, with fewer beside it.
+
+        Raises what it does; BusError only after CHUNK_TRIES.
+        """
+        for _ in range(CHUNK_TRIES - 1):
+            try:
+                return await self._carry(once)
+            except NobodyServes:
+                raise
+            except BusError:
+                pass  # the link is slow, or was away; what has arrived is not lost
+        return await self._carry(once)
+
+    async def _carry(self, once: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        await self._free.acquire()
+        began_s, change = time.monotonic(), 0
+        try:
+            return await once()
+        finally:
+            took_s = time.monotonic() - began_s
+            if took_s < QUICK_S and self._places < self._most:
+                change = 1
+            elif took_s > SLOW_S and self._places > 1:
+                change = -1
+            self._places += change
+            for _ in range(1 + change):
+                self._free.release()
+
+
 async def put(
     bus: Bus, caller: str, path: Path, advance: Advance | None = None, in_flight: int = CHUNKS_IN_FLIGHT
 ) -> ArtifactRef:
     """Store a file through central and return its reference. Chunks that are there already are not sent.
 
-    in_flight: chunks on their way at a time. Other messages of this connection wait behind these.
+    in_flight: chunks on their way at a time, at most. Other messages of this connection wait behind these.
     """
     manifest = await asyncio.to_thread(describe, path)
     try:
@@ -102,25 +148,24 @@ async def _put(
     )
     missing = set(stat.missing)
     sent = 0 if not stat.complete else manifest.size
-    gate = asyncio.Semaphore(in_flight)
+    places = Places(in_flight)
 
     async def send(index: int, digest: str) -> None:
         nonlocal sent
-        async with gate:
-            offset = index * CHUNK_BYTES
-            if digest in missing:
+        offset = index * CHUNK_BYTES
+        if digest in missing:
+
+            async def once() -> None:
                 block = await asyncio.to_thread(_read_at, path, offset)
                 if hashlib.sha256(block).hexdigest() != digest:
                     raise ArtifactError(f"{path} changed while it was being sent; send it again")
-                await bus.request(
-                    subjects.api(caller, "artifact.put"),
-                    block,
-                    content_type="application/octet-stream",
-                    timeout_s=30,
-                )
-            sent += min(CHUNK_BYTES, manifest.size - offset)
-            if advance:
-                advance(sent, manifest.size)
+                subject = subjects.api(caller, "artifact.put")
+                await bus.request(subject, block, content_type="application/octet-stream", timeout_s=CHUNK_S)
+
+            await places.carry(once)
+        sent += min(CHUNK_BYTES, manifest.size - offset)
+        if advance:
+            advance(sent, manifest.size)
 
     if not stat.complete:
         # equal chunks are sent once: the first place of each digest carries it
@@ -160,10 +205,11 @@ async def get(
     if manifest.size > max_bytes:
         raise ArtifactError(f"artifact {sha256}: expected at most {max_bytes} bytes, it has {manifest.size}")
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    whole, done = hashlib.sha256(), 0
+    whole, done, places = hashlib.sha256(), 0, Places(CHUNKS_IN_FLIGHT)
 
     def fetch(digest: str) -> Coroutine[Any, Any, bytes]:
-        return _fetch_chunk(bus, caller, ArtifactRefRequest(sha256=digest, artifact=sha256, as_operator=as_operator))
+        ask = ArtifactRefRequest(sha256=digest, artifact=sha256, as_operator=as_operator)
+        return places.carry(functools.partial(_fetch_chunk, bus, caller, ask))
 
     pending: list[asyncio.Task[bytes]] = []
     try:
@@ -200,7 +246,7 @@ async def get(
 
 async def _fetch_chunk(bus: Bus, caller: str, ask: ArtifactRefRequest) -> bytes:
     for last_try in (False, True):
-        block, _ = await bus.request(subjects.api(caller, "artifact.chunk"), encode(ask, JSON), timeout_s=30)
+        block, _ = await bus.request(subjects.api(caller, "artifact.chunk"), encode(ask, JSON), timeout_s=CHUNK_S)
         if hashlib.sha256(block).hexdigest() == ask.sha256:
             return block
         if last_try:

@@ -116,6 +116,25 @@ async def test_a_server_that_does_not_answer_is_not_asked_for_each_key(monkeypat
         assert server.asked == 1
 
 
+async def test_a_server_that_refuses_one_thing_is_asked_for_the_next(redis_url):
+    # a SET beyond maxmemory had every DELETE of two seconds left out, and what it should have ended was shown on
+    full = cache.open_cache(redis_url)
+    await full.set("one", b"old")
+    await full.set("two", b"old")
+    await full._redis.config_set("maxmemory", 1)
+    try:
+        await full.set("one", b"new")
+        assert await full.get("one") is None  # better nothing than what is no longer so
+        assert await full.get("two") == b"old"
+        await full.delete("two")
+        assert await full.get("two") is None
+    finally:
+        await full._redis.config_set("maxmemory", 0)
+    await full.set("one", b"new")
+    assert await full.get("one") == b"new"
+    await full.close()
+
+
 def test_the_keys_are_those_of_the_table():
     keys = (cache.job_status("7"), cache.node_info("7"), cache.session("7"), cache.latest_metrics("7"))
     assert keys == ("job:7:status", "node:7:info", "session:7", "metrics:7:latest")

@@ -35,8 +35,10 @@ CLEAN = Mode("pass", "pass", False)
 class Link:
     """Listens on a port of the loopback that stands for another one."""
 
-    def __init__(self, target_port: int):
+    def __init__(self, target_port: int, bytes_per_s: float | None = None):
+        """bytes_per_s: of each direction of each connection; None: as fast as it goes."""
         self.target_port = target_port
+        self._bytes_per_s = bytes_per_s
         self.port = 0
         self._mode = CLEAN
         self._changed = asyncio.Event()
@@ -119,6 +121,8 @@ class Link:
                 await pause(DELAY_S, self._closed)
             writer.write(data)
             await writer.drain()
+            if self._bytes_per_s:
+                await pause(len(data) / self._bytes_per_s, self._closed)
 
 
 async def pause(seconds: float, over: asyncio.Event) -> None:

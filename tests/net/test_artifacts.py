@@ -8,11 +8,12 @@ import pytest
 from cyxcentral.blobs import READ_BACK_OF_ONE, BlobError, Blobs
 from cyxnet import artifacts, subjects
 from cyxnet.artifacts import ArtifactError
-from cyxnet.bus import ApiError, Bus, BusError
+from cyxnet.bus import ApiError, Bus, BusError, NobodyServes
 from cyxnet.codec import JSON, MSGPACK, decode, encode
 from cyxnet.credentials import as_client
 from cyxnet.identity import Identity
 from cyxnet.messages import ArtifactManifest, ArtifactStatReply
+from tests.chaos.proxy import Link
 
 ME = as_client(Identity(b"m" * 32))
 
@@ -53,6 +54,76 @@ async def test_a_file_comes_back_as_it_went(store, tmp_path, size):
     assert seen[-1] == (size, size)
     await artifacts.get(client, ME.id, ref.sha256, tmp_path / "back.bin")
     assert (tmp_path / "back.bin").read_bytes() == path.read_bytes()
+
+
+async def test_on_a_slow_link_so_few_chunks_are_on_their_way_that_each_comes_in_time(
+    store, broker, tmp_path, monkeypatch
+):
+    # eight at once came too late one and all, and the next try began from nothing
+    monkeypatch.setattr(artifacts, "CHUNK_S", 2.0)  # less than eight chunks take
+    url = broker.url("client")
+    link = Link(int(url.rpartition(":")[2]), bytes_per_s=1.5e6)
+    await link.start()
+    slow_url = url.replace(f":{link.target_port}", f":{link.port}")
+    slow = await Bus.connect(slow_url, name="client", credentials=ME)
+    path = file_of(tmp_path, 8 * artifacts.CHUNK_BYTES)
+    try:
+        ref = await artifacts.put(slow, ME.id, path)
+        await artifacts.get(slow, ME.id, ref.sha256, tmp_path / "back.bin")
+    finally:
+        await slow.close()
+        await link.close()
+    assert (tmp_path / "back.bin").read_bytes() == path.read_bytes()
+
+
+class Carried:
+    """What places carry in turn: how many are on their way at a time."""
+
+    def __init__(self):
+        self.now = 0
+        self.most = []  # that were beside each one when it began
+
+    async def once(self):
+        self.now += 1
+        self.most.append(self.now)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        self.now -= 1
+
+
+async def test_as_many_chunks_are_on_their_way_as_the_link_carries_quickly(monkeypatch):
+    places, quick, slow = artifacts.Places(4), Carried(), Carried()
+    await asyncio.gather(*(places.carry(quick.once) for _ in range(20)))
+    assert (quick.most[0], max(quick.most)) == (1, 4)
+    monkeypatch.setattr(artifacts, "QUICK_S", 0.0)
+    monkeypatch.setattr(artifacts, "SLOW_S", 0.0)
+    await asyncio.gather(*(places.carry(slow.once) for _ in range(20)))
+    assert (max(slow.most), slow.most[-10:]) == (4, [1] * 10)
+
+
+async def test_a_chunk_that_nobody_answers_is_asked_for_again_and_one_that_nobody_serves_is_not():
+    tries = []
+
+    async def fails(error):
+        tries.append(error)
+        if len(tries) < 3:
+            raise error
+        return b"bytes"
+
+    places = artifacts.Places(4)
+    assert await places.carry(lambda: fails(BusError("no answer"))) == b"bytes"
+    tries.clear()
+    with pytest.raises(NobodyServes):
+        await places.carry(lambda: fails(NobodyServes("nobody")))
+    assert len(tries) == 1
+    left = [BusError("no answer")] * artifacts.CHUNK_TRIES
+
+    async def never():
+        raise left.pop()
+
+    with pytest.raises(BusError):
+        await places.carry(never)
+    assert left == []
 
 
 async def test_an_interrupted_upload_goes_on_with_what_is_missing(store, tmp_path):
