@@ -216,7 +216,8 @@ def held_to(share: float, pids: list[int], cgroups: Path = CGROUPS) -> Iterator[
                 for name, limit in limits.items():
                     (group / name).write_text(limit)
                 for each in (pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))):
-                    (group / "cgroup.procs").write_text(str(each))
+                    with contextlib.suppress(ProcessLookupError):
+                        (group / "cgroup.procs").write_text(str(each))
         except OSError as error:
             raise CyxError(
                 f"no process can be held to a share of a processor here: {error}; --central-cpu needs Linux, and root "
@@ -227,7 +228,8 @@ def held_to(share: float, pids: list[int], cgroups: Path = CGROUPS) -> Iterator[
         for group in groups:
             with contextlib.suppress(OSError):
                 for each in (group / "cgroup.procs").read_text().split():
-                    (group.parent / "cgroup.procs").write_text(each)
+                    with contextlib.suppress(ProcessLookupError):  # it has ended
+                        (group.parent / "cgroup.procs").write_text(each)
                 group.rmdir()
 
 

@@ -41,6 +41,7 @@ from cyxnet.parts import Part, StartError
 
 RESTART_DELAYS_S = (0.1, 0.5, 1.0, 2.0, 5.0)
 CRASHES_PER_MINUTE = 10
+NO_ROOM = ("no space left", "disk is full", "quota exceeded")  # last words of a part, as the system and SQLite say it
 QUICK_CHAIN = ("--slot-ms", "1", "--slots-per-block", "400")  # final after 4 ms; blockhashes still last a minute
 
 OWN = {"bans": False, "unproven_limit_base_units": 0, "upload_bytes_per_day": 0}  # nodes and disk are the owner's own
@@ -381,11 +382,17 @@ class LocalNetwork:
     ) -> None:
         """Start a part again whenever it ends; give up when it ends all the time, unless the disk is full."""
         crashes: list[float] = []
-        waited, said = 0, ""  # starts in a row that found no room, and what the last one that failed said
+        waited, full = 0, False  # ends in a row for want of room; whether the last start found none
+        said = ""  # by the last start, if it failed
         while True:
             code = await ended()
             now = time.monotonic()
-            crashes = [at for at in crashes if now - at < 60] + [now]
+            crashes = [at for at in crashes if now - at < 60]
+            if full or self._without_room(name):
+                waited += 1
+            else:
+                crashes.append(now)
+                waited = 0
             if not said:
                 self._on_event(f"{name} ended ({_how(code)}); restarting it")
             if len(crashes) > CRASHES_PER_MINUTE:
@@ -395,17 +402,18 @@ class LocalNetwork:
             await asyncio.sleep(RESTART_DELAYS_S[min(len(crashes) + waited, len(RESTART_DELAYS_S)) - 1])
             try:
                 await bring_up()
-                waited, said = 0, ""
+                said, full = "", False
             except CyxError as error:
                 if said != str(error):  # once, however often it is tried
                     self._on_event(f"{name} cannot be started: {error}")
-                said = str(error)
-                if isinstance(error, DiskFull) or self._disk_is_full():
-                    waited += 1
-                    crashes.pop()  # no reason to give up
+                said, full = str(error), isinstance(error, DiskFull)
 
-    def _disk_is_full(self) -> bool:
-        return shutil.disk_usage(self.folder).free < watchdog.ROOM_TO_WRITE_BYTES
+    def _without_room(self, name: str) -> bool:
+        """Whether a part that has ended may have done so because the disk is full: no reason to give it up."""
+        if shutil.disk_usage(self.folder).free < watchdog.ROOM_TO_WRITE_BYTES:
+            return True
+        words = self.parts[name].last_words().lower() if name in self.parts else ""
+        return any(want in words for want in NO_ROOM)
 
     def _give_up(self, why: str) -> None:
         if self._failed and not self._failed.done():

@@ -1,6 +1,7 @@
 """`python -m benchmarks`: what it runs, what it says when something fails, and what it draws. Nothing is timed."""
 
 import asyncio
+import errno
 import json
 import os
 import subprocess
@@ -206,3 +207,17 @@ def test_each_process_is_held_in_a_group_of_its_own_and_let_go(tmp_path):
             assert (group / "cgroup.procs").read_text() == str(process.pid)
         assert (tmp_path / "cpu" / "cgroup.procs").read_text() == str(process.pid)
         process.communicate(b"\n")
+
+
+def test_a_process_that_ended_keeps_no_other_one_held(tmp_path, monkeypatch):
+    def written(path, text):
+        if text == "12":
+            raise ProcessLookupError(errno.ESRCH, "No such process")
+        path.write_bytes(text.encode())
+
+    (tmp_path / "cpu").mkdir()
+    monkeypatch.setattr(Path, "write_text", written)
+    with bench_submissions.held_to(0.2, [os.getpid()], tmp_path):
+        [group] = (tmp_path / "cpu").iterdir()
+        (group / "cgroup.procs").write_bytes(b"12\n34\n")
+    assert (tmp_path / "cpu" / "cgroup.procs").read_text() == "34"

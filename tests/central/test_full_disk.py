@@ -1,5 +1,6 @@
 """A disk that was full, on a small file system of its own: the network works again by itself once there is room."""
 
+import asyncio
 import os
 import re
 import shutil
@@ -8,7 +9,10 @@ import sys
 
 import pytest
 
+from cyxnet import local
 from cyxnet.broker import Broker, BrokerError, DiskFull, Passwords, configuration
+from cyxnet.local import LocalNetwork
+from cyxnet.parts import Part, StartError
 
 SMALL_BYTES = 200 * 2**20
 FULL_DISK = """
@@ -116,3 +120,35 @@ def test_what_a_store_holds_already_does_not_count_against_its_limit(tmp_path):
     with (tmp_path / "jetstream" / "messages").open("wb") as log:
         log.truncate(2**42)  # a hole: as large as one likes, and no room taken
     assert limit() - small > 2**41
+
+
+@pytest.mark.parametrize("words", ["Segmentation fault", "chain: it cannot be written (database or disk is full)"])
+async def test_a_part_that_ends_again_and_again_is_given_up_unless_it_is_for_want_of_room(tmp_path, monkeypatch, words):
+    # where some megabytes are left a chain starts, and ends at its first large write
+    monkeypatch.setattr(local, "RESTART_DELAYS_S", (0.0,))
+    network, ends, went_on = LocalNetwork(tmp_path), 0, asyncio.Event()
+    network._failed = asyncio.get_running_loop().create_future()
+    part = network.parts["chain"] = Part("chain", [], tmp_path / "log")
+    part.log.write_text(words)
+
+    async def ended():
+        nonlocal ends
+        ends += 1
+        if ends > 2 * local.CRASHES_PER_MINUTE:
+            went_on.set()
+            await asyncio.Event().wait()
+        return 1
+
+    async def bring_up():
+        pass
+
+    watching = asyncio.create_task(network._watch("chain", ended, bring_up))
+    going_on = asyncio.create_task(went_on.wait())
+    await asyncio.wait({network._failed, going_on}, return_when=asyncio.FIRST_COMPLETED)
+    assert went_on.is_set() == ("full" in words)
+    if network._failed.done():
+        with pytest.raises(StartError, match="chain keeps ending: Segmentation fault"):
+            network._failed.result()
+    for task in (watching, going_on):
+        task.cancel()
+    await asyncio.gather(watching, going_on, return_exceptions=True)
