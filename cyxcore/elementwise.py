@@ -152,13 +152,18 @@ def reciprocal(x: Any, /) -> Any:
 def clip(x: Any, /, min: Any = None, max: Any = None) -> Any:
     """x, but nothing below min or above max (numbers or tensors), in x's dtype. NaN stays NaN."""
     value = value_of("clip", x)
+    value = value._composed(_clip, (value,), (min, max))
+    return value.copy() if value is x else value
+
+
+def _clip(value: Any, min: Any, max: Any) -> Any:
     for op, bound in (("maximum", min), ("minimum", max)):
         if bound is not None:
             left, right = _pair("clip", value, bound)
             if left.dtype != value.dtype:
                 raise DtypeError(f"clip: a bound of {right.dtype} does not fit {value.dtype}; use astype on x or it")
             value = apply(op, left, right)
-    return value.copy() if value is x else value
+    return value
 
 
 def hypot(x1: Any, x2: Any, /) -> Any:

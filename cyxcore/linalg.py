@@ -76,7 +76,7 @@ def matrix_transpose(x: Any, /) -> Any:
     return value_of("matrix_transpose", x).mT
 
 
-def tensordot(x1: Any, x2: Any, /, *, axes: int | tuple[Sequence[int], Sequence[int]] = 2) -> Any:
+def tensordot(x1: Any, x2: Any, /, axes: int | tuple[Sequence[int], Sequence[int]] = 2) -> Any:
     """Products summed over pairs of axes: the last of x1 with the first of x2 where axes is their number.
 
     Returns the other axes of x1, then those of x2.

@@ -8,6 +8,7 @@ from typing import Any
 
 from cyxcore.errors import ShapeError, SpecError
 from cyxcore.functional.basic import maximum, minimum, softmax, where
+from cyxcore.values import composed
 
 # Klambauer et al. 2017 (arXiv 1706.02515): the constants under which mean 0 and variance 1 stay.
 SELU_ALPHA, SELU_SCALE = 1.6732632423543772, 1.0507009873554805
@@ -15,16 +16,28 @@ SELU_ALPHA, SELU_SCALE = 1.6732632423543772, 1.0507009873554805
 
 def elu(x: Any, alpha: float = 1.0, inplace: bool = False) -> Any:
     """x above 0, alpha (e^x - 1) below."""
+    return composed(_elu, (x,), (alpha,))
+
+
+def _elu(x: Any, alpha: float) -> Any:
     return x.relu() + (minimum(x, 0.0).exp() - 1.0) * alpha
 
 
 def selu(x: Any, inplace: bool = False) -> Any:
     """See cx.nn.SELU."""
-    return elu(x, SELU_ALPHA) * SELU_SCALE
+    return composed(_selu, (x,), ())
+
+
+def _selu(x: Any) -> Any:
+    return _elu(x, SELU_ALPHA) * SELU_SCALE
 
 
 def celu(x: Any, alpha: float = 1.0, inplace: bool = False) -> Any:
     """x above 0, alpha (e^(x / alpha) - 1) below."""
+    return composed(_celu, (x,), (alpha,))
+
+
+def _celu(x: Any, alpha: float) -> Any:
     return x.relu() + ((minimum(x, 0.0) / alpha).exp() - 1.0) * alpha
 
 
@@ -60,41 +73,69 @@ def softplus(x: Any, beta: float = 1.0, threshold: float = SOFTPLUS_THRESHOLD) -
     threshold: where beta x is above it, x itself, as in torch. Above torch's 20 the two differ by less than 2.1e-9 /
     beta, and the formula, which needs no such bound, stays.
     """
+    return composed(_softplus, (x,), (beta, threshold))
+
+
+def _softplus(x: Any, beta: float = 1.0, threshold: float = SOFTPLUS_THRESHOLD) -> Any:
     if threshold != SOFTPLUS_THRESHOLD:
-        return where(x * beta > threshold, x, softplus(x, beta))
+        return where(x * beta > threshold, x, _softplus(x, beta))
     if beta == 1.0:
         return x.relu() + ((-x.abs()).exp() + 1.0).log()
-    return softplus(x * beta) * (1.0 / beta)
+    return _softplus(x * beta) * (1.0 / beta)
 
 
 def logsigmoid(x: Any) -> Any:
     """log σ(x)"""
-    return -softplus(-x)
+    return composed(_logsigmoid, (x,), ())
+
+
+def _logsigmoid(x: Any) -> Any:
+    return -_softplus(-x)
 
 
 def mish(x: Any, inplace: bool = False) -> Any:
     """x tanh(log(1 + e^x))"""
-    return x * softplus(x).tanh()
+    return composed(_mish, (x,), ())
+
+
+def _mish(x: Any) -> Any:
+    return x * _softplus(x).tanh()
 
 
 def softsign(x: Any) -> Any:
     """x / (1 + |x|)."""
+    return composed(_softsign, (x,), ())
+
+
+def _softsign(x: Any) -> Any:
     return x / (x.abs() + 1.0)
 
 
 def tanhshrink(x: Any) -> Any:
     """x - tanh(x)."""
+    return composed(_tanhshrink, (x,), ())
+
+
+def _tanhshrink(x: Any) -> Any:
     return x - x.tanh()
 
 
 def hardshrink(x: Any, lambd: float = 0.5) -> Any:
     """x farther than lambd from 0, 0 elsewhere."""
+    return composed(_hardshrink, (x,), (lambd,))
+
+
+def _hardshrink(x: Any, lambd: float) -> Any:
     return where(x.abs() > lambd, x, 0.0)
 
 
 def softshrink(x: Any, lambd: float = 0.5) -> Any:
     """x nearer to 0 by lambd, but not beyond."""
-    return x - hardtanh(x, -lambd, lambd)
+    return composed(_softshrink, (x,), (lambd,))
+
+
+def _softshrink(x: Any, lambd: float) -> Any:
+    return x - _hardtanh(x, -lambd, lambd)
 
 
 def softmin(x: Any, dim: int = -1, *, dtype: Any = None) -> Any:
@@ -104,6 +145,10 @@ def softmin(x: Any, dim: int = -1, *, dtype: Any = None) -> Any:
 
 def hardtanh(x: Any, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> Any:
     """x kept within min_val … max_val."""
+    return composed(_hardtanh, (x,), (min_val, max_val))
+
+
+def _hardtanh(x: Any, min_val: float, max_val: float) -> Any:
     return minimum(maximum(x, min_val), max_val)
 
 
@@ -114,16 +159,28 @@ def relu6(x: Any, inplace: bool = False) -> Any:
 
 def hardsigmoid(x: Any, inplace: bool = False) -> Any:
     """(x + 3) / 6 kept within 0 … 1."""
-    return relu6(x + 3.0) * (1.0 / 6.0)
+    return composed(_hardsigmoid, (x,), ())
+
+
+def _hardsigmoid(x: Any) -> Any:
+    return _hardtanh(x + 3.0, 0.0, 6.0) * (1.0 / 6.0)
 
 
 def hardswish(x: Any, inplace: bool = False) -> Any:
     """See cx.nn.Hardswish."""
-    return x * hardsigmoid(x)
+    return composed(_hardswish, (x,), ())
+
+
+def _hardswish(x: Any) -> Any:
+    return x * _hardsigmoid(x)
 
 
 def threshold(x: Any, threshold: float, value: float, inplace: bool = False) -> Any:
     """x above the threshold, `value` elsewhere."""
+    return composed(_threshold, (x,), (threshold, value))
+
+
+def _threshold(x: Any, threshold: float, value: float) -> Any:
     return where(x > threshold, x, value)
 
 
@@ -132,6 +189,10 @@ def prelu(x: Any, weight: Any) -> Any:
     if weight.shape != (1,) and (x.ndim < 2 or weight.shape != (x.shape[1],)):
         raise ShapeError(f"prelu: expected a weight (1,) or one per channel of x {x.shape}, got {weight.shape}")
     slope = weight if weight.shape == (1,) or x.ndim == 2 else weight.reshape(1, -1, *(1,) * (x.ndim - 2))
+    return composed(_prelu, (x, slope), ())
+
+
+def _prelu(x: Any, slope: Any) -> Any:
     return x.relu() + minimum(x, 0.0) * slope
 
 

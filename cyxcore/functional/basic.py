@@ -118,6 +118,10 @@ def relu(x: Any, inplace: bool = False) -> Any:
 
 def leaky_relu(x: Any, negative_slope: float = 0.01, inplace: bool = False) -> Any:
     """See cx.nn.LeakyReLU."""
+    return composed(_leaky_relu, (x,), (negative_slope,))
+
+
+def _leaky_relu(x: Any, negative_slope: float) -> Any:
     return apply("where", x > 0, x, x * negative_slope)
 
 

@@ -33,6 +33,17 @@ FUNCTIONS = {
     "gelu": (F.gelu, [(7, 50)]),
     "gelu tanh": (lambda x: F.gelu(x, "tanh"), [(7, 50)]),
     "silu": (F.silu, [(7, 50)]),
+    **{
+        name: (getattr(F, name), [(7, 50)])
+        for name in (
+            "celu elu hardshrink hardsigmoid hardswish hardtanh leaky_relu logsigmoid mish selu softplus softshrink "
+            "softsign tanhshrink"
+        ).split()
+    },
+    "softplus with a threshold": (lambda x: F.softplus(x, 2.0, 1.0), [(7, 50)]),
+    "threshold": (lambda x: F.threshold(x, 0.1, 20.0), [(7, 50)]),
+    "clip": (lambda x: cx.clip(x, -0.5, 0.7), [(7, 50)]),
+    "prelu": (F.prelu, [(7, 5, 10), (5,)]),
     "attention": (F.scaled_dot_product_attention, [(2, 3, 8, 4), (2, 3, 9, 4), (2, 3, 9, 5)]),
     "causal attention": (lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True), [(2, 3, 8, 4)] * 3),
     "attention with a mask": (F.scaled_dot_product_attention, [(2, 3, 8, 4)] * 3 + [(8, 8)]),

@@ -120,7 +120,11 @@ CALLS: dict[str, Callable[..., Any]] = {
         m.squeeze(x[None]),
     ),
     "add and round": lambda m, x, y, **_: (m.add(x, y, alpha=2), m.round(x, decimals=1)),
-    "tensordot": lambda m, x, y, **_: (m.tensordot(x, y, dims=([1], [1])), m.tensordot(x, y.T, dims=1)),
+    "tensordot": lambda m, x, y, **_: (
+        m.tensordot(x, y, dims=([1], [1])),
+        m.tensordot(x, y.T, dims=1),
+        m.tensordot(x, y.T, 1),
+    ),
     "einsum of a list": lambda m, c, **_: m.einsum("bij,bkj->bik", [c, c]),
     "norms by dim": lambda m, x, **_: (
         m.linalg.vector_norm(x, ord=1, dim=1, keepdim=True),
