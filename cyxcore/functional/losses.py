@@ -9,7 +9,7 @@ from cyxcore.errors import IndexingError, ShapeError, SpecError
 from cyxcore.functional.activations import softplus
 from cyxcore.functional.basic import log_softmax, looked_up, maximum, minimum, pad, stack, take_along_axis, where
 from cyxcore.inplace import InPlace
-from cyxcore.values import Value, apply
+from cyxcore.values import Value, apply, composed
 
 
 def _same(name: str, a: Any, b: Any) -> None:
@@ -144,12 +144,20 @@ def _weighted(rows: Any, own: Any, counted: Any, reduction: str) -> Any:
 def mse_loss(prediction: Any, target: Any, reduction: str = "mean", weight: Any = None) -> Any:
     """(prediction - target)^2. weight: what each element counts; the mean is then over the weights."""
     _same("mse_loss", prediction, target)
+    return composed(_mse_loss, (prediction, target, weight), (reduction,))
+
+
+def _mse_loss(prediction: Any, target: Any, weight: Any, reduction: str) -> Any:
     return _of_weight("mse_loss", (prediction - target) ** 2, weight, reduction)
 
 
 def l1_loss(prediction: Any, target: Any, reduction: str = "mean", weight: Any = None) -> Any:
     """|prediction - target|. weight: what each element counts; the mean is then over the weights."""
     _same("l1_loss", prediction, target)
+    return composed(_l1_loss, (prediction, target, weight), (reduction,))
+
+
+def _l1_loss(prediction: Any, target: Any, weight: Any, reduction: str) -> Any:
     return _of_weight("l1_loss", (prediction - target).abs(), weight, reduction)
 
 
@@ -167,6 +175,10 @@ def huber_loss(prediction: Any, target: Any, reduction: str = "mean", delta: flo
     weight: what each element counts; the mean is over the elements nevertheless, as in torch.
     """
     _same("huber_loss", prediction, target)
+    return composed(_huber_loss, (prediction, target, weight), (reduction, delta))
+
+
+def _huber_loss(prediction: Any, target: Any, weight: Any, reduction: str, delta: float) -> Any:
     away = (prediction - target).abs()
     near = minimum(away, delta)
     rows = near * (away - near * 0.5)
@@ -192,6 +204,10 @@ def _bounded_log(p: Any) -> Any:
 def binary_cross_entropy(probabilities: Any, target: Any, reduction: str = "mean", weight: Any = None) -> Any:
     """-t log p - (1 - t) log(1 - p); logarithms are kept above -100, as in torch, and have no gradient at p = 0."""
     _same("binary_cross_entropy", probabilities, target)
+    return composed(_binary_cross_entropy, (probabilities, target, weight), (reduction,))
+
+
+def _binary_cross_entropy(probabilities: Any, target: Any, weight: Any, reduction: str) -> Any:
     rows = -(target * _bounded_log(probabilities) + (1.0 - target) * _bounded_log(1.0 - probabilities))
     return _reduced(rows if weight is None else rows * weight, reduction)
 
@@ -204,6 +220,10 @@ def binary_cross_entropy_with_logits(
     weight: of each element. pos_weight: what t = 1 counts.
     """
     _same("binary_cross_entropy_with_logits", logits, target)
+    return composed(_binary_cross_entropy_with_logits, (logits, target, weight, pos_weight), (reduction,))
+
+
+def _binary_cross_entropy_with_logits(logits: Any, target: Any, weight: Any, pos_weight: Any, reduction: str) -> Any:
     if pos_weight is None:
         rows = softplus(logits) - logits * target
     else:
@@ -214,6 +234,10 @@ def binary_cross_entropy_with_logits(
 def kl_div(log_probabilities: Any, target: Any, reduction: str = "mean", log_target: bool = False) -> Any:
     """t (log t - log p), 0 where t is 0. reduction "batchmean": the sum over the number of rows."""
     _same("kl_div", log_probabilities, target)
+    return composed(_kl_div, (log_probabilities, target), (reduction, log_target))
+
+
+def _kl_div(log_probabilities: Any, target: Any, reduction: str, log_target: bool) -> Any:
     if log_target:
         rows = target.exp() * (target - log_probabilities)
     else:

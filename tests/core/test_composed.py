@@ -44,6 +44,22 @@ FUNCTIONS = {
     "threshold": (lambda x: F.threshold(x, 0.1, 20.0), [(7, 50)]),
     "clip": (lambda x: cx.clip(x, -0.5, 0.7), [(7, 50)]),
     "prelu": (F.prelu, [(7, 5, 10), (5,)]),
+    **{
+        f"{name} {reduction}": (
+            lambda x, y, w, name=name, reduction=reduction: getattr(F, name)(x, y, reduction=reduction, weight=w),
+            [(7, 50)] * 3,
+        )
+        for name in ("mse_loss", "l1_loss", "huber_loss", "binary_cross_entropy_with_logits")
+        for reduction in ("mean", "sum", "none")
+    },
+    "smooth_l1_loss": (lambda x, y: F.smooth_l1_loss(x, y, beta=0.5), [(7, 50)] * 2),
+    "bce": (lambda x, y: F.binary_cross_entropy(x.sigmoid(), y.sigmoid()), [(7, 50)] * 2),
+    "bce of weighted classes": (
+        lambda x, y, w: F.binary_cross_entropy_with_logits(x, y.sigmoid(), pos_weight=w.exp()),
+        [(7, 50), (7, 50), (50,)],
+    ),
+    "kl_div": (lambda x, y: F.kl_div(x, y, "batchmean"), [(7, 50)] * 2),
+    "kl_div of logarithms": (lambda x, y: F.kl_div(x, y, "sum", log_target=True), [(7, 50)] * 2),
     "attention": (F.scaled_dot_product_attention, [(2, 3, 8, 4), (2, 3, 9, 4), (2, 3, 9, 5)]),
     "causal attention": (lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True), [(2, 3, 8, 4)] * 3),
     "attention with a mask": (F.scaled_dot_product_attention, [(2, 3, 8, 4)] * 3 + [(8, 8)]),
