@@ -27,6 +27,7 @@ FEW_TERMS = 4  # a stack of products this many times larger than its left factor
 IN_BANDS = CHEAP | {"tanh", "sigmoid", "softmax"}  # the same where what they read is in the cache
 LEAST_BYTES = 1024 * 1024  # of what is not kept for later bands; for less the calls made again take longer
 MOST_IN_BANDS = 16  # calls made again for one of them
+SHARE_OF_WEIGHTS = 16  # of what is kept for later bands, the part that may go to weights of attention
 
 
 def recompute(graph: Graph) -> Graph:
@@ -159,6 +160,8 @@ class _InBands:
                     self.read_in.setdefault(source, []).append(place)
                     self.first.setdefault(source, at[place])
         self.results = {alias.get(i, i) for i in (*graph.outputs, *(i for update in graph.updates for i in update))}
+        crossing = [place for place in self.read_in if place in stretch and not self._is_weights(place)]
+        self.room = sum(map(self.known.bytes_of, crossing)) // SHARE_OF_WEIGHTS  # for weights of attention
         self.calls: dict[int, set[int]] = {}  # array that is not kept -> the calls that make it again
         self.reads: dict[int, set[int]] = {}  # and the kept arrays that these read
         for place in sorted(self.read_in, reverse=True):
@@ -173,12 +176,15 @@ class _InBands:
             return
         relying = [other for other, reads in self.reads.items() if place in reads]
         # What a call behind the bands reads is written once in any case, earlier or later; the rest pays only with it.
-        weights = self.nodes[place].op == "softmax"  # of attention: they are the larger part of what a step keeps
+        weights = self._is_weights(place)
         written = weights or relying or any(reader not in self.stretch for reader in self.read_in[place])
         found = self._again(place) if written else None
         if found is None:
             return
         if any(len(self.calls[other] | found[0]) > MOST_IN_BANDS for other in relying):
+            return
+        if weights and self.known.bytes_of(place) <= self.room:  # of the last layers, as those are not kept for long
+            self.room -= self.known.bytes_of(place)
             return
         self.calls[place], self.reads[place] = found
         for other in relying:
@@ -204,6 +210,10 @@ class _InBands:
             if len(calls) > MOST_IN_BANDS:
                 return None
         return calls, reads
+
+    def _is_weights(self, place: int) -> bool:
+        """Whether an array holds the weights of attention, which are the larger part of what a step keeps."""
+        return self.nodes[place].op == "softmax"
 
     def _is_cheap(self, place: int) -> bool:
         node, shapes = self.nodes[place], self.known.shapes
