@@ -15,7 +15,7 @@ from cyxcore.arguments import Form, Given, IsAPart, NumbersAsked, taken_apart, w
 from cyxcore.eager import Tensor, copy_of
 from cyxcore.errors import GraphError
 from cyxcore.forks import renew_in_children
-from cyxcore.held import refilled
+from cyxcore.held import kinds, refill
 from cyxcore.keys import drawing_again
 from cyxcore.nn.module import Module
 from cyxcore.objectives import evaluation_graph
@@ -40,6 +40,7 @@ from cyxcore.tracing import results_of, symbolic
 class _Traced(NamedTuple):
     plan: Plan
     rebuild: Callable[[tuple[Tensor, ...]], Any]  # what the function returns, of the plan's outputs
+    fed: list[Any]  # for each argument what the plan reads
     draws: Draws
     kept: list[Any]
 
@@ -108,7 +109,9 @@ class Compiled:
         draws = [node.attrs["stream"] for node in graph.nodes if node.op == "uniform"]
         plan = Plan(graph, state, device, resident=fed, fetch=False, numerics=self.numerics, draws=draws)
         around = [] if self.around is None else self.around.kept()
-        return _Traced(plan, rebuild, draws_of(plan, builder), [*self._bound.kept(), *around])
+        return _Traced(
+            plan, rebuild, [plan.inputs[name] for name in fed], draws_of(plan, builder), [*self._bound.kept(), *around]
+        )
 
     def __call__(self, *inputs: Any, **named: Any) -> Any:
         given = inputs, named
@@ -145,16 +148,15 @@ class Compiled:
     def _run(self, tensors: list[Tensor], form: Form, given: Given) -> Any:
         at = self.device or (tensors[0].device if tensors else devices.default_device())
         numerics = self.numerics or precision.current()
-        key = (at, numerics, tuple([(x.shape, x.dtype) for x in tensors]), form, self._seen.key(self._look))
-        plan, rebuild, draws, _ = self._plans.of(
+        key = (at, numerics, kinds(tensors), form, self._seen.key(self._look))
+        plan, rebuild, fed, draws, _ = self._plans.of(
             key, lambda: with_values(self.around, lambda: self._compile(tensors, given, at), form.numbers)
         )
-        for place, x in enumerate(tensors):
-            if not refilled(fed := plan.inputs[str(place)], x):
-                plan.backend.assign(fed, devices.put(x._data, at))
+        for place in refill(fed, tensors):
+            plan.backend.assign(fed[place], devices.put(tensors[place]._data, at))
         draws.fill()
         plan.run()
-        results = tuple([copy_of(array) for array in plan.outputs])
+        results = tuple(map(copy_of, plan.outputs))
         return rebuild(results)
 
 

@@ -108,8 +108,11 @@ class _Plain:
     def watched(self, update: Any, given: tuple[Any, ...], states: Any, place: int) -> tuple[Any, None]:
         return update(*given), None
 
-    def refilled(self, array: Any, tensor: Any) -> bool:
-        return False
+    def kinds(self, tensors: list[Any]) -> tuple[Any, ...]:
+        return tuple([kind for tensor in tensors for kind in (tensor.shape, tensor.dtype)])
+
+    def refill(self, arrays: list[Any], tensors: list[Any]) -> list[int]:
+        return list(range(len(arrays)))
 
     def copied(self, array: Any, dtype: str) -> None:
         """Whoever asks makes it."""
@@ -140,9 +143,10 @@ connect = _made.connect
 connect_tape = _made.connect_tape
 copied = _made.copied
 is_recording = _made.is_recording
+kinds = _made.kinds
 later = _made.later
 now = _made.now
-refilled = _made.refilled
+refill = _made.refill
 set_recording = _made.set_recording
 scalar = _made.scalar
 walk = _made.walk

@@ -36,7 +36,7 @@ from cyxcore.eager import Tensor, copy_of, next_key
 from cyxcore.errors import GradientError, GraphError
 from cyxcore.forks import renew_in_children
 from cyxcore.gradients import reached
-from cyxcore.held import Watch, is_recording, refilled, wrote
+from cyxcore.held import Watch, is_recording, kinds, refill, wrote
 from cyxcore.keys import Draw, Generator, drawing_again
 from cyxcore.nn.module import Module
 from cyxcore.optimizer import NO_OPTIONS, Optimizer, State
@@ -347,7 +347,7 @@ class CompiledStep:
             device,
             self.numerics or precision.current(),
             is_recording(),
-            tuple([(x.shape, x.dtype) for x in tensors]),
+            kinds(tensors),
             form,
             own,
         )
@@ -356,9 +356,8 @@ class CompiledStep:
         )
         plan = traced.plan
         backend = plan.backend
-        for x, fed in zip(tensors, traced.fed, strict=True):
-            if not refilled(fed, x):
-                backend.assign(fed, backend.put(x._data))
+        for place in refill(traced.fed, tensors):
+            backend.assign(traced.fed[place], backend.put(tensors[place]._data))
         for optimizer, _ in traced.stepped:
             optimizer.call_step_hooks("before_step")
         for optimizer, counts, rates in traced.scalars:
@@ -379,7 +378,7 @@ class CompiledStep:
         wrote(traced.written)
         for optimizer, _ in traced.stepped:
             optimizer.call_step_hooks("after_step")
-        results = tuple([copy_of(array) for array in plan.outputs])
+        results = tuple(map(copy_of, plan.outputs))
         results = traced.gradients.taken(results)
         return traced.rebuild(results)
 

@@ -162,8 +162,27 @@ cdef bint _are_still(list items, tuple was) except -1:
     return True
 
 
-def refilled(array, Held tensor) -> bool:
-    """Copies a tensor into an array of its shape. False, and nothing is done, where one of them is not plain memory."""
+def kinds(list tensors) -> tuple:
+    """The shape and the dtype of each tensor, one behind the other."""
+    cdef list found = []
+    cdef Held tensor
+    for tensor in tensors:
+        found.append(tensor.shape)
+        found.append(tensor.dtype)
+    return tuple(found)
+
+
+def refill(list arrays, list tensors) -> list:
+    """Copies tensors into arrays of their shapes. Returns the places where one of both is not plain memory: nothing is done."""
+    cdef list left = []
+    cdef Py_ssize_t place
+    for place in range(len(arrays)):
+        if not _refilled(arrays[place], <Held?>tensors[place]):
+            left.append(place)
+    return left
+
+
+cdef bint _refilled(array, Held tensor) except -1:
     cdef cnp.ndarray into
     cdef size_t count
     if tensor._pointer == NULL or type(array) is not cnp.ndarray:

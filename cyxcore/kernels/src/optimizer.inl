@@ -4,15 +4,28 @@
 
 enum { FEW_UPDATED = 40000 }; /* operations of a thread where calls are shared finely */
 
+/* base**exponent for a whole number 0 <= exponent < 2**53, by squaring. */
+static double whole_power(double base, double exponent) {
+    double result = 1.0;
+    for (uint64_t left = exponent > 0 && exponent < 0x1p53 ? (uint64_t)exponent : 0; left;
+         left >>= 1, base *= base)
+        if (left & 1) result *= base;
+    return result;
+}
+
 #define OPTIMIZER_OPS(T, S, F)                                                                               \
     typedef struct {                                                                                         \
         T *out;                                                                                              \
         const T *in[3];                                                                                      \
         T c[CYX_LOOP_CONSTANTS];                                                                             \
     } update_##S;                                                                                            \
+    static inline update_##S update_on_##S(const cyx_call *call) {                                           \
+        update_##S u = {.out = call->out.data};                                                              \
+        for (int i = 0; i < 3 && i < call->in_count; i++) u.in[i] = call->in[i].data;                        \
+        return u;                                                                                            \
+    }                                                                                                        \
     static inline update_##S update_of_##S(const cyx_rows *rows) {                                           \
-        update_##S u = {.out = rows->call->out.data};                                                        \
-        for (int i = 0; i < 3 && i < rows->call->in_count; i++) u.in[i] = rows->call->in[i].data;            \
+        update_##S u = update_on_##S(rows->call);                                                            \
         for (int i = 0; i < CYX_LOOP_CONSTANTS; i++) u.c[i] = (T)rows->constants[i];                         \
         return u;                                                                                            \
     }                                                                                                        \
@@ -81,16 +94,24 @@ enum { FEW_UPDATED = 40000 }; /* operations of a thread where calls are shared f
             um.out[i] = m, uv.out[i] = v, up.out[i] = p * up.c[0] - up.c[1] * m / root;                      \
         }                                                                                                    \
     }                                                                                                        \
-    static cyx_status adam_group_##S(const cyx_call *calls, const cyx_kernel *kernels) {                     \
+    static T scalar_##S(const cyx_call *call, int index) { return *(const T *)call->in[index].data; }        \
+    static void moment_constants_##S(const cyx_call *call, T *c) {                                           \
+        c[0] = (T)call->floats[0], c[1] = (T)(1.0 - call->floats[0]), c[2] = (T)call->floats[1];             \
+    }                                                                                                        \
+    /* floats: beta1, beta2, eps, decoupled_weight_decay */                                                  \
+    static void adam_constants_##S(const cyx_call *call, T *c) {                                             \
+        double lr = scalar_##S(call, 3);                                                                     \
+        double step = call->in[4].dtype == CYX_F32 ? *(const float *)call->in[4].data : scalar_##S(call, 4); \
+        double first = 1.0 - whole_power(call->floats[0], step),                                             \
+               second = 1.0 - whole_power(call->floats[1], step);                                            \
+        c[0] = (T)(1.0 - lr * call->floats[3]), c[1] = (T)(lr / first), c[2] = (T)(1.0 / second);            \
+        c[3] = (T)call->floats[2];                                                                           \
+    }                                                                                                        \
+    static cyx_status adam_group_##S(const cyx_call *calls) {                                                \
         for (int32_t k = 0; k < calls->group; k += 3) {                                                      \
-            cyx_loop loops[3];                                                                               \
-            for (int i = 0; i < 3; i++) {                                                                    \
-                cyx_asked = &loops[i];                                                                       \
-                kernels[i](&calls[k + i]);                                                                   \
-                cyx_asked = NULL;                                                                            \
-            }                                                                                                \
-            adam_##S of = {update_of_##S(&loops[0].rows), update_of_##S(&loops[1].rows),                     \
-                           update_of_##S(&loops[2].rows)};                                                   \
+            adam_##S of = {update_on_##S(&calls[k]), update_on_##S(&calls[k + 1]), update_on_##S(&calls[k + 2])}; \
+            moment_constants_##S(&calls[k], of.m.c), moment_constants_##S(&calls[k + 1], of.v.c);            \
+            adam_constants_##S(&calls[k + 2], of.p.c);                                                       \
             int64_t size = calls[k].out.size;                                                                \
             int64_t grain = cyx_grain(size, 12, cyx_shares_finely ? FEW_UPDATED : CYX_LEAST_WORK);           \
             cyx_parallel(size, grain, adam_##S##_body, &of);                                                 \
@@ -106,7 +127,6 @@ enum { FEW_UPDATED = 40000 }; /* operations of a thread where calls are shared f
             cyx_parallel(call->out.size, cyx_grain(call->out.size, 4, CYX_LEAST_WORK), body, &rows);         \
         return CYX_OK;                                                                                       \
     }                                                                                                        \
-    static T scalar_##S(const cyx_call *call, int index) { return *(const T *)call->in[index].data; }        \
     static cyx_status sgd_update_##S(const cyx_call *call) {                                                 \
         T c[] = {scalar_##S(call, 2), (T)call->floats[0]};                                                   \
         return run_update_##S(call, sgd_update_##S##_body, c, 2);                                            \
@@ -123,36 +143,22 @@ enum { FEW_UPDATED = 40000 }; /* operations of a thread where calls are shared f
         T c[] = {scalar_##S(call, 2)};                                                                       \
         return run_update_##S(call, axpy_update_##S##_body, c, 1);                                           \
     }                                                                                                        \
-    static cyx_status adam_v_##S(const cyx_call *call);                                                      \
-    static cyx_status adam_update_##S(const cyx_call *call);                                                 \
     static cyx_status adam_m_##S(const cyx_call *call) {                                                     \
-        static const cyx_kernel kernels[] = {adam_m_##S, adam_v_##S, adam_update_##S};                       \
-        if (call->group > 1 && !cyx_asked) return adam_group_##S(call, kernels);                             \
-        T c[] = {(T)call->floats[0], (T)(1.0 - call->floats[0]), (T)call->floats[1]};                        \
+        if (call->group > 1 && !cyx_asked) return adam_group_##S(call);                                      \
+        T c[3];                                                                                              \
+        moment_constants_##S(call, c);                                                                       \
         return run_update_##S(call, adam_m_##S##_body, c, 3);                                                \
     }                                                                                                        \
     static cyx_status adam_v_##S(const cyx_call *call) {                                                     \
-        T c[] = {(T)call->floats[0], (T)(1.0 - call->floats[0]), (T)call->floats[1]};                        \
+        T c[3];                                                                                              \
+        moment_constants_##S(call, c);                                                                       \
         return run_update_##S(call, adam_v_##S##_body, c, 3);                                                \
     }                                                                                                        \
-    /* floats: beta1, beta2, eps, decoupled_weight_decay */                                                  \
     static cyx_status adam_update_##S(const cyx_call *call) {                                                \
-        double lr = scalar_##S(call, 3);                                                                     \
-        double step = call->in[4].dtype == CYX_F32 ? *(const float *)call->in[4].data : scalar_##S(call, 4); \
-        double first = 1.0 - whole_power(call->floats[0], step),                                             \
-               second = 1.0 - whole_power(call->floats[1], step);                                            \
-        T c[] = {(T)(1.0 - lr * call->floats[3]), (T)(lr / first), (T)(1.0 / second), (T)call->floats[2]};   \
+        T c[4];                                                                                              \
+        adam_constants_##S(call, c);                                                                         \
         return run_update_##S(call, adam_update_##S##_body, c, 4);                                           \
     }
-
-/* base**exponent for a whole number 0 <= exponent < 2**53, by squaring. */
-static double whole_power(double base, double exponent) {
-    double result = 1.0;
-    for (uint64_t left = exponent > 0 && exponent < 0x1p53 ? (uint64_t)exponent : 0; left;
-         left >>= 1, base *= base)
-        if (left & 1) result *= base;
-    return result;
-}
 
 OPTIMIZER_OPS(float, f32, f)
 OPTIMIZER_OPS(double, f64, )
