@@ -96,6 +96,13 @@ def test_every_relative_link_leads_somewhere():
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
+def test_the_index_of_decisions_lists_each_by_its_title():
+    folder = ROOT / "decisions"
+    listed = re.findall(r"^\* (\d+) \[(.*)\]\(([\w.-]+)\)", (folder / "README.md").read_text(), re.M)
+    titles = {page.name: page.read_text().splitlines()[0] for page in folder.glob("0*.md")}
+    assert {name: f"# {number}. {title}" for number, title, name in listed} == titles
+
+
 def test_the_api_page_lists_exactly_the_verbs_there_are():
     listed = re.findall(r"^\| `([a-z.]+)` \|", (ROOT / "docs" / "api.md").read_text(), re.M)
     assert listed == list(VERBS)
