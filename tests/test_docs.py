@@ -99,7 +99,7 @@ def test_every_relative_link_leads_somewhere():
 def test_the_index_of_decisions_lists_each_by_its_title():
     folder = ROOT / "decisions"
     listed = re.findall(r"^\* (\d+) \[(.*)\]\(([\w.-]+)\)", (folder / "README.md").read_text(), re.M)
-    titles = {page.name: page.read_text().splitlines()[0] for page in folder.glob("0*.md")}
+    titles = {page.name: page.read_text().splitlines()[0] for page in folder.glob("[0-9]*.md")}
     assert {name: f"# {number}. {title}" for number, title, name in listed} == titles
 
 
