@@ -15,11 +15,13 @@ from cyxcore.arguments import Form, Given, IsAPart, NumbersAsked, taken_apart, w
 from cyxcore.eager import Tensor, copy_of
 from cyxcore.errors import GraphError
 from cyxcore.forks import renew_in_children
+from cyxcore.graph import Graph
 from cyxcore.held import kinds, refill
 from cyxcore.keys import drawing_again
 from cyxcore.nn.module import Module
 from cyxcore.objectives import evaluation_graph
 from cyxcore.plan import Plan
+from cyxcore.retracing import Before
 from cyxcore.steps import (
     Bound,
     CompiledStep,
@@ -84,10 +86,13 @@ class Compiled:
             return getattr(function, name)
         raise AttributeError(f"a compiled function has no {name!r}")
 
-    def _compile(self, inputs: list[Tensor], given: Given, device: str) -> _Traced:
+    def _follow(
+        self, inputs: list[Tensor], given: Given, device: str, before: Before | None = None
+    ) -> tuple[Builder, Graph, Callable[[Any], Any], dict[str, Any]]:
+        """The function on symbols, and the arrays that it reads. before: what it must do again."""
         self._seen.forget()  # what the function reads may be known otherwise afterwards
         builder = Builder(merging=False, travels=device in devices.OWN_MEMORY)
-        builder.device = device
+        builder.device, builder.before = device, None if before is None else before.compare
         symbols = [builder.input(str(place), x.shape, x.dtype) for place, x in enumerate(inputs)]
         state: dict[str, Any] = {}
         with ExitStack() as stack:
@@ -100,18 +105,33 @@ class Compiled:
             options = self._bound.options()
             args, named = with_others(given, symbols, self.fixed)
             result = self.function(*args, **named)
-            self._bound.leave_out_changed(options)
+            self._bound.check_unchanged(options)
         for place, module in enumerate(self.modules):
             state |= {f"{place}.{name}": array for name, array in module.arrays().items()}
         outputs, rebuild = results_of(result, "function to return tensors computed from its arguments")
+        return builder, builder.graph(*outputs), rebuild, state
+
+    def _compare(self, before: Before, inputs: list[Tensor], given: Given, device: str) -> None:
+        """Whether a trace is what it was. Raises GraphError where it is not."""
+        if before.by_value == self._by_value():
+            _, graph, rebuild, _ = self._follow(inputs, given, device, before)
+            before.compare_ends(graph, rebuild)
+
+    def _by_value(self) -> bool:
+        return self.around is not None and self.around.by_value
+
+    def _made(self, inputs: list[Tensor], given: Given, device: str) -> tuple[_Traced, Before]:
+        """A plan, and what the function did."""
+        builder, followed, rebuild, state = self._follow(inputs, given, device)
         fed = [str(place) for place in range(len(inputs))]
-        graph = evaluation_graph(builder.graph(*outputs))  # in which nothing is drawn that only training needs
+        graph = evaluation_graph(followed)  # in which nothing is drawn that only training needs
         draws = [node.attrs["stream"] for node in graph.nodes if node.op == "uniform"]
         plan = Plan(graph, state, device, resident=fed, fetch=False, numerics=self.numerics, draws=draws)
         around = [] if self.around is None else self.around.kept()
-        return _Traced(
+        traced = _Traced(
             plan, rebuild, [plan.inputs[name] for name in fed], draws_of(plan, builder), [*self._bound.kept(), *around]
         )
+        return traced, Before(followed, rebuild, len(followed.outputs), self._by_value())
 
     def __call__(self, *inputs: Any, **named: Any) -> Any:
         given = inputs, named
@@ -149,8 +169,10 @@ class Compiled:
         at = self.device or (tensors[0].device if tensors else devices.default_device())
         numerics = self.numerics or precision.current()
         key = (at, numerics, kinds(tensors), form, self._seen.key(self._look))
-        plan, rebuild, fed, draws, _ = self._plans.of(
-            key, lambda: with_values(self.around, lambda: self._compile(tensors, given, at), form.numbers)
+        plan, rebuild, fed, draws, _ = self._plans.recent(key) or self._plans.of(
+            key,
+            lambda: with_values(self.around, lambda: self._made(tensors, given, at), form.numbers),
+            lambda before: self._compare(before, tensors, given, at),
         )
         for place in refill(fed, tensors):
             plan.backend.assign(fed[place], devices.put(tensors[place]._data, at))

@@ -1,6 +1,6 @@
 """The operators in place: x += y and its kind, in the memory x has.
 
-A value that has memory is an InPlace; a symbol of a graph has none, and makes x = x + y of x += y (symbols.py).
+A value that has memory is an InPlace; a symbol of a graph has none, and is another node after x += y (symbols.py).
 """
 
 import operator

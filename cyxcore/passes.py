@@ -36,11 +36,8 @@ def optimise(graph: Graph) -> Graph:
     return dead_code(simplify(graph))
 
 
-def copied_before_updates(graph: Graph, simplified: Graph) -> Graph:
-    """Where an output is what a parameter was before its update, or another parameter becomes that, it is copied.
-
-    graph: as it was before passes. Of it the parameter itself, or a view of it, is an output that shows the update.
-    """
+def copied_before_updates(simplified: Graph) -> Graph:
+    """Where an output is what a parameter was before its update, or another parameter becomes that, it is copied."""
     written = {target for target, _ in simplified.updates}
     nodes, known = list(simplified.nodes), simplified.infer(1)
     shapes, dtypes = list(known.shapes), list(known.dtypes)
@@ -59,10 +56,7 @@ def copied_before_updates(graph: Graph, simplified: Graph) -> Graph:
             place = len(nodes) - 1
         return place
 
-    outputs = [
-        copy_of(place) if root(place) in written and not _is_a_view(graph, said) else place
-        for said, place in zip(graph.outputs, simplified.outputs, strict=True)
-    ]
+    outputs = [copy_of(place) if root(place) in written else place for place in simplified.outputs]
     updates = [
         (target, copy_of(value) if simplified.nodes[root(value)].op == "param" and root(value) != target else value)
         for target, value in simplified.updates
@@ -70,17 +64,6 @@ def copied_before_updates(graph: Graph, simplified: Graph) -> Graph:
     if len(nodes) == len(simplified.nodes):
         return simplified
     return Graph(nodes, outputs, updates, Inferred(tuple(shapes), tuple(dtypes)))
-
-
-def _is_a_view(graph: Graph, place: int) -> bool:
-    """Of a parameter. A reshape to the shape that was is a copy (clone)."""
-    known = graph.infer(1)
-    while graph.nodes[place].op in ("reshape", "detach"):
-        source = graph.nodes[place].inputs[0]
-        if graph.nodes[place].op == "reshape" and known.shapes[source] == known.shapes[place]:
-            return False
-        place = source
-    return graph.nodes[place].op == "param"
 
 
 def simplify(graph: Graph) -> Graph:

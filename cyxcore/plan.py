@@ -62,7 +62,7 @@ class Plan:
         """
         if any(node.op == "by_mode" for node in graph.nodes):
             raise GraphError("plan: the graph still holds both modes; embed it with training=True or False first")
-        self.graph = graph = copied_before_updates(graph, optimise(graph) if optimised else graph)
+        self.graph = graph = copied_before_updates(optimise(graph) if optimised else graph)
         self.device = devices.default_device() if device is None else device
         self.numerics = precision.chosen(numerics, self.device)
         if optimised and self.device == "cpu":

@@ -8,12 +8,12 @@
         optimizer.step()
         return loss
 
-The function runs once per shape of its arguments, on symbols; then its plan is replayed. Modules and optimisers are
-found among the variables it uses. Parameters and the optimiser's state stay where they are and are written in place,
-so compiled and plain steps may alternate, on the device where the parameters are.
+The function runs on symbols, twice per shape of its arguments (cyxcore/retracing.py); then its plan is replayed.
+Modules and optimisers are found among the variables it uses. Parameters and the optimiser's state stay where they are
+and are written in place, so compiled and plain steps may alternate, on the device where the parameters are.
 Learning rates, and momenta that a schedule cycles, are read before each step. Modes, frozen parameters, replaced
 modules and tensors, options of groups and whether gradients are on are looked at before each step too: what changed
-makes another plan, and so does a number that a module holds (`dropout.p = 0.1`), unless the function itself counts it.
+makes another plan, and so does a number that a module holds (`dropout.p = 0.1`).
 Gradients that are added to what is there, or that no
 step of an optimiser follows, are left in `.grad` as by a plain step. Threads that share a compiled step take turns.
 """
@@ -36,12 +36,14 @@ from cyxcore.eager import Tensor, copy_of, next_key
 from cyxcore.errors import GradientError, GraphError
 from cyxcore.forks import renew_in_children
 from cyxcore.gradients import reached
+from cyxcore.graph import Graph
 from cyxcore.held import Watch, is_recording, kinds, refill, wrote
 from cyxcore.keys import Draw, Generator, drawing_again
 from cyxcore.nn.module import Module
 from cyxcore.optimizer import NO_OPTIONS, Optimizer, State
 from cyxcore.plan import Plan
-from cyxcore.surroundings import NUMBERS, Surroundings, codes, is_option, is_ours
+from cyxcore.retracing import Before
+from cyxcore.surroundings import NUMBERS, Surroundings, assigned, codes, is_option, is_ours
 from cyxcore.symbols import Builder, Symbol, ValueNeeded
 from cyxcore.tracing import results_of, symbolic
 
@@ -106,7 +108,6 @@ class Bound:
         self.modules = modules
         self.parts: list[Module] = []
         self.tensors: list[Tensor] = []
-        self.counted: set[tuple[int, str]] = set()  # what forward() itself changes, of the part with an id
         self._tables: list[dict[str, Any]] = []
         self._found: list[int] = [-1]
 
@@ -120,8 +121,7 @@ class Bound:
                 self.tensors += (*part._parameters.values(), *part._buffers.values())
                 self._tables += (part._modules, part._parameters, part._buffers)
             self._found = found = [*map(id, chain.from_iterable([table.values() for table in self._tables]))]
-        options = [option for option in self.options().items() if option[0] not in self.counted]
-        return (*found, *map(id, map(_array_of, self.tensors)), *options)
+        return (*found, *map(id, map(_array_of, self.tensors)), *self.options().items())
 
     def options(self) -> dict[tuple[int, str], str]:
         """The numbers and texts that each part computes with, and tuples of them."""
@@ -132,9 +132,11 @@ class Bound:
             if name not in _OWN and is_option(value) and _is_computed_with(type(part).__mro__, name)
         }
 
-    def leave_out_changed(self, before: dict[tuple[int, str], str]) -> None:
-        """options() before a trace: one that is another now is the function's own, and would make a plan each time."""
-        self.counted |= {name for name, value in self.options().items() if before.get(name) != value}
+    def check_unchanged(self, before: dict[tuple[int, str], str]) -> None:
+        """before: options() before a trace. Raises GraphError for one that is another now."""
+        for name, value in self.options().items():
+            if before.get(name, value) != value:
+                raise assigned(name[1])
 
     def note(self, watch: Any) -> None:
         """Tell a Watch all that key() has just looked at, and the modes of the parts."""
@@ -205,16 +207,37 @@ class Plans(dict[tuple[Any, ...], Any]):
 
     _last: Any = None  # (key, plan) of the call before: most calls are of that shape again
 
-    def of(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
-        """The plan of a key, made where there is none."""
-        if self._last is not None and self._last[0] == key:
-            self._last = (key, self._last[1])  # of the newer objects, which are those of the next call
-            return self._last[1]
+    def __init__(self) -> None:
+        super().__init__()
+        self._before: dict[tuple[Any, ...], Before] = {}  # of plans that were made and not used again yet
+
+    def recent(self, key: tuple[Any, ...]) -> Any:
+        """The plan of the call before, if that had this key; None otherwise."""
+        if self._last is None or self._last[0] != key:
+            return None
+        self._last = (key, self._last[1])  # of the newer objects, which are those of the next call
+        return self._last[1]
+
+    def of(self, key: tuple[Any, ...], make: Callable[[], tuple[Any, Before]], again: Callable[[Before], None]) -> Any:
+        """The plan of a key, made where there is none, together with what the function did then.
+
+        again: called with that when the plan is used for the second time, and later until it raises nothing.
+        """
+        self._last = None
         found = self.pop(key, None)
-        self[key] = found = make() if found is None else found
-        self._last = (key, found)
+        if found is None:
+            found, self._before[key] = make()
+            self[key] = found
+        else:
+            self[key] = found
+            if key in self._before:
+                again(self._before[key])
+                del self._before[key]
+            self._last = (key, found)
         if len(self) > MOST_PLANS:
-            del self[next(iter(self))]
+            oldest = next(iter(self))
+            del self[oldest]
+            self._before.pop(oldest, None)
         return found
 
 
@@ -351,8 +374,10 @@ class CompiledStep:
             form,
             own,
         )
-        traced: _Traced = self._plans.of(
-            key, lambda: with_values(self.around, lambda: self._trace(tensors, given, device), form.numbers)
+        traced: _Traced = self._plans.recent(key) or self._plans.of(
+            key,
+            lambda: with_values(self.around, lambda: self._made(tensors, given, device), form.numbers),
+            lambda before: self._compare(before, tensors, given, device),
         )
         plan = traced.plan
         backend = plan.backend
@@ -382,12 +407,20 @@ class CompiledStep:
         results = traced.gradients.taken(results)
         return traced.rebuild(results)
 
-    def _trace(self, inputs: list[Tensor], given: Given, device: str) -> _Traced:
+    def _compare(self, before: Before, inputs: list[Tensor], given: Given, device: str) -> None:
+        """Whether a trace is what it was. Raises GraphError where it is not."""
+        if before.by_value == self.around.by_value:
+            followed = self._follow(inputs, given, device, before)
+            before.compare_ends(followed.graph, followed.rebuild)
+
+    def _follow(self, inputs: list[Tensor], given: Given, device: str, before: Before | None = None) -> "_Followed":
+        """The function on symbols. before: what it must do again."""
         self._seen.forget()  # what the function reads may be known otherwise afterwards
         builder = Builder(merging=False, travels=device in devices.OWN_MEMORY)
         builder.differentiate = reached if is_recording() else _switched_off
         builder.recording, builder.device = is_recording, device
-        arguments = [builder.input(f"argument.{place}", x.shape, x.dtype) for place, x in enumerate(inputs)]
+        builder.before = None if before is None else before.compare
+        arguments = [builder.input(_argument(place), x.shape, x.dtype) for place, x in enumerate(inputs)]
         held: dict[str, Array] = {}
         with ExitStack() as stack:
             known: dict[int, Symbol] = {}
@@ -415,20 +448,24 @@ class CompiledStep:
             options, rates = self._bound.options(), [_rates(optimizer) for optimizer in self.optimizers]
             args, named = with_others(given, arguments, self.fixed)
             result = self.function(*args, **named)
-            self._bound.leave_out_changed(options)
+            self._bound.check_unchanged(options)
             if rates != (now := [_rates(optimizer) for optimizer in self.optimizers]):
-                for optimizer, before in zip(self.optimizers, rates, strict=True):
-                    for group, rate in zip(optimizer.param_groups, before, strict=False):
+                for optimizer, was in zip(self.optimizers, rates, strict=True):
+                    for group, rate in zip(optimizer.param_groups, was, strict=False):
                         group["lr"] = rate
                 raise GraphError(
                     f"compile: the function changes a learning rate, from {rates} to {now}, which only its first call "
                     "would do; change it, or call the scheduler's step(), outside"
                 )
         outputs, rebuild = results_of(result, "step to return tensors computed in it, such as its loss")
-        names = [f"argument.{place}" for place in range(len(inputs))]
         after = [home for home in builder.gradients if home in builder.added or home in builder.waiting]
-        outputs = (*outputs, *[builder.gradients[home] for home in after])
-        graph, draws = builder.graph(*outputs), [place for place, draw in enumerate(builder.draws) if draw is None]
+        graph = builder.graph(*outputs, *[builder.gradients[home] for home in after])
+        return _Followed(builder, graph, rebuild, held, steppers, parameters, after)
+
+    def _made(self, inputs: list[Tensor], given: Given, device: str) -> tuple[_Traced, Before]:
+        """A plan, and what the function did."""
+        builder, graph, rebuild, held, steppers, parameters, after = self._follow(inputs, given, device)
+        names = [_argument(place) for place in range(len(inputs))]
         plan = Plan(
             graph,
             held,
@@ -436,9 +473,8 @@ class CompiledStep:
             resident=[*names, *map(_before, builder.added)],
             fetch=False,
             numerics=self.numerics,
-            draws=draws,
+            draws=[place for place, draw in enumerate(builder.draws) if draw is None],
         )
-        written = [tensors[identity] for identity, symbol in known.items() if symbol.home in builder.updates]
         scalars, stepped, momenta = [], [], []
         for optimizer, stepper in zip(self.optimizers, steppers, strict=True):
             if stepper.steps:
@@ -457,8 +493,26 @@ class CompiledStep:
             [parameters[home] for home in after],
             [parameters[home] for home in builder.begun if home not in builder.gradients],
         )
+        written = [parameters[home] for home in builder.updates if home in parameters]
         fed, drawn = [plan.inputs[name] for name in names], draws_of(plan, builder)
-        return _Traced(plan, rebuild, written, fed, stepped, scalars, momenta, drawn, gradients, kept)
+        traced = _Traced(plan, rebuild, written, fed, stepped, scalars, momenta, drawn, gradients, kept)
+        return traced, Before(graph, rebuild, len(graph.outputs) - len(after), self.around.by_value)
+
+
+class _Followed(NamedTuple):
+    """What a step did on symbols."""
+
+    builder: Builder
+    graph: Graph
+    rebuild: Callable[[tuple[Any, ...]], Any]
+    held: dict[str, Array]
+    steppers: "list[_Stepper]"
+    parameters: dict[int, Tensor]  # by the nodes they are
+    after: list[int]  # of which of them the last outputs are the gradients
+
+
+def _argument(place: int) -> str:
+    return f"argument.{place}"
 
 
 def _buffers(module: Module) -> Iterator[Tensor]:

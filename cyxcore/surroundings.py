@@ -322,7 +322,7 @@ class Surroundings:
                 if value is _NOTHING and (made := place.read()) is not _NOTHING:
                     place.write(_NOTHING)  # a symbol, of no use outside
                     if isinstance(made, NUMBERS) and made is not None:
-                        raise _assigned(place.name)
+                        raise assigned(place.name)
         for name, state in self._states_of_draws().items():
             if state != states.get(name):
                 raise GraphError(
@@ -341,7 +341,7 @@ class Surroundings:
             elif not isinstance(was, (Tensor, *NUMBERS)):
                 place.write(was)  # a list that is begun in each call, now of symbols
             else:
-                raise _assigned(place.name)
+                raise assigned(place.name)
 
     def _states_of_draws(self) -> dict[str, Any]:
         """Of generators that are not ours, by their names; the common ones where the code says `random`."""
@@ -354,7 +354,7 @@ class Surroundings:
         return found | {name: pickle.dumps(owner) for name, owner in owners.items() if isinstance(owner, GENERATORS)}
 
 
-def _assigned(name: str) -> GraphError:
+def assigned(name: str) -> GraphError:
     return GraphError(
         f"compile: the function assigns to {name!r} outside of it, which only its first call would "
         "do; keep it in a buffer of a module, or return the value and assign it outside"

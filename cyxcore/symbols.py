@@ -10,7 +10,7 @@ import importlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial, partialmethod
-from typing import Any
+from typing import Any, NamedTuple
 
 from cyxcore import indexing, torchstatistics  # noqa: F401 - symbols have PyTorch's names too
 from cyxcore.attrs import MAX_CONST_ELEMENTS, finite, init_rule, numbers
@@ -29,10 +29,33 @@ MOST_NODES = 2 * MAX_NODES  # of a model under construction: what nothing needs 
 
 
 _FILLS = ("copy_", "fill_", "zero_")  # which overwrite what is there
+_SHOWN = ("reshape", "slice", "transpose", "flip")  # of tensors these are views (memory.VIEWS)
 
 
 class ValueNeeded(GraphError):
     """Raised where a number is asked for that is not there yet."""
+
+
+class NotInAGraph(GraphError, AttributeError):
+    """Raised where something is asked for that only tensors have."""
+
+
+class Memory:
+    """What a symbol and its views have in common, as tensors have memory: what of it was written to, and in order."""
+
+    __slots__ = ("outside", "written")
+
+    def __init__(self, outside: bool) -> None:
+        self.outside = outside  # of an argument, a parameter or a tensor from outside
+        self.written: list[Any] = []  # layouts
+
+
+class Source(NamedTuple):
+    """What a view was taken of, and how."""
+
+    symbol: "Symbol"
+    op: str
+    attrs: dict[str, Any]
 
 
 class Symbol(Placed):
@@ -40,6 +63,10 @@ class Symbol(Placed):
 
     _rank = 2
     is_symbolic = True
+    _memory: Memory | None = None  # None: there is no view of it
+    _layout: Any = None  # an array that nobody fills, of this shape, which shares memory with those of its views
+    _writes = 0  # how often its memory was written to when its node was right
+    _source: Source | None = None  # of a view; None where a write made its node
 
     def __init__(self, builder: "Builder", node: int) -> None:
         self.builder = builder
@@ -54,12 +81,47 @@ class Symbol(Placed):
 
     def _apply(self, op: str, inputs: Sequence[Any], attrs: dict[str, Any]) -> "Symbol":
         builder = self.builder
-        lifted = [x if type(x) is Symbol and x.builder is builder else builder.lift(x) for x in inputs]
+        lifted = [
+            x if type(x) is Symbol and x.builder is builder and x._memory is None else builder.lift(x) for x in inputs
+        ]
         if op != "cast" and any(x.number is not None for x in lifted):
             if all(isinstance(x, Number) or x.dtype == "bool" for x in lifted):  # nothing whose dtype it could have
                 lifted = [x.as_tensor() if isinstance(x, Number) else x for x in lifted]
         result = builder.apply(op, lifted, attrs)
-        return result if builder.recording is None or builder.recording() else result.detach()
+        if builder.recording is not None and not builder.recording():
+            result = builder.apply("detach", [result], {})
+        return result._shows(lifted[0], op, attrs) if op in _SHOWN else result
+
+    def _shows(self, source: "Symbol", op: str, attrs: dict[str, Any]) -> "Symbol":
+        """Itself, as a view of a symbol where that is one of tensors: a reshape of memory with gaps is a copy."""
+        if source._memory is None:
+            source._memory = Memory(self.builder.nodes[source.home].op in ("input", "param"))
+            source._layout = importlib.import_module("numpy").empty(source.shape, "bool")
+        seen = importlib.import_module("cyxcore.memory").seen
+        layout = source._layout if op == "detach" else seen(source._layout, op, attrs, self.shape)
+        if _may_overlap(layout, source._layout):
+            self._memory, self._layout = source._memory, layout
+            self._writes, self._source = len(source._memory.written), Source(source, op, attrs)
+        return self
+
+    def up_to_date(self) -> "Symbol":
+        """Itself; a view of what was written to since then is taken anew, as that of a tensor shows what is there now.
+
+        Raises GraphError where it was another view that was written to, and what both were taken of has no new value.
+        """
+        memory = self._memory
+        if memory is None or self._writes == len(memory.written):
+            return self
+        if any(_may_overlap(self._layout, layout) for layout in memory.written[self._writes :]):
+            if self._source is None:
+                raise GraphError(
+                    f"compile: a value of shape {self.shape} is read after a view of it was written to in place, which "
+                    "in a graph changes the view alone; write to the value itself, or to a clone() of the view"
+                )
+            source, op, attrs = self._source
+            self.node = self.home = self.builder.apply(op, [source.up_to_date()], attrs).node
+        self._writes = len(memory.written)
+        return self
 
     def __getitem__(self, index: Any) -> "Symbol":
         result: Symbol = indexing.get(self, index)
@@ -75,35 +137,61 @@ class Symbol(Placed):
         return super()._reversed(axes) if self.builder.travels else self._apply("flip", [self], {"axes": axes})
 
     def copy(self) -> "Symbol":
-        """Itself, but where gradients must be added up as those of tensors are, of which a copy is another one."""
-        return self if self.builder.merging else self._apply("reshape", [self], {"shape": self.shape})
+        """The same value, which is no view; where gradients must be added up as those of tensors are, it is a node of
+        its own.
+        """
+        if self.builder.merging:
+            return self.builder.at(self.up_to_date().node)
+        result = self._apply("reshape", [self], {"shape": self.shape})
+        result._memory = None
+        return result
+
+    def contiguous(self, *, memory_format: Any = None) -> "Symbol":
+        """Itself, or a copy where a tensor would have gaps. memory_format: accepted and without effect."""
+        if self._memory is None or self._layout.flags.c_contiguous:
+            return self
+        return self.builder.at(self.up_to_date().node)
 
     def __getattr__(self, name: str) -> Any:
         if name in _FILLS or name.endswith("_") and not name.startswith("_") and hasattr(Placed, name[:-1]):
-            if self._may_be_written():
-                return partial(self._write, name)
-            raise self._not_written(name)
-        raise AttributeError(f"a value of a graph has no {name!r}")
-
-    def _not_written(self, name: str) -> GraphError:
-        if self.is_compiled and self.builder.nodes[self.home].op in ("input", "param"):
-            return GraphError(
-                f"compile: {name} writes to an argument, or to a parameter or tensor from outside, which only a "
-                "training step does, under cx.no_grad(); keep it in a buffer of a module, or make a new value"
+            return partial(self._write, name)
+        if name == "_data":
+            raise NotInAGraph(
+                "a value of a graph has no numbers yet, as state_dict(), saving and the like need; call them outside "
+                "of the compiled function"
             )
-        instead = "another value" if name in _FILLS else f"x.{name[:-1]}(...)"
-        return GraphError(f"{name}: a graph has no memory to write to; write x = {instead}")
+        raise NotInAGraph(f"a value of a graph has no {name!r}, which only tensors have; use it outside")
 
-    def _may_be_written(self) -> bool:
-        """Whether it is a parameter, a buffer or a tensor from outside in a compiled step, which then updates it.
+    def _owner(self, name: str) -> "Symbol":
+        """Who is written to in place of this value: itself, or the parameter that detach() and data show.
 
-        As of tensors, nothing is written to what has a gradient to come.
+        A parameter, a buffer or a tensor from outside is only written to in a training step, which updates it; and as
+        of tensors, nothing is that has a gradient to come. Raises GraphError for others, and for views of them.
         """
-        builder = self.builder
-        node = builder.nodes[self.home]
-        if not self.is_compiled or builder.differentiate is None or node.op != "param":
-            return False
-        return not node.attrs["trainable"] or builder.recording is None or not builder.recording()
+        builder, owner = self.builder, self.up_to_date()
+        while owner._source is not None and owner._source.op == "detach":
+            owner = owner._source.symbol
+        has_no_past = owner is not self or builder.recording is None or not builder.recording()
+        if not owner._is_outside():
+            return owner
+        node = builder.nodes[owner.home]
+        if self.is_compiled and node.op == "param" and builder.differentiate is not None:
+            if has_no_past or not node.attrs["trainable"]:
+                return owner
+        if not self.is_compiled:
+            instead = "another value" if name in _FILLS else f"x.{name[:-1]}(...)"
+            raise GraphError(f"{name}: a graph has no memory to write to; write x = {instead}")
+        raise GraphError(
+            f"compile: {name} writes to an argument, or to a parameter or tensor from outside, which only a "
+            "training step does, under cx.no_grad() and to the whole of it, not to a view; keep it in a buffer of a "
+            "module, or make a new value"
+        )
+
+    def _is_outside(self) -> bool:
+        """Whether its memory is that of an argument, of a parameter or of a tensor from outside."""
+        if self._memory is not None:
+            return self._memory.outside
+        return self.builder.nodes[self.home].op in ("input", "param")
 
     def _write(self, name: str, *given: Any, **options: Any) -> "Symbol":
         """x.name(...) of x that is updated: what reads it from here on reads the new value."""
@@ -113,17 +201,27 @@ class Symbol(Placed):
         return self._take(name, (value.astype(self.dtype) if name == "copy_" else value).broadcast_to(self.shape))
 
     def _take(self, name: str, value: "Symbol") -> "Symbol":
+        owner = self._owner(name)
         check_fits(name, self, value)
-        self._assign(value.astype(self.dtype))
+        value = value.astype(self.dtype)
+        if owner.builder.nodes[owner.home].op == "param":
+            owner._assign(value)
+        else:
+            owner.node = owner.home = value.node
+            owner._source = None
+            owner._wrote()
         return self
 
+    def _wrote(self) -> None:
+        if self._memory is not None:
+            self._memory.written.append(self._layout)
+            self._writes = len(self._memory.written)
+
     def _in_place(self, name: str, operate: Callable[[Any, Any], Any], other: Any) -> Any:
-        """x += y is x = x + y of what a graph computes; what is outside of it is updated, by steps alone."""
-        if self._may_be_written():
-            return self._take(name, operate(self, other))
-        if self.is_compiled and self.builder.nodes[self.home].op in ("input", "param"):
-            raise self._not_written(name)
-        return operate(self, other)
+        """x += y: whoever else has x, or a view of it, reads the new value. Of a model that is traced x = x + y."""
+        if not self.is_compiled and self._is_outside():
+            return operate(self, other)
+        return self._take(name, operate(self, other))
 
     def __setitem__(self, index: Any, value: Any) -> None:
         raise GraphError(
@@ -142,6 +240,7 @@ class Symbol(Placed):
         self.builder.update(self, new)
         if self.builder.differentiate is not None:
             self.node = self.builder.current[self.home] = new.detach().node
+            self._wrote()
 
     def _following(self) -> "Symbol":
         return self.builder.at(self.builder.updates.get(self.home, self.node))
@@ -251,14 +350,25 @@ class Symbol(Placed):
         if only is not None:
             trained = [value for value in trained if value.home in only]
         current = [builder.at(builder.current.get(p.node, p.node)) for p in trained]
-        for p, g in zip(trained, differentiate(builder, self, current), strict=True):
+        for p, g in zip(trained, differentiate(builder, self.up_to_date(), current), strict=True):
             if g is not None:
                 p.grad = g if p.grad is None else p.grad + g
 
     def detach(self) -> "Symbol":
         """The same value, through which no gradient goes."""
         builder = self.builder
-        return self if builder.nodes[self.node].op == "detach" else builder.apply("detach", [self], {})
+        if builder.nodes[self.up_to_date().node].op == "detach" and self.node == self.home:
+            return self
+        return builder.apply("detach", [self], {})._shows(self, "detach", {})
+
+
+def _may_overlap(one: Any, other: Any) -> bool:
+    """Whether two layouts have an element in common; True where that takes long to find out."""
+    numpy = importlib.import_module("numpy")
+    try:
+        return bool(numpy.shares_memory(one, other, max_work=10_000))
+    except numpy.exceptions.TooHardError:
+        return True
 
 
 for _name, _method in vars(InPlace).items():  # += and its kind
@@ -307,6 +417,10 @@ class Number(Symbol):
         result = operate(*values)
         return Number(self.builder, result.node) if result.dtype == dtype else result
 
+    def _in_place(self, name: str, operate: Callable[[Any, Any], Any], other: Any) -> Any:
+        """n += 1 makes another number, as of Python's."""
+        return operate(self, other)
+
     def _asked(self, *_: Any) -> Any:
         """Of powers some are products and roots; what is left over has rules for zeros."""
         raise self._no_value("a power or a remainder of a number")
@@ -346,6 +460,7 @@ class Builder:
         self.differentiate: Callable[[Builder, Symbol, list[Symbol]], list[Symbol | None]] | None = None
         self.recording: Callable[[], bool] | None = None  # of a compiled training step: False within no_grad()
         self.device = "cpu"  # where the plan will run
+        self.before: Callable[[int, Node], None] | None = None  # compares each new node with that of a trace before
         self.layer = ""
         self._known: dict[tuple[Any, ...], int] = {}
         self._numbers: dict[tuple[str | None, str], int] = {}  # the constants that are one plain number
@@ -378,7 +493,10 @@ class Builder:
                     f"the graph grows beyond {MAX_NODES} nodes; take fewer layers, or shorter pieces of a sequence "
                     "(a recurrent layer takes some nodes for each step)"
                 )
-            self.nodes.append(Node(op, inputs, attrs, self.layer))
+            node = Node(op, inputs, attrs, self.layer)
+            if self.before is not None:
+                self.before(place, node)
+            self.nodes.append(node)
             self.shapes.append(shape)
             self.dtypes.append(dtype)
         return Symbol(self, place)
@@ -514,7 +632,7 @@ class Builder:
                 raise GraphError(
                     "trace: a value of another trace is used; create everything inside the traced function"
                 )
-            return value
+            return value.up_to_date()
         if getattr(value, "requires_grad", False):
             raise GraphError(
                 "trace: the function uses a tensor that requires a gradient but belongs to no traced module; "
@@ -535,8 +653,8 @@ class Builder:
         self.penalties.append(value.node)
 
     def graph(self, *outputs: Symbol) -> Graph:
+        places = [value.up_to_date().node for value in outputs]
         fixed = Inferred(tuple(self.shapes), tuple(self.dtypes))
-        places = [value.node for value in outputs]
         return Graph(self.nodes, places, sorted(self.updates.items()), fixed, self.penalties)
 
     def embed(self, graph: Graph, inputs: Mapping[str, Symbol], training: bool) -> list[Symbol]:

@@ -75,8 +75,12 @@ class Placed(Value):
 
     @property
     def data(self) -> Any:
-        """The value, through which no gradient goes."""
+        """The value, through which no gradient goes; what is assigned is copied into it."""
         return self.detach()  # type: ignore[attr-defined]
+
+    @data.setter
+    def data(self, value: Any) -> None:
+        self.detach().copy_(value)  # type: ignore[attr-defined]
 
     def new(self, *given: Any) -> Any:
         """Data as a value of this dtype, or zeros of a size (a tuple, or numbers one by one), as in older programs."""

@@ -48,7 +48,7 @@ cyxcore.metrics.base cyxcore.metrics.classification cyxcore.metrics.regression c
 cyxcore.device cyxcore.precision cyxcore.held cyxcore.inspection cyxcore.drawing cyxcore.variates
 cyxcore.gradients cyxcore.memory
 cyxcore.passes cyxcore.onepass cyxcore.recompute cyxcore.accumulating cyxcore.bands cyxcore.order cyxcore.placement
-cyxcore.plan
+cyxcore.plan cyxcore.retracing
 cyxcore.tape cyxcore.keys cyxcore.conversion cyxcore.forks
 cyxcore.torchtensors cyxcore.exports
 cyxcore.eager cyxcore.composed cyxcore.sequences cyxcore.creation cyxcore.fft cyxcore.signals

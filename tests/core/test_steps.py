@@ -828,17 +828,18 @@ def test_a_compiled_module_follows_its_parts() -> None:
 
 
 class Counting(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, counts: bool) -> None:
         super().__init__()
-        self.scale, self.calls, self.epoch, self.sides = 2.0, 0, 0, (1, 1)
+        self.scale, self.calls, self.epoch, self.sides, self.counts = 2.0, 0, 0, (1, 1), counts
 
     def forward(self, x: Any) -> Any:
-        self.calls += 1
+        if self.counts:
+            self.calls += 1
         return (x * self.scale).sum() * self.sides[0]
 
 
-def test_a_number_that_a_module_computes_with_makes_another_plan_and_one_that_is_counted_does_not() -> None:
-    model = Counting()
+def test_a_number_that_a_module_computes_with_makes_another_plan_and_one_that_it_counts_is_refused() -> None:
+    model = Counting(counts=False)
     x = cx.ones(3)
     module, function = cx.compile(model), cx.compile(lambda x: model(x) + 1.0)
     assert (module(x).item(), function(x).item()) == (6.0, 7.0)
@@ -849,9 +850,10 @@ def test_a_number_that_a_module_computes_with_makes_another_plan_and_one_that_is
     plans = len(module._plans), len(function._plans)
     for _ in range(3):
         model.epoch += 1
-        model.calls += 1
         assert (module(x).item(), function(x).item()) == (18.0, 19.0)
     assert (len(module._plans), len(function._plans)) == plans
+    with pytest.raises(GraphError, match="assigns to 'calls' outside of it"):
+        cx.compile(Counting(counts=True))(x)
 
 
 def test_a_compiled_function_keeps_so_many_plans_and_makes_the_others_again(monkeypatch: pytest.MonkeyPatch) -> None:

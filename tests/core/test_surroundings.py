@@ -1,6 +1,7 @@
 """What a compiled step reads and changes besides its arguments: as the plain step, or an error; never in silence."""
 
 import collections
+import itertools
 import types
 from collections.abc import Callable
 from typing import Any
@@ -365,3 +366,86 @@ def test_the_loss_of_a_compiled_step_is_that_of_a_function_of_cross_entropy_with
 
     plain, compiled = both(made)
     assert compiled == plain
+
+
+# What changes by itself: seen when the step is traced again, in its second call -------------------------------
+
+
+def _changing(name: str, optimizer: Any) -> Callable[[Any], Any]:
+    counted, numbers, calls = itertools.count(1), iter([1.0, 2.0, 3.0, 4.0]), iter(range(9))
+    schedule = optim.lr_scheduler.StepLR(optimizer, 1, 1.0)
+
+    def after_a_step(y: Any) -> Any:
+        schedule.step()
+        return y * float(schedule.last_epoch)
+
+    changing: dict[str, Callable[[Any], Any]] = {
+        "a count": lambda y: y * next(counted),
+        "an iterator": lambda y: y + next(numbers),
+        "the number of steps": lambda y: y * float(optimizer.steps + 1),
+        "the epoch of a schedule": after_a_step,
+        "an operation": lambda y: y.tanh() if next(calls) else y.exp(),
+        "one operation more": lambda y: y * 2.0 if next(calls) else y,
+        "a NumPy array": lambda y: y * np.full(3, next(counted), np.float32),
+        "a large NumPy array": lambda y: (y[:, :1] * np.full(5000, next(counted), np.float32)).mean(),
+    }
+    return changing[name]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a count",
+        "an iterator",
+        "the number of steps",
+        "the epoch of a schedule",
+        "an operation",
+        "one operation more",
+        "a NumPy array",
+        "a large NumPy array",
+    ],
+)
+def test_what_changes_by_itself_is_refused_in_the_second_call_and_changes_nothing(name: str) -> None:
+    found = []
+    for compiled in (False, True):
+        cx.manual_seed(0)
+        model = nn.Linear(4, 3)
+        optimizer = optim.SGD(model.parameters(), lr=0.1)
+        change = _changing(name, optimizer)
+        step = training(model, optimizer, lambda x: change(model(x)))  # noqa: B023
+        run = cx.compile(step) if compiled else step
+        found.append([run(cx.ones(5, 4)).item(), *[p.tolist() for p in model.parameters()]])
+    assert found[1] == found[0]
+    for _ in range(2):
+        with pytest.raises(GraphError, match="in its second call the function computes with"):
+            run(cx.ones(5, 4))
+    assert [p.tolist() for p in model.parameters()] == found[0][1:] and optimizer.steps == 1
+
+
+def test_results_that_change_their_names_are_refused_and_functions_made_in_each_call_are_not() -> None:
+    counted = itertools.count()
+    compiled = cx.compile(lambda x: {f"result {next(counted)}": x * 2.0})
+    compiled(cx.ones(2))
+    with pytest.raises(GraphError, match="returns or updates something else"):
+        compiled(cx.ones(2))
+    held = np.arange(5000.0)
+    again = cx.compile(lambda x: x.cumsum(0) + held + cx.Tensor(held).sum() + float("nan"))
+    assert [again(cx.ones(5000, dtype="float64")).tolist()[:1] != [0.0] for _ in range(3)] == [True] * 3
+
+
+def test_a_function_is_traced_once_more_in_the_second_call_of_each_plan_and_never_again() -> None:
+    calls = []
+
+    def step(x: Any) -> Any:
+        np.add(1, 1, out=seen)
+        return x * 2.0
+
+    class Seen(np.ndarray):
+        def __array_ufunc__(self, *_: Any, **__: Any) -> Any:
+            calls.append(1)
+
+    seen = np.zeros(()).view(Seen)
+    compiled = cx.compile(step)
+    for rows, traced in ((2, 1), (2, 2), (2, 2), (3, 3), (2, 3), (3, 4), (3, 4)):
+        compiled(cx.ones(rows))
+        assert len(calls) == traced

@@ -331,11 +331,13 @@ def test_names_in_a_graph(name: str) -> None:
     np.testing.assert_array_equal(cx.compile(compute)(*ours).numpy(), compute(*ours).numpy())
 
 
-def test_a_graph_has_no_memory_to_write_to() -> None:
-    with pytest.raises(GraphError, match=r"add_: a graph has no memory to write to; write x = x.add\(...\)"):
-        cx.compile(lambda x: (x * 2.0).add_(1.0))(cx.tensor(X))
+def test_a_graph_writes_in_place_to_what_it_computes_alone() -> None:
+    x = cx.tensor(X)
+    assert cx.compile(lambda x: (x * 2.0).add_(1.0))(x).tolist() == (x * 2.0 + 1.0).tolist()
     with pytest.raises(GraphError, match="add_ writes to an argument"):
-        cx.compile(lambda x: x.add_(1.0))(cx.tensor(X))
+        cx.compile(lambda x: x.add_(1.0))(x)
+    with pytest.raises(GraphError, match=r"add_: a graph has no memory to write to; write x = x.add\(...\)"):
+        cx.trace(lambda x: x.add_(1.0), (3,))
 
 
 def test_every_name_is_there_and_explained() -> None:

@@ -1,0 +1,258 @@
+"""What is written in place in a compiled step, read by other names and through views: as tensors show it, or refused.
+
+Each program is a step of a model of two layers; x is a batch (5, 4).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import cyxcore as cx
+from cyxcore import nn, optim
+from cyxcore.errors import GraphError, ShapeError
+
+Step = Callable[[Any, Any, Any], Any]
+SAME: dict[str, Step] = {}
+REFUSED: dict[str, tuple[Step, str]] = {}
+
+
+def same(step: Step) -> Step:
+    SAME[step.__name__] = step
+    return step
+
+
+def refused(said: str) -> Callable[[Step], Step]:
+    def put(step: Step) -> Step:
+        REFUSED[step.__name__] = step, said
+        return step
+
+    return put
+
+
+def train(model: Any, optimizer: Any, loss: Any) -> Any:
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return loss
+
+
+def loss_of(model: Any, x: Any) -> Any:
+    return model(x).square().mean()
+
+
+# values that the step computes ------------------------------------------------------------------------------
+
+
+@same
+def another_name(model: Any, optimizer: Any, x: Any) -> Any:
+    a = x * 2.0
+    b = a
+    b += 1.0
+    return train(model, optimizer, loss_of(model, a)), a
+
+
+@same
+def methods_in_place(model: Any, optimizer: Any, x: Any) -> Any:
+    y = x + 0
+    y.add_(1).mul_(2.0)
+    z = y.clone()
+    y.zero_()
+    return train(model, optimizer, loss_of(model, z)), y, z
+
+
+@same
+def views_of_what_is_written(model: Any, optimizer: Any, x: Any) -> Any:
+    h = x * 2.0
+    views = [h[0], h.T, h[1:3].reshape(-1), h[:, 1:3], h.detach(), h.reshape(2, 10), h.flip(0)]
+    h += 1.0
+    return train(model, optimizer, loss_of(model, h)), [view * 1.0 for view in views]
+
+
+@same
+def copies_of_what_is_written(model: Any, optimizer: Any, x: Any) -> Any:
+    h = x * 2.0
+    copies = [h.clone(), h.T.reshape(-1), h.T.contiguous(), h[:, 1:].reshape(-1)]
+    h += 1.0
+    return train(model, optimizer, loss_of(model, h)), copies
+
+
+@same
+def a_written_detached_value(model: Any, optimizer: Any, x: Any) -> Any:
+    h = x * 2.0
+    bare = h.detach()
+    bare += 1.0
+    return train(model, optimizer, loss_of(model, h)), h, bare
+
+
+@same
+def a_written_list_of_one_value(model: Any, optimizer: Any, x: Any) -> Any:
+    h, kept = x * 1.0, []
+    for _ in range(3):
+        kept.append(h)
+        h += 1.0
+    return train(model, optimizer, loss_of(model, sum(kept)))
+
+
+@same
+def written_with_a_gradient(model: Any, optimizer: Any, x: Any) -> Any:
+    h = model[0](x)
+    same = h.reshape(1, 5, 3)
+    same += 1.0
+    same.relu_()
+    return train(model, optimizer, loss_of(model[1], same))
+
+
+@same
+def parts_that_do_not_overlap(model: Any, optimizer: Any, x: Any) -> Any:
+    q, k, v = cx.cat([model[0](x)] * 3, -1).chunk(3, -1)
+    q *= 0.3
+    k += 1.0
+    return train(model, optimizer, ((q @ k.T).softmax(-1) @ v).square().mean()), q * 1.0, k * 1.0
+
+
+@same
+def written_by_itself(model: Any, optimizer: Any, x: Any) -> Any:
+    h = x * 1.0
+    h += h
+    h *= h[0]
+    return train(model, optimizer, loss_of(model, h)), h
+
+
+@refused("is read after a view of it was written to")
+def a_row_of_what_is_read_later(model: Any, optimizer: Any, x: Any) -> Any:
+    h = x * 2.0
+    row = h[0]
+    row += 1.0
+    return train(model, optimizer, loss_of(model, h))
+
+
+@refused("is read after a view of it was written to")
+def rows_that_overlap(model: Any, optimizer: Any, x: Any) -> Any:
+    h = x * 2.0
+    first, second = h[:3], h[2:]
+    first += 1.0
+    return train(model, optimizer, loss_of(model, second))
+
+
+@refused("writes to an argument")
+def a_row_of_an_argument(model: Any, optimizer: Any, x: Any) -> Any:
+    row = x[0]
+    row += 1.0
+    return train(model, optimizer, loss_of(model, x))
+
+
+# parameters and gradients -----------------------------------------------------------------------------------
+
+
+@same
+def views_of_weights(model: Any, optimizer: Any, x: Any) -> Any:
+    weight = model[0].weight
+    views = [weight.detach(), weight.T, weight[0], weight.reshape(-1), weight.data]
+    copies = [weight.clone(), weight.T.reshape(-1), weight * 1.0]
+    loss = train(model, optimizer, loss_of(model, x))
+    return loss, [view.clone() for view in views], copies, nn.utils.parameters_to_vector(model.parameters())
+
+
+@same
+def assigned_data(model: Any, optimizer: Any, x: Any) -> Any:
+    loss = train(model, optimizer, loss_of(model, x))
+    model[0].weight.data = model[0].weight.data * 0.5
+    model[0].bias.data.add_(1.0)
+    with cx.no_grad():
+        turned = model[1].weight.T
+        model[1].weight.mul_(0.5)
+        return loss, model[0].weight.sum(), turned.sum()
+
+
+@same
+def updates_by_hand(model: Any, optimizer: Any, x: Any) -> Any:
+    loss = loss_of(model, x)
+    optimizer.zero_grad()
+    loss.backward()
+    for p in model.parameters():
+        p.data -= 0.1 * p.grad
+        p.data.clamp_(-0.3, 0.3)
+    return loss
+
+
+@same
+def gradients_in_place(model: Any, optimizer: Any, x: Any) -> Any:
+    loss = loss_of(model, x)
+    optimizer.zero_grad()
+    loss.backward()
+    for p in model.parameters():
+        gradient = p.grad
+        gradient *= 0.5
+        p.grad.data.clamp_(-0.01, 0.01)
+    optimizer.step()
+    return loss, gradient
+
+
+@refused("to the whole of it, not to a view")
+def a_row_of_a_weight(model: Any, optimizer: Any, x: Any) -> Any:
+    loss = train(model, optimizer, loss_of(model, x))
+    model[0].weight.data[0].zero_()
+    return loss
+
+
+@refused("is read after a view of it was written to")
+def a_row_of_a_gradient(model: Any, optimizer: Any, x: Any) -> Any:
+    loss = loss_of(model, x)
+    loss.backward()
+    row = model[0].weight.grad[0]
+    row *= 0.0
+    optimizer.step()
+    return loss
+
+
+@refused("state_dict.*outside of the compiled function")
+def the_state_of_a_module(model: Any, optimizer: Any, x: Any) -> Any:
+    model.state_dict()
+    return train(model, optimizer, loss_of(model, x))
+
+
+def _bits(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_bits(part) for part in value]
+    return value.shape, value.numpy().tobytes()
+
+
+def _trained(step: Step, how: Callable[[Any], Any]) -> list[Any]:
+    cx.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 3))
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+    run = how(lambda x: step(model, optimizer, x))
+    batches = (cx.tensor(np.random.default_rng(place).normal(size=(5, 4)).astype(np.float32)) for place in range(3))
+    return [*[_bits(run(batch)) for batch in batches], *[_bits(p) for p in model.parameters()]]
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_what_is_written_in_place_is_seen_by_every_name_as_in_tensors(name: str) -> None:
+    assert _trained(SAME[name], cx.compile) == _trained(SAME[name], lambda step: step)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_write_in_place_that_a_graph_cannot_show_is_refused(name: str) -> None:
+    step, said = REFUSED[name]
+    _trained(step, lambda step: step)
+    with pytest.raises(GraphError, match=said):
+        _trained(step, cx.compile)
+
+
+def test_a_value_in_place_keeps_its_shape_and_a_number_is_another_one() -> None:
+    def grows(x: Any) -> Any:
+        row = x[0] * 2.0
+        row += x
+        return row
+
+    def counts(x: Any, factor: float) -> Any:
+        before = factor
+        factor += 1.0
+        return x * before + factor
+
+    for how in (lambda function: function, cx.compile):
+        with pytest.raises(ShapeError, match="does not fit"):
+            how(grows)(cx.ones(2, 3))
+        assert how(counts)(cx.ones(2), 0.5).tolist() == [2.0, 2.0]
