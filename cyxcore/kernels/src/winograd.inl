@@ -750,10 +750,10 @@ static void NAME(tiled_sums_body)(void *context, int64_t begin, int64_t end) {
     }
 }
 
-/* Cuts planes and rows so that the threads are through soonest. For each tile a block takes the time of its products, and of
- * PER_CHANNEL of them for each plane and row that it transforms. */
+/* Cuts planes and rows so that the threads are through soonest. For each tile a block takes the time of its products, and of some
+ * for each plane and each row that it transforms: more for planes, whose tiles overlap. */
 static void NAME(cut_blocks)(NAME(tiled_sums) * s) {
-    enum { PER_CHANNEL = 12, LEAST_WORK = 100000 };
+    enum { PER_PLANE = 16, PER_ROW = 8, LEAST_WORK = 100000 };
     const NAME(tiled) *p = &s->of;
     double work = (double)(p->groups * p->planes * p->rows) * (double)(p->images * p->tiles) * POSITIONS / 8.0 / LEAST_WORK;
     int64_t threads = work < 1 ? 1 : work < cyx_threads() ? (int64_t)work : cyx_threads(), least = INT64_MAX;
@@ -761,7 +761,7 @@ static void NAME(cut_blocks)(NAME(tiled_sums) * s) {
     for (int64_t m = 1; m <= heights && m <= 2 * threads; m++)
         for (int64_t n = 1; n <= panels && n <= 2 * threads; n++) {
             int64_t planes = (p->planes + m - 1) / m, rows = (panels + n - 1) / n * NR;
-            int64_t cost = (p->groups * m * n + threads - 1) / threads * (planes * rows + PER_CHANNEL * (planes + rows));
+            int64_t cost = (p->groups * m * n + threads - 1) / threads * (planes * rows + PER_PLANE * planes + PER_ROW * rows);
             if (cost >= least) continue;
             least = cost;
             s->planes = planes, s->plane_blocks = (p->planes + planes - 1) / planes;
