@@ -158,18 +158,7 @@ class Bus(Streams):
             with contextlib.suppress(Exception):
                 await connection.close()
             why = last_error[0] if last_error else str(error) or type(error).__name__
-            if untrusted:
-                raise NotTrusted(
-                    f"{shown}: its certificate is not trusted ({untrusted[0]}); is network.json that of this network?"
-                ) from None
-            if credentials and is_refusal(why):
-                raise NotAdmitted(
-                    f"{shown} does not let {credentials.id} in: it is banned, has too many connections, or this is not "
-                    "the key it is known by"
-                ) from None
-            if credentials and "timeout" in why.lower():
-                why = "no central lets anybody in"
-            raise BusError(f"no Cyx broker answers at {shown} ({why}); is `cyx up` running?") from None
+            raise _not_connected(shown, why, untrusted, credentials) from None
         except asyncio.CancelledError:  # nobody wants it any more: nothing of it may be left
             while not connecting.done():  # nats-py takes the first for a failure, and tries again
                 connecting.cancel()
@@ -625,6 +614,22 @@ class Bus(Streams):
             places.give_back(identity, cost)
 
         task.add_done_callback(ended)
+
+
+def _not_connected(shown: str, why: str, untrusted: list[str], credentials: Credentials | None) -> BusError:
+    """For who could not connect. why: the last word heard; untrusted: what is wrong with the certificate."""
+    if untrusted:
+        return NotTrusted(
+            f"{shown}: its certificate is not trusted ({untrusted[0]}); is network.json that of this network?"
+        )
+    if credentials and is_refusal(why):
+        return NotAdmitted(
+            f"{shown} does not let {credentials.id} in: it is banned, has too many connections, or this is not "
+            "the key it is known by"
+        )
+    if credentials and "timeout" in why.lower():
+        why = "no central lets anybody in"
+    return BusError(f"no Cyx broker answers at {shown} ({why}); is `cyx up` running?")
 
 
 async def _until_first(connecting: "asyncio.Future[Any]", failed: asyncio.Event, timeout_s: float) -> None:
