@@ -348,7 +348,7 @@ class Tensor(Held, Leaving):
 
     def _constant(self, value: Any, dtype: str | None = None) -> "Tensor":
         if dtype is None or dtype == "bfloat16" or type(value) not in DEFAULTS:
-            made = Tensor(value, dtype)
+            made = Tensor(np.arange(value.start, value.stop, value.step) if type(value) is range else value, dtype)
             return made if self._on_host else wrap(devices.constant(made._data, self.device))
         try:  # the short way for numbers, which stand beside a tensor in every other expression
             number = (np.array if -6e4 < abs(value) < 6e4 else _infinite)(value, NUMPY_DTYPES[dtype])

@@ -54,7 +54,7 @@ def _topk_in_graph(value: Any, k: int, place: int, largest: bool) -> TopK:
         return TopK(value[(*before, slice(0, 0))], value.astype("int64")[(*before, slice(0, 0))])
     ranked = value if largest else -value.astype("int64" if value.dtype in INTEGERS else value.dtype)
     shape = tuple(-1 if axis == place else 1 for axis in range(value.ndim))
-    places = value._constant(list(range(value.shape[place])), "int64").reshape(*shape)
+    places = value._constant(range(value.shape[place]), "int64").reshape(*shape)
     whole = ranked.dtype in INTEGERS
     never = apply("min", ranked, axes=(place,), keepdims=True) if whole else ranked._constant(-math.inf, ranked.dtype)
     none = ranked != ranked

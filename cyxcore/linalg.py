@@ -170,7 +170,9 @@ def diagonal(x: Any, /, *, offset: int = 0) -> Any:
     value = value_of("diagonal", x)
     matrices("diagonal", value.shape, square=False)
     rows, columns = value.shape[-2:]
-    places = [row * columns + row + offset for row in range(rows) if 0 <= row + offset < columns]
+    first, step = max(-offset, 0), columns + 1
+    stop = max(min(rows, columns - offset), first)  # rows from `first` on
+    places = range(first * step + offset, stop * step + offset, step)
     flat = value.reshape(*value.shape[:-2], rows * columns)
     return apply("take", flat, value._constant(places, "int64"), axis=flat.ndim - 1)
 

@@ -708,7 +708,7 @@ def _is_written_down(dtype: str, numbers: list[Any]) -> bool:
 
 
 def _flatten(value: Any) -> tuple[Shape, list[Any]]:
-    if not isinstance(value, (list, tuple)):
+    if not isinstance(value, (list, tuple, range)):
         return (), [value]
     rows = [_flatten(entry) for entry in value]
     if any(shape != rows[0][0] for shape, _ in rows):

@@ -180,7 +180,7 @@ def _flat_places(name: str, x: Any, dim: int, index: Any) -> Any:
     flat: Any = None
     for axis, size in enumerate(x.shape):
         along = tuple(-1 if at == axis else 1 for at in range(x.ndim))
-        line = known if axis == place else x._constant(list(range(index.shape[axis])), "int64").reshape(*along)
+        line = known if axis == place else x._constant(range(index.shape[axis]), "int64").reshape(*along)
         flat = line if flat is None else line + flat * size
     return flat.reshape(-1)
 
@@ -280,7 +280,7 @@ def unique(
 def _unique_parts(x: Any, place: int, return_inverse: bool, return_counts: bool) -> Any:
     rows = manipulation.moveaxis(x, place, 0)
     flat = rows.reshape(rows.shape[0], -1)
-    order = x._constant(list(range(flat.shape[0])), "int64").reshape(-1)
+    order = x._constant(range(flat.shape[0]), "int64").reshape(-1)
     for column in reversed(range(flat.shape[1])):  # stable: the first column decides last
         order = manipulation.take(order, searching.argsort(manipulation.take(flat[:, column], order, axis=0)), axis=0)
     lines = manipulation.take(flat, order, axis=0)
@@ -500,8 +500,8 @@ def _triangle(x: Any, kept: Callable[[Any, Any], Any]) -> Any:
         raise ShapeError(f"tril, triu: expected a matrix, got {x.shape}")
     rows, columns = x.shape[-2:]
     mask = kept(
-        x._constant(list(range(rows)), "int64").reshape(-1, 1),
-        x._constant(list(range(columns)), "int64").reshape(1, -1),
+        x._constant(range(rows), "int64").reshape(-1, 1),
+        x._constant(range(columns), "int64").reshape(1, -1),
     )
     return where(mask, x, x._constant(False if x.dtype == "bool" else 0, x.dtype))
 
@@ -539,7 +539,7 @@ def diag_embed(x: Any, offset: int = 0) -> Any:
     wide = functional.pad(x, [(0, 0)] * (x.ndim - 1) + [(before, after)])  # as columns
     size = wide.shape[-1]
     spread = wide.expand_dims(-2).broadcast_to(*wide.shape[:-1], size, size)
-    rows = x._constant(list(range(size)), "int64")
+    rows = x._constant(range(size), "int64")
     on = rows.reshape(1, -1) - rows.reshape(-1, 1) == offset
     return where(on, spread, x._constant(False if x.dtype == "bool" else 0, x.dtype))
 

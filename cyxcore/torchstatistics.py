@@ -39,7 +39,7 @@ def mode(x: Any, dim: int = -1, keepdim: bool = False) -> Picked:
     order = searching.argsort(x, axis=place)
     row = take_along_axis(x, order, place)
     within = tuple(-1 if axis == place else 1 for axis in range(x.ndim))
-    steps = x._constant(list(range(size)), "int64").reshape(*within).broadcast_to(*x.shape)
+    steps = x._constant(range(size), "int64").reshape(*within).broadcast_to(*x.shape)
     head = (*(slice(None),) * place, slice(0, 1))
     rest, before = ((*(slice(None),) * place, part) for part in (slice(1, None), slice(None, -1)))
     fresh = concat([steps[head] == 0, row[rest] != row[before]], place)
@@ -168,7 +168,7 @@ def _ranks(places: Any) -> Any:
     """Of each element how many before it have its place."""
     order = searching.argsort(places)
     row = manipulation.take(places, order, axis=0)
-    steps = places._constant(list(range(places.size)), "int64")
+    steps = places._constant(range(places.size), "int64")
     fresh = concat([steps[:1] == 0, row[1:] != row[:-1]])
     starts = manipulation.take(steps[fresh], statistics.cumulative_sum(fresh.astype("int64")) - 1, axis=0)
     return manipulation.take(steps - starts, searching.argsort(order), axis=0)
@@ -220,7 +220,7 @@ def _dense(x: Any, place: int, index: Any, src: Any, reduce: str, include_self: 
     at = manipulation.moveaxis(index.astype("int64"), place, 0)
     kept = first[tuple(slice(0, n) for n in (size, *at.shape[1:]))]
     neutral = {"prod": 1.0, "amax": -math.inf, "amin": math.inf}[reduce]
-    lines = x._constant(list(range(size)), "int64").reshape(size, *(1,) * at.ndim)
+    lines = x._constant(range(size), "int64").reshape(size, *(1,) * at.ndim)
     here = at.expand_dims(0).broadcast_to(size, rows, *at.shape[1:]) == lines
     table = where(here, source.expand_dims(0), x._constant(neutral, x.dtype))
     if include_self:

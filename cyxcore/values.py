@@ -8,7 +8,7 @@ import math
 import operator
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any, Self, SupportsIndex, TypeVar
+from typing import Any, Self, TypeVar
 
 from cyxcore.attrs import several
 from cyxcore.dtype import COMPLEX, DTYPES, FLOATS, INEXACT, dtype_name, promote, scalar_dtype
@@ -420,7 +420,7 @@ class Value:
             return _axes_up_to(len(self.shape))
         if type(axis) is int:
             return _only_axis(self._axis(axis))
-        given = (axis,) if isinstance(axis, SupportsIndex) else axis
+        given: Any = (axis,) if hasattr(axis, "__index__") else axis  # isinstance takes 10 microseconds for a tuple
         return tuple(sorted({self._axis(place) for place in given}))
 
     def _axis(self, axis: int) -> int:

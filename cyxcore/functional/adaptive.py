@@ -126,7 +126,7 @@ def _fractional(
     ]
     parts = x
     for axis, (first, n, k) in enumerate(zip(starts, wanted, kernel, strict=True)):
-        at = (first.expand_dims(3) + x._constant(list(range(k)), "int64")).reshape(*x.shape[:2], n * k)
+        at = (first.expand_dims(3) + x._constant(range(k), "int64")).reshape(*x.shape[:2], n * k)
         shape = [1] * rank
         shape[axis] = n * k
         parts = take_along_axis(parts, at.reshape(*x.shape[:2], *shape), 2 + axis)
@@ -148,7 +148,7 @@ def _starts(sample: Any, size: int, wanted: int, kernel: int) -> Any:
     if wanted == 1:
         return (sample.expand_dims(2) * 0.0).astype("int64") + (size - kernel)
     alpha = (size - kernel) / (wanted - 1)
-    number = sample._constant(list(range(wanted - 1)), sample.dtype)
+    number = sample._constant(range(wanted - 1), sample.dtype)
     u = sample.expand_dims(2)
     at = ((number + u) * alpha).floor() - (u * alpha).floor()
     last = (u * 0.0).astype("int64") + (size - kernel)

@@ -69,8 +69,8 @@ def _shared(x: Any, heads: int) -> Any:
 
 def causal_mask(like: Any, rows: int, columns: int) -> Any:
     """bool (rows, columns): True where column <= row."""
-    down = like._constant(list(range(rows)), "int64").reshape(rows, 1)
-    return down >= like._constant(list(range(columns)), "int64")
+    down = like._constant(range(rows), "int64").reshape(rows, 1)
+    return down >= like._constant(range(columns), "int64")
 
 
 def linear_attention(query: Any, key: Any, value: Any, eps: float = 1e-6) -> Any:
@@ -192,7 +192,7 @@ def _one_more(x: Any, row: Any) -> Any:
 
 def sinusoidal_positions(like: Any, length: int, size: int) -> Any:
     """(length, size): sin and cos of t / 10000^(2 i / size), in turns (Vaswani 2017, arXiv 1706.03762, 3.5)."""
-    place = like._constant(list(range(length)), like.dtype).reshape(length, 1)
+    place = like._constant(range(length), like.dtype).reshape(length, 1)
     pairs = (size + 1) // 2
     rates = like._constant([10000.0 ** (-2.0 * i / size) for i in range(pairs)], like.dtype)
     angles = place * rates
@@ -206,7 +206,7 @@ def rotary(x: Any, base: float = 10000.0, offset: int = 0) -> Any:
     if size % 2:
         raise ShapeError(f"rotary: expected an even number of features, got {x.shape}")
     half = size // 2
-    place = x._constant(list(range(offset, offset + length)), x.dtype).reshape(length, 1)
+    place = x._constant(range(offset, offset + length), x.dtype).reshape(length, 1)
     angles = place * x._constant([base ** (-2.0 * i / size) for i in range(half)], x.dtype)
     cosine, sine = angles.cos(), angles.sin()
     low, high = x[..., :half], x[..., half:]

@@ -172,7 +172,7 @@ def _bags(known: Any, offsets: Any, include_last_offset: bool) -> tuple[Any, Any
         longest = int(sizes.max().item())
         if offsets[0].item() != 0 or int(sizes.min().item()) < 0 or int(ends[-1].item()) > length:
             raise SpecError(f"embedding_bag: expected offsets that ascend from 0 to {length} at most, got {offsets}")
-    steps = known._constant(list(range(longest)), "int64")
+    steps = known._constant(range(longest), "int64")
     places = starts.expand_dims(1) + steps
     inside = places < ends.expand_dims(1)
     if not length:

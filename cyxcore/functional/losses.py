@@ -436,7 +436,7 @@ def multilabel_margin_loss(x: Any, target: Any, reduction: str = "mean") -> Any:
         raise ShapeError(f"multilabel_margin_loss: expected x and target (N, C), got {x.shape} and {target.shape}")
     count = x.shape[1]
     labels = target.astype("int64")
-    places = x._constant(list(range(count)), "int64")
+    places = x._constant(range(count), "int64")
     earlier = (places.reshape(-1, 1) <= places).astype("float32")  # (k, j): k is not behind j
     label = (labels < 0).astype("float32") @ earlier == 0.0
     known = known_classes("multilabel_margin_loss", where(label, labels, 0), count)

@@ -74,10 +74,15 @@ def _norm(gradients: list[Any], p: float) -> Any:
 
 def clip_grad_value_(parameters: Iterable[Tensor] | Tensor, clip_value: float, foreach: bool | None = None) -> None:
     """Keep each element of each gradient within -clip_value … clip_value."""
+    bounds: dict[tuple[str, str], tuple[Any, Any]] = {}  # tensors that are made once
     with no_grad():
         for p in [parameters] if isinstance(parameters, Tensor) else parameters:
-            if p.grad is not None:
-                p.grad = maximum(minimum(p.grad, clip_value), -clip_value)
+            if (g := p.grad) is not None:
+                kind = g.dtype, g.device
+                if kind not in bounds:
+                    bounds[kind] = g._constant(-clip_value, g.dtype), g._constant(clip_value, g.dtype)
+                low, high = bounds[kind]
+                p.grad = maximum(minimum(g, high), low)
 
 
 def parameters_to_vector(parameters: Iterable[Tensor]) -> Any:

@@ -119,7 +119,7 @@ def pad_packed_sequence(
         missing = data._constant(0.0, data.dtype).broadcast_to(data.shape[0], whole - data.shape[1], *data.shape[2:])
         data = concat([data, missing], 1)
     data = data[:, :whole]
-    steps = sequence.lengths._constant(list(range(whole)), "int64").reshape(1, -1)
+    steps = sequence.lengths._constant(range(whole), "int64").reshape(1, -1)
     outside = steps >= sequence.lengths.reshape(-1, 1)
     data = data.masked_fill(outside.reshape(*outside.shape, *(1,) * (data.ndim - 2)), padding_value)
     return (data if batch_first else data.transpose(0, 1)), sequence.lengths
