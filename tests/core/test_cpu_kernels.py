@@ -347,7 +347,7 @@ BIG = [
     *[
         Case(op, [pooled(shape)], {"axes": (axis,), "keepdims": False})
         for op in ("sum", "max", "min")
-        for shape in [(3, 37), (70, 1037), (37, 999)]
+        for shape in [(3, 37), (70, 1037), (37, 999), (70, 10)]
         for axis in (0, 1)
     ],
     *[  # many rows and few columns: each thread makes its rows apart

@@ -149,6 +149,15 @@ enum { BLOCK_ROWS = 32, GROUP_BLOCKS = 64, RUN_BLOCK = 1024, TREE_DEPTH = 48, TI
         NAME(put_part)(into, a, n);                                                                          \
     }                                                                                                        \
     static void NAME(NAME_##_block)(T * into, const T *x, int64_t stride, int64_t rows, int64_t n) {         \
+        if (n <= VN) { /* what is stored in parts is not there for the next load at once */                  \
+            V a = NAME(part)(x, n, 0);                                                                       \
+            for (int64_t r = 1; r < rows; r++) {                                                             \
+                V next = NAME(part)(x + r * stride, n, 0);                                                   \
+                a = JOIN_V(a, next);                                                                         \
+            }                                                                                                \
+            NAME(put_part)(into, a, n);                                                                      \
+            return;                                                                                          \
+        }                                                                                                    \
         ROWS_BY_FOUR(NAME(NAME_##_four), NAME(NAME_##_columns));                                             \
     }
 
