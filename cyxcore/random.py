@@ -38,9 +38,13 @@ SPLIT_STEP = 2**62  # steps of draws are below, those of the data order and of f
 MAX_RATE = 1e12  # of Poisson numbers, whose logarithms would lose their digits above
 
 
+def _float64(value: Any) -> Array:
+    return np.asarray(value.astype("float64").numpy() if isinstance(value, Tensor) else value, np.float64)
+
+
 def _numbers(name: str, what: str, value: Any, good: Callable[[Array], Any], wanted: str) -> Array:
     """A parameter as float64. Raises SpecError for a value outside its domain."""
-    array = np.asarray(value.numpy() if isinstance(value, Tensor) and value.dtype != "bfloat16" else value, np.float64)
+    array = _float64(value)
     if not np.all(good(array)):
         raise SpecError(f"{name}: expected {what} {wanted}, got {array.tolist()}")
     return array
@@ -167,7 +171,7 @@ class Generator(eager.Generator):
 
         Raises SpecError for an interval that holds less than 1e-9 of them.
         """
-        parts = [np.asarray(x.numpy() if isinstance(x, Tensor) else x, np.float64) for x in (low, high)]
+        parts = [_float64(x) for x in (low, high)]
         mean = _numbers("truncated_normal", "loc", loc, _any, "finite")
         deviation = _numbers("truncated_normal", "scale", scale, _positive, "> 0")
         start, stop = ((part - mean) / deviation for part in parts)

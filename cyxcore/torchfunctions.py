@@ -82,8 +82,9 @@ def randint_like(x: Tensor, low: int, high: int | None = None, *, generator: Any
 
 
 def normal(mean: Any = 0.0, std: Any = 1.0, size: Any = None, *, generator: Any = None) -> Tensor:
-    """Normal numbers; mean and std may be tensors."""
-    return _of(generator).normal(mean, std, size)
+    """Normal numbers; mean and std may be tensors, of whose dtype they are then."""
+    kind = next((x.dtype for x in (mean, std) if isinstance(x, Tensor)), "float32")
+    return _of(generator).normal(mean, std, size, dtype=kind)
 
 
 def bernoulli(p: Tensor, *, generator: Any = None) -> Tensor:
@@ -104,7 +105,7 @@ def multinomial(weights: Tensor, num_samples: int, replacement: bool = False, *,
         of_rows = [weights] if weights.ndim == 1 else [weights[place] for place in range(len(weights))]
         found = [_of(generator).choice(weights.shape[-1], num_samples, replacement, row) for row in of_rows]
         return found[0] if weights.ndim == 1 else stack(found)
-    rows = np.atleast_2d(weights.numpy().astype(np.float64))
+    rows = np.atleast_2d(weights.astype("float64").numpy())
     if not np.isfinite(rows).all() or (rows < 0).any() or (rows.sum(1) <= 0).any():
         raise SpecError(f"multinomial: expected weights (N,) or (rows, N) >= 0 with some above 0, got {weights.shape}")
     if not replacement and (rows > 0).sum(1).min() < num_samples:

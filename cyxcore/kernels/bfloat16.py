@@ -25,6 +25,13 @@ def widened(x: Array) -> Array:
 def narrowed(x: Array) -> Array:
     """Any real array as bfloat16."""
     bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
-    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-    quiet = np.where(np.isnan(bits.view(np.float32)), (bits >> 16) | 0x40, rounded)
-    return quiet.astype(np.uint16).view(BFLOAT16).reshape(x.shape)
+    rounded = bits >> 16
+    rounded &= 1
+    rounded += 0x7FFF
+    rounded += bits
+    rounded >>= 16
+    result = rounded.astype(np.uint16)
+    nan = np.isnan(bits.view(np.float32))
+    if nan.any():  # rounding could carry its digits away
+        result[nan] = (bits[nan] >> 16) | 0x40
+    return result.view(BFLOAT16).reshape(x.shape)

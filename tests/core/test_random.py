@@ -268,3 +268,15 @@ def test_permutations_and_choices() -> None:
 def test_a_bad_parameter_is_one_clear_error(draw: Any, error: Any, words: str) -> None:
     with pytest.raises(error, match=words):
         draw(cx.random.Generator(0))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_pytorchs_draws_take_parameters_of_every_float_dtype(dtype: str) -> None:
+    rates = cx.tensor([0.0, 1.0, 4.0], dtype=dtype)
+    cx.manual_seed(1)
+    assert cx.bernoulli(cx.tensor([0.0, 1.0, 1.0], dtype=dtype)).tolist() == [0.0, 1.0, 1.0]
+    assert cx.multinomial(rates, 8, replacement=True).tolist().count(0) == 0
+    for drawn in (cx.bernoulli(rates / 4.0), cx.poisson(rates), cx.normal(rates, rates), cx.normal(rates, 1.0)):
+        assert drawn.dtype == dtype
+    assert cx.normal(0.0, rates).dtype == dtype
+    assert cx.normal(rates, rates).tolist()[0] == 0.0
