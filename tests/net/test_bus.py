@@ -92,7 +92,7 @@ async def test_a_broker_that_stands_still_is_an_error_of_ours_to_whoever_begins_
     async def handler(*_):
         """Nothing is ever said to it."""
 
-    os.kill(broker.process.pid, signal.SIGSTOP)
+    stand_still(broker.process.pid)
     try:
         for begin in (
             edge.answer(subjects.node("*", "heartbeat"), m.Heartbeat, handler),
@@ -145,6 +145,12 @@ async def test_a_follower_sees_what_was_and_what_comes_in_order(core):
 
 def never(last_seq):
     raise AssertionError("nothing was lost")
+
+
+def stand_still(pid):
+    """A child of ours neither takes nor says anything from here on; it is told at once, but stops a little later."""
+    os.kill(pid, signal.SIGSTOP)
+    os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOWAIT)
 
 
 def restarted(broker):
@@ -354,7 +360,7 @@ async def full(bus):
 async def test_a_connection_whose_broker_stands_still_is_closed_all_the_same(broker, monkeypatch):
     monkeypatch.setattr("cyxnet.connection.CLOSE_WITHIN_S", 0.1)
     bus = await Bus.connect(broker.url("core"), name="test")
-    broker.process.send_signal(signal.SIGSTOP)
+    stand_still(broker.process.pid)
     try:
         await full(bus)
         await asyncio.wait_for(bus.close(), 10)
@@ -368,7 +374,7 @@ async def test_a_broker_that_stands_still_with_bytes_under_way_to_it_is_left_for
     brokers = [Broker.start(tmp_path / name, passwords) for name in "ab"]
     bus = await Bus.connect(",".join(broker.url("core") for broker in brokers), name="test")
     [frozen] = [broker for broker in brokers if broker.url("core").endswith(f":{bus._nc.connected_url.port}")]
-    frozen.process.send_signal(signal.SIGSTOP)
+    stand_still(frozen.process.pid)
     try:
         await full(bus)
         await bus._nc._process_op_err(nats.errors.StaleConnectionError())  # what ten seconds without a PONG lead to
@@ -388,7 +394,7 @@ async def test_appends_under_way_when_the_broker_dies_are_unknown_at_once(mortal
     # they waited for their whole timeout, five seconds
     running, bus = mortal
     await bus.append(subjects.job_event("abc"), b"1")
-    os.kill(running[-1].process.pid, signal.SIGSTOP)  # it takes the append and answers nothing
+    stand_still(running[-1].process.pid)  # it takes the append and answers nothing
     waiting = asyncio.create_task(bus.append(subjects.job_event("abc"), b"2"))
     await asyncio.sleep(0)
     running.append(await asyncio.to_thread(restarted, running[-1]))
@@ -435,8 +441,7 @@ async def test_an_append_that_nobody_answers_ends_in_time(mortal):
     await bus.append(subjects.job_event("abc"), b"1")
     bus._mux._timeout_s = 0.1
     stopped = running[-1].process.pid
-    os.kill(stopped, signal.SIGSTOP)
-    os.waitid(os.P_PID, stopped, os.WSTOPPED | os.WNOWAIT)  # it is told at once, and stops a little later
+    stand_still(stopped)
     with pytest.raises(AppendUnknown, match="within 0.1 s"):
         await bus.append(subjects.job_event("abc"), b"2")
     assert bus._mux._waiting == {}
@@ -784,7 +789,7 @@ async def test_who_spoke_while_the_broker_was_stopped_is_no_flood(broker, edge, 
         edge.limit({"node": Rate(per_s=500, burst=10)}, floods.append)
         await edge.subscribe(subjects.node("*", "hardware"), take, strangers=True)
         stopped, loop = broker.process.pid, asyncio.get_running_loop()
-        os.kill(stopped, signal.SIGSTOP)
+        stand_still(stopped)
         try:
             over = loop.create_future()
             loop.call_later(0.7, over.set_result, None)
