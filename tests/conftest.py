@@ -1,5 +1,6 @@
 """Servers for tests: real ones, on free ports, in folders of their own; and the kernels as they were."""
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +9,16 @@ import pytest
 from cyxcore.kernels import cpu
 from cyxnet.broker import Broker, Passwords
 from tests.doorkeeper import CENTRAL, door_of
+
+
+def pytest_collection() -> None:
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """What stands after collection stays: a few million objects, which each full collection would look through."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ from cyxnet.bus import Bus, BusError
 from cyxnet.local import LocalNetwork
 
 local.CRASHES_PER_MINUTE = 1  # a disk that stays full is no reason to give up
+local.RESTART_DELAYS_S = (0.1,)
 
 async def main(folder):
     told = asyncio.Queue()
