@@ -24,6 +24,7 @@ NEEDS_GPU = (pytest.mark.gpu, pytest.mark.skipif(NO_GPU != "", reason=NO_GPU))
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "decisions").glob("*.md")])
+TOLD_BESIDE = [ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "benchmarks" / "results").glob("*.md"))]
 BLOCK = re.compile(r"(?P<note><!--.*?-->\n)?```python\n(?P<code>.*?)```", re.S)
 BLOCKS = [
     pytest.param(
@@ -90,10 +91,18 @@ def cyx_help() -> str:
     ).stdout
 
 
-def test_every_relative_link_leads_somewhere():
-    for page in PAGES:
-        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text()):
-            assert (page.parent / target).exists(), f"{page.name}: {target}"
+@pytest.mark.parametrize("page", [*PAGES, *TOLD_BESIDE], ids=lambda page: page.name)
+def test_every_relative_link_leads_somewhere(page):
+    for target, place in re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", page.read_text()):
+        there = page.parent / target if target else page
+        assert there.exists(), target
+        assert not place or place in places(there), f"{target}#{place}"
+
+
+def places(page: Path) -> set[str]:
+    """What may stand behind the # of a link to the page: its headings as GitHub names them, and marks of our own."""
+    headings = [re.sub(r"[^\w -]", "", each.lower()) for each in re.findall(r"^#+ (.*)$", page.read_text(), re.M)]
+    return {each.replace(" ", "-") for each in headings} | set(re.findall(r'<a id="(.*?)">', page.read_text()))
 
 
 def test_the_index_of_decisions_lists_each_by_its_title():
