@@ -93,15 +93,20 @@ def measure_all(commands: Mapping[str, Sequence[str]], folder: Path, plots: bool
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks",
+        usage="python -m benchmarks [OPTION …]",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--list", action="store_true", help="say what there is, and measure nothing")
     parser.add_argument("--only", action="append", default=[], metavar="NAME", help="this one; again, or with commas")
     parser.add_argument("--quick", action="store_true", help="small sizes, for a first look")
     parser.add_argument("--save", type=Path, default=FOLDER, metavar="FOLDER", help=f"where to (default {FOLDER})")
     parser.add_argument("--no-plots", action="store_true", help="JSON alone")
-    options = parser.parse_args()
+    options, others = parser.parse_known_args()
     known = programs()
+    if others:
+        parser.error(f"expected an option, got {others[0]!r}; to name a benchmark: --only NAME (--list shows all)")
     if options.list:
         for name, path in known.items():
             print(f"{name:14}{about(path)}")

@@ -40,6 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
         return localchain.main(arguments[1:])
     parser = argparse.ArgumentParser(
         "python -m cyxcentral",
+        usage="python -m cyxcentral [OPTION …]",
         description=__doc__,
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -80,7 +80,7 @@ class Caller:
                 raise error
             if self.on_retry and pause_s >= 1:
                 self.on_retry(str(error), pause_s)
-            await asyncio.sleep(pause_s)
+            await self.bus.pause(pause_s)
         raise AssertionError("unreachable")
 
 

@@ -42,6 +42,8 @@ class Streams:
         self._js = connection.jetstream(timeout=READ_TIMEOUT_S)
         self._mux = Mux(connection, APPEND_TIMEOUT_S)
         self._followers: list[Follower] = []
+        self._back = asyncio.Event()  # of the link, the next time
+        self.on_link_back: Callable[[], None] = lambda: None  # called then
 
     @property
     def connected(self) -> bool:
@@ -60,6 +62,15 @@ class Streams:
     def _link_is_back(self) -> None:
         for follower in self._followers:
             follower.doubt()
+        self._back.set()
+        self._back = asyncio.Event()
+        self.on_link_back()
+
+    async def pause(self, seconds: float) -> None:
+        """Let time pass before the next try; no longer than until a link that broke is there again."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._back.wait()
 
     def _end(self) -> None:
         for follower in self._followers:

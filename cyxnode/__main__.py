@@ -226,7 +226,7 @@ async def join(args: argparse.Namespace, home: Home, stopper: Stopper, begun_s: 
         try:
             if home.key_is_new:
                 key = home.folder / "key"
-                logging.info("the key in %s is new: back it up with `cyx id export --node %s`", key, home.name)
+                logging.info("the key in %s is new: back it up with `cyx id export --node %s`", key, home.folder.name)
             facts = await asyncio.to_thread(hardware.measure, args.memory)
             ready = (await pool.wait_warm()).ready
             pool.keep_full()  # not before: the machine was measured by BLAS

@@ -159,6 +159,7 @@ class Agent:
         kinds = Command | SignedCommand
         subject = subjects.command(self._home.node_id)
         await self._bus.answer(subject, kinds, self._on_command, max_bytes=MAX_COMMAND_BYTES)
+        self._bus.on_link_back = self._link_is_back
         watching = asyncio.create_task(self._watch_hardware())
         try:
             while self._exit is None:
@@ -200,6 +201,9 @@ class Agent:
             await asyncio.wait_for(self._woken.wait(), timeout_s)
         except TimeoutError:
             pass
+
+    def _link_is_back(self) -> None:
+        self.tell(e.LinkBack())
 
     def _clock_ms(self) -> int:
         return _now_ms() + self._ahead_ms

@@ -117,6 +117,10 @@ class DrainAsked(Struct, frozen=True):
     drain: bool
 
 
+class LinkBack(Struct, frozen=True):
+    """The broker can be asked again: what waits for its next try need not wait any longer."""
+
+
 class DiskChecked(Struct, frozen=True):
     """Whether the disk of the node has too little room for another run."""
 
@@ -147,6 +151,7 @@ Event = (
     | ShutdownAsked
     | DrainAsked
     | DiskChecked
+    | LinkBack
     | GoodbyeDone
 )
 

@@ -422,7 +422,7 @@ class Runs:
                     raise
             except BusError:
                 pass
-            await asyncio.sleep(retry_delay_ms(self._session, tries) / 1000)
+            await self._bus.pause(retry_delay_ms(self._session, tries) / 1000)
             tries += 1
 
     def _halted(self, key: RunKey, work: Work) -> RunFailed:

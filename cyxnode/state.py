@@ -42,6 +42,7 @@ from cyxnode.events import (
     HeartbeatAnswered,
     HeartbeatUnanswered,
     KillRun,
+    LinkBack,
     Note,
     PauseAsked,
     Registered,
@@ -345,6 +346,18 @@ def _on_disk_checked(state: State, event: DiskChecked, now_ms: int) -> Step:
     return _beating_at_once(replace(state, disk_full=event.full), now_ms), [Note(note)]
 
 
+def _on_link_back(state: State, _: LinkBack, now_ms: int) -> Step:
+    """What waits for its next try is tried now; if central is not back yet, as often as at first."""
+    soon_ms = now_ms + retry_delay_ms(state.session, 0)  # nodes whose links come back together are not in step
+    for key, run in state.runs.items():
+        if run.outbox.retry_at_ms is not None:
+            state = _with(state, key, replace(run, outbox=replace(run.outbox, retry_at_ms=soon_ms, tries=0)))
+    state = replace(state, register_tries=0, heartbeat_misses=0)
+    if state.register_at_ms is not None:
+        state = replace(state, register_at_ms=soon_ms)
+    return _beating_at_once(state, soon_ms), []
+
+
 def _beating_at_once(state: State, now_ms: int) -> State:
     """Central shall know it now, not at the next beat; while one is on its way, with the next."""
     return state if state.heartbeat_at_ms is None else replace(state, heartbeat_at_ms=now_ms)
@@ -389,6 +402,7 @@ _WORKING: Table = {
     ShutdownAsked: _on_shutdown_asked,
     DrainAsked: _on_drain_asked,
     DiskChecked: _on_disk_checked,
+    LinkBack: _on_link_back,
 }
 _TABLES: dict[str, Table] = {
     "working": _WORKING,

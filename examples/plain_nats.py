@@ -33,8 +33,15 @@ def kept_seed(path: Path) -> bytes:
     return path.read_bytes().strip()
 
 
+def content_of(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise SystemExit(f"{path}: cannot be read ({error.strerror})") from None
+
+
 async def main(network_file: str, data_file: str) -> None:
-    network = json.loads(Path(network_file).read_text())
+    network, data = json.loads(content_of(network_file)), content_of(data_file)
     seed = kept_seed(Path("plain_nats.nk"))
     public_key = nkeys.from_seed(bytearray(seed)).public_key
     caller = "c-" + hashlib.sha256(public_key).hexdigest()[:32]
@@ -58,7 +65,6 @@ async def main(network_file: str, data_file: str) -> None:
 
     await ask("wallet.faucet", {"amount_base_units": 5_000_000_000})
 
-    data = Path(data_file).read_bytes()
     chunks = [data[at : at + CHUNK_BYTES] for at in range(0, len(data), CHUNK_BYTES)]
     for chunk in chunks:
         await ask("artifact.put", chunk)

@@ -191,6 +191,17 @@ async def test_a_follower_goes_on_at_once_when_a_killed_broker_is_back(mortal):
     assert seen == [1, 2, 3]
 
 
+async def test_a_pause_before_the_next_try_ends_when_the_link_is_back(mortal):
+    # who had tried for long waited up to 16 s more for a broker that was there again
+    running, bus = mortal
+    pausing, back = asyncio.create_task(bus.pause(1e6)), asyncio.Event()
+    bus.on_link_back = back.set
+    await bus.pause(0.01)  # it ends by itself too
+    assert not pausing.done()
+    running.append(await asyncio.to_thread(restarted, running[-1]))
+    await asyncio.wait_for(asyncio.gather(pausing, back.wait()), 20)
+
+
 async def test_a_follower_that_heard_nothing_yet_does_not_begin_again_at_the_first_message(mortal):
     # it did: the ledger was given every old metric again, refused the keys, and lost events written with them
     running, bus = mortal

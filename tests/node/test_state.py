@@ -187,6 +187,7 @@ EVENTS = [
     e.DrainAsked(False),
     e.DiskChecked(True),
     e.DiskChecked(False),
+    e.LinkBack(),
     e.GoodbyeDone(),
 ]
 COMMANDS = (e.Assigned, e.BeginAsked, e.PauseAsked, e.StopAsked)
@@ -230,6 +231,19 @@ def test_any_order_of_any_three_events_leads_from_one_sound_state_to_the_next() 
         for event in happened:
             state, done = step(state, event, 10)
             check(state, done, 10)
+
+
+def test_what_waits_for_its_next_try_is_tried_as_soon_as_the_link_is_back() -> None:
+    late = after(TRAINING, e.Tick(), *[e.HeartbeatUnanswered(), e.Tick()] * 8, e.HeartbeatUnanswered())
+    late = after(late, e.RunEnded(KEY, failed()), *[e.ReportUnanswered(KEY), e.Tick()] * 2, e.ReportUnanswered(KEY))
+    back = after(late, e.LinkBack(), now_ms=50_000)
+    soon_ms = 50_000 + retry_delay_ms(back.session, 0)
+    assert (back.heartbeat_at_ms, back.heartbeat_misses) == (soon_ms, 0)
+    assert (back.runs[KEY].outbox.retry_at_ms, back.runs[KEY].outbox.tries) == (soon_ms, 0)
+    new = after(NEW, e.Tick(), *[e.RegisterUnanswered(), e.Tick()] * 8, e.RegisterUnanswered())
+    assert after(new, e.LinkBack(), now_ms=90_000).register_at_ms == 90_000 + retry_delay_ms(new.session, 0)
+    asking = after(TRAINING, e.Tick(), now_ms=10**6)
+    assert after(asking, e.LinkBack()).heartbeat_at_ms is None  # the answer is on its way
 
 
 def test_a_new_node_registers_at_once() -> None:

@@ -236,6 +236,10 @@ class SimBus:
         for listeners in self._edge.subscriptions.values():
             listeners[:] = [each for each in listeners if each.process is not self._process]
 
+    async def pause(self, seconds: float) -> None:
+        """A link here breaks without being noticed, so a pause always has its length."""
+        await asyncio.sleep(seconds)
+
     async def round_trip(self) -> None:
         """There and back. Raises BusError when the link does not work in either direction."""
         await Nap(self._loop, self._faults.delay_s() + self._faults.delay_s())
