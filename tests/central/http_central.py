@@ -23,7 +23,7 @@ from cyxnet.credentials import as_client, session_request
 from cyxnet.httpserver import HEAD_S, Server
 from cyxnet.identity import Identity
 from cyxnet.ratelimit import Rate
-from tests.central.test_dispatch import SmallCentral
+from tests.central.centrals import SmallCentral
 
 PLATFORM = Identity(b"the platform of tests, 32 bytes.")
 ALICE, BOB, OPERATOR = (Identity(name.encode().ljust(32)) for name in ("alice", "bob", "operator"))

@@ -17,7 +17,7 @@ from cyxnet import subjects
 from cyxnet.bus import ApiError
 from cyxnet.escrow import Funds
 from tests.central import facts as f
-from tests.central.test_dispatch import SmallCentral, behind
+from tests.central.centrals import SmallCentral, behind
 
 NETWORK = {"operators": [], "fee_basis_points": 1000, "reference_fee_base_units": 10**8}
 

@@ -13,7 +13,7 @@ from cyxnet.bus import ApiError
 from cyxnet.codec import MSGPACK, encode
 from cyxnet.identity import Identity
 from tests.central import facts as f
-from tests.central.test_dispatch import (
+from tests.central.centrals import (
     KEY,
     NODE,
     SmallCentral,

@@ -21,7 +21,7 @@ from cyxnet.bus import ApiError, Bus
 from cyxnet.credentials import as_node, replica_id
 from tests.central import facts as f
 from tests.central import worlds
-from tests.central.test_dispatch import (
+from tests.central.centrals import (
     KEY,
     LEASE_MS,
     NODE,

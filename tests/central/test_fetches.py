@@ -14,7 +14,7 @@ from cyxcore.spec import ModelSpec
 from cyxnet import messages as m
 from cyxnet import subjects
 from tests.central import facts as f
-from tests.central.test_dispatch import NODE, behind, completed, leased, register, stored_state
+from tests.central.centrals import NODE, behind, completed, leased, register, stored_state
 
 OPERATOR = "olga"
 LARGE = [b"a" * CHUNK_BYTES, b"rows"]  # two chunks

@@ -9,7 +9,7 @@ from cyxnet import messages as m
 from cyxnet import subjects
 from cyxnet.bus import ApiError
 from tests.central import facts as f
-from tests.central.test_dispatch import NODE, SESSION, SmallCentral, leased, register
+from tests.central.centrals import NODE, SESSION, SmallCentral, leased, register
 
 HOUR_MS = 3_600_000
 ME = "c-operator"

@@ -27,7 +27,7 @@ from cyxnet.identity import load_or_create
 from cyxnet.solana import Settlement, SettlementError, TransactionStatus
 from cyxnet.wallet import Wallet
 from tests.central import facts as f
-from tests.central.test_dispatch import SmallCentral, damage, kinds_of
+from tests.central.centrals import SmallCentral, damage, kinds_of
 
 CENTRAL, PLATFORM, CLIENT, NODE, STRANGER = (Wallet(bytes([seed]) * 32) for seed in (1, 2, 3, 4, 5))
 

@@ -17,7 +17,7 @@ from cyxnet.codec import MSGPACK, decode, encode
 from cyxnet.instructions import SettlementError
 from cyxnet.shapes import sign_shape
 from tests.central import facts as f
-from tests.central.test_dispatch import kinds_of
+from tests.central.centrals import kinds_of
 from tests.central.test_payments import CENTRAL, NODE, STRANGER, lab  # noqa: F401
 
 STOLEN = "the escrow of job-1: expected 5, got none"

@@ -7,8 +7,8 @@ from cyxcentral import intake, jobfold, jobrules, jobs, scaling
 from cyxcore.errors import SpecError
 from cyxnet import messages as m
 from tests.central import facts as f
+from tests.central.centrals import SmallCentral, register
 from tests.central.test_deployments import served
-from tests.central.test_dispatch import SmallCentral, register
 
 SPEC = m.ServeSpec(deployment=f.DEPLOYMENT, format="cyxmodel", seconds=f.HOUR_S, least=1, most=3)
 

@@ -14,7 +14,7 @@ from cyxnet.bus import ApiError, Bus
 from cyxnet.commands import VALID_MS, Guard, NotTaken, Trust
 from cyxnet.credentials import as_node
 from tests.central import facts as f
-from tests.central.test_dispatch import (
+from tests.central.centrals import (
     COMMANDER,
     KEY,
     NETWORK,
