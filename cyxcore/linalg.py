@@ -24,7 +24,7 @@ from cyxcore.functional.basic import stack
 from cyxcore.infer import broadcast
 from cyxcore.infermatrix import matrices, unpacked
 from cyxcore.torchwords import worded
-from cyxcore.values import apply, of_one_dtype, sum_dtype, to_inexact
+from cyxcore.values import apply, composed, of_one_dtype, sum_dtype, to_inexact
 
 __all__ = (
     "cholesky cross det diagonal eig eigh eigvals eigvalsh inv matmul matrix_norm matrix_power matrix_rank "
@@ -199,11 +199,14 @@ def vector_norm(
     """
     value = to_inexact(value_of("vector_norm", x))
     value = value if dtype is None else value.astype(dtype)
-    axes = value._axes(axis)
+    return composed(_vector_norm, (value,), (ord, value._axes(axis), keepdims))
+
+
+def _vector_norm(value: Any, ord: float, axes: tuple[int, ...], keepdims: bool) -> Any:
     size = elementwise.abs(value)
     if ord == math.inf or ord == -math.inf:
         if ord > 0 and math.prod(value.shape[place] for place in axes) == 0:
-            return size.sum(axis, keepdims)  # of no elements
+            return size.sum(axes, keepdims)  # of no elements
         return size.max(axes, keepdims) if ord > 0 else size.min(axes, keepdims)
     if ord == 0:
         return apply("sum", (size != 0).astype(size.dtype), axes=axes, keepdims=keepdims)

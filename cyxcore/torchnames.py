@@ -15,7 +15,7 @@ from cyxcore.functional.basic import concat, stack, take_along_axis, where
 from cyxcore.hosted import written
 from cyxcore.inplace import InPlace
 from cyxcore.torchwords import Picked, in_words
-from cyxcore.values import Value, to_inexact, together
+from cyxcore.values import Value, composed, to_inexact, together
 
 Function = Callable[..., Any]
 
@@ -447,16 +447,29 @@ def nan_to_num(x: Any, nan: float = 0.0, posinf: float | None = None, neginf: fl
 
 def lerp(x: Any, end: Any, weight: Any) -> Any:
     """x + weight * (end - x)."""
+    tensors, numbers = ((x, end, weight), ()) if isinstance(weight, Value) else ((x, end), (weight,))
+    return composed(_lerp, tensors, numbers)
+
+
+def _lerp(x: Any, end: Any, weight: Any) -> Any:
     return x + (end - x) * weight
 
 
 def addcmul(x: Any, one: Any, other: Any, *, value: float = 1) -> Any:
     """x + value * one * other."""
+    return composed(_addcmul, (x, one, other), (value,))
+
+
+def _addcmul(x: Any, one: Any, other: Any, value: float) -> Any:
     return x + one * other * value
 
 
 def addcdiv(x: Any, one: Any, other: Any, *, value: float = 1) -> Any:
     """x + value * one / other."""
+    return composed(_addcdiv, (x, one, other), (value,))
+
+
+def _addcdiv(x: Any, one: Any, other: Any, value: float) -> Any:
     return x + one / other * value
 
 

@@ -43,6 +43,18 @@ FUNCTIONS = {
     "softplus with a threshold": (lambda x: F.softplus(x, 2.0, 1.0), [(7, 50)]),
     "threshold": (lambda x: F.threshold(x, 0.1, 20.0), [(7, 50)]),
     "clip": (lambda x: cx.clip(x, -0.5, 0.7), [(7, 50)]),
+    "lerp": (lambda x, y: cx.lerp(x, y, 0.3), [(7, 50)] * 2),
+    "lerp by a tensor": (cx.lerp, [(7, 50)] * 3),
+    "addcmul": (lambda x, y, z: cx.addcmul(x, y, z, value=0.3), [(7, 50)] * 3),
+    "addcdiv": (lambda x, y, z: cx.addcdiv(x, y, z.exp(), value=0.3), [(7, 50)] * 3),
+    **{
+        f"norm {order} of {axis}": (
+            lambda x, order=order, axis=axis: cx.linalg.vector_norm(x, ord=order, axis=axis, keepdims=True),
+            [(7, 50)],
+        )
+        for order in (1, 2, 3, cx.inf)
+        for axis in (None, 1)
+    },
     "prelu": (F.prelu, [(7, 5, 10), (5,)]),
     **{
         f"{name} {reduction}": (
