@@ -12,17 +12,23 @@ from typing import Any
 from cyxcore.errors import GraphError
 from cyxcore.graph import Graph, Node
 
-_MOST_CHARACTERS = 60
-
 
 class Before:
     """What a function added to a graph when it was traced before, and what it returned."""
 
-    def __init__(self, graph: Graph, rebuild: Callable[[Any], Any], results: int, by_value: bool) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        rebuild: Callable[[Any], Any],
+        results: int,
+        by_value: bool,
+        missed: Sequence[dict[int, int]] = (),
+    ) -> None:
         """rebuild: puts the results, the first outputs of the graph, into what the function returns.
 
-        by_value: whether tensors around the function were constants then.
+        by_value: whether tensors around the function were constants then. missed: what each optimiser had in `missed`.
         """
+        self.missed = missed
         self.nodes, self._ends, self.by_value = graph.nodes, (graph.outputs, graph.updates), by_value
         self._places = tuple(range(results))
         self._returned = rebuild(self._places)
@@ -44,8 +50,10 @@ class Before:
 
 
 def _said(node: Node) -> str:
-    text = str(node.attrs["value"][0]) if node.op == "const" and len(node.attrs["value"]) == 1 else node.op
-    return text if len(text) <= _MOST_CHARACTERS else text[: _MOST_CHARACTERS - 3] + "..."
+    if node.op == "const":
+        value = node.attrs["value"]
+        return str(value[0]) if len(value) == 1 else f"constants of shape {node.attrs['shape']}"
+    return f"{node.op} {node.attrs['name']!r}" if node.op in ("input", "param") else node.op
 
 
 def _other(what: str) -> GraphError:

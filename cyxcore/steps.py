@@ -19,7 +19,7 @@ step of an optimiser follows, are left in `.grad` as by a plain step. Threads th
 """
 
 import inspect
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import lru_cache, partial
 from itertools import chain
@@ -282,6 +282,7 @@ class _Traced(NamedTuple):
     momenta: list[tuple[Optimizer, int, Array]]  # of groups where they are cycled
     draws: Draws
     gradients: "Gradients"
+    modes: list[tuple[Module, bool]]  # in which the function leaves parts of modules, where it changes them
     kept: list[Any]
 
 
@@ -401,6 +402,8 @@ class CompiledStep:
             for place in missing:
                 optimizer.miss(place)
         wrote(traced.written)
+        for part, is_training in traced.modes:
+            part.training = is_training
         for optimizer, _ in traced.stepped:
             optimizer.call_step_hooks("after_step")
         results = tuple(map(copy_of, plan.outputs))
@@ -426,7 +429,7 @@ class CompiledStep:
             known: dict[int, Symbol] = {}
             tensors = {id(t): t for module in self.modules for t in (*module.parameters(), *_buffers(module))}
             for place, module in enumerate(self.modules):
-                known |= stack.enter_context(symbolic(module, builder, f"{place}.", both_modes=False))
+                stack.enter_context(symbolic(module, builder, f"{place}.", both_modes=False, known=known))
             there = stack.enter_context(self.around.symbolic(builder, device, known))
             for identity, (tensor, symbol) in there.items():
                 tensors.setdefault(identity, tensor)
@@ -437,6 +440,8 @@ class CompiledStep:
                 stack.enter_context(_symbolic_optimizer(optimizer, place, builder, known, held))
                 for place, optimizer in enumerate(self.optimizers)
             ]
+            if before is not None:
+                stack.enter_context(_having_missed(self.optimizers, before.missed))
             stack.enter_context(drawing_again(partial(in_a_graph, builder)))
             parameters = {symbol.home: tensors[identity] for identity, symbol in known.items()}
             builder.given = partial(_gradient_before, builder, parameters)
@@ -446,6 +451,8 @@ class CompiledStep:
                     "p.grad in the step"
                 )
             options, rates = self._bound.options(), [_rates(optimizer) for optimizer in self.optimizers]
+            parts = self._bound.parts
+            modes = list(map(_is_training, parts))
             args, named = with_others(given, arguments, self.fixed)
             result = self.function(*args, **named)
             self._bound.check_unchanged(options)
@@ -460,11 +467,12 @@ class CompiledStep:
         outputs, rebuild = results_of(result, "step to return tensors computed in it, such as its loss")
         after = [home for home in builder.gradients if home in builder.added or home in builder.waiting]
         graph = builder.graph(*outputs, *[builder.gradients[home] for home in after])
-        return _Followed(builder, graph, rebuild, held, steppers, parameters, after)
+        changed = [(part, _is_training(part)) for part, was in zip(parts, modes, strict=True) if part.training != was]
+        return _Followed(builder, graph, rebuild, held, steppers, parameters, after, changed)
 
     def _made(self, inputs: list[Tensor], given: Given, device: str) -> tuple[_Traced, Before]:
         """A plan, and what the function did."""
-        builder, graph, rebuild, held, steppers, parameters, after = self._follow(inputs, given, device)
+        builder, graph, rebuild, held, steppers, parameters, after, modes = self._follow(inputs, given, device)
         names = [_argument(place) for place in range(len(inputs))]
         plan = Plan(
             graph,
@@ -495,8 +503,9 @@ class CompiledStep:
         )
         written = [parameters[home] for home in builder.updates if home in parameters]
         fed, drawn = [plan.inputs[name] for name in names], draws_of(plan, builder)
-        traced = _Traced(plan, rebuild, written, fed, stepped, scalars, momenta, drawn, gradients, kept)
-        return traced, Before(graph, rebuild, len(graph.outputs) - len(after), self.around.by_value)
+        traced = _Traced(plan, rebuild, written, fed, stepped, scalars, momenta, drawn, gradients, modes, kept)
+        missed = [dict(optimizer.missed) for optimizer in self.optimizers]
+        return traced, Before(graph, rebuild, len(graph.outputs) - len(after), self.around.by_value, missed)
 
 
 class _Followed(NamedTuple):
@@ -509,6 +518,7 @@ class _Followed(NamedTuple):
     steppers: "list[_Stepper]"
     parameters: dict[int, Tensor]  # by the nodes they are
     after: list[int]  # of which of them the last outputs are the gradients
+    modes: list[tuple[Module, bool]]  # of parts that the function left in another one than they were in
 
 
 def _argument(place: int) -> str:
@@ -612,6 +622,19 @@ class _Stepper:
         self.held[name] = state._data
         first = {"kind": "constant", "value": start}
         return self.builder.param(name, state.shape, first, trainable=False, dtype=p.dtype)
+
+
+@contextmanager
+def _having_missed(optimizers: list[Optimizer], missed: Sequence[dict[int, int]]) -> Iterator[None]:
+    """Within the block optimisers have missed what they had: of one without state that makes no other plan."""
+    now = [optimizer.missed for optimizer in optimizers]
+    try:
+        for optimizer, then in zip(optimizers, missed, strict=True):
+            optimizer.missed = then
+        yield
+    finally:
+        for optimizer, there in zip(optimizers, now, strict=True):
+            optimizer.missed = there
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """What a function reads besides its arguments: modules, optimisers, tensors and numbers, also through helpers.
 
 Looked through are variables of enclosing functions and global ones that the code names, defaults of parameters and
-arguments of functools.partial, functions of these in turn, lists and dicts, and of objects (also of modules and classes
-of the user's) the attributes that the code names; the hooks of modules, too.
+arguments of functools.partial, functions of these in turn, lists and dicts, and of objects, classes, functions and
+imported modules of the user's the attributes that the code names; the hooks of modules, too.
 While the function is compiled its tensors are symbols, so that the plan reads them where they are; what is a number is
 a part of the plan.
 """
@@ -16,9 +16,11 @@ import inspect
 import operator
 import pickle
 import random
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from types import CellType, CodeType, FunctionType, MethodType, ModuleType
+from itertools import chain
+from types import BuiltinMethodType, CellType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -48,7 +50,8 @@ _OPERATORS = frozenset(name for name in dir(operator) if name.startswith("__")) 
 
 
 class Place(NamedTuple):
-    """Where a value is read: a variable of an enclosing function, a name in a dict, or one of a tuple of arguments.
+    """Where a value is read: a variable of an enclosing function, a name in a dict, an attribute of a class or of an
+    object with __slots__, or one of a tuple of arguments.
 
     Those are the defaults of a function, or what a functools.partial has; `back` is the place from the end, below 0.
     """
@@ -64,15 +67,17 @@ class Place(NamedTuple):
         if self.back:
             given = _arguments_of(self.holder)
             return given[self.back] if len(given) >= -self.back else _NOTHING
-        if type(self.holder) is not CellType:
+        if isinstance(self.holder, dict):
             return self.holder.get(self.name, _NOTHING)
+        if type(self.holder) is not CellType:
+            return getattr(self.holder, self.name, _NOTHING)
         try:
             return self.holder.cell_contents
         except ValueError:  # nothing was assigned yet
             return _NOTHING
 
     def write(self, value: Any) -> None:
-        if isinstance(self.holder, type):
+        if not isinstance(self.holder, (dict, CellType)) and not self.back:
             setattr(self.holder, self.name, value)
         elif self.back:
             given = list(_arguments_of(self.holder))
@@ -94,8 +99,9 @@ class Place(NamedTuple):
 
     def note(self, watch: Any) -> None:
         """Tell a Watch what read() looks at."""
-        if isinstance(self.holder, type):
-            watch.attribute(self.holder, self.name)
+        if not isinstance(self.holder, (dict, CellType)) and not self.back:
+            there = hasattr(self.holder, self.name)
+            watch.attribute(self.holder, self.name) if there else watch.answer(hasattr, self.holder, self.name)
         elif self.back:
             watch.attribute(self.holder, "__defaults__" if isinstance(self.holder, FunctionType) else "args")
         else:
@@ -122,6 +128,7 @@ class Surroundings:
         self._places: dict[tuple[int, str], Place] = {}
         self._found: dict[int, Any] = {}
         self._objects: list[Any] = []
+        self._empty: list[Place] = []  # attributes of modules that are None, and may be a tensor or a module one day
         self._parts: set[int] = set()
         self._device = "cpu"  # where the last plan runs
         self._attributes: set[str] = set()
@@ -149,6 +156,7 @@ class Surroundings:
                 self._places[name] = place
             else:
                 self._program.append((place, value))
+        self._program += [(place, None) for place in self._empty]
         self.reads_rates = not self._attributes.isdisjoint(("lr", "get_last_lr", "_last_lr"))
 
     def again(self) -> "Surroundings":
@@ -156,13 +164,23 @@ class Surroundings:
         return Surroundings(self.function, *self._given)
 
     def is_outdated(self) -> bool:
-        """Whether a function, a module or an optimiser that was found is another one by now, or came since then."""
-        return any(place.read() is not value for place, value in self._program)
+        """Whether a function, a module or an optimiser that was found is another one by now, or came since then.
+
+        Objects in lists too, whose attributes are looked at.
+        """
+        if any(place.read() is not value for place, value in self._program):
+            return True
+        held = chain.from_iterable([_all_items(place.read()) for place in self._places.values()])
+        return any(id(item) not in self._found and _has_attributes(item) for item in held)
 
     def _look(self, value: Any) -> None:
-        if id(value) in self._found or isinstance(value, (Tensor, np.ndarray, *NUMBERS, ModuleType, type)):
+        if id(value) in self._found or isinstance(value, (Tensor, np.ndarray, *NUMBERS)):
             return
         self._found[id(value)] = value
+        if isinstance(value, (ModuleType, type)):
+            if not is_ours(value) and not _is_installed(_package_of(value)):
+                self._objects.append(value)
+            return
         if isinstance(value, Module):
             for part in value.modules():
                 self._look_into_part(part)
@@ -175,6 +193,8 @@ class Surroundings:
             self._look_into_code(value)
             named = value.__code__.co_varnames[: value.__code__.co_argcount]
             self._add_arguments(value, named[len(named) - len(value.__defaults__ or ()) :], value.__kwdefaults__ or {})
+            if vars(value):
+                self._objects.append(value)
         elif isinstance(value, MethodType):
             self._look(value.__func__)
             self._look(value.__self__)
@@ -186,7 +206,7 @@ class Surroundings:
         elif isinstance(value, HOLDERS):
             for item in _items(value):
                 self._look(item)
-        elif hasattr(value, "__dict__") and not is_ours(type(value)):
+        elif _has_attributes(value):
             self._objects.append(value)
 
     def _look_into_part(self, part: Module) -> None:
@@ -197,7 +217,10 @@ class Surroundings:
         self._add(Place(vars(part), "_hooks"))
         self._add(Place(vars(part), "forward"))
         if not is_ours(type(part)):
-            self._look(inspect.getattr_static(type(part), "forward"))
+            for base in type(part).__mro__:
+                self._add(Place(base, "forward"))
+                if "forward" in vars(base):
+                    break
             self._objects.append(part)
 
     def _look_into_code(self, function: FunctionType) -> None:
@@ -231,18 +254,28 @@ class Surroundings:
         before = -1
         while before != (before := len(self._found) + len(self._attributes) + len(self._objects)):
             for value in list(self._objects):
-                for name in sorted(self._attributes & vars(value).keys()):
-                    if not (isinstance(value, Module) and (name in _OF_MODULES or is_option(vars(value)[name]))):
-                        self._add(Place(vars(value), name))
+                if isinstance(value, type):
+                    for base in value.__mro__[:-1]:
+                        if not is_ours(base):
+                            self._look_into_class(base, {})
+                    continue
+                own = getattr(value, "__dict__", {})
+                for name in sorted(self._attributes & {*own, *_slots(value)}):
+                    if isinstance(value, Module) and name not in _OF_MODULES and own.get(name) is None:
+                        self._empty.append(Place(own, name))
+                    if not (isinstance(value, Module) and (name in _OF_MODULES or is_option(own.get(name)))):
+                        self._add(Place(own if name in own else value, name))
                 for base in type(value).__mro__[:-1]:
                     if not is_ours(base):
-                        self._look_into_class(base, vars(value))
+                        self._look_into_class(base, own)
 
     def _look_into_class(self, owner: type, own: dict[str, Any]) -> None:
         """Methods that are named, or that operators call, and attributes that an object has from its class."""
         for name, value in list(vars(owner).items()):
             if isinstance(value, (FunctionType, property, staticmethod, classmethod, functools.cached_property)):
                 if name in self._attributes or name in _OPERATORS:
+                    if isinstance(value, (FunctionType, staticmethod, property)):
+                        self._add(Place(owner, name))
                     for made in ("fget", "__func__", "func"):
                         value = getattr(value, made, value)
                     self._look(value)
@@ -347,7 +380,8 @@ class Surroundings:
         """Of generators that are not ours, by their names; the common ones where the code says `random`."""
         places = [*self._places.values(), *[place for place, _ in self._program]]
         values = {place.name: place.read() for place in places}
-        owners = {name: getattr(value, "__self__", value) for name, value in values.items()}
+        methods = (MethodType, BuiltinMethodType)
+        owners = {name: value.__self__ if isinstance(value, methods) else value for name, value in values.items()}
         found: dict[str, Any] = {}
         if "random" in self._attributes or any(value is random or value is np.random for value in values.values()):
             found |= {"random": random.getstate(), "numpy.random": pickle.dumps(np.random.get_state())}
@@ -460,7 +494,33 @@ def codes(code: CodeType) -> Iterator[CodeType]:
 
 
 def is_ours(value: Any) -> bool:
-    return (getattr(value, "__module__", None) or "").partition(".")[0] in ("cyxcore", "numpy", "builtins")
+    """Whether it is a part of Cyx, NumPy or Python, and not of the user's program."""
+    return _package_of(value) in ("cyxcore", "numpy", "builtins")
+
+
+def _package_of(value: Any) -> str:
+    name = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None) or ""
+    return name.partition(".")[0]
+
+
+@functools.lru_cache(4096)
+def _is_installed(package: str) -> bool:
+    """Whether a package is Python's or was installed, and so is no part of the user's program."""
+    file = getattr(sys.modules.get(package), "__file__", None) or ""
+    return package in sys.stdlib_module_names or "-packages" in file
+
+
+def _has_attributes(value: Any) -> bool:
+    """Whether it is an object of the user's program that may hold something."""
+    if isinstance(value, (Module, Optimizer, FunctionType)):
+        return True
+    return not is_ours(type(value)) and (hasattr(value, "__dict__") or bool(_slots(value)))
+
+
+def _slots(value: Any) -> list[str]:
+    """The attributes of an object that are not in its dict."""
+    named = [vars(base).get("__slots__", ()) for base in type(value).__mro__]
+    return [name for names in named for name in ((names,) if isinstance(names, str) else names) if name != "__dict__"]
 
 
 def _may_change(value: Any) -> bool:

@@ -322,6 +322,23 @@ class Symbol(Placed):
         node = self.builder.nodes[self.home]
         return node.op == "param" and bool(node.attrs["trainable"])
 
+    @requires_grad.setter
+    def requires_grad(self, wanted: bool) -> None:
+        self.requires_grad_(wanted)
+
+    def requires_grad_(self, requires_grad: bool = True) -> "Symbol":
+        """Itself: cx.autograd.grad(outputs, inputs) finds the gradient of every value of a graph.
+
+        Raises GraphError where a parameter would be frozen or no longer.
+        """
+        is_param = self.is_compiled and self.builder.nodes[self.home].op == "param"
+        if is_param and self.builder.differentiate is not None and requires_grad != self.requires_grad:
+            raise GraphError(
+                f"compile: the function sets requires_grad of a parameter to {requires_grad}, which only its first "
+                "call would do; set it outside, or use p.detach() or cx.no_grad()"
+            )
+        return self
+
     def backward(
         self, gradient: Any = None, retain_graph: bool | None = None, create_graph: bool = False, inputs: Any = None
     ) -> None:

@@ -53,10 +53,6 @@ class Placed(Value):
         """Always: the values of a graph have no gaps."""
         return True
 
-    def requires_grad_(self, requires_grad: bool = True) -> Self:
-        """Itself: cx.autograd.grad(outputs, inputs) finds the gradient of every value of a graph."""
-        return self
-
     def cpu(self) -> Self:
         """Itself. Raises GraphError where the plan runs elsewhere."""
         return self.to(device="cpu")

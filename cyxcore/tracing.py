@@ -56,13 +56,18 @@ def results_of(result: Any, expected: str) -> tuple[tuple[Symbol, ...], Callable
 
 @contextmanager
 def symbolic(
-    module: "Module", builder: Builder, names: str = "", both_modes: bool = True, mode: Any = TRACED
+    module: "Module",
+    builder: Builder,
+    names: str = "",
+    both_modes: bool = True,
+    mode: Any = TRACED,
+    known: dict[int, Symbol] | None = None,
 ) -> Iterator[dict[int, Symbol]]:
     """Within the block the module's parameters and buffers are symbols, and it is in both modes at once.
 
     names: put before the names of the parameters. both_modes: False leaves the module in the mode it is in. mode: False
-    puts it in evaluation mode. Yields the symbol of each tensor, by the tensor's id. In one mode, what requires no
-    gradient is not trained.
+    puts it in evaluation mode. known: the symbols of tensors that other modules have too. Yields the symbol of each
+    tensor, by the tensor's id, with those that were known. In one mode, what requires no gradient is not trained.
     """
     changed: list[tuple[dict[str, Any], str, Any]] = []
 
@@ -71,7 +76,7 @@ def symbolic(
         holder[name] = value
 
     try:
-        known: dict[int, Symbol] = {}
+        known = {} if known is None else known
         for prefix, part in module.named_modules():
             if both_modes:
                 put(part.__dict__, "training", mode)

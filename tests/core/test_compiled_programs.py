@@ -1,0 +1,830 @@
+"""Training loops as users write them, compiled and plain: the same bits, or the error that is said here.
+
+A program gets `how`, which compiles a step or leaves it as it is, and gives all that can be seen of its run.
+"""
+
+import argparse
+import collections
+import copy
+import dataclasses
+import enum
+import functools
+import types
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import cyxcore as cx
+from cyxcore import functional as F
+from cyxcore import nn, optim
+from cyxcore.errors import GraphError
+
+How = Callable[[Any], Any]
+Program = Callable[[How], Any]
+SAME: dict[str, Program] = {}
+REFUSED: dict[str, tuple[Program, str]] = {}
+
+
+def same(program: Program) -> Program:
+    SAME[program.__name__] = program
+    return program
+
+
+def refused(said: str) -> Callable[[Program], Program]:
+    def put(program: Program) -> Program:
+        REFUSED[program.__name__] = program, said
+        return program
+
+    return put
+
+
+def batch(number: int, rows: int = 6) -> tuple[Any, Any]:
+    drawn = np.random.default_rng(number)
+    return cx.tensor(drawn.normal(size=(rows, 8)).astype(np.float32)), cx.tensor(drawn.integers(0, 3, rows))
+
+
+def net(*between: nn.Module) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(8, 16), *(between or (nn.ReLU(),)), nn.Linear(16, 3))
+
+
+def sgd(model: nn.Module, **options: Any) -> optim.Optimizer:
+    return optim.SGD(model.parameters(), lr=0.1, **options)
+
+
+def update(optimizer: optim.Optimizer, loss: Any) -> Any:
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return loss
+
+
+def train(
+    how: How,
+    model: nn.Module,
+    output: Callable[[Any], Any],
+    before: Callable[[int], Any] = lambda number: None,
+    calls: int = 6,
+) -> list[Any]:
+    """A step of cross-entropy in calls; before(number of the call) changes something outside."""
+    optimizer = sgd(model)
+    step = how(lambda x, y: update(optimizer, F.cross_entropy(output(x), y)))
+    found = []
+    for number in range(calls):
+        before(number)
+        found.append(step(*batch(number)))
+    return [found, model.state_dict()]
+
+
+# networks against each other, and their averages ----------------------------------------------------------------
+
+
+@same
+def adversaries_in_two_functions(how: How) -> Any:
+    maker, judge = nn.Linear(4, 8), nn.Linear(8, 1)
+    of_maker, of_judge = optim.Adam(maker.parameters()), optim.Adam(judge.parameters())
+
+    @how
+    def judge_step(x: Any, z: Any) -> Any:
+        return update(of_judge, F.softplus(-judge(x)).mean() + F.softplus(judge(maker(z).detach())).mean())
+
+    @how
+    def maker_step(z: Any) -> Any:
+        return update(of_maker, F.softplus(-judge(maker(z))).mean())
+
+    found = [(judge_step(batch(n)[0], batch(n)[0][:, :4]), maker_step(batch(n)[0][:, 4:])) for n in range(4)]
+    return found, maker.state_dict(), judge.state_dict()
+
+
+@same
+def adversaries_with_noise_in_one_function(how: How) -> Any:
+    maker, judge = nn.Linear(4, 8), nn.Linear(8, 1)
+    of_maker, of_judge = sgd(maker), sgd(judge)
+
+    @how
+    def step(x: Any) -> Any:
+        made = maker(cx.randn(len(x), 4))
+        first = update(of_judge, F.softplus(-judge(x)).mean() + F.softplus(judge(made.detach())).mean())
+        for p in judge.parameters():
+            p.data.clamp_(-0.5, 0.5)
+        return first, update(of_maker, F.softplus(-judge(made)).mean())
+
+    return [step(batch(n)[0]) for n in range(4)], maker.state_dict(), judge.state_dict()
+
+
+@refused("sets requires_grad of a parameter to False")
+def adversaries_that_freeze_each_other(how: How) -> Any:
+    maker, judge = nn.Linear(8, 8), nn.Linear(8, 1)
+    of_maker = sgd(maker)
+
+    @how
+    def step(x: Any) -> Any:
+        judge.requires_grad_(False)
+        loss = update(of_maker, -judge(maker(x)).mean())
+        judge.requires_grad_(True)
+        return loss
+
+    return [step(batch(n)[0]) for n in range(3)]
+
+
+@same
+def a_penalty_on_gradients(how: How) -> Any:
+    judge = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 1))
+    optimizer = sgd(judge)
+
+    @how
+    def step(x: Any) -> Any:
+        share = cx.rand(len(x), 1)
+        mixed = (x * share + (1 - share) * cx.randn(*x.shape)).requires_grad_()
+        slope = cx.autograd.grad(judge(mixed).sum(), [mixed], create_graph=True)[0]
+        return update(optimizer, judge(x).mean() + ((slope.square().sum(1) + 1e-6).sqrt() - 1).square().mean())
+
+    return [step(batch(n)[0]) for n in range(4)], judge.state_dict()
+
+
+@same
+def a_teacher_that_is_an_average(how: How) -> Any:
+    model = net()
+    teacher, optimizer = copy.deepcopy(model).requires_grad_(False), sgd(model)
+
+    @how
+    def step(x: Any) -> Any:
+        loss = update(optimizer, F.mse_loss(model(x), teacher(x).detach() + 1))
+        with cx.no_grad():
+            for mean, p in zip(teacher.parameters(), model.parameters(), strict=True):
+                mean.data.mul_(0.9).add_(p.data, alpha=0.1)
+        return loss
+
+    return [step(batch(n)[0]) for n in range(4)], model.state_dict(), teacher.state_dict()
+
+
+@same
+def slow_weights_every_second_step(how: How) -> Any:
+    model = net()
+    optimizer, slow = sgd(model), [p.detach().clone() for p in model.parameters()]
+
+    @how
+    def step(x: Any, y: Any, now: bool) -> Any:
+        loss = update(optimizer, F.cross_entropy(model(x), y))
+        if now:
+            with cx.no_grad():
+                for far, p in zip(slow, model.parameters(), strict=True):
+                    far.add_((p - far) * 0.5)
+                    p.copy_(far)
+        return loss
+
+    return [step(*batch(n), n % 2 == 1) for n in range(6)], model.state_dict(), slow
+
+
+@same
+def sharpness_aware_steps(how: How) -> Any:
+    model = net()
+    optimizer = sgd(model)
+
+    @how
+    def step(x: Any, y: Any) -> Any:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(x), y)
+        loss.backward()
+        with cx.no_grad():
+            moved = [p.grad * 0.05 for p in model.parameters()]
+            for p, by in zip(model.parameters(), moved, strict=True):
+                p.add_(by)
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        with cx.no_grad():
+            for p, by in zip(model.parameters(), moved, strict=True):
+                p.sub_(by)
+        optimizer.step()
+        return loss
+
+    return [step(*batch(n)) for n in range(4)], model.state_dict()
+
+
+# batches that are gathered ---------------------------------------------------------------------------------------
+
+
+@same
+def gradients_of_two_batches_and_a_schedule(how: How) -> Any:
+    model = net()
+    optimizer = optim.AdamW(model.parameters(), lr=1e-2)
+    schedule, found = optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 1 / (epoch + 1)), []
+
+    @how
+    def forward_backward(x: Any, y: Any) -> Any:
+        loss = F.cross_entropy(model(x), y) / 2
+        loss.backward()
+        return loss.detach()
+
+    @how
+    def step() -> Any:
+        norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        return norm
+
+    for number in range(6):
+        found.append(forward_backward(*batch(number)))
+        if number % 2:
+            found.append(step())
+            schedule.step()
+    return found, model.state_dict(), optimizer.param_groups[0]["lr"]
+
+
+@same
+def a_flag_says_when_to_step(how: How) -> Any:
+    model = net()
+    optimizer = sgd(model)
+
+    @how
+    def step(x: Any, y: Any, last: bool) -> Any:
+        loss = F.cross_entropy(model(x), y)
+        loss.backward()
+        if last:
+            optimizer.step()
+            optimizer.zero_grad()
+        return loss
+
+    return [step(*batch(n), n % 3 == 2) for n in range(7)], model.state_dict(), [p.grad for p in model.parameters()]
+
+
+@refused("assigns to 'count'")
+def a_count_says_when_to_step(how: How) -> Any:
+    model, count = net(), 0
+    optimizer = sgd(model)
+
+    @how
+    def step(x: Any, y: Any) -> Any:
+        nonlocal count
+        loss = F.cross_entropy(model(x), y)
+        loss.backward()
+        count += 1
+        if count % 2 == 0:
+            optimizer.step()
+            optimizer.zero_grad()
+        return loss
+
+    return [step(*batch(n)) for n in range(4)]
+
+
+@refused("in its second call the function computes with constants")
+def data_that_a_step_fetches_itself(how: How) -> Any:
+    model, batches = net(), (batch(n) for n in range(9))
+    optimizer = sgd(model)
+
+    @how
+    def step() -> Any:
+        x, y = next(batches)
+        return update(optimizer, F.cross_entropy(model(x), y))
+
+    return [step() for _ in range(3)]
+
+
+@same
+def batches_by_their_place_in_a_list(how: How) -> Any:
+    model, batches, place = net(), [batch(n) for n in range(4)], 0
+    optimizer = sgd(model)
+
+    @how
+    def step() -> Any:
+        x, y = batches[place]
+        return update(optimizer, F.cross_entropy(model(x), y))
+
+    found = []
+    for place in range(4):  # noqa: B007 - the step reads it
+        found.append(step())
+    return found, model.state_dict()
+
+
+@same
+def batches_of_different_sizes_some_too_small(how: How) -> Any:
+    model = net()
+    optimizer = sgd(model)
+
+    @how
+    def step(x: Any, y: Any) -> Any:
+        return model(x).mean() if len(x) < 4 else update(optimizer, F.cross_entropy(model(x), y))
+
+    return [step(*batch(n, rows)) for n, rows in enumerate((6, 3, 6, 2, 6))], model.state_dict()
+
+
+@same
+def heads_of_tasks_in_turn(how: How) -> Any:
+    heads, task = nn.ModuleDict({"a": nn.Linear(8, 3), "b": nn.Linear(8, 3)}), "a"
+
+    def before(number: int) -> None:
+        nonlocal task
+        task = "ab"[number % 2]
+
+    return train(how, heads, lambda x: heads[task](x), before)
+
+
+# modes, frozen and replaced parts ----------------------------------------------------------------------------
+
+
+@same
+def modes_that_the_step_sets(how: How) -> Any:
+    model, found = net(nn.Dropout(0.5), nn.BatchNorm1d(16)), []
+    optimizer = sgd(model)
+
+    @how
+    def step(x: Any, y: Any) -> Any:
+        model.train()
+        return update(optimizer, F.cross_entropy(model(x), y))
+
+    for number in range(4):
+        found += [step(*batch(number)), model.training]
+        model.eval()
+        found.append(model(batch(9)[0]).detach())
+    return found, model.state_dict()
+
+
+@same
+def a_step_that_ends_in_evaluation(how: How) -> Any:
+    model = net(nn.Dropout(0.5))
+    optimizer = sgd(model)
+
+    @how
+    def step(x: Any, y: Any) -> Any:
+        model.train()
+        loss = update(optimizer, F.cross_entropy(model(x), y))
+        model.eval()
+        with cx.no_grad():
+            return loss, (model(x).argmax(-1) == y).astype("float32").mean()
+
+    found = []
+    for number in range(4):
+        found += [step(*batch(number)), model.training]
+        model.train(number != 1)
+    return found, model.state_dict()
+
+
+@same
+def layers_that_are_frozen_for_a_while(how: How) -> Any:
+    model = net()
+    return train(how, model, model, lambda number: model[0].requires_grad_(number not in (2, 3)))
+
+
+@same
+def a_dropout_that_grows(how: How) -> Any:
+    model = net(nn.Dropout(0.0))
+    return train(how, model, model, lambda number: setattr(model[1], "p", 0.1 * number))
+
+
+@same
+def tied_weights(how: How) -> Any:
+    embedding, output = nn.Embedding(3, 8), nn.Linear(8, 3, bias=False)
+    output.weight = embedding.weight
+    model = nn.ModuleList([embedding, output])
+    return train(how, model, lambda x: output(x + embedding(cx.zeros(1, dtype="int64"))))
+
+
+@same
+def training_goes_on_from_a_checkpoint(how: How) -> Any:
+    model = net()
+    optimizer = optim.Adam(model.parameters(), lr=0.05)
+    step = how(lambda x, y: update(optimizer, F.cross_entropy(model(x), y)))
+    found = [step(*batch(n)) for n in range(3)]
+    weights = {name: array.copy() for name, array in model.state_dict().items()}
+    state = copy.deepcopy(optimizer.state_dict())
+    for _ in range(2):
+        found += [step(*batch(n)) for n in range(3, 6)]
+        model.load_state_dict(weights)
+        optimizer.load_state_dict(state)
+    return found, model.state_dict()
+
+
+@same
+def plain_and_compiled_steps_in_turn(how: How) -> Any:
+    model = net(nn.Dropout(0.5))
+    optimizer = optim.Adam(model.parameters())
+
+    def step(x: Any, y: Any) -> Any:
+        return update(optimizer, F.cross_entropy(model(x), y))
+
+    compiled = how(step)
+    return [(compiled if n % 3 else step)(*batch(n)).detach() for n in range(7)], model.state_dict()
+
+
+@same
+def a_cache_that_a_module_fills(how: How) -> Any:
+    class Turned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.angles = nn.Linear(8, 3), None
+
+        def forward(self, x: Any) -> Any:
+            if self.angles is None:
+                self.angles = cx.cos(cx.arange(3.0))
+            return self.inner(x) * self.angles
+
+    model = Turned()
+
+    def before(number: int) -> None:
+        if number == 3:
+            model.angles = cx.ones(3)
+        if number == 4:
+            model.angles.fill_(0.5)
+
+    return train(how, model, model, before)
+
+
+@same
+def a_layer_that_comes_later(how: How) -> Any:
+    class Growing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.more = nn.Linear(8, 3), None
+
+        def forward(self, x: Any) -> Any:
+            return self.inner(x) if self.more is None else self.more(self.inner(x))
+
+    model = Growing()
+    return train(how, model, model, lambda number: setattr(model, "more", nn.Linear(3, 3)) if number == 3 else None)
+
+
+# options that change at an epoch, long after the plan was made -------------------------------------------------
+
+
+def _at_an_epoch(how: How, read: Callable[[Any], Any], change: Callable[[], Any], **more: Any) -> Any:
+    """read(output of the model) is the output; change() comes before the fourth call."""
+    model = net()
+    return train(how, model, lambda x: read(model(x)), lambda number: change() if number == 3 else None, **more)
+
+
+@same
+def an_attribute_of_a_class(how: How) -> Any:
+    class Options:
+        scale = 1.0
+
+    return _at_an_epoch(how, lambda y: y * Options.scale, lambda: setattr(Options, "scale", 2.0))
+
+
+@same
+def an_attribute_of_an_object_with_slots(how: How) -> Any:
+    class Options:
+        __slots__ = ("scale", "weight")
+
+        def __init__(self) -> None:
+            self.scale, self.weight = 1.0, cx.ones(3)
+
+    options = Options()
+
+    def change() -> None:
+        options.scale = 2.0
+        options.weight.fill_(0.5)
+
+    return _at_an_epoch(how, lambda y: y * options.scale * options.weight, change)
+
+
+@same
+def an_attribute_of_a_function(how: How) -> Any:
+    def scaled(y: Any) -> Any:
+        return y * scaled.scale  # type: ignore[attr-defined]
+
+    scaled.scale = 1.0  # type: ignore[attr-defined]
+    return _at_an_epoch(how, scaled, lambda: setattr(scaled, "scale", 2.0))
+
+
+@same
+def an_attribute_of_a_module_of_python(how: How) -> Any:
+    settings = types.ModuleType("settings")
+    settings.scale = 1.0  # type: ignore[attr-defined]
+    return _at_an_epoch(how, lambda y: y * settings.scale, lambda: setattr(settings, "scale", 2.0))
+
+
+@same
+def an_attribute_of_a_base_class(how: How) -> Any:
+    class Base(nn.Module):
+        heat = 1.0
+
+        def forward(self, x: Any) -> Any:
+            return x * self.heat
+
+    class Own(Base):
+        def forward(self, x: Any) -> Any:
+            return super().forward(x)
+
+    return _at_an_epoch(how, Own(), lambda: setattr(Base, "heat", 2.0))
+
+
+@same
+def a_forward_that_is_replaced(how: How) -> Any:
+    class Base(nn.Module):
+        def forward(self, x: Any) -> Any:
+            return x.relu()
+
+    class Own(Base):
+        pass
+
+    model = net(Own())
+
+    def before(number: int) -> None:
+        if number == 2:
+            Base.forward = lambda self, x: x.tanh()  # type: ignore[method-assign]
+        if number == 4:
+            Own.forward = lambda self, x: x.sin()  # type: ignore[method-assign]
+
+    return train(how, model, model, before)
+
+
+@same
+def a_method_that_is_replaced(how: How) -> Any:
+    class Base(nn.Module):
+        def forward(self, x: Any) -> Any:
+            return self.act(x)
+
+        def act(self, x: Any) -> Any:
+            return x.relu()
+
+    return _at_an_epoch(how, Base(), lambda: setattr(Base, "act", lambda self, x: x.tanh()))
+
+
+@same
+def a_static_method_that_is_replaced(how: How) -> Any:
+    class Tools:
+        @staticmethod
+        def act(x: Any) -> Any:
+            return x.relu()
+
+    return _at_an_epoch(how, lambda y: Tools.act(y), lambda: setattr(Tools, "act", staticmethod(lambda x: x.tanh())))
+
+
+@same
+def a_function_in_a_list_that_is_replaced(how: How) -> Any:
+    acts = [lambda y: y.relu()]
+    return _at_an_epoch(how, lambda y: acts[0](y), lambda: acts.__setitem__(0, lambda y: y.tanh()))
+
+
+@same
+def a_variable_of_a_function_in_a_list(how: How) -> Any:
+    factor = 1.0
+    acts = [lambda y: y * factor]
+
+    def change() -> None:
+        nonlocal factor
+        factor = 2.0
+
+    return _at_an_epoch(how, lambda y: acts[0](y), change)
+
+
+@same
+def an_object_that_is_appended_and_changed(how: How) -> Any:
+    parts = [types.SimpleNamespace(scale=1.0)]
+
+    def before(number: int) -> None:
+        if number == 2:
+            parts.append(types.SimpleNamespace(scale=2.0))
+        if number == 4:
+            parts[1].scale = 3.0
+
+    model = net()
+    return train(how, model, lambda x: functools.reduce(lambda y, part: y * part.scale, parts, model(x)), before)
+
+
+@same
+def a_dict_with_attributes(how: How) -> Any:
+    class Options(dict[str, float]):
+        __getattr__ = dict.__getitem__
+
+    options = Options(scale=1.0)
+    return _at_an_epoch(how, lambda y: y * options.scale, lambda: options.update(scale=2.0))
+
+
+@same
+def options_of_many_kinds(how: How) -> Any:
+    class Mode(enum.Enum):
+        PLAIN, DOUBLE = 1, 2
+
+    @dataclasses.dataclass(frozen=True)
+    class Options:
+        scale: float = 1.0
+
+    Pair = collections.namedtuple("Pair", "first second")
+    mode, options, pair, parsed = Mode.PLAIN, Options(), Pair(1.0, 2.0), argparse.Namespace(scale=1.0)
+
+    def read(y: Any) -> Any:
+        return (y * 2 if mode is Mode.DOUBLE else y) * options.scale * pair.second * parsed.scale
+
+    def change() -> None:
+        nonlocal mode, options, pair
+        mode, options, pair, parsed.scale = Mode.DOUBLE, dataclasses.replace(options, scale=2.0), Pair(1.0, 3.0), 0.5
+
+    return _at_an_epoch(how, read, change)
+
+
+@same
+def a_hook_that_is_an_object(how: How) -> Any:
+    class Scaling:
+        scale = 1.0
+
+        def __call__(self, module: Any, given: Any, result: Any) -> Any:
+            return result * self.scale
+
+    hook, model = Scaling(), net()
+    model[0].register_forward_hook(hook)
+    return train(how, model, model, lambda number: setattr(hook, "scale", 0.5) if number == 3 else None)
+
+
+@same
+def options_of_a_loss(how: How) -> Any:
+    loss, model = nn.CrossEntropyLoss(weight=cx.ones(3)), net()
+    optimizer, found = sgd(model), []
+    step = how(lambda x, y: update(optimizer, loss(model(x), y)))
+    for number in range(6):
+        if number == 2:
+            loss.weight = cx.tensor([1.0, 2.0, 3.0])
+        if number == 4:
+            loss.label_smoothing, loss.reduction = 0.2, "sum"
+        found.append(step(*batch(number)))
+    return found, model.state_dict()
+
+
+@same
+def the_depth_of_a_recursion(how: How) -> Any:
+    depth = 0
+
+    def deeper(y: Any, left: int) -> Any:
+        return y if left == 0 else deeper(y.tanh() * 0.9 + y * 0.1, left - 1)
+
+    def before(number: int) -> None:
+        nonlocal depth
+        depth = number % 3
+
+    model = net()
+    return train(how, model, lambda x: deeper(model(x), depth), before)
+
+
+@same
+def a_gradient_of_ones_own_with_an_option(how: How) -> Any:
+    class Reversed(cx.Function):
+        scale = 1.0
+
+        @staticmethod
+        def forward(ctx: Any, x: Any) -> Any:
+            return x * 1.0
+
+        @staticmethod
+        def backward(ctx: Any, gradient: Any) -> Any:
+            return -Reversed.scale * gradient
+
+    return _at_an_epoch(how, Reversed.apply, lambda: setattr(Reversed, "scale", 2.0))
+
+
+# gradients and state by hand -----------------------------------------------------------------------------------
+
+
+@same
+def gradients_that_are_changed(how: How) -> Any:
+    model = net()
+    optimizer = sgd(model, momentum=0.9)
+
+    @how
+    def step(x: Any, y: Any, skip: bool) -> Any:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(x), y)
+        loss.backward()
+        for p in model.parameters():
+            p.grad += cx.randn(*p.shape) * 0.01
+            if p.ndim > 1:
+                p.grad.sub_(p.grad.mean(1, keepdims=True))
+            p.grad = cx.where(cx.isfinite(loss), p.grad, p.grad * 0)
+        if skip:
+            model[0].weight.grad = None
+        optimizer.step()
+        return loss
+
+    return [step(*batch(n), n == 2) for n in range(5)], model.state_dict()
+
+
+@same
+def a_running_mean_in_a_tensor(how: How) -> Any:
+    model, mean = net(), cx.zeros(())
+    optimizer = sgd(model)
+
+    @how
+    def step(x: Any, y: Any) -> Any:
+        loss = update(optimizer, F.cross_entropy(model(x), y))
+        with cx.no_grad():
+            mean.mul_(0.9).add_(loss.detach() * 0.1)
+        return loss
+
+    return [step(*batch(n)) for n in range(4)], mean
+
+
+@same
+def a_state_that_is_handed_on(how: How) -> Any:
+    cell, head = nn.GRUCell(8, 4), nn.Linear(4, 3)
+    model, state, found = nn.ModuleList([cell, head]), cx.zeros(6, 4), []
+    optimizer = sgd(model)
+
+    @how
+    def step(x: Any, y: Any, before: Any) -> Any:
+        after = cell(x, before)
+        return update(optimizer, F.cross_entropy(head(after), y)), after.detach()
+
+    for number in range(4):
+        loss, state = step(*batch(number), state)
+        found.append(loss)
+    return found, state, model.state_dict()
+
+
+@refused("assigns to 'state'")
+def a_state_that_is_kept_in_an_object(how: How) -> Any:
+    cell, kept = nn.GRUCell(8, 3), types.SimpleNamespace(state=cx.zeros(6, 3))
+
+    def output(x: Any) -> Any:
+        after = cell(x, kept.state)
+        kept.state = after.detach()
+        return after
+
+    return train(how, cell, output)
+
+
+@refused("assigns to 'calls'")
+def a_module_that_counts_its_calls(how: How) -> Any:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.calls = nn.Linear(8, 3), 0
+
+        def forward(self, x: Any) -> Any:
+            self.calls += 1
+            return self.inner(x)
+
+    model = Counting()
+    return train(how, model, model)
+
+
+@same
+def attacked_inputs(how: How) -> Any:
+    model = net()
+    optimizer = sgd(model)
+
+    @how
+    def step(x: Any, y: Any) -> Any:
+        x = x.clone().requires_grad_()
+        slope = cx.autograd.grad(F.cross_entropy(model(x), y), [x])[0]
+        return update(optimizer, F.cross_entropy(model((x + 0.1 * slope.sign()).detach()), y))
+
+    return [step(*batch(n)) for n in range(4)], model.state_dict()
+
+
+@same
+def a_step_within_a_step(how: How) -> Any:
+    model = nn.Linear(8, 3)
+    optimizer = sgd(model)
+
+    @how
+    def step(x: Any, y: Any) -> Any:
+        weight, bias = model.weight, model.bias
+        first = F.cross_entropy(F.linear(x, weight, bias), y)
+        of_weight, of_bias = cx.autograd.grad(first, [weight, bias], create_graph=True)
+        return update(optimizer, F.cross_entropy(F.linear(x, weight - 0.1 * of_weight, bias - 0.1 * of_bias), y))
+
+    return [step(*batch(n)) for n in range(4)], model.state_dict()
+
+
+@same
+def mixed_examples_and_rows_that_are_drawn(how: How) -> Any:
+    model, (pool, labels) = net(), batch(99, 50)
+    optimizer = sgd(model)
+
+    @how
+    def step() -> Any:
+        rows, share = cx.randint(0, 50, (6,)), cx.rand(())
+        x, y, order = pool[rows], labels[rows], cx.randperm(6)
+        output = model(x * share + x[order] * (1 - share))
+        return update(optimizer, share * F.cross_entropy(output, y) + (1 - share) * F.cross_entropy(output, y[order]))
+
+    return [step() for _ in range(4)], model.state_dict()
+
+
+def _bits(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_bits(part) for part in value]
+    if isinstance(value, dict):
+        return {name: _bits(part) for name, part in value.items()}
+    if isinstance(value, (cx.Tensor, np.ndarray)):
+        array = np.asarray(value.detach().numpy() if isinstance(value, cx.Tensor) else value)
+        return array.shape, str(array.dtype), array.tobytes()
+    return repr(value)
+
+
+def _run(program: Program, how: How) -> Any:
+    cx.manual_seed(0)
+    return _bits(program(how))
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_a_compiled_program_is_the_plain_one(name: str) -> None:
+    assert _run(SAME[name], cx.compile) == _run(SAME[name], lambda step: step)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_program_that_cannot_be_followed_is_refused(name: str) -> None:
+    program, said = REFUSED[name]
+    _run(program, lambda step: step)
+    with pytest.raises(GraphError, match=said):
+        _run(program, cx.compile)
