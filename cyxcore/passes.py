@@ -15,6 +15,8 @@ from cyxcore.ops import OPS, OWN_GRADIENT
 from cyxcore.symbols import CONSTANTS, Builder, Symbol
 
 MAX_FOLDED_ELEMENTS = 4096
+THIN_TERMS = 16  # a stack of products of so few terms takes less time than to transpose it,
+LEAST_TURNED = 8  # where each has so many rows and columns
 SHORT_ROWS, OFTEN = 48, 3  # of matrices whose products do not pay for turning the other one, and how many of them
 LONG_ROWS, NEAR_ELEMENTS = 1024, 128 * 1024  # of matrices cut into bands, which multiply by one that stays in the cache
 
@@ -291,7 +293,20 @@ def _transpose(builder: Builder, node: Node, inputs: list[Symbol], shape: Shape)
     if inner.op == "transpose":
         axes = tuple(inner.attrs["axes"][axis] for axis in axes)
         x = Symbol(builder, inner.inputs[0])
-    return x if axes == tuple(range(len(axes))) else builder.apply("transpose", [x], {"axes": axes})
+        inner = _producer(x)
+    if axes == tuple(range(len(axes))):
+        return x
+    if inner.op == "matmul" and axes == (*range(x.ndim - 2), x.ndim - 1, x.ndim - 2) and _is_thin(builder, inner, x):
+        # As of the gradient of a mean over an axis: to transpose it would take longer than to make it.
+        turned = {"transpose_a": not inner.attrs["transpose_b"], "transpose_b": not inner.attrs["transpose_a"]}
+        return builder.apply("matmul", [Symbol(builder, place) for place in reversed(inner.inputs)], turned)
+    return builder.apply("transpose", [x], {"axes": axes})
+
+
+def _is_thin(builder: Builder, product: Node, x: Symbol) -> bool:
+    """Whether a stack of products that are no mere rows has few terms: in either order of its factors the same bits."""
+    terms = Symbol(builder, product.inputs[0]).shape[-2 if product.attrs["transpose_a"] else -1]
+    return x.ndim > 2 and min(x.shape[-2:]) >= LEAST_TURNED and x.dtype in IN_GRAPHS and terms <= THIN_TERMS
 
 
 def _broadcast(builder: Builder, node: Node, inputs: list[Symbol], shape: Shape) -> Symbol | None:

@@ -194,6 +194,31 @@ def test_a_matrix_that_many_short_products_turn_is_turned_once() -> None:
     assert plans[0].outputs[0].tobytes() == plans[1].outputs[0].tobytes()
 
 
+@pytest.mark.parametrize(("terms", "transposed"), [(1, 0), (3, 0), (40, 1)])
+@pytest.mark.parametrize("flags", [(False, False), (True, False), (False, True), (True, True)])
+def test_a_stack_of_products_of_few_terms_is_made_transposed(
+    terms: int, transposed: int, flags: tuple[bool, bool]
+) -> None:
+    builder = Builder()
+    shapes = {"a": (3, 2, 8, terms), "b": (terms, 9)}
+    given = {
+        name: (*shape[:-2], *shape[:-3:-1]) if flag else shape
+        for (name, shape), flag in zip(shapes.items(), flags, strict=True)
+    }
+    factors = [builder.input(name, shape) for name, shape in given.items()]
+    product = builder.apply("matmul", factors, {"transpose_a": flags[0], "transpose_b": flags[1]})
+    graph = builder.graph(product.transpose(0, 1, 3, 2))
+    assert [node.op for node in optimise(graph).nodes].count("transpose") == transposed
+    plans = [Plan(graph, device="cpu", optimised=optimised) for optimised in (True, False)]
+    rng = np.random.default_rng(0)
+    drawn = {name: rng.normal(size=shape) for name, shape in given.items()}
+    for plan in plans:
+        for name, value in drawn.items():
+            plan.inputs[name][...] = value
+        plan.run()
+    assert plans[0].outputs[0].tobytes() == plans[1].outputs[0].tobytes()
+
+
 def inputs_of_steps(steps: int, read: str, bias: bool = True) -> Graph:
     """What a recurrence reads of its inputs at each of `steps` steps, and what else is read of all of them."""
     builder = Builder()
