@@ -22,7 +22,6 @@ from tests.central.centrals import (
     NETWORK,
     NEXT_SESSION,
     NODE,
-    ORDER_OF_THE_CURVE,
     completed,
     failed,
     kinds_of,
@@ -32,6 +31,8 @@ from tests.central.centrals import (
     stored_model,
     stored_state,
 )
+
+ORDER_OF_THE_CURVE = 2**252 + 27742317777372353535851937790883648493
 
 # -- what nodes say of themselves ------------------------------------------------------------------------
 
