@@ -306,7 +306,6 @@ class Api:
         job_id = ask.job_id or intake.job_id_for(ask.job.name, self._machine.token_hex)
         if known := self._known(job_id, ask, caller):
             return known
-        self._central.events.expect()
         try:
             try:
                 event = await self._submitted(caller, ask, job_id)

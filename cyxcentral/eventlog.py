@@ -311,11 +311,6 @@ class EventLog:
             self._next(subject)
         return event
 
-    def expect(self) -> None:
-        """Something is likely to be recorded in a moment: on an idle network, the broker is woken meanwhile."""
-        if self._commits.idle:
-            self._core.wake()
-
     async def _turn(self, subject: str) -> None:
         """Wait until nothing of ours is under way about a subject: two would only conflict with each other."""
         while (waiting := self._turns.get(subject)) is not None:
@@ -438,18 +433,9 @@ class EventLog:
         subject, payload, expected_seq = message
         stored = self._at_once(subject, payload, record)
         with self._commits.alone():
-            first = asyncio.ensure_future(
-                self._core.append(subject, payload, expected_seq, name=record.command_id, stored=stored)
-            )
-            try:
-                await asyncio.sleep(0)  # until it has left
-                # a follower that was quicker than the acknowledgement has let everybody decide on it
-                if not first.done() and self.world.last_seq.get(subject, 0) == expected_seq:
-                    self._send_sequel(sequel, subject, payload, record)
-                return await first
-            except asyncio.CancelledError:
-                first.cancel()
-                raise
+            first = self._core.begin_append(subject, payload, expected_seq, name=record.command_id, stored=stored)
+            self._send_sequel(sequel, subject, payload, record)
+            return await first
 
     def _send_sequel(self, sequel: Sequel, subject: str, payload: bytes, record: Record) -> None:
         """What may follow a record that is being appended now, if anything."""
@@ -468,11 +454,13 @@ class EventLog:
             prev=hashlib.sha256(payload).hexdigest(),
         )
 
+        next_payload = encode(next_record)
+        stored = self._at_once(subject, next_payload, next_record)
+        second = self._core.begin_append(subject, next_payload, right_after=record.command_id, stored=stored)
+
         async def follow() -> None:
-            next_payload = encode(next_record)
-            stored = self._at_once(subject, next_payload, next_record)
             try:
-                await self._core.append(subject, next_payload, right_after=record.command_id, stored=stored)
+                await second
             except (Conflict, BusError) as error:  # it is decided anew; if it was stored after all, the follower tells
                 log.info("%s does not follow at once on %s: %s", type(follows).__name__, subject, error)
             finally:

@@ -23,7 +23,7 @@ class _Inbox:
         self._inbox = ""
         self._opening = asyncio.Lock()
 
-    async def _open(self) -> None:
+    async def open(self) -> None:
         async with self._opening:
             if not self._inbox:
                 inbox = self._nc.new_inbox()
@@ -47,7 +47,7 @@ class Requests(_Inbox):
         Raises TimeoutError when none came, what the connection raises if nothing was sent.
         """
         if not self._inbox:
-            await self._open()
+            await self.open()
         token = secrets.token_hex(TOKEN_BYTES)
         loop = asyncio.get_running_loop()
         answer = self._waiting[token] = loop.create_future()
@@ -96,13 +96,8 @@ class Mux(_Inbox):
         Raises AppendUnknown when none came; what the connection raises if nothing was sent.
         """
         if not self._inbox:
-            await self._open()
-        self._last_token += 1
-        token = str(self._last_token)
-        answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        self._waiting[token] = (asyncio.get_running_loop().time() + self._timeout_s, answer, heard)
-        if self._sweep is None:
-            self._sweep_later()
+            await self.open()
+        token, answer = self._expect(heard)
         try:
             await self._nc.publish(subject, payload, reply=f"{self._inbox}.{token}", block=block)
             if at_once:
@@ -111,6 +106,32 @@ class Mux(_Inbox):
         finally:
             self._waiting.pop(token, None)
             _forget(answer)
+
+    def begin(
+        self, subject: str, payload: bytes, block: bytes, heard: Callable[[bytes], None] | None = None
+    ) -> "asyncio.Future[bytes]":
+        """ask() that has sent when it returns, and lets nobody else have a turn before: the answer is to come.
+
+        After open(). Raises what the connection raises, if nothing was sent.
+        """
+        assert self._inbox, "expected open() before begin()"
+        token, answer = self._expect(heard)
+        try:
+            self._nc.send(subject, payload, f"{self._inbox}.{token}", block)
+        except Exception:
+            del self._waiting[token]
+            raise
+        return answer
+
+    def _expect(self, heard: Callable[[bytes], None] | None) -> "tuple[str, asyncio.Future[bytes]]":
+        """A new token, and the answer that will come with it."""
+        self._last_token += 1
+        token, loop = str(self._last_token), asyncio.get_running_loop()
+        answer: asyncio.Future[bytes] = loop.create_future()
+        self._waiting[token] = loop.time() + self._timeout_s, answer, heard
+        if self._sweep is None:
+            self._sweep_later()
+        return token, answer
 
     def _answered(self, message: Message) -> None:
         waiting = self._waiting.pop(message.subject.rsplit(".", 1)[-1], None)

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import functools
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import msgspec
@@ -49,12 +49,6 @@ class Streams:
     def connected(self) -> bool:
         return bool(self._nc.is_connected)
 
-    def wake(self) -> None:
-        """Something will be appended in a moment. A broker that has heard nothing for a while takes a third of a
-        millisecond more for the first message: that is this one.
-        """
-        self._nc.probe()
-
     def _link_broke(self) -> None:
         """Nobody answers any more what was asked before."""
         self._mux.lost("the link to the broker broke")
@@ -91,6 +85,7 @@ class Streams:
             **options,
         )
         try:
+            await self._mux.open()
             async with asyncio.timeout(STREAM_PATIENCE_S):
                 made = await self._until_made(config)
                 await self._until_known(name)
@@ -142,13 +137,29 @@ class Streams:
         AppendUnknown when no answer came, StorageFull when there is no room, BusError when the broker refused for
         another reason.
         """
-        lines = "" if expected_seq is None else f"{_EXPECTED_SEQ}: {expected_seq}\r\n"
-        if name:
-            lines += f"{_ID}: {name}\r\n"
-        lines += f"Nats-TTL: {keep_s}s\r\n" if keep_s else ""
-        if right_after:
-            lines += f"{_EXPECTED_ID}: {right_after}\r\n"
-        return await self._store(subject, payload, f"NATS/1.0\r\n{lines}\r\n".encode() if lines else b"", stored)
+        block = _block_of_append(expected_seq, name, right_after, keep_s)
+        return await self._store(subject, payload, block, stored)
+
+    def begin_append(
+        self,
+        subject: str,
+        payload: bytes,
+        expected_seq: int | None = None,
+        *,
+        name: str = "",
+        right_after: str = "",
+        stored: Callable[[int], None] | None = None,
+    ) -> Coroutine[Any, Any, int]:
+        """append() that has sent the message when it returns; to be awaited for what becomes of it.
+
+        Of a stream that ensure_stream() was called for.
+        """
+        heard = functools.partial(_heard, stored) if stored else None
+        block = _block_of_append(expected_seq, name, right_after)
+        try:
+            return self._outcome(subject, payload, self._mux.begin(subject, payload, block, heard))
+        except (nats.errors.Error, OSError):  # nothing was sent: who awaits it tries again, and is told
+            return self.append(subject, payload, expected_seq, name=name, right_after=right_after, stored=stored)
 
     async def append_all(self, messages: list[tuple[str, bytes, int]]) -> list[int]:
         """Store (subject, payload, expected_seq) messages of different subjects in one atomic batch: all or none.
@@ -185,9 +196,13 @@ class Streams:
         stored: Callable[[int], None] | None = None,
         at_once: bool = False,
     ) -> int:
+        heard = functools.partial(_heard, stored) if stored else None
+        return await self._outcome(subject, payload, self._mux.ask(subject, payload, block, heard, at_once))
+
+    async def _outcome(self, subject: str, payload: bytes, asked: Awaitable[bytes]) -> int:
+        """What became of a message, by the answer of the stream."""
         try:
-            heard = functools.partial(_heard, stored) if stored else None
-            answer = await self._mux.ask(subject, payload, block, heard, at_once)
+            answer = await asked
         except AppendUnknown as error:
             raise AppendUnknown(f"no answer to the append to {subject}: {error}") from None
         except nats.errors.MaxPayloadError:
@@ -369,6 +384,17 @@ def _heard(stored: Callable[[int], None], answer: bytes) -> None:
         ack = _ACK.decode(answer)
         if ack.error is None and not ack.duplicate:
             stored(ack.seq)
+
+
+def _block_of_append(expected_seq: int | None, name: str, right_after: str, keep_s: int = 0) -> bytes:
+    """The headers of an append, as on the wire."""
+    lines = "" if expected_seq is None else f"{_EXPECTED_SEQ}: {expected_seq}\r\n"
+    if name:
+        lines += f"{_ID}: {name}\r\n"
+    lines += f"Nats-TTL: {keep_s}s\r\n" if keep_s else ""
+    if right_after:
+        lines += f"{_EXPECTED_ID}: {right_after}\r\n"
+    return f"NATS/1.0\r\n{lines}\r\n".encode() if lines else b""
 
 
 def _too_large(subject: str, size: int) -> BusError:

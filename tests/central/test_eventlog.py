@@ -131,17 +131,6 @@ async def test_who_appends_is_told_of_it_as_the_acknowledgement_is_read(core, lo
     assert len(stored) == 1
 
 
-async def test_a_broker_is_woken_for_what_is_expected_only_when_nothing_is_on_its_way(core, log, monkeypatch):
-    woken = []
-    monkeypatch.setattr(core, "wake", lambda: woken.append(1))
-    log.expect()
-    recording = asyncio.create_task(log.record(job(1), lambda: f.submitted("job-1")))
-    await asyncio.sleep(0)
-    log.expect()
-    await recording
-    assert woken == [1]
-
-
 async def test_two_commands_on_one_subject_are_decided_one_after_the_other(core, log):
     await log.record(job(1), lambda: f.submitted("job-1"))
     await log.record(job(1), lambda: f.FUNDED)
@@ -211,16 +200,6 @@ async def test_what_follows_is_decided_while_its_event_is_on_its_way(core, log, 
     assert job(1) in seen and log.world.jobs["job-1"].status == "leased"
 
 
-async def test_nothing_is_decided_behind_an_event_whose_subject_has_been_read_on(log):
-    """A follower may bring the event before its acknowledgement comes: then whoever assigns jobs has seen it."""
-    await log.record(job(1), lambda: f.submitted("job-1"))
-    asked, record = [], log._record_of(job(1), "d" * 32, f.submitted("job-1"))
-    sequel = Sequel(lambda first, at_ms: asked.append(1), None)
-    with pytest.raises(Conflict):
-        await log._append_with(sequel, (job(1), encode(record), 0), record)
-    assert not asked and log._commits.idle
-
-
 async def test_an_event_is_stored_and_said_so_whatever_goes_wrong_with_what_may_follow(core, log, caplog):
     # its outcome was lost: who asked was told of an error in central, and nobody waited for the append any more
     def wrong(first, at_ms):
@@ -233,14 +212,16 @@ async def test_an_event_is_stored_and_said_so_whatever_goes_wrong_with_what_may_
 
 
 async def test_with_anything_between_the_two_what_follows_is_not_stored(core, log, monkeypatch):
-    ended, append = asyncio.Event(), core.append
+    ended, begin = asyncio.Event(), core.begin_append
 
-    async def late(subject, payload, *expected, right_after="", **names):
-        if right_after:
-            await append(job(2), record_of(f.submitted("job-2")), 0)
-        return await append(subject, payload, *expected, right_after=right_after, **names)
+    def late(subject, payload, *expected, right_after="", **names):
+        async def second():
+            await core.append(job(2), record_of(f.submitted("job-2")), 0)
+            return await core.append(subject, payload, *expected, right_after=right_after, **names)
 
-    monkeypatch.setattr(core, "append", late)
+        return second() if right_after else begin(subject, payload, *expected, **names)
+
+    monkeypatch.setattr(core, "begin_append", late)
     await log.record(job(1), lambda: f.submitted("job-1"), behind(f.leased(), ended))
     await ended.wait()
     await log.catch_up()

@@ -410,9 +410,6 @@ class SimBus:
             name=name, subjects=stream_subjects, **{k: v for k, v in options.items() if k != "replicas"}
         )
 
-    def wake(self) -> None:
-        pass
-
     async def append(
         self,
         subject: str,
@@ -428,6 +425,9 @@ class SimBus:
             stored(seq)
             await self._hop()  # who waits for it goes on only later
         return seq
+
+    def begin_append(self, subject: str, payload: bytes, *expected: int, **options: Any) -> "asyncio.Task[int]":
+        return asyncio.ensure_future(self.append(subject, payload, *expected, **options))
 
     async def append_all(self, messages: list[tuple[str, bytes, int]]) -> list[int]:
         return await self._append([*messages], "", "")
