@@ -109,7 +109,8 @@ class Compiled:
         for place, module in enumerate(self.modules):
             state |= {f"{place}.{name}": array for name, array in module.arrays().items()}
         outputs, rebuild = results_of(result, "function to return tensors computed from its arguments")
-        return builder, builder.graph(*outputs), rebuild, state
+        graph, builder.ended = builder.graph(*outputs), True
+        return builder, graph, rebuild, state
 
     def _compare(self, before: Before, inputs: list[Tensor], given: Given, device: str) -> None:
         """Whether a trace is what it was. Raises GraphError where it is not."""

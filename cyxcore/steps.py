@@ -467,6 +467,7 @@ class CompiledStep:
         outputs, rebuild = results_of(result, "step to return tensors computed in it, such as its loss")
         after = [home for home in builder.gradients if home in builder.added or home in builder.waiting]
         graph = builder.graph(*outputs, *[builder.gradients[home] for home in after])
+        builder.ended = True
         changed = [(part, _is_training(part)) for part, was in zip(parts, modes, strict=True) if part.training != was]
         return _Followed(builder, graph, rebuild, held, steppers, parameters, after, changed)
 

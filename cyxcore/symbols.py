@@ -249,6 +249,8 @@ class Symbol(Placed):
         return f"Symbol(node {self.node}: {self.builder.nodes[self.node].op} {self.shape} {self.dtype})"
 
     def _no_value(self, what: str) -> GraphError:
+        if self.builder.ended:
+            return _kept()
         return ValueNeeded(
             f"trace: {what} needs a number, but while tracing a tensor of shape {self.shape} has none yet; "
             "use tensor operations (cx.where instead of if, .mean() instead of float)"
@@ -379,6 +381,13 @@ class Symbol(Placed):
         return builder.apply("detach", [self], {})._shows(self, "detach", {})
 
 
+def _kept() -> GraphError:
+    return GraphError(
+        "compile: a value of a compiled function is used outside of it, where it was put into an attribute or a list; "
+        "return it from the function, whose results are tensors"
+    )
+
+
 def _may_overlap(one: Any, other: Any) -> bool:
     """Whether two layouts have an element in common; True where that takes long to find out."""
     numpy = importlib.import_module("numpy")
@@ -477,6 +486,7 @@ class Builder:
         self.differentiate: Callable[[Builder, Symbol, list[Symbol]], list[Symbol | None]] | None = None
         self.recording: Callable[[], bool] | None = None  # of a compiled training step: False within no_grad()
         self.device = "cpu"  # where the plan will run
+        self.ended = False  # of a compiled function: it has returned, and its values are of no use any more
         self.before: Callable[[int, Node], None] | None = None  # compares each new node with that of a trace before
         self.layer = ""
         self._known: dict[tuple[Any, ...], int] = {}
@@ -520,6 +530,8 @@ class Builder:
 
     def apply(self, op: str, inputs: Sequence[Symbol], attrs: Mapping[str, Any]) -> Symbol:
         """One op call. Raises GraphError, ShapeError or DtypeError naming the layer."""
+        if self.ended:
+            raise _kept()
         try:
             return self._add(op, tuple([value.node for value in inputs]), normal_attrs(op, attrs))
         except CyxError as error:

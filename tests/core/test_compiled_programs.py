@@ -757,6 +757,22 @@ def a_module_that_counts_its_calls(how: How) -> Any:
     return train(how, model, model)
 
 
+@refused("a value of a compiled function is used outside of it")
+def an_activation_that_a_module_keeps(how: How) -> Any:
+    class Keeping(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(8, 3)
+
+        def forward(self, x: Any) -> Any:
+            self.last = self.inner(x)
+            return self.last
+
+    model = Keeping()
+    found = train(how, model, model)
+    return found, (model.last * 2.0).detach(), model.last.mean().item()
+
+
 @same
 def attacked_inputs(how: How) -> Any:
     model = net()
