@@ -676,6 +676,19 @@ def test_a_power_is_what_c_says(base: float, exponent: float) -> None:
     np.testing.assert_allclose(got[0], true, rtol=2.3e-16)
 
 
+@pytest.mark.parametrize("exponents", [None, -1.0, 1.5, 3.0])
+def test_powers_of_float32_are_what_c_says_among_others(isa: str, exponents: float | None) -> None:
+    known = np.array([*POWERS, *((0.05 * k, 0.1 * k - 5.0) for k in range(1, 131))], np.float32)
+    bases, each = np.ascontiguousarray(known.T)
+    exponent = each if exponents is None else np.array(exponents, np.float32)
+    got = np.empty_like(bases)
+    cpu.call("pow", got, [bases, exponent], {})
+    with np.errstate(all="ignore"):
+        true = np.power(bases.astype(np.float64), exponent.astype(np.float64)).astype(np.float32)
+    np.testing.assert_allclose(got, true, rtol=1.2e-7)
+    np.testing.assert_array_equal(np.signbit(got[got == 0.0]), np.signbit(true[true == 0.0]))
+
+
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("op", ["sin", "tanh", "erf", "sqrt", "neg", "abs", "floor"])
 def test_zero_keeps_the_sign_numpy_gives_it(op: str, dtype: str) -> None:

@@ -125,6 +125,10 @@ static inline cyx_status cyx_run_rows(const cyx_call *call, cyx_body body) {
         else                                                                                                 \
             NAME##_loop(o, a, 0, b, 1, n);                                                                   \
     }                                                                                                        \
+    CYX_BINARY_ROWS(NAME, IN, OUT)
+
+/* The kernel of what NAME_row makes of two rows of n elements, which follow each other (stride 1) or are one for all (0). */
+#define CYX_BINARY_ROWS(NAME, IN, OUT)                                                                       \
     static void NAME##_body(void *context, int64_t begin, int64_t end) {                                     \
         const cyx_rows *all = context;                                                                       \
         if (all->walk.ndim == 1) { /* no row to look for */                                                  \

@@ -18,7 +18,6 @@
     CYX_BINARY(sub_##S, T, T, x - y)                                                                         \
     CYX_BINARY(mul_##S, T, T, x *y)                                                                          \
     CYX_BINARY(div_##S, T, T, x / y)                                                                         \
-    CYX_BINARY(pow_##S, T, T, cyx_pow(x, y))                                                                 \
     CYX_BINARY(maximum_##S, T, T, x >= y || x != x ? x : y)                                                  \
     CYX_BINARY(minimum_##S, T, T, x <= y || x != x ? x : y)                                                  \
     CYX_BINARY(equal_##S, T, uint8_t, x == y)                                                                \
@@ -77,6 +76,37 @@ TRIGONOMETRY(sin_f32, 0, cyx_sin)
 TRIGONOMETRY(cos_f32, 1, cyx_cos)
 
 FLOAT_OPS(double, f64, )
+CYX_BINARY(pow_f64, double, double, cyx_pow(x, y))
+
+/* What cyx_pow has a rule for, beside what power_of_positive makes. */
+static inline int pow_by_rule(double x, double y) {
+    return !(x > 0.0) | (x >= INFINITY) | (x == 1.0) | !(__builtin_fabs(y) < INFINITY) | (y == -1.0) | (y == 0.0) |
+           (y == 0.5) | (y == 1.0) | (y == 2.0) | (y == 3.0);
+}
+
+/* By float64, a chunk at a time as vectors; a chunk with elements that have a rule of their own mends those one by one. */
+static void pow_f32_row(float *o, const float *a, int64_t sa, const float *b, int64_t sb, int64_t n) {
+    enum { CHUNK = 64 };
+    if (!sb && *b == -1.0f) {
+        INDEPENDENT for (int64_t i = 0; i < n; i++) o[i] = 1.0f / a[i * sa];
+        return;
+    }
+    for (int64_t at = 0; at < n; at += CHUNK) {
+        double x[CHUNK], y[CHUNK];
+        float z[CHUNK];
+        int64_t count = n - at < CHUNK ? n - at : CHUNK;
+        int by_rule = 0;
+        for (int i = 0; i < count; i++) x[i] = a[(at + i) * sa], y[i] = b[(at + i) * sb];
+        for (int i = (int)count; i < CHUNK; i++) x[i] = y[i] = 1.5;
+        for (int i = 0; i < CHUNK; i++) by_rule |= pow_by_rule(x[i], y[i]);
+        INDEPENDENT for (int i = 0; i < CHUNK; i++) z[i] = (float)power_of_positive(x[i], y[i]);
+        for (int i = 0; by_rule && i < CHUNK; i++)
+            if (pow_by_rule(x[i], y[i])) z[i] = (float)cyx_pow(x[i], y[i]);
+        memcpy(o + at, z, sizeof(float) * (size_t)count);
+    }
+}
+CYX_BINARY_ROWS(pow_f32, float, float)
+
 CYX_WHERE(where_f32, float)
 CYX_WHERE(where_f64, double)
 

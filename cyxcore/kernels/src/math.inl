@@ -289,6 +289,54 @@ MATH double erf_f64(double x) {
     return __builtin_copysign(a < 1.0 ? small : large, x);
 }
 
+typedef struct {
+    double value, rest; /* value + rest is the number */
+} pair;
+
+MATH pair two_difference(double a, double b) {
+    double value = a - b, back = a - value;
+    return (pair){value, (back - b) + (a - (value + back))};
+}
+
+MATH pair two_sum(double a, double b) { return two_difference(a, -b); }
+
+/* log x to about 100 bits for 0 < x < infinity: 2 atanh((m - 1) / (m + 1)) + e ln 2. */
+MATH pair log_pair(double x) {
+    int below = x < 0x1p-1022 ? 54 : 0;
+    uint64_t bits = bits_of_f64(below ? x * 0x1p54 : x);
+    int exponent = (int)((bits - 0x3fe6a09e667f3bcdu + (1024ull << 52)) >> 52) - 1024;
+    double m = f64_of_bits(bits - ((uint64_t)(int64_t)exponent << 52)), e = exponent - below;
+    double f = m - 1.0, d = m + 1.0, d_rest = m - (d - 1.0);
+    double s = f / d, s_rest = (FMA64(-s, d, f) - s * d_rest) / d;
+    double z = s * s, z_rest = FMA64(s, s, -z) + 2.0 * s * s_rest;
+    double cube = s * z, cube_rest = FMA64(s, z, -cube) + s * z_rest + s_rest * z;
+    double third = cube * 0x1.5555555555555p-2;
+    double third_rest = FMA64(cube, 0x1.5555555555555p-2, -third) + cube * 0x1.5555555555555p-56 +
+                        cube_rest * 0x1.5555555555555p-2;
+    double p = 0x1.b8d8d842612f1p-5; /* (atanh(s) / s - 1 - s**2 / 3) / s**4 */
+    p = FMA64(p, z, 0x1.ac4a068982d9cp-5);
+    p = FMA64(p, z, 0x1.e1f8005103106p-5);
+    p = FMA64(p, z, 0x1.1110df9bb902ap-4);
+    p = FMA64(p, z, 0x1.3b13b1bcae4ffp-4);
+    p = FMA64(p, z, 0x1.745d174512f5ep-4);
+    p = FMA64(p, z, 0x1.c71c71c71cfdep-4);
+    p = FMA64(p, z, 0x1.2492492492491p-3);
+    p = FMA64(p, z, 0x1.999999999999ap-3);
+    pair sum = two_sum(s, third);
+    sum.rest += s_rest + third_rest + cube * z * p;
+    pair total = two_sum(e * 0x1.62e42fefa4p-1, 2.0 * sum.value);
+    total.rest += 2.0 * sum.rest - e * 0x1.8432a1b0e2634p-43;
+    double value = total.value + total.rest;
+    return (pair){value, (total.value - value) + total.rest};
+}
+
+/* x**y for 0 < x < infinity and finite y. */
+MATH double power_of_positive(double x, double y) {
+    pair log_x = log_pair(x);
+    double product = y * log_x.value, rest = FMA64(y, log_x.value, -product) + y * log_x.rest;
+    return exp_sum_f64(product, __builtin_fabs(product) < 800.0 ? rest : 0.0);
+}
+
 /* The rest goes one element at a time: scalar_math.c. */
 double cyx_sin(double x);
 double cyx_cos(double x);
