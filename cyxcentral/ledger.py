@@ -368,7 +368,8 @@ class Ledger:
         except duckdb.InterruptException:
             raise LedgerError(f"the question took longer than {QUERY_TIMEOUT_S:g} s; narrow it down") from None
         except duckdb.Error as error:
-            raise LedgerError(str(error).strip()[:1000]) from None
+            said = str(error).partition("\n\nLINE ")[0]  # what follows draws a mark below the question: not on one line
+            raise LedgerError(said.strip()[:1000]) from None
         finally:
             timer.cancel()
             cursor.close()

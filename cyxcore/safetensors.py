@@ -157,6 +157,10 @@ def replacing(path: str | os.PathLike[str], synced: bool = True) -> Iterator[Bin
             if synced:
                 os.fsync(file.fileno())
         part.replace(target)
+    except OSError as error:
+        if error.filename is None or os.fspath(error.filename) == os.fspath(part):
+            error.filename = os.fspath(target)  # a write names no file, and nobody knows the one that was to be renamed
+        raise
     finally:
         part.unlink(missing_ok=True)
 

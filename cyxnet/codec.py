@@ -43,8 +43,10 @@ def decode(kind: type[T], payload: bytes, content_type: str = JSON, max_bytes: i
         message = decoder.decode(payload)
         if content_type == MSGPACK and strange(payload) & NOT_FINITE:  # walking costs more than decoding
             _refuse_non_finite(message, "$")
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except msgspec.ValidationError as error:
         raise BadMessage(str(error)[:500]) from None
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise BadMessage(f"expected {content_type}: {error}"[:500]) from None
     except RecursionError:
         raise BadMessage("nested too deep") from None
     return message

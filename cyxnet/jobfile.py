@@ -402,7 +402,10 @@ def _check_fit(info: "DatasetInfo", graph: "Graph", training: TrainingSpec, held
     check_metrics(training, held_out)
     output = list(graph.output_shape)
     if info.classes is not None and len(output) != 1:
-        raise SpecError(f"{where}: expected a model that gives one row of numbers per sample, it gives {output}")
+        raise SpecError(
+            f"{where}: expected a model that gives one row of numbers per sample, it gives {output}; "
+            'put { kind = "Flatten" } before its last Linear layer'
+        )
     try:
         data.check_labels(info, math.prod(output), loss=training.loss)
     except CyxError as error:

@@ -31,6 +31,8 @@ REMEDIES: dict[str, str] = {
     ".arrow": "write Parquet instead",
 }
 
+UTF16 = "UTF-16 text"
+
 # First bytes -> (what it is, the format to declare, if it can travel).
 MAGIC: tuple[tuple[bytes, str, DataFormat | None], ...] = (
     (b"PAR1", "a Parquet file", "parquet"),
@@ -38,8 +40,8 @@ MAGIC: tuple[tuple[bytes, str, DataFormat | None], ...] = (
     (b"PK\x05\x06", "an empty zip archive", "npz"),
     (b"\x93NUMPY", "an NPY file", None),
     (b"\x1f\x8b", "a gzip file", None),
-    (b"\xff\xfe", "UTF-16 text", None),
-    (b"\xfe\xff", "UTF-16 text", None),
+    (b"\xff\xfe", UTF16, None),
+    (b"\xfe\xff", UTF16, None),
 )
 BINARY: frozenset[DataFormat] = frozenset({"parquet", "npz"})
 
@@ -78,6 +80,8 @@ def check_start(path: Path, data_format: DataFormat) -> None:
     found = next((entry for entry in MAGIC if first.startswith(entry[0])), None)
     if found is not None and found[2] != data_format:
         _, what, actual = found
+        if what == UTF16 and data_format not in BINARY:
+            raise defect(path, "UTF-8 text", what, "save the file as UTF-8")
         remedy = f'set data.format = "{actual}"' if actual else "convert it to CSV, Parquet, JSON lines or NPZ"
         raise defect(path, f"{data_format} data", what, remedy)
     if found is None and data_format in BINARY:

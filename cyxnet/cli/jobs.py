@@ -49,22 +49,36 @@ async def jobs(args: argparse.Namespace, screen: Screen) -> int:
             view.job_id,
             view.status,
             view.node_name or view.node_id or "",
-            percent(view.progress) if view.status == "leased" else "",
+            _result(view),
             cyx(view.amount_base_units),
             human_age(view.submitted_at_ms),
         ]
         for view in reply.jobs
     ]
     if rows or args.json:
-        screen.table(["job", "status", "node", "progress", "amount", "submitted"], rows, reply)
+        screen.table(["job", "status", "node", "result", "amount", "submitted"], rows, reply)
         if reply.total > len(rows):
             most = min(reply.total, MOST)
             screen.remark("more", f"{reply.total - len(rows)} older jobs; see them with --limit {most}")
     else:
         asked = args.status or args.name or args.node or args.mine
-        what = "no such job" if asked else "no jobs yet; submit one: cyx submit FILE"
+        what = "no job is like that; all of them: cyx jobs" if asked else "no jobs yet; submit one: cyx submit FILE"
         screen.result(what, reply)
     return DONE
+
+
+def _result(view: m.JobView) -> str:
+    """In a few letters, to compare jobs by: how far it is, or what its model is worth on held-out rows, if any were."""
+    if view.status == "leased":
+        return f"{percent(view.progress)} done"
+    if (summary := view.summary) is None:
+        return ""
+    if summary.validation_accuracy is not None:
+        return f"accuracy {percent(summary.validation_accuracy)}"
+    if summary.validation_r2 is not None:
+        return f"R² {summary.validation_r2:.4f}"
+    loss = summary.final_loss if summary.validation_loss is None else summary.validation_loss
+    return f"loss {loss:.4f}"
 
 
 async def job(args: argparse.Namespace, screen: Screen) -> int:

@@ -28,13 +28,26 @@ class Parser(argparse.ArgumentParser):
         """As argparse does, but an argument that may be left out is not taken as left out where an option precedes it:
         cyx ask ID --route PATH JSON.
         """
-        if self._is_mixing or not any(action.nargs == "?" for action in self._get_positional_actions()):
+        if self._is_mixing:
             return super().parse_known_args(args, namespace)
-        self._is_mixing = True
-        try:
-            return self.parse_known_intermixed_args(args, namespace)
-        finally:
-            self._is_mixing = False
+        if not any(action.nargs == "?" for action in self._get_positional_actions()):
+            found, unknown = super().parse_known_args(args, namespace)
+        else:
+            self._is_mixing = True
+            try:
+                found, unknown = self.parse_known_intermixed_args(args, namespace)
+            finally:
+                self._is_mixing = False
+        if unknown:  # said by the command's own parser: it knows the options that were meant
+            self.error(self._not_known(unknown))
+        return found, unknown
+
+    def _not_known(self, unknown: list[str]) -> str:
+        if not unknown[0].startswith("--"):
+            return f"unrecognized arguments: {' '.join(unknown)}"
+        said = unknown[0].partition("=")[0]
+        near = difflib.get_close_matches(said, self._option_string_actions, 1)
+        return f"unknown option {said}" + (f"; did you mean {near[0]}?" if near else "")
 
     def error(self, message: str) -> NoReturn:
         unknown = re.match(r"argument (COMMAND|ACTION): invalid choice: '(.*)' \(choose from (.*)\)", message)

@@ -362,6 +362,13 @@ async def test_a_question_cannot_change_anything_or_reach_a_file(ledger, sql, co
     assert await ledger.content_hash() == before
 
 
+async def test_a_complaint_about_a_question_is_words_and_no_drawing(ledger):
+    # below them DuckDB writes the line again, with a mark where it is wrong: joined to one line that was no help
+    with pytest.raises(LedgerError) as caught:
+        await ledger.query("select *\nfrom job", 10)
+    assert "Did you mean" in str(caught.value) and "LINE" not in str(caught.value)
+
+
 async def test_an_endless_question_is_interrupted_and_the_ledger_goes_on(ledger, monkeypatch):
     monkeypatch.setattr("cyxcentral.ledger.QUERY_TIMEOUT_S", 0.2)
     with pytest.raises(LedgerError, match="longer than"):

@@ -463,7 +463,7 @@ def test_classes_of_one_row_each_cannot_be_held_out(tmp_path: Path) -> None:
         ('u,label\n1,a\n2,"b\n3,a\n', "row 2: expected CSV by RFC 4180"),
         (b"\xe9,label\n1,a\n2,b\n", "data.csv: expected UTF-8 text, got the byte 0xe9"),
         (b"u,label\n1,a\n2,\xe9t\xe9\n", "row 2: expected UTF-8 text, got the byte 0xe9"),
-        ("u,label\n1,a\n2,b\n".encode("utf-16"), "UTF-16 text"),
+        ("u,label\n1,a\n2,b\n".encode("utf-16"), "UTF-8 text, got UTF-16 text; save the file as UTF-8"),
         (
             b"u,label\n1,a\n2,\0b\n",
             "column 'label', row 2: expected 1 to 200 printable characters, got '\\x00b'",

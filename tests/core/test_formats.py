@@ -1,7 +1,9 @@
 """Model files: deterministic, readable elsewhere, and nothing damaged gets in."""
 
+import errno
 import hashlib
 import json
+import os
 import struct
 import types
 import zipfile
@@ -410,3 +412,18 @@ def test_any_damage_is_a_typed_error_or_a_working_model(
         assert load_model(path, device="reference").graph.output_shape == (3,)
     except CyxError as error:
         assert str(error)
+
+
+@pytest.mark.parametrize("fails", ["open", "write"])
+def test_a_file_that_the_disk_does_not_take_is_named(fails: str, tmp_path: Path, monkeypatch: Any) -> None:
+    # "No space left on device", and not a word of which file
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    place = tmp_path / "none" / "a.safetensors"
+    if fails == "write":
+        place.parent.mkdir()
+        monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError) as caught:
+        own.save(place, TENSORS)
+    assert caught.value.filename == str(place) and not place.exists()

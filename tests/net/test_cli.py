@@ -69,7 +69,10 @@ def test_the_help_of_each_command_has_an_example(command: str, capsys: pytest.Ca
         (["ban", "node-1", "--reason", " "], "expected words, got nothing"),
         (["ban", "node-1"], "the following arguments are required: --reason"),
         (["jobs", "--status", "done"], "invalid choice"),
-        (["watch", "a", "b"], "unrecognized arguments: b"),
+        (["watch", "a", "b"], "unrecognized arguments: b (see cyx watch --help)"),
+        (["jobs", "--stats", "failed"], "unknown option --stats; did you mean --status? (see cyx jobs --help)"),
+        (["ask", "a", "--paticence=1"], "unknown option --paticence; did you mean --patience? (see cyx ask --help)"),
+        (["--jsn", "jobs"], "unknown option --jsn; did you mean --json? (see cyx --help)"),
         (["job", "../x"], "expected an id of letters a-z, digits and dashes, got '../x'"),
         (["wallet", "me"], "expected a Solana address of 32 to 44 base58 letters, got 'me'"),
         (["submit", "a.toml", "--seal", f"node-a={'0' * 64}", "--quote", "p"], "not allowed with argument --seal"),
@@ -353,8 +356,19 @@ async def test_jobs_are_a_table(central: FakeCentral, cyx: Run) -> None:
     central.add_job(JOB)
     code, out, _ = await cyx("jobs")
     header, row = out.splitlines()
-    assert code == 0 and header.split() == ["job", "status", "node", "progress", "amount", "submitted"]
+    assert code == 0 and header.split() == ["job", "status", "node", "result", "amount", "submitted"]
     assert row.split()[:2] == [JOB, "queued"]
+
+
+async def test_the_list_of_jobs_says_what_each_model_is_worth(central: FakeCentral, cyx: Run) -> None:
+    await central.end(central.add_job(JOB))
+    facts = {"total_time_ms": 5.0, "steps": 9, "best_epoch": 1, "delivered_epoch": 1, "train_rows": 8, "parameters": 4}
+    summary = m.TrainingSummary(**facts, final_loss=0.5, validation_rows=2, validation_loss=0.25)
+    scores = {"accuracy 98.0 %": {"validation_accuracy": 0.98}, "R² 0.5000": {"validation_r2": 0.5}, "loss 0.2500": {}}
+    for told, score in scores.items():
+        of_model = msgspec.structs.replace(summary, **score)
+        central.views[JOB] = msgspec.structs.replace(central.view(JOB), summary=of_model)
+        assert f"  {told}  " in (await cyx("jobs"))[1]
 
 
 async def test_jobs_are_listed_however_many_pages_that_takes(central: FakeCentral, cyx: Run) -> None:

@@ -125,3 +125,9 @@ def test_no_integer_of_a_request_is_larger_than_the_log_and_the_ledger_can_hold(
     found = list(integers_in(msgspec.inspect.type_info(kind), kind.__name__, frozenset()))
     unbounded = [path for path, number in found if number.le is None or number.ge is None or number.le >= 2**63]
     assert unbounded == []
+
+
+def test_what_is_no_json_is_told_what_was_expected() -> None:
+    # of an empty body it said "Input data was truncated", and no more
+    with pytest.raises(BadMessage, match="^expected application/json: "):
+        decode(dict, b"", JSON)

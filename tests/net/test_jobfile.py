@@ -229,7 +229,8 @@ def test_mse_wants_one_output(tmp_path: Path) -> None:
 
 def test_a_model_that_gives_more_than_a_row_is_refused(tmp_path: Path) -> None:
     layers = '[{ kind = "Linear", out_features = 4 }, { kind = "Reshape", shape = [2, 2] }]'
-    assert "one row of numbers per sample, it gives [2, 2]" in complaint(write(tmp_path, layers=layers))
+    said = complaint(write(tmp_path, layers=layers))
+    assert 'one row of numbers per sample, it gives [2, 2]; put { kind = "Flatten" } before' in said
 
 
 def test_bce_wants_two_classes(tmp_path: Path) -> None:
