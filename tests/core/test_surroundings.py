@@ -433,6 +433,23 @@ def test_results_that_change_their_names_are_refused_and_functions_made_in_each_
     assert [again(cx.ones(5000, dtype="float64")).tolist()[:1] != [0.0] for _ in range(3)] == [True] * 3
 
 
+def test_a_rate_that_a_state_begins_with_may_change_after_the_first_call() -> None:
+    layer, x = nn.Linear(4, 3), cx.ones((2, 4))
+    optimizer = optim.Rprop(layer.parameters(), lr=0.01)
+
+    def step() -> Any:
+        optimizer.zero_grad()
+        loss = layer(x).square().sum()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    compiled = cx.compile(step)
+    compiled()
+    optimizer.lr = 0.02
+    compiled()  # is traced again
+
+
 def test_a_function_is_traced_once_more_in_the_second_call_of_each_plan_and_never_again() -> None:
     calls = []
 
