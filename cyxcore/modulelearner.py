@@ -139,7 +139,7 @@ class ModuleLearner:
         if self.options.clip_norm is not None:
             optim.clip_grad_norm_(parameters, self.options.clip_norm)
 
-    def _learn(self, batch: Batch, where: str) -> Stepped:
+    def _learn(self, batch: Batch, step: int, where: str) -> Stepped:
         tensors = _flat(batch)
         rows, lr = tensors[-1].shape[0], self.optimizer.lr
         try:
@@ -151,7 +151,7 @@ class ModuleLearner:
         loss, *others = found if isinstance(found, tuple) else (found,)
         value = float(loss.item())
         if not math.isfinite(value):
-            raise DivergedError(f"fit: the loss became {value} at {where}{_cause(tensors, lr)}")
+            raise DivergedError(f"fit: the loss became {value} at {where}{_cause(tensors, lr, step)}")
         if self.metrics:
             output = others.pop(0).detach()
             for metric in self.metrics.values():
@@ -182,7 +182,7 @@ class ModuleLearner:
         place, step = at.batch, at.step
         for batch in self.source.epoch(at.epoch, at.batch):
             place, step = place + 1, step + 1
-            stepped = self._learn(batch, f"step {step} (batch {place} of epoch {at.epoch})")
+            stepped = self._learn(batch, step, f"step {step} (batch {place} of epoch {at.epoch})")
             if place % self.options.accumulate == 0:
                 self._update()
             yield stepped
@@ -442,7 +442,7 @@ def _by_owner(state: Mapping[str, Array]) -> dict[str, dict[str, Array]]:
     return parts
 
 
-def _cause(tensors: Sequence[Tensor], lr: float) -> str:
+def _cause(tensors: Sequence[Tensor], lr: float, step: int) -> str:
     """What may have made a loss no number, and what to do: a learning rate cannot help where the data are none."""
     for values in (each.numpy() for each in tensors):
         bad = int((~np.isfinite(values)).reshape(len(values), -1).any(1).sum()) if values.dtype.kind in "fc" else 0
@@ -451,6 +451,8 @@ def _cause(tensors: Sequence[Tensor], lr: float) -> str:
                 f": {bad} of the {len(values)} rows of this batch hold NaN or infinity; fill them in "
                 "(cx.preprocessing.Imputer), or leave them out"
             )
+    if step == 1:
+        return " before any update: make the model anew if a fit that failed left NaN in its weights, or scale the data"
     return f"; try a learning rate below {lr:g}"
 
 

@@ -38,6 +38,14 @@ def fit(made: cx.Trainer, **options: Any) -> history.History:
     return made.fit(X, Y, **{"epochs": 3, "batch_size": 16, "progress": False, **options})
 
 
+def after_a_failure() -> cx.Trainer:
+    """A new trainer of a model that a fit of NaN has left without a number in its weights."""
+    made = trainer()
+    with pytest.raises(DivergedError):
+        made.fit(X * math.nan, Y, epochs=1, progress=False)
+    return trainer(made.learner.model)
+
+
 def weights(made: cx.Trainer) -> dict[str, bytes]:
     return {name: array.tobytes() for name, array in made.learner.model.state_dict().items()}
 
@@ -452,6 +460,7 @@ def test_a_model_that_looks_at_values_is_told_how_to_run_it() -> None:
             DivergedError,
             rf"\(batch 1 of epoch 1\): {(X > 1.0).any(1).sum()} of the {len(X)} rows .* hold NaN or inf.*Imputer",
         ),
+        (lambda: fit(after_a_failure()), DivergedError, "nan at step 1 .* before any update: make the model anew"),
         (lambda: fit(trainer(), resume="nowhere"), CheckpointError, "nowhere: cannot be read"),
         (lambda: callbacks.EarlyStopping(patience=-1), SpecError, "patience of at least 0, got -1"),
         (lambda: callbacks.Checkpoints("x", every_steps=0), SpecError, "every_steps of at least 1 or None, got 0"),
