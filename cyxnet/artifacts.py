@@ -12,7 +12,7 @@ import hashlib
 import os
 import secrets
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,6 +32,7 @@ MAX_ARTIFACT_BYTES = 6 * 2**30  # its manifest, 67 bytes a chunk, has to fit a m
 CHUNKS_IN_FLIGHT = 8  # at most
 QUICK_S, SLOW_S = 1.0, 3.0  # a chunk that took less lets one more be on its way at a time; one that took more, one less
 CHUNK_S, CHUNK_TRIES = 30.0, 3
+AGAIN_S = 2.0  # before the next try, if the link is not back earlier
 ANSWER_S = 10.0  # for a question about an artifact; a chunk on a slow link may take longer
 SLOWEST_READ_BYTES_PER_S = 25e6
 Advance = Callable[[int, int], None]  # (bytes done, bytes in all)
@@ -89,8 +90,10 @@ class Places:
     a link of 100 kB/s would have it taken for dead.
     """
 
-    def __init__(self, most: int):
+    def __init__(self, most: int, pause: Callable[[float], Awaitable[None]]):
+        """pause: of so many seconds, or until a link that broke is back: Bus.pause."""
         self._most = most
+        self._pause = pause
         self._places = 1
         self._free = asyncio.Semaphore(1)
 
@@ -105,19 +108,19 @@ class Places:
             except NobodyServes:
                 raise
             except BusError:
-                pass  # the link is slow, or was away; what has arrived is not lost
+                await self._pause(AGAIN_S)  # the link is slow, or away; what has arrived is not lost
         return await self._carry(once)
 
     async def _carry(self, once: Callable[[], Coroutine[Any, Any, T]]) -> T:
         await self._free.acquire()
         began_s, change = time.monotonic(), 0
         try:
-            return await once()
-        finally:
-            took_s = time.monotonic() - began_s
-            if took_s < QUICK_S and self._places < self._most:
+            answer = await once()
+            if time.monotonic() - began_s < QUICK_S and self._places < self._most:
                 change = 1
-            elif took_s > SLOW_S and self._places > 1:
+            return answer
+        finally:
+            if time.monotonic() - began_s > SLOW_S and self._places > 1:
                 change = -1
             self._places += change
             for _ in range(1 + change):
@@ -148,7 +151,7 @@ async def _put(
     )
     missing = set(stat.missing)
     sent = 0 if not stat.complete else manifest.size
-    places = Places(in_flight)
+    places = Places(in_flight, bus.pause)
 
     async def send(index: int, digest: str) -> None:
         nonlocal sent
@@ -205,7 +208,7 @@ async def get(
     if manifest.size > max_bytes:
         raise ArtifactError(f"artifact {sha256}: expected at most {max_bytes} bytes, it has {manifest.size}")
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    whole, done, places = hashlib.sha256(), 0, Places(CHUNKS_IN_FLIGHT)
+    whole, done, places = hashlib.sha256(), 0, Places(CHUNKS_IN_FLIGHT, bus.pause)
 
     def fetch(digest: str) -> Coroutine[Any, Any, bytes]:
         ask = ArtifactRefRequest(sha256=digest, artifact=sha256, as_operator=as_operator)

@@ -42,6 +42,7 @@ class ArtifactCache:
         self._locks: dict[str, asyncio.Lock] = collections.defaultdict(asyncio.Lock)
         self._in_use: collections.Counter[str] = collections.Counter()
         self._making_room = threading.RLock()  # of several threads, one counts and removes files at a time
+        self._taking = threading.Lock()  # a file is taken by a run or removed, never both
         folder.mkdir(parents=True, exist_ok=True)
         for draft in folder.glob(".*"):  # of a transfer that a crash cut off
             draft.unlink()
@@ -55,7 +56,8 @@ class ArtifactCache:
         fetched.
         """
         path = self._folder / sha256
-        self._in_use[sha256] += 1
+        with self._taking:
+            self._in_use[sha256] += 1
         try:
             async with self._locks[sha256]:  # two runs on one dataset fetch it once
                 if not self._is_trusted(path, sha256, size) and not await asyncio.to_thread(
@@ -113,9 +115,15 @@ class ArtifactCache:
         free = [path for path in kept if path.name not in self._in_use]
         return sorted(free, key=lambda path: path.stat().st_mtime_ns)
 
-    def _remove(self, path: Path) -> None:
-        path.unlink()
-        self._verified.pop(path.name, None)
+    def _remove(self, path: Path) -> int:
+        """Returns its bytes: 0, and it stays, if a run has taken it since it was found to be free."""
+        with self._taking:
+            if path.name in self._in_use:
+                return 0
+            size = path.stat().st_size
+            path.unlink()
+            self._verified.pop(path.name, None)
+        return size
 
     def _make_room(self, needed_bytes: int) -> None:
         with self._making_room:
@@ -124,8 +132,7 @@ class ArtifactCache:
             for path in self._oldest_first(kept):
                 if used_bytes + needed_bytes <= self._max_bytes:
                     break
-                used_bytes -= path.stat().st_size
-                self._remove(path)
+                used_bytes -= self._remove(path)
             if used_bytes + needed_bytes > self._max_bytes:
                 raise NodeError(
                     f"the artifact of {needed_bytes} bytes does not fit in this node's cache of {self._max_bytes} "

@@ -76,6 +76,33 @@ async def test_on_a_slow_link_so_few_chunks_are_on_their_way_that_each_comes_in_
     assert (tmp_path / "back.bin").read_bytes() == path.read_bytes()
 
 
+async def test_a_link_that_breaks_under_a_transfer_is_waited_for(store, broker, tmp_path, monkeypatch):
+    # what was asked for while it was away failed at once, three times in a moment, and all began from nothing
+    link = Link(int(broker.url("client").rpartition(":")[2]))
+    await link.start()
+    client = await Bus.connect(
+        broker.url("client").replace(f":{link.target_port}", f":{link.port}"), name="client", credentials=ME
+    )
+    path, request, torn = file_of(tmp_path, 4 * artifacts.CHUNK_BYTES), client.request, []
+
+    async def break_before(subject, *given, **options):
+        if subject.endswith("artifact.chunk") and not torn:
+            torn.append(subject)
+            link.tear()
+            while client.connected:
+                await asyncio.sleep(0)
+        return await request(subject, *given, **options)
+
+    monkeypatch.setattr(client, "request", break_before)
+    try:
+        ref = await artifacts.put(store[0], ME.id, path)
+        await artifacts.get(client, ME.id, ref.sha256, tmp_path / "back.bin")
+    finally:
+        await client.close()
+        await link.close()
+    assert torn and (tmp_path / "back.bin").read_bytes() == path.read_bytes()
+
+
 class Carried:
     """What places carry in turn: how many are on their way at a time."""
 
@@ -91,8 +118,12 @@ class Carried:
         self.now -= 1
 
 
+async def no_pause(seconds):
+    """Between two tries."""
+
+
 async def test_as_many_chunks_are_on_their_way_as_the_link_carries_quickly(monkeypatch):
-    places, quick, slow = artifacts.Places(4), Carried(), Carried()
+    places, quick, slow = artifacts.Places(4, no_pause), Carried(), Carried()
     await asyncio.gather(*(places.carry(quick.once) for _ in range(20)))
     assert (quick.most[0], max(quick.most)) == (1, 4)
     monkeypatch.setattr(artifacts, "QUICK_S", 0.0)
@@ -110,7 +141,7 @@ async def test_a_chunk_that_nobody_answers_is_asked_for_again_and_one_that_nobod
             raise error
         return b"bytes"
 
-    places = artifacts.Places(4)
+    places = artifacts.Places(4, no_pause)
     assert await places.carry(lambda: fails(BusError("no answer"))) == b"bytes"
     tries.clear()
     with pytest.raises(NobodyServes):

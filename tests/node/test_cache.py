@@ -1,7 +1,9 @@
 """The artifact cache: verified, bounded, least recently used first."""
 
+import asyncio
 import hashlib
 import os
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -130,3 +132,26 @@ async def test_on_a_disk_without_room_what_no_run_uses_gives_way(
         assert cache.disk_free_bytes(15) == 10  # that in use stays
         with pytest.raises(DiskError, match=r"22 bytes does not fit on this node's disk \(10 bytes are free\)"):
             await hold(cache, b"too large for the disk")
+
+
+async def test_what_a_run_takes_while_room_is_made_in_another_thread_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # the full disk of a node is looked at beside its runs: a run was given a file that was gone
+    chosen, taken = threading.Event(), threading.Event()
+
+    def usage(folder: Path) -> SimpleNamespace:
+        chosen.set()
+        taken.wait(20)
+        return SimpleNamespace(free=0)
+
+    cache = ArtifactCache(tmp_path, 100, Source(b"rows"))
+    monkeypatch.setattr("cyxnode.cache.shutil.disk_usage", lambda _: SimpleNamespace(free=10**9))
+    await hold(cache, b"rows")
+    monkeypatch.setattr("cyxnode.cache.shutil.disk_usage", usage)
+    making_room = asyncio.create_task(asyncio.to_thread(cache.disk_free_bytes, 10))
+    assert await asyncio.to_thread(chosen.wait, 20)
+    async with cache.hold(digest(b"rows"), 4) as path:
+        taken.set()
+        await making_room
+        assert path.read_bytes() == b"rows"
