@@ -197,14 +197,16 @@ def totals(
 ) -> list[Symbol | None]:
     """The gradients with respect to `wanted` for one of the output. so_far: of nodes, what theirs are added to."""
     nodes = builder.nodes[: output.node + 1]
-    depends = {value.node for value in wanted}
+    depends = {value.home for value in wanted}
     for place, node in enumerate(nodes):
-        if node.op not in NO_GRADIENT and any(source in depends for source in node.inputs):
+        if builder.written.get(place) in depends:
+            depends.add(place)
+        elif node.op not in NO_GRADIENT and any(source in depends for source in node.inputs):
             depends.add(place)
     sums: dict[int, Sum] = {place: Sum() for place in (*so_far, output.node)}
     for place, own in (*so_far.items(), (output.node, gradient)):
         sums[place].add(own)
-    kept = {value.node for value in wanted}
+    kept = {value.home for value in wanted}
     gradients: dict[int, Symbol] = {}
     for place in range(output.node, -1, -1):
         node = nodes[place]
@@ -214,6 +216,8 @@ def totals(
         own = sums.pop(place).value(builder.shapes[place])
         if place in kept:
             gradients[place] = own
+        if (before := builder.written.get(place)) in depends:
+            sums.setdefault(before, Sum()).add(own)
         if not node.inputs or node.op in NO_GRADIENT:  # the latter is wanted itself
             continue
         inputs = [Symbol(builder, source) for source in node.inputs]
@@ -225,7 +229,7 @@ def totals(
             if g is not None and x.node in depends:
                 sums.setdefault(x.node, Sum()).add(g)
     builder.layer = ""
-    return [gradients.get(x.node) for x in wanted]
+    return [gradients.get(x.home) for x in wanted]
 
 
 # element-wise -------------------------------------------------------------------------------------

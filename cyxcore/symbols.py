@@ -150,7 +150,7 @@ class Symbol(Placed):
         """Itself, or a copy where a tensor would have gaps. memory_format: accepted and without effect."""
         if self._memory is None or self._layout.flags.c_contiguous:
             return self
-        return self.builder.at(self.up_to_date().node)
+        return self.copy()
 
     def __getattr__(self, name: str) -> Any:
         if name in _FILLS or name.endswith("_") and not name.startswith("_") and hasattr(Placed, name[:-1]):
@@ -206,8 +206,14 @@ class Symbol(Placed):
         value = value.astype(self.dtype)
         if owner.builder.nodes[owner.home].op == "param":
             owner._assign(value)
+        elif owner is not self or owner.builder.recording is not None and not owner.builder.recording():
+            owner._write_unrecorded(value)
+            owner.home, owner._source = owner.node, None
+            if owner is not self:  # a value without a past may get one, which what it shows has not
+                self.node = self.home = value.node
+                self._writes = owner._writes
         else:
-            owner.node = owner.home = value.node
+            owner.node = owner.home = value.copy().node  # what is copied into it is written to by itself
             owner._source = None
             owner._wrote()
         return self
@@ -239,8 +245,13 @@ class Symbol(Placed):
         new = self.builder.lift(value)
         self.builder.update(self, new)
         if self.builder.differentiate is not None:
-            self.node = self.builder.current[self.home] = new.detach().node
-            self._wrote()
+            self._write_unrecorded(new)
+
+    def _write_unrecorded(self, value: "Symbol") -> None:
+        """From here on this is `value`, of which no gradient goes on; what comes to it goes on as before the write."""
+        before, self.node = self.node, self.builder.apply("detach", [value], {}).node
+        self.builder.written[self.node] = before
+        self._wrote()
 
     def _following(self) -> "Symbol":
         return self.builder.at(self.builder.updates.get(self.home, self.node))
@@ -368,15 +379,15 @@ class Symbol(Placed):
         trained = [value for value in map(builder.at, range(len(builder.nodes))) if value.requires_grad]
         if only is not None:
             trained = [value for value in trained if value.home in only]
-        current = [builder.at(builder.current.get(p.node, p.node)) for p in trained]
-        for p, g in zip(trained, differentiate(builder, self.up_to_date(), current), strict=True):
+        for p, g in zip(trained, differentiate(builder, self.up_to_date(), trained), strict=True):
             if g is not None:
                 p.grad = g if p.grad is None else p.grad + g
 
     def detach(self) -> "Symbol":
         """The same value, through which no gradient goes."""
         builder = self.builder
-        if builder.nodes[self.up_to_date().node].op == "detach" and self.node == self.home:
+        is_detached = builder.nodes[self.up_to_date().node].op == "detach" and self.node not in builder.written
+        if is_detached and self.node == self.home:
             return self
         return builder.apply("detach", [self], {})._shows(self, "detach", {})
 
@@ -482,7 +493,8 @@ class Builder:
         self.begun: set[int] = set()  # parameters whose gradient was read or assigned,
         self.added: set[int] = set()  # those of which it was read first, to add to it,
         self.waiting: set[int] = set()  # and those for whose gradient no optimiser made a step yet
-        self.current: dict[int, int] = {}  # of a compiled training step: a parameter that was written -> its value
+        # What was written without being recorded -> what was there: its gradient is that of the same tensor.
+        self.written: dict[int, int] = {}
         self.differentiate: Callable[[Builder, Symbol, list[Symbol]], list[Symbol | None]] | None = None
         self.recording: Callable[[], bool] | None = None  # of a compiled training step: False within no_grad()
         self.device = "cpu"  # where the plan will run

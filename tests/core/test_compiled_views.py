@@ -105,6 +105,32 @@ def written_with_a_gradient(model: Any, optimizer: Any, x: Any) -> Any:
 
 
 @same
+def written_unrecorded_with_a_gradient(model: Any, optimizer: Any, x: Any) -> Any:
+    h = model[0](x)
+    before = h.sum()
+    with cx.no_grad():
+        h.mul_(0.5)
+    h.data.add_(1.0)
+    return train(model, optimizer, before + h.detach().sum() + h.square().mean()), h
+
+
+@same
+def a_detached_value_that_gets_a_past(model: Any, optimizer: Any, x: Any) -> Any:
+    h = model[0](x)
+    bare = h.detach()
+    bare += h
+    return train(model, optimizer, h.square().mean() + bare.sum()), h, bare
+
+
+@same
+def a_copy_of_rows_that_lie_apart(model: Any, optimizer: Any, x: Any) -> Any:
+    turned = model[0](x).T
+    copied = turned.contiguous()
+    whole = turned.square().mean() + turned.sum() * 0.1
+    return train(model, optimizer, whole + copied.square().mean() + copied.sum() * 0.01)
+
+
+@same
 def parts_that_do_not_overlap(model: Any, optimizer: Any, x: Any) -> Any:
     q, k, v = cx.cat([model[0](x)] * 3, -1).chunk(3, -1)
     q *= 0.3
@@ -153,6 +179,24 @@ def views_of_weights(model: Any, optimizer: Any, x: Any) -> Any:
     copies = [weight.clone(), weight.T.reshape(-1), weight * 1.0]
     loss = train(model, optimizer, loss_of(model, x))
     return loss, [view.clone() for view in views], copies, nn.utils.parameters_to_vector(model.parameters())
+
+
+@same
+def weights_written_between_forward_and_backward(model: Any, optimizer: Any, x: Any) -> Any:
+    loss = loss_of(model, x)
+    with cx.no_grad():
+        model[0].weight.mul_(0.5)
+    model[0].bias.data.add_(1.0)
+    return train(model, optimizer, loss + model[0](x).mean())
+
+
+@same
+def a_value_that_weights_were_copied_into(model: Any, optimizer: Any, x: Any) -> Any:
+    h = x[:3] * 1.0
+    with cx.no_grad():
+        h.copy_(model[0].weight)
+        h.mul_(2.0)
+    return train(model, optimizer, loss_of(model, h)), h
 
 
 @same
