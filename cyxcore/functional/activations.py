@@ -14,13 +14,18 @@ from cyxcore.values import composed
 SELU_ALPHA, SELU_SCALE = 1.6732632423543772, 1.0507009873554805
 
 
+def _below(x: Any) -> Any:
+    """min(x, 0), of gradient 1 at 0: beside ReLU, whose is 0 there, smooth functions have the right one."""
+    return where(x > 0.0, 0.0, x)
+
+
 def elu(x: Any, alpha: float = 1.0, inplace: bool = False) -> Any:
     """x above 0, alpha (e^x - 1) below."""
     return composed(_elu, (x,), (alpha,))
 
 
 def _elu(x: Any, alpha: float) -> Any:
-    return x.relu() + (minimum(x, 0.0).exp() - 1.0) * alpha
+    return x.relu() + (_below(x).exp() - 1.0) * alpha
 
 
 def selu(x: Any, inplace: bool = False) -> Any:
@@ -38,7 +43,7 @@ def celu(x: Any, alpha: float = 1.0, inplace: bool = False) -> Any:
 
 
 def _celu(x: Any, alpha: float) -> Any:
-    return x.relu() + ((minimum(x, 0.0) / alpha).exp() - 1.0) * alpha
+    return x.relu() + ((_below(x) / alpha).exp() - 1.0) * alpha
 
 
 def gelu(x: Any, approximate: str = "none") -> Any:
@@ -80,7 +85,7 @@ def _softplus(x: Any, beta: float = 1.0, threshold: float = SOFTPLUS_THRESHOLD) 
     if threshold != SOFTPLUS_THRESHOLD:
         return where(x * beta > threshold, x, _softplus(x, beta))
     if beta == 1.0:
-        return x.relu() + ((-x.abs()).exp() + 1.0).log()
+        return x.relu() + (where(x > 0.0, -x, x).exp() + 1.0).log()  # -|x|, of gradient 1 at 0
     return _softplus(x * beta) * (1.0 / beta)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import cyxcore as cx
+from cyxcore import functional as F
 from cyxcore import nn
 from cyxcore.errors import GradientError, SpecError
 
@@ -542,3 +543,27 @@ def test_a_loss_of_one_element_goes_back_whatever_its_shape() -> None:
         assert cx.autograd.grad((x * 3.0).sum().reshape(*shape), x)[0].tolist() == [3.0, 3.0]
     with pytest.raises(GradientError, match="expected a scalar, got \\(2,\\)"):
         (x * x).backward()
+
+
+TARGET = cx.tensor([0.0, 1.0, 0.5])
+SMOOTH: dict[str, tuple[Any, list[float]]] = {
+    "softplus": (F.softplus, [0.5] * 3),
+    "logsigmoid": (F.logsigmoid, [0.5] * 3),
+    "mish": (F.mish, [0.6] * 3),
+    "elu": (F.elu, [1.0] * 3),
+    "celu": (lambda x: F.celu(x, 0.5), [1.0] * 3),
+    "binary cross-entropy": (lambda x: F.binary_cross_entropy_with_logits(x, TARGET, "none"), [0.5, -0.5, 0.0]),
+    "soft margin": (lambda x: F.soft_margin_loss(x, TARGET * 2 - 1, "none"), [0.5, -0.5, 0.0]),
+}
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("name", SMOOTH)
+def test_functions_that_are_smooth_at_0_have_their_gradient_there(name: str, compiled: bool) -> None:
+    function, wanted = SMOOTH[name]
+
+    def slope(x: Any) -> Any:
+        return cx.autograd.grad(function(x).sum(), [x])[0]
+
+    x = cx.tensor([0.0, -0.0, 0.0], requires_grad=True)
+    close((cx.compile(slope) if compiled else slope)(x), wanted)
