@@ -629,10 +629,6 @@ async def test_on_an_altered_history_nothing_is_decided_and_everything_else_goes
     assert log.world.quarantined == 2
 
 
-def settled_wrong():
-    return f.settled(node=f.AMOUNT, platform=f.AMOUNT)
-
-
 STRANGE = {
     "random bytes": (job(1), b"\x93not a record"),
     "no bytes": (job(1), b""),

@@ -21,7 +21,6 @@ from tests.central.centrals import (
     NEXT_SESSION,
     NODE,
     SESSION,
-    SmallCentral,
     behind,
     heartbeat,
     leased,
@@ -30,14 +29,6 @@ from tests.central.centrals import (
 
 HOUR_MS = 3_600_000
 TRUST = Trust(network_id=NETWORK, platform_key=COMMANDER.platform_key)
-
-
-@pytest.fixture
-async def scheduling(broker):
-    """A central whose loop runs."""
-    running = await SmallCentral.start(broker, "central-a", scheduling=True)
-    yield running
-    await running.close()
 
 
 class SignedNode:

@@ -91,13 +91,6 @@ def node_id(number: int) -> str:
     return f"node-{number}-{identity(100 + number).short_id}"
 
 
-class Ended(Exception):
-    """A run is over with this report."""
-
-    def __init__(self, report: m.RunFailed | m.RunCompleted):
-        self.report = report
-
-
 class Node(Process):
     """One session of a node: from its start to its death."""
 
