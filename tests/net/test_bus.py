@@ -108,9 +108,10 @@ async def test_a_broker_that_stands_still_is_an_error_of_ours_to_whoever_begins_
 async def test_an_event_that_is_too_large_is_no_unknown_append_and_nothing_is_stored(core):
     # it was tried five times more, and every append that shared its batch with it
     large, small = (subjects.job_event("large"), bytes(core._nc.max_payload)), (subjects.job_event("small"), b"1")
-    with pytest.raises(BusError, match="nothing was stored") as refused:
-        await core.append(*large, 0)
-    assert not isinstance(refused.value, AppendUnknown)
+    for append in (core.append, core.begin_append):
+        with pytest.raises(BusError, match="nothing was stored") as refused:
+            await append(*large, 0)
+        assert not isinstance(refused.value, AppendUnknown)
     for messages in ([(*small, 0), (*large, 0)], [(*large, 0), (*small, 0)]):
         with pytest.raises(BusError, match="nothing was stored") as refused:
             await core.append_all(messages)
@@ -407,13 +408,15 @@ async def test_appends_under_way_when_the_broker_dies_are_unknown_at_once(mortal
     await bus.append(subjects.job_event("abc"), b"1")
     stand_still(running[-1].process.pid)  # it takes the append and answers nothing
     waiting = asyncio.create_task(bus.append(subjects.job_event("abc"), b"2"))
+    begun = bus.begin_append(subjects.job_event("abc"), b"3")
     await asyncio.sleep(0)
     running.append(await asyncio.to_thread(restarted, running[-1]))
-    with pytest.raises(AppendUnknown, match="broke"):
-        await asyncio.wait_for(waiting, 4)
+    for append in (waiting, begun):
+        with pytest.raises(AppendUnknown, match="broke"):
+            await asyncio.wait_for(append, 4)
 
 
-@pytest.mark.parametrize("verb", ["publish", "request", "append", "last", "last_seq"])
+@pytest.mark.parametrize("verb", ["publish", "request", "append", "begin_append", "last", "last_seq"])
 async def test_who_repeats_a_call_while_the_link_is_down_lets_others_run(mortal, verb):
     # nothing else ran: the loop that would have brought the link back stood still, for ever
     running, bus = mortal
@@ -422,6 +425,7 @@ async def test_who_repeats_a_call_while_the_link_is_down_lets_others_run(mortal,
         "publish": lambda: bus.publish("x", b""),
         "request": lambda: bus.request("x", b""),
         "append": lambda: bus.append(subject, b"1"),
+        "begin_append": lambda: bus.begin_append(subject, b"1"),
         "last": lambda: bus.last(subjects.EVENTS, subject),
         "last_seq": lambda: bus.last_seq(subjects.EVENTS),
     }
