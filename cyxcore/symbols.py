@@ -143,7 +143,7 @@ class Symbol(Placed):
         if self.builder.merging:
             return self.builder.at(self.up_to_date().node)
         result = self._apply("reshape", [self], {"shape": self.shape})
-        result._memory = None
+        result._memory = result._source = None
         return result
 
     def contiguous(self, *, memory_format: Any = None) -> "Symbol":

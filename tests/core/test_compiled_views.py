@@ -155,6 +155,14 @@ def a_row_of_what_is_read_later(model: Any, optimizer: Any, x: Any) -> Any:
 
 
 @refused("is read after a view of it was written to")
+def a_row_of_a_copy(model: Any, optimizer: Any, x: Any) -> Any:
+    h = x.clone()
+    row = h[0]
+    row += 1.0
+    return train(model, optimizer, loss_of(model, h))
+
+
+@refused("is read after a view of it was written to")
 def rows_that_overlap(model: Any, optimizer: Any, x: Any) -> Any:
     h = x * 2.0
     first, second = h[:3], h[2:]
