@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import functools
 import hashlib
+import heapq
 import itertools
 import math
 import weakref
@@ -100,6 +101,7 @@ class Api:
             "deployment.list": self._deployments,
             "job.explain": self._explain,
             "node.list": self._nodes,
+            "node.why": self._why,
             "node.ban": self._operators.ban,
             "node.pardon": self._operators.pardon,
             "client.ban": self._operators.ban_client,
@@ -608,7 +610,7 @@ class Api:
     # -- nodes, money, ledger ------------------------------------------------------------------------
 
     async def _nodes(self, caller: str, ask: m.NodeListRequest) -> m.NodeList:
-        seen, now_ms = self._central.dispatch.seen_at_ms, self._machine.wall_ms()  # a ban may be over now
+        now_ms = self._machine.wall_ms()  # a ban may be over now
         matching = listing.ordered_nodes((self._world.candidate(node_id, now_ms) for node_id in self._world.nodes), ask)
         behind = matching
         if ask.after:
@@ -616,13 +618,7 @@ class Api:
                 raise ApiError("unknown_node", f"no node is called {ask.after}; begin the list anew", 404)
             behind = listing.behind_node(matching, self._world.candidate(ask.after, now_ms), ask)
 
-        async def view(candidate: schedule.Candidate) -> m.NodeView:
-            node = candidate.node
-            metrics = _metrics(await self._central.cache.get(keys.node_info(node.node_id)), _Hardware)
-            last_seen_ms = seen.get(node.node_id, node.changed_at_ms)
-            return views.node_view(candidate, self._world.runs_of(node.node_id), last_seen_ms, metrics)
-
-        found = await listing.page(behind[: ask.limit], view)
+        found = await listing.page(behind[: ask.limit], self._node_view)
         prices = [each.node.price_per_hour_base_units for each in matching if each.node.online]
         return m.NodeList(
             nodes=found,
@@ -630,6 +626,37 @@ class Api:
             online=len(prices),
             more=len(found) < len(behind),
             price_per_hour_base_units=[min(prices), sum(prices) // len(prices), max(prices)] if prices else [],
+        )
+
+    async def _node_view(self, candidate: schedule.Candidate) -> m.NodeView:
+        node = candidate.node
+        metrics = _metrics(await self._central.cache.get(keys.node_info(node.node_id)), _Hardware)
+        last_seen_ms = self._central.dispatch.seen_at_ms.get(node.node_id, node.changed_at_ms)
+        return views.node_view(candidate, self._world.runs_of(node.node_id), last_seen_ms, metrics)
+
+    async def _why(self, caller: str, ask: m.NodeWhyRequest) -> m.NodeWhyReply:
+        if ask.node_id not in self._world.nodes:  # another central may have taken it in just now
+            await self._central.events.catch_up()
+        if ask.node_id not in self._world.nodes:
+            raise ApiError("unknown_node", f"no node is called {ask.node_id}; see: cyx nodes", 404)
+        if (looked := self._world.matching.waiting) >= JOBS_AT_ONCE:
+            await self._look_on(caller, looked, "again when fewer jobs wait")
+        now_ms = self._machine.wall_ms()
+        candidate, matching = self._world.candidate(ask.node_id, now_ms), self._world.matching
+        elsewhere = (job for job in self._world.leased() if job.attempts[-1].node_id != ask.node_id)
+        return m.NodeWhyReply(
+            node=await self._node_view(candidate),
+            max_runs=candidate.max_runs,
+            memory_free_bytes=candidate.memory_free_bytes,
+            waiting=[
+                views.waiting_prospect(job, candidate, matching.explain(job, now_ms), matching.weights, now_ms)
+                for job in matching.newest(ask.limit)
+            ],
+            placed=[
+                views.placed_prospect(job, ask.node_id)
+                for job in heapq.nlargest(ask.limit, elsewhere, key=lambda job: job.attempts[-1].leased_at_ms)
+            ],
+            jobs_waiting=matching.waiting,
         )
 
     async def _balance(self, caller: str, ask: m.WalletRequest) -> m.WalletReply:

@@ -4,6 +4,7 @@ The decisions are those of `schedule.assign`, which looks at every job and every
 that did not change, and a decision costs about log(jobs) + log(nodes).
 """
 
+import heapq
 from itertools import islice
 
 from cyxcentral import schedule
@@ -101,6 +102,15 @@ class Matching:
             for candidate in before.values():
                 self.room.put(candidate)
         return planned
+
+    @property
+    def waiting(self) -> int:
+        """Jobs that want a node."""
+        return len(self._waiting)
+
+    def newest(self, count: int) -> list[Job]:
+        """Of those that want a node the ones that were submitted last, the newest first. Looks at all that wait."""
+        return heapq.nlargest(count, self._waiting.values(), key=lambda job: (job.submitted_at_ms, job.job_id))
 
     def explain(self, job: Job, now_ms: int) -> dict[str, object]:
         """What a decision about this job would see now: the best nodes, and how many lack what."""

@@ -345,7 +345,7 @@ def explanation(
     `everyone` is looked at only when they are few. A node that lacks several things is counted under each of them;
     one that is offline, banned or busy only under that.
     """
-    lines = [_line(job, candidate, weights) for candidate in best]
+    lines = [scored(job, candidate, weights) for candidate in best]
     for candidate in everyone if len(everyone) <= SHOWN else ():
         if why_not := refusal(job, candidate):
             lines.append({"node_id": candidate.node.node_id, "name": candidate.node.name, "refused": why_not})
@@ -355,7 +355,8 @@ def explanation(
     return why
 
 
-def _line(job: Job, candidate: Candidate, weights: Weights) -> dict[str, object]:
+def scored(job: Job, candidate: Candidate, weights: Weights) -> dict[str, object]:
+    """One line of an explanation: a node that can take the job, its score and the terms of that."""
     node = candidate.node
     line: dict[str, object] = {"node_id": node.node_id, "name": node.name}
     if any(attempt.node_id == node.node_id for attempt in job.attempts):

@@ -178,6 +178,28 @@ def explanation(job: jobs.Job, candidates: list[schedule.Candidate], now_ms: int
     )
 
 
+def waiting_prospect(
+    job: jobs.Job, candidate: schedule.Candidate, why: dict[str, Any], weights: schedule.Weights, now_ms: int
+) -> m.Prospect:
+    """A job that waits, as it is for one node. why: what a decision about it would see now."""
+    rests_ms = max(0, job.not_before_ms - now_ms)
+    if refused := schedule.refusal(job, candidate):
+        return m.Prospect(job_id=job.job_id, refused=refused, rests_ms=rests_ms)
+    own, best = schedule.scored(job, candidate, weights), next(iter(why["candidates"]), None)
+    return m.Prospect(job_id=job.job_id, rests_ms=rests_ms, own=own, best=best)
+
+
+def placed_prospect(job: jobs.Job, node_id: str) -> m.Prospect:
+    """A job that another node works on, by what was written down when it went there."""
+    attempt = job.attempts[-1]
+    why: dict[str, Any] = attempt.explanation
+    lines = {line["node_id"]: line for line in why.get("candidates", ())}
+    own, best = lines.get(node_id), lines.get(attempt.node_id, {"node_id": attempt.node_id})
+    if own and (refused := own.get("refused")):
+        return m.Prospect(job_id=job.job_id, refused=refused, best=best)
+    return m.Prospect(job_id=job.job_id, own=own, best=best)
+
+
 LIFT = (
     ". To nodes that are not proven goes what may cost less: an operator may vouch for one (vouched in network.json) "
     "or give them more (unproven_limit_base_units); a client may offer less, or name a node (needs.node_id)"

@@ -68,6 +68,9 @@ class Client:
     def nodes(self, limit: int | None = None, **filters: Any) -> list[m.NodeView]:
         return self._run(self._client.nodes(limit, **filters))
 
+    def why(self, node_id: str) -> m.NodeWhyReply:
+        return self._run(self._client.why(node_id))
+
     def ban(self, node_id: str, reason: str, for_s: int | None = None) -> m.NodeView:
         return self._run(self._client.ban(node_id, reason, for_s))
 

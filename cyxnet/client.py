@@ -96,6 +96,10 @@ class AsyncClient(Submitter):
             after = found[-1].node_id if found else None
         return found[:limit]
 
+    async def why(self, node_id: str) -> m.NodeWhyReply:
+        """Why a node gets the jobs that it gets, and no others."""
+        return await self._ask("node.why", m.NodeWhyRequest(node_id=node_id), m.NodeWhyReply)
+
     async def ban(self, node_id: str, reason: str, for_s: int | None = None) -> m.NodeView:
         """Shut a node out at once, for so long; for None as long as central would. For operators only."""
         await self._be_operator()

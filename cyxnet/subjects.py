@@ -67,6 +67,7 @@ VERBS = {
         Verb("deployment.list", m.DeploymentListRequest, m.DeploymentList, "your deployments and their replicas"),
         Verb("job.explain", m.JobRef, m.ExplainReply, "why a job is where it is"),
         Verb("node.list", m.NodeListRequest, m.NodeList, "nodes with hardware, load and reputation"),
+        Verb("node.why", m.NodeWhyRequest, m.NodeWhyReply, "why a node gets the jobs that it gets"),
         Verb("node.ban", m.NodeBanRequest, m.NodeView, "shut a node out, for operators", operator=True),
         Verb("node.pardon", m.NodePardonRequest, m.NodeView, "end a node's ban, for operators", operator=True),
         Verb("client.ban", m.ClientBanRequest, m.ClientView, "shut a client out, for operators", operator=True),

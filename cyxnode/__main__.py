@@ -27,13 +27,14 @@ from cyxnet.bus import Bus
 from cyxnet.credentials import Credentials, as_node
 from cyxnet.identity import ed25519_key
 from cyxnode import hardware
-from cyxnode.agent import Agent, Settings
+from cyxnode.agent import ROOM_AGAIN_BYTES, Agent, Settings
 from cyxnode.home import Home, open_home, running, slug
 from cyxnode.process import Launch, Pool
 
 EXAMPLE = """example:
   cyx up                                           a network on this machine, with one node
   python -m cyxnode --name desk --memory 8GB       one more, that lends it 8 GB of memory
+  python -m cyxnode why --name desk                why it gets the jobs that it gets, and no others
 """
 DRAIN, UNDRAIN = signal.SIGUSR1, signal.SIGUSR2
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
@@ -106,6 +107,8 @@ def parser() -> argparse.ArgumentParser:
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    what = "say why this machine's node (--name) gets the jobs that it gets, and end"
+    made.add_argument("command", nargs="?", choices=["why"], metavar="why", help=what)
     made.add_argument("--dir", type=Path, default=config.DEFAULT_FOLDER, help="the network's folder (.cyx)")
     made.add_argument("--name", type=parse_name, help="of this node; default: the first free of node-1, node-2, …")
     made.add_argument("--url", help="tls://host:port of the broker, instead of the folder's")
@@ -123,15 +126,19 @@ def parser() -> argparse.ArgumentParser:
     drains = made.add_mutually_exclusive_group()
     drains.add_argument("--drain", action="store_true", help="have the running node (--name) take no new runs, and end")
     drains.add_argument("--undrain", action="store_true", help="have it take runs again, and end")
-    made.add_argument("--json", action="store_true", help="say ready in JSON on a terminal too")
+    made.add_argument("--json", action="store_true", help="say it in JSON, on a terminal too")
     made.add_argument("--verbose", action="store_true", help="log what training processes write to stderr")
     return made
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
+    if args.command and (args.drain or args.undrain):
+        parser().error("why only asks: it goes with neither --drain nor --undrain")
     if args.drain or args.undrain:
         return drain(args)
+    if args.command == "why":
+        return tell_why(args)
     logging.basicConfig(
         stream=sys.stderr,
         level=logging.DEBUG if args.verbose else logging.INFO,
@@ -164,6 +171,26 @@ def drain(args: argparse.Namespace) -> int:
         return 1
     what = "takes no new runs; what it runs goes on to its end" if args.drain else "takes runs again"
     print(f"{name} (process {pid}) {what}")
+    return 0
+
+
+def tell_why(args: argparse.Namespace) -> int:
+    """Say why a node of this machine gets the jobs that it gets. Returns the exit status."""
+    from cyxnode import why  # a node that starts need not read what only this uses
+
+    logging.getLogger("nats").setLevel(logging.CRITICAL)
+    try:
+        network = config.read_network(args.dir) if args.url is None else None
+        url = network.client_url if network else args.url
+        ca = read_ca(args.ca) or (network.tls_ca if network else "")
+        session_s = network.session_s if network else config.SESSION_S
+        reply, here = asyncio.run(why.ask(args.dir, args.name, url, ca, session_s, ROOM_AGAIN_BYTES))
+    except CyxError as error:
+        print(f"cyxnode: error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    print(why.as_json(reply, here) if args.json else why.in_words(reply, here, time.time_ns() // 1_000_000))
     return 0
 
 

@@ -120,6 +120,26 @@ def running(network_folder: Path, name: str | None) -> tuple[str, int]:
     return label, int(owner)
 
 
+def kept(network_folder: Path, name: str | None) -> Path:
+    """The folder of the node of this name, whether it runs or not; without a name of the only one, or the only one
+    that runs. Nothing is made there.
+
+    Raises NodeError when there is none, or several and none was named.
+    """
+    nodes = network_folder / "nodes"
+    found = [nodes / slug(name)] if name is not None else sorted(nodes.glob("*/"))
+    found = [folder for folder in found if (folder / "key").exists()]
+    if len(found) > 1:
+        found = [folder for folder in found if (folder / "lock").exists() and _is_locked(folder)] or found
+    if not found:
+        which = "no node" if name is None else f"no node named {name!r}"
+        raise NodeError(f"{which} has a key in {nodes} yet; start one: python -m cyxnode --dir {network_folder}")
+    if len(found) > 1:
+        names = ", ".join(folder.name for folder in found)
+        raise NodeError(f"expected one node, got {len(found)} ({names}): choose one with --name")
+    return found[0]
+
+
 def _is_locked(folder: Path) -> bool:
     descriptor = _lock(folder, claim=False)
     if descriptor is None:

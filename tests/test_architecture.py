@@ -113,7 +113,7 @@ cyxnode.errors cyxnode.events cyxnode.outbox cyxnode.state cyxnode.pipe cyxnode.
 cyxnode.saving cyxnode.train
 cyxnode.signing cyxnode.home cyxnode.cache cyxnode.hardware cyxnode.telemetry cyxnode.process cyxnode.uploads
 cyxnode.segments cyxnode.chain cyxnode.answering cyxnode.replicas cyxnode.runs cyxnode.verify cyxnode.checking
-cyxnode.agent
+cyxnode.agent cyxnode.why
 cyxnode cyxnode.__main__
 cyxnode.serving.batching cyxnode.serving.predictor cyxnode.serving.batcher cyxnode.serving.bodies
 cyxnode.serving.figures cyxnode.serving.gate cyxnode.serving.asgi cyxnode.serving.openai cyxnode.serving.routes

@@ -81,6 +81,34 @@ class NodeList(Struct, kw_only=True):
     price_per_hour_base_units: list[int] = []
 
 
+class NodeWhyRequest(Request, kw_only=True, frozen=True):
+    """Why does a node get the jobs that it gets? limit: of the waiting jobs that are told, and of those on nodes."""
+
+    node_id: NodeId
+    limit: Annotated[int, Meta(ge=1, le=20)] = 5
+
+
+class Prospect(Struct, kw_only=True, omit_defaults=True):
+    """A job as it is for one node. own and best: a line of a decision, with `node_id`, `score` and its `terms`."""
+
+    job_id: str
+    refused: str = ""  # why this node cannot take it, or could not
+    rests_ms: int = 0  # so long it goes to nobody, because an attempt was lost
+    own: dict[str, Any] | None = None  # of this node; None: it cannot take it, or was not among the best
+    best: dict[str, Any] | None = None  # of the node that would get it, or got it
+
+
+class NodeWhyReply(Struct, kw_only=True):
+    """waiting, placed: the newest jobs that wait for a node, and the newest that other nodes work on."""
+
+    node: NodeView
+    max_runs: int
+    memory_free_bytes: int  # of what it lends, after what its runs were promised
+    waiting: list[Prospect]
+    placed: list[Prospect]
+    jobs_waiting: int = 0  # all of them
+
+
 class NodeBanRequest(Request, kw_only=True, frozen=True):
     """Shut a node out. node_id: or a beginning that no other node has. for_s None: longer each time, from a day on."""
 

@@ -389,3 +389,27 @@ async def test_a_quote_does_not_hide_what_a_payer_owes(central, submitting):
     terms = central.world.jobs["job-0"].terms
     await api._funds(terms)
     assert not api._afforded(replace(terms, job_id="job-1"))
+
+
+async def test_a_node_is_told_of_waiting_jobs_what_it_fails_or_scores_and_of_placed_ones_who_was_better(central):
+    for node_id, speed in (("node-a", 1e9), ("node-b", 1e11)):
+        hardware = {"cores": 2, "memory_bytes": 2**33, "flops_per_s": speed}
+        await central.say(subjects.node_event(node_id), f.registered(node_id, hardware=hardware))
+    await central.job("job-0", f.FUNDED)
+    fast, slow = central.world.matching.explain(central.world.jobs["job-0"], 0)["candidates"]
+    assert (fast["node_id"], slow["node_id"]) == ("node-b", "node-a")
+    api, ask = api_of(central), m.NodeWhyRequest(node_id="node-a")
+    [waiting] = (await api._why("c-1", ask)).waiting
+    assert waiting == m.Prospect(job_id="job-0", own=slow, best=fast)
+
+    placed = replace(f.leased(node_id="node-b"), explanation={"candidates": [fast, slow]})
+    await central.say(subjects.job_event("job-0"), placed)
+    await central.job("job-1", f.FUNDED, needs=m.Needs(device="cuda"))
+    await central.job("job-2", f.FUNDED, f.leased(node_id="node-a"))
+    told = await api._why("c-1", ask)
+    assert (told.node.active_jobs, told.max_runs, told.jobs_waiting) == (["job-2"], 1, 1)
+    assert told.placed == [m.Prospect(job_id="job-0", own=slow, best=fast)]
+    assert told.waiting == [m.Prospect(job_id="job-1", refused="no CUDA GPU")]
+    with pytest.raises(ApiError, match="no node is called nobody") as refused:
+        await api._why("c-1", m.NodeWhyRequest(node_id="nobody"))
+    assert refused.value.status == 404
