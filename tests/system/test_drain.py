@@ -29,7 +29,7 @@ async def test_a_node_is_drained_and_taken_back(client, network):
     waiting = await client.submit(job)
     assert ((await client.wait(long.job_id)).status, (await client.job(long.job_id)).attempt) == ("completed", 1)
     await until_node_is(client, "drained")
-    assert "draining: its operator" in (await client.explain(waiting.job_id)).waiting_for
+    assert "draining: it takes no new runs, as its operator wants" in (await client.explain(waiting.job_id)).waiting_for
     assert (await cyxnode(network, "--undrain", "--name", "node-1"))[0] == 0
     view = await client.wait(waiting.job_id)
     assert (view.status, view.attempt) == ("completed", 1)
