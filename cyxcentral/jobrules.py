@@ -11,7 +11,7 @@ priority may be changed as long as the job may still wait for a node.
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from cyxcentral.jobs import BAD_CHECKPOINT, Job, bought_ms, follows, near, node_of, segment_to
+from cyxcentral.jobs import BAD_CHECKPOINT, ENDED, Job, bought_ms, follows, near, node_of, segment_to
 from cyxnet import messages as m
 
 # codes of checks that say: nobody trained this segment, from such a state, or on such data
@@ -261,6 +261,8 @@ def illegal(job: Job | None, event: m.JobEvent) -> str | None:
     if job is None:
         return "there is no such job"
     rule = RULES[type(event)]
+    if job.status in ENDED and job.status not in rule.states:
+        return f"the job is {job.status}: it has ended"
     if job.status not in rule.states:
         return f"the job is {job.status}, not {' or '.join(rule.states)}"
     return rule.guard(job, event)

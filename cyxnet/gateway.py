@@ -114,6 +114,8 @@ class _Answer:
         body, headers = msgspec.json.encode(Refusal(error=fault)), {}
         if self._begun:
             body = b"data: " + body + b"\n\n"
+        elif status == 405:
+            headers = {"Allow": "GET, POST"}
         elif wait_ms := getattr(error, "retry_after_ms", None):
             headers = {"Retry-After": str(-(-wait_ms // 1000)), "Retry-After-Ms": str(wait_ms)}
         with contextlib.suppress(TimeoutError):

@@ -20,6 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.routing import Match
 from starlette.routing import Route as Place
 
 from cyxcentral.access import Refused
@@ -340,7 +341,11 @@ def answer_no(error: Exception, where: str) -> Response:
 
 
 async def _not_served(request: Request, error: Exception) -> Response:
-    return answer_no(error, request.url.path)
+    answer = answer_no(error, request.url.path)
+    if answer.status_code == 405:  # a path has a route for each of its methods; Starlette tells those of one
+        at = (each for each in request.app.routes if each.matches(request.scope)[0] is not Match.NONE)
+        answer.headers["Allow"] = ", ".join(sorted({method for each in at for method in each.methods}))
+    return answer
 
 
 def refuse_more_than_given(verb: Verb, who: Who, asked: Any) -> None:

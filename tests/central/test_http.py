@@ -214,7 +214,9 @@ async def test_jobs_are_seen_and_steered_by_their_owner(central):
     cancelled = await central.http.post("/v1/jobs/job-1/cancel", json={"reason": "enough"}, headers=mine)
     assert cancelled.json()["error"] == "enough"
     await central.small.say(subjects.job_event("job-1"), f.FUND_FAILED)
-    assert (await central.http.post("/v1/jobs/job-1/pause", headers=mine)).status_code == 409
+    for wish, body in (("cancel", {}), ("pause", {}), ("resume", {}), ("priority", {"priority": 1})):
+        late = await central.http.post(f"/v1/jobs/job-1/{wish}", json=body, headers=mine)
+        assert late.status_code == 409 and "it has ended" in late.json()["message"], late.text
 
 
 BAD_REQUESTS = [
@@ -269,6 +271,13 @@ async def test_every_no_has_one_shape_and_a_fitting_status(central):
 
 async def pieces(body):
     yield body
+
+
+async def test_a_method_that_a_path_has_not_is_told_all_that_it_has(central):
+    for path, allowed in [("/v1/jobs", "GET, HEAD, POST"), ("/v1/quotes", "POST"), ("/livez", "GET, HEAD")]:
+        answer = await central.http.request("PUT", path)
+        assert (answer.status_code, answer.headers["Allow"]) == (405, allowed)
+    assert "Allow" not in (await central.http.get("/v1/nothing")).headers
 
 
 async def test_a_failure_of_ours_is_told_without_its_traceback(central, caplog):

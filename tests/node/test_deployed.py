@@ -375,5 +375,6 @@ async def test_the_gateway_says_what_it_cannot_pass_on(gateway: httpx.AsyncClien
         "nobody": 503,
         "live": 200,
     }
+    assert found["method"].headers["Allow"] == "GET, POST"
     assert found["nobody"].json()["error"]["code"] == "no_replica"
     assert found["packed"].json()["error"]["message"] == "expected a body as it is, got Content-Encoding 'gzip'"
