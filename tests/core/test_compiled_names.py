@@ -102,7 +102,7 @@ REASONS: dict[str, str] = {
     **dict.fromkeys("bfloat16 cuda to_device device".split(), "what it gives is not NumPy's, or elsewhere"),
     **dict.fromkeys("max_unpool recur multi_head_attention".split(), "the functions and layers above it are tried"),
     **dict.fromkeys("numbers pair triple apply dtype_name complex_dtype is_whole matrices".split(), HELPS),
-    **dict.fromkeys("sum_dtype unpacked worded".split(), HELPS),
+    **dict.fromkeys("composed sum_dtype unpacked worded".split(), HELPS),
     **dict.fromkeys("allclose can_cast finfo iinfo is_complex is_floating_point is_nonzero is_same_size".split(), ASKS),
     **dict.fromkeys("is_signed is_tensor isdtype numel promote_types result_type dim element_size".split(), ASKS),
     **dict.fromkeys("get_device is_contiguous ndimension nelement shares_memory stride".split(), ASKS),

@@ -102,6 +102,7 @@ class JobModel(Struct):
     serve: m.ServeSpec | None = None
     worth: int = 0
     ready_s: float = 0.0  # since when, by the true clock, its replica is to answer
+    answers_s: float = 0.0  # the same, without halts that were over before every central looked
     halts: bool = False
     standby: bool = False
     halts_s: float = 0.0  # since when it is paused, or stands by, or its deadline is near, or it is paid for
@@ -233,7 +234,7 @@ class Checks:
         spoke_s = self._came_s.get((central, node_id), 0.0)
         if now_s - self._changed_s.get(node_id, -1e9) < BAN_HEARD_WITHIN_S:  # central reads that it is there
             spoke_s = now_s
-        since_s = max(self._alive_s.get((central, replica), 0.0), process.started_s, self.jobs[job_id].ready_s)
+        since_s = max(self._alive_s.get((central, replica), 0.0), process.started_s, self.jobs[job_id].answers_s)
         if spoke_s - since_s >= FEWEST_SILENT_S:
             self._silent_s[central, replica] = now_s
 
@@ -485,7 +486,7 @@ class Checks:
     def _started(self, job_id: str, job: JobModel, event: m.Started) -> None:
         self._of_lease(job_id, job, event)
         self.expect(job.funded, f"I3: {job_id} started before it was paid for")
-        job.ready_s = self.network.scheduler.now_s
+        job.ready_s = job.answers_s = self.network.scheduler.now_s
         if job.served:
             self._of_time(job_id, job.served.started(self.at_ms))
 
@@ -635,7 +636,8 @@ class Checks:
 
     def _scaled_up(self, job_id: str, job: JobModel, event: m.ScaledUp) -> None:
         self.expect(job.standby and job.serve is not None, f"I19: {job_id} is called, and did not stand by")
-        job.standby, job.ready_s = False, self.network.scheduler.now_s
+        job.standby = False
+        self._goes_on(job)
         if not self.network.wishes.clocks_agree or job.serve is None:
             return  # whose time is nearly over is another by every clock
         working = [
@@ -663,6 +665,11 @@ class Checks:
         if job.lease is None or job.told_s < job.lease.since_s:
             job.told_s = now_s
 
+    def _goes_on(self, job: JobModel) -> None:
+        job.ready_s = now_s = self.network.scheduler.now_s
+        if now_s - job.halts_s > LEASE_MS / 2000:  # a central that looks less often than that forgives
+            job.answers_s = now_s
+
     def _of_time(self, job_id: str, why: str | None) -> None:
         self.expect(why is None, f"I17: {job_id}: {why}")
 
@@ -678,12 +685,12 @@ class Checks:
     def _steered(self, job_id: str, job: JobModel, event: Any) -> None:
         self.expect(not job.completed, f"I10: {type(event).__name__} of {job_id} after it was completed")
         self._once(job_id, job, event)
-        now_s = self.network.scheduler.now_s
         if isinstance(event, m.PauseRequested) and not job.halts:
             job.halts = True
             self._is_to_halt(job)
         elif isinstance(event, m.ResumeRequested):
-            job.halts, job.ready_s = False, now_s
+            job.halts = False
+            self._goes_on(job)
         elif isinstance(event, m.PriorityChanged):
             job.priority = event.priority
 
