@@ -262,6 +262,9 @@ class Connection(nats.NATS):
         too_late = asyncio.get_running_loop().call_later(CLOSE_WITHIN_S, self._abort)
         try:
             await super().close()
+        except BaseException:  # cancelled, say: nats-py would forget the socket, open
+            self._abort()
+            raise
         finally:
             too_late.cancel()
 

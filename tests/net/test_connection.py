@@ -211,6 +211,18 @@ async def test_a_link_that_the_broker_ends_with_an_error_is_made_anew(broker, sa
     await bus.close()
 
 
+@pytest.mark.parametrize("turns", [1, 2, 3])
+async def test_a_close_that_is_cancelled_leaves_no_socket_open(broker, turns):
+    bus = await Bus.connect(broker.url("core"), name="test")
+    writer = bus._nc._transport._io_writer
+    closing = asyncio.create_task(bus._nc.close())
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    closing.cancel()
+    await asyncio.wait([closing])
+    assert writer.transport.is_closing()
+
+
 @pytest.mark.parametrize("said", ['Permissions Violation for Publish to "a"', "maximum subscriptions exceeded"])
 async def test_an_error_that_leaves_the_link_as_it_is_changes_nothing(broker, said):
     bus = await Bus.connect(broker.url("core"), name="test")
