@@ -26,6 +26,7 @@ NETWORK = "net-1"
 COMMANDER = Commander(commanding(Identity(b"p" * 32), NETWORK, 1))
 LEASE_MS = 60_000
 PROGRESS_MS = 600_000
+UNTIL_S = 60
 
 
 class SmallCentral:
@@ -65,9 +66,11 @@ class SmallCentral:
             await self.say(subjects.job_event(job_id), event)
 
     async def until(self, condition):
-        async with asyncio.timeout(10):
-            while not condition():
-                await self.edge._nc.flush()  # a round trip: time for others, and no busy loop
+        loop = asyncio.get_running_loop()
+        ends_s = loop.time() + UNTIL_S  # looked at here: a cancellation that meets the end of a flush would be lost
+        while not condition():
+            assert loop.time() < ends_s, f"did not come to be within {UNTIL_S} s"
+            await self.edge.round_trip()  # time for others, and no busy loop
 
     async def close(self):
         await self.edge.close()
