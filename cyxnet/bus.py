@@ -152,7 +152,8 @@ class Bus(Streams):
         )
         try:
             await _until_first(connecting, failed, patience_s)
-            await asyncio.wait_for(connecting, FIRST_ERROR_GRACE_S * len(urls))
+            async with asyncio.timeout(FIRST_ERROR_GRACE_S * len(urls)):
+                await connecting
             await connection.flush(timeout=2)
         except (TimeoutError, nats.errors.Error, OSError, ValueError) as error:
             with contextlib.suppress(Exception):

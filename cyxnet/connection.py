@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 
 LINK_DOWN_PAUSE_S = 0.01
 CLOSE_WITHIN_S = 2.0
+FLUSH_WITHIN_S = 10.0
 AT_ONCE_BYTES = 32_768  # of one read, as many as nats-py takes at a time
 FEW = 2  # messages of one turn of the loop: each is written by itself, without waiting for a task that writes them all
 # So long one try to connect waits to be let in, over and over. Most are short, because a request that no central heard
@@ -234,6 +235,20 @@ class Connection(nats.NATS):
             return
         self._pongs.append(future or asyncio.get_running_loop().create_future())
         self._put(b"PING\r\n")
+
+    async def flush(self, timeout: float = FLUSH_WITHIN_S) -> None:
+        """nats-py's own loses a cancellation that comes together with the answer, as asyncio.wait_for of Python 3.11
+        does, and its caller goes on for ever.
+        """
+        if self.is_closed:
+            raise nats.errors.ConnectionClosedError
+        answer = asyncio.get_running_loop().create_future()
+        try:
+            async with asyncio.timeout(timeout):
+                await self._send_ping(answer)
+                await answer
+        except TimeoutError:
+            raise nats.errors.FlushTimeoutError from None
 
     def probe(self) -> None:
         """Have the broker say something, if there is a link: its answer is one more read."""

@@ -198,7 +198,8 @@ class Agent:
         self._woken.clear()
         try:
             timeout_s = None if wake_ms is None else (wake_ms - _now_ms()) / 1000
-            await asyncio.wait_for(self._woken.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await self._woken.wait()
         except TimeoutError:
             pass
 

@@ -97,7 +97,8 @@ class TrainingProcess:
     async def wait_ready(self) -> Ready:
         """Until it is warm. Raises NodeError when it fails instead: then this node cannot train."""
         try:
-            said = await asyncio.wait_for(self._next(), READY_TIMEOUT_S)
+            async with asyncio.timeout(READY_TIMEOUT_S):
+                said = await self._next()
         except TimeoutError:
             said = Failed(code="slow", message=f"not warm within {READY_TIMEOUT_S:g} s", deterministic=False)
         if isinstance(said, Ready):
@@ -158,7 +159,8 @@ class TrainingProcess:
             return said
         # its pipe is closed: it is dead or as good as dead
         try:
-            await asyncio.wait_for(self._process.wait(), 1.0)
+            async with asyncio.timeout(1.0):
+                await self._process.wait()
         except TimeoutError:
             self.kill()
         status = await self._process.wait()

@@ -530,7 +530,7 @@ def order_for(
 def _end_if_killed(work: Work) -> None:
     """Raises CancelledError for a run that was killed before it had a process; from here on kill() ends that.
 
-    A cancellation may get lost: asyncio.wait_for of Python 3.11 forgets one that comes together with its result.
+    A cancellation may get lost in a library: asyncio.wait_for of Python 3.11 forgets one that comes with its result.
     """
     if work.task and work.task.cancelling():
         raise asyncio.CancelledError

@@ -93,7 +93,8 @@ async def _cancel(client: AsyncClient, job_id: str, screen: Screen) -> None:
     screen.say("cancel", f"stopping {job_id}; Ctrl-C again leaves without waiting for the refund", kind="cancel")
     try:
         await client.cancel(job_id, "stopped with Ctrl-C")
-        view = await asyncio.wait_for(client.wait(job_id), CANCEL_WAIT_S)
+        async with asyncio.timeout(CANCEL_WAIT_S):
+            view = await client.wait(job_id)
     except TimeoutError:
         screen.say("cancel", f"no refund within {CANCEL_WAIT_S:g} s; see it later with: cyx watch {job_id}")
         return

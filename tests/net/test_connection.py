@@ -223,6 +223,18 @@ async def test_a_close_that_is_cancelled_leaves_no_socket_open(broker, turns):
     assert writer.transport.is_closing()
 
 
+async def test_a_round_trip_that_is_cancelled_as_its_answer_comes_is_cancelled(broker):
+    bus = await Bus.connect(broker.url("core"), name="test")
+    asking = asyncio.create_task(bus.round_trip())
+    while not bus._nc._pongs:
+        await asyncio.sleep(0)
+    bus._nc._pongs.pop().set_result(True)
+    asking.cancel()
+    await asyncio.wait([asking])
+    assert asking.cancelled()
+    await bus.close()
+
+
 @pytest.mark.parametrize("said", ['Permissions Violation for Publish to "a"', "maximum subscriptions exceeded"])
 async def test_an_error_that_leaves_the_link_as_it_is_changes_nothing(broker, said):
     bus = await Bus.connect(broker.url("core"), name="test")
