@@ -371,13 +371,17 @@ class Bus(Streams):
         self._asking += 1
         try:
             message = await self._requests.ask(subject, payload, block, timeout_s)
+        except nats.errors.OutboundBufferLimitError:
+            raise BusError(f"{subjects.asked(subject)} was not asked: the link to the broker is lost") from None
         except (TimeoutError, nats.errors.Error, OSError) as error:
             why = "" if isinstance(error, TimeoutError) else f" ({error or type(error).__name__})"
             raise BusError(f"no answer to {subjects.asked(subject)} within {round(timeout_s, 3):g} s{why}") from None
         finally:
             self._asking -= 1
         if message.status == "503":
-            raise NobodyServes(f"nobody serves {subject}; is the other side running?")
+            asked = subjects.asked(subject)
+            other_side = "the other side" if asked == subject else "a central"
+            raise NobodyServes(f"nobody serves {asked}; is {other_side} running?")
         answer_headers = dict(message.headers)
         status = answer_headers.get("Nats-Service-Error-Code")
         if status is not None:

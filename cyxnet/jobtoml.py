@@ -229,7 +229,8 @@ def parse(text: str, path: Path) -> JobFile:
     try:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise SpecError(f"{path}: not valid TOML: {error}") from None
+        what = "" if path.suffix == ".toml" else "; a job file is TOML: docs/cli.md shows one"
+        raise SpecError(f"{path}: not valid TOML: {error}{what}") from None
     except (RecursionError, ValueError) as error:
         raise SpecError(f"{path}: not valid TOML: {one_line(error)}") from None
     return convert(table, path)

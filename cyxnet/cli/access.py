@@ -19,8 +19,8 @@ async def keys(args: argparse.Namespace, screen: Screen) -> int:
 async def _new(args: argparse.Namespace, screen: Screen) -> int:
     async with connected(args) as client:
         made = await client.new_key(name=args.name, role=args.role, requests_per_s=args.rate, days=args.days)
-    screen.result(made.key, made)
     screen.say("keep it", "it is shown this once; anybody who has it may act for you", kind="hint")
+    screen.result(made.key, made)
     return DONE
 
 

@@ -93,7 +93,7 @@ async def patterns(args: argparse.Namespace, screen: Screen) -> int:
 
 def _tell_parameters(pattern: Pattern, screen: Screen) -> None:
     rows = [[one.name, str(one.default), f"{one.min} to {one.max}", one.description] for one in pattern.parameters]
-    screen.say(pattern.name, pattern.description)
+    screen.remark(pattern.name, pattern.description)
     screen.table(["parameter", "default", "range", "what it is"], rows, pattern)
 
 

@@ -3,13 +3,15 @@
 import argparse
 import asyncio
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
 from cyxcore.errors import CyxError
-from cyxcore.wording import human_bytes, percent
+from cyxcore.spec import TrainingSummary
+from cyxcore.wording import human_bytes, human_duration, percent
 from cyxnet import messages as m
 from cyxnet.cli.exits import DONE, WORLD_FAILED
 from cyxnet.cli.models import fetch_model, output_path
@@ -44,12 +46,14 @@ async def jobs(args: argparse.Namespace, screen: Screen) -> int:
     async with connected(args) as client:
         node_id = await node_called(client, args.node) or None
         reply = await client.jobs(args.status, args.limit, name=args.name, node_id=node_id, mine=args.mine)
+    if args.sort != "submitted":
+        reply.jobs.sort(key=lambda view: _place(view, args.sort))
     rows = [
         [
             view.job_id,
             view.status,
             view.node_name or view.node_id or "",
-            _result(view),
+            _result(view, args.sort),
             cyx(view.amount_base_units),
             human_age(view.submitted_at_ms),
         ]
@@ -67,18 +71,46 @@ async def jobs(args: argparse.Namespace, screen: Screen) -> int:
     return DONE
 
 
-def _result(view: m.JobView) -> str:
-    """In a few letters, to compare jobs by: how far it is, or what its model is worth on held-out rows, if any were."""
+class Worth(NamedTuple):
+    """Something to compare jobs by: how it is found in the summary of one, written, and which is the best."""
+
+    of: Callable[[TrainingSummary], float | None]
+    told: Callable[[float], str]
+    most_is_best: bool = False
+
+
+WORTH = {
+    "accuracy": Worth(lambda s: s.validation_accuracy, lambda share: f"accuracy {percent(share)}", True),
+    "r2": Worth(lambda s: s.validation_r2, lambda r2: f"R² {r2:.4f}", True),
+    "loss": Worth(
+        lambda s: s.final_loss if s.validation_loss is None else s.validation_loss, lambda loss: f"loss {loss:.4f}"
+    ),
+    "time": Worth(lambda s: s.total_time_ms, lambda ms: f"time {human_duration(ms / 1000)}"),
+}
+
+
+def _place(view: m.JobView, sort: str) -> tuple[bool, float]:
+    """What sorts jobs, the best first; those without a result come last."""
+    worth = WORTH[sort]
+    found = worth.of(view.summary) if view.summary else None
+    if found is None:
+        return True, 0.0
+    return False, -found if worth.most_is_best else found
+
+
+def _result(view: m.JobView, sort: str) -> str:
+    """In a few letters, to compare jobs by: how far it is, or what its model is worth on held-out rows, if any were.
+
+    Of several values that of the sorting, or the first of WORTH.
+    """
     if view.status == "leased":
         return f"{percent(view.progress)} done"
-    if (summary := view.summary) is None:
+    if view.summary is None:
         return ""
-    if summary.validation_accuracy is not None:
-        return f"accuracy {percent(summary.validation_accuracy)}"
-    if summary.validation_r2 is not None:
-        return f"R² {summary.validation_r2:.4f}"
-    loss = summary.final_loss if summary.validation_loss is None else summary.validation_loss
-    return f"loss {loss:.4f}"
+    for worth in WORTH.values() if sort == "submitted" else [WORTH[sort]]:
+        if (found := worth.of(view.summary)) is not None:
+            return worth.told(found)
+    return ""
 
 
 async def job(args: argparse.Namespace, screen: Screen) -> int:

@@ -2,8 +2,10 @@
 
 import argparse
 import difflib
+import itertools
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -33,18 +35,32 @@ class Parser(argparse.ArgumentParser):
         if not any(action.nargs == "?" for action in self._get_positional_actions()):
             found, unknown = super().parse_known_args(args, namespace)
         else:
+            self._check_options(args or [])
             self._is_mixing = True
             try:
                 found, unknown = self.parse_known_intermixed_args(args, namespace)
             finally:
                 self._is_mixing = False
         if unknown:  # said by the command's own parser: it knows the options that were meant
-            self.error(self._not_known(unknown))
+            behind = itertools.dropwhile(lambda word: word != "--", args or [])  # there are arguments only
+            self.error(self._too_many(unknown) if unknown[0] in behind else self._not_known(unknown))
         return found, unknown
+
+    def _check_options(self, words: Sequence[str]) -> None:
+        """An option that is not known is told as such: what stands behind it is else taken for the argument that may be
+        left out (cyx wallet --facet 3), and complained of first.
+        """
+        for word in itertools.takewhile(lambda word: word != "--", words):
+            said = word.partition("=")[0]
+            if said.startswith("--") and not any(option.startswith(said) for option in self._option_string_actions):
+                self.error(self._not_known([word]))
+
+    def _too_many(self, unknown: list[str]) -> str:
+        return f"unrecognized arguments: {' '.join(unknown)}"
 
     def _not_known(self, unknown: list[str]) -> str:
         if not unknown[0].startswith("--"):
-            return f"unrecognized arguments: {' '.join(unknown)}"
+            return self._too_many(unknown)
         said = unknown[0].partition("=")[0]
         near = difflib.get_close_matches(said, self._option_string_actions, 1)
         return f"unknown option {said}" + (f"; did you mean {near[0]}?" if near else "")
@@ -209,6 +225,13 @@ def job_list(parser: argparse.ArgumentParser) -> None:
         help="only jobs whose last attempt was on this node (its name, its id, or how that begins)",
     )
     parser.add_argument("--mine", action="store_true", help="only jobs that were submitted from this folder")
+    parser.add_argument(
+        "--sort",
+        choices=["submitted", "accuracy", "r2", "loss", "time"],
+        default="submitted",
+        help="the best of those that are listed first: by what the model is worth on held-out rows, or by the time that"
+        " its training took (default: newest first)",
+    )
     parser.add_argument("--limit", type=values.count, default=50, metavar="N", help="how many (default 50)")
 
 

@@ -8,6 +8,7 @@ import signal
 import sys
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from types import ModuleType
 
 from cyxcore.errors import CyxError, MissingExtra
 from cyxcore.paths import OF_THE_NAME, shown
@@ -67,12 +68,23 @@ def complain(error: Exception, screen: Screen, *, as_json: bool) -> int:
     if isinstance(error, OSError) and not known:
         name = error.filename if isinstance(error.filename, str | os.PathLike) else None
         text = ": ".join(str(part) for part in (name and shown(name), error.strerror or error) if part)
+    if _is_of_older_kernels(error):
+        text = f"the compiled kernels are older than these sources ({error}); build them: pip install -e ."
     text = text or f"unexpected {type(error).__name__}: {error}; run it again with --debug and report this"
     code = error.code if isinstance(error, CyxError) else "internal"
     if as_json:
         screen.say("error", text, code=code, message=text)
     print(f"cyx: {text}", file=sys.stderr)
     return exit_code(error)
+
+
+def _is_of_older_kernels(error: Exception) -> bool:
+    """Whether a name is missing in an extension module of cyxcore: its sources were changed and it was not built."""
+    if isinstance(error, AttributeError):
+        module = getattr(error.obj, "__name__", "") if isinstance(error.obj, ModuleType) else ""
+    else:
+        module = (error.name or "") if isinstance(error, ImportError) else ""
+    return module.startswith("cyxcore.kernels.") and not isinstance(error, CyxError)
 
 
 async def node_called(client: AsyncClient, beginning: str | None) -> str:

@@ -81,6 +81,7 @@ class PlainScreen:
     def __init__(self, out: IO[str], quiet: bool = False):
         self.out = out
         self.quiet = quiet
+        self._attempt = 0  # the newest of which an epoch was told
 
     def say(self, label: str, text: str, kind: str = "", **data: Any) -> None:
         if not self.quiet:
@@ -88,6 +89,10 @@ class PlainScreen:
 
     def update(self, update: Update) -> None:
         told = tell(update)
+        if update.kind == "epoch":
+            self._attempt = max(self._attempt, update.data["attempt"])
+        elif update.kind == "Started" and update.data["attempt"] <= self._attempt:
+            return  # metrics do not wait for the log: its epochs have told it
         if told and not self.quiet:
             self._line(*told)
 

@@ -212,7 +212,9 @@ class Front:
         route = methods.get(asked.method)
         if route is None:
             allowed = ", ".join(sorted(methods))
-            raise Refused("bad_method", f"{asked.path[:200]}: expected {allowed}, got {asked.method}", 405)
+            raise Refused(
+                "bad_method", f"{asked.path[:200]}: expected {allowed}, got {asked.method}", 405, allow=allowed
+            )
         return route
 
     async def _answered(self, route: Route, asked: Asked) -> Answer:

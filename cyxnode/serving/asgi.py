@@ -42,11 +42,12 @@ class Limits(Struct, frozen=True, kw_only=True):
 
 
 class Refused(ApiError):
-    """A refusal that names the parameter at fault."""
+    """A refusal that names the parameter at fault. allow: the methods that a path has, with 405."""
 
-    def __init__(self, code: str, message: str, status: int = 400, param: str | None = None):
+    def __init__(self, code: str, message: str, status: int = 400, param: str | None = None, allow: str = ""):
         super().__init__(code, message, status)
         self.param = param
+        self.allow = allow
 
 
 class Room:
@@ -258,6 +259,8 @@ def answer_no(error: Exception, where: str) -> Answer:
         answer.headers += [(b"retry-after", b"%d" % -(-wait_ms // 1000)), (b"retry-after-ms", b"%d" % wait_ms)]
     if status == 401:
         answer.headers.append((b"www-authenticate", b'Bearer realm="cyx"'))
+    if allow := getattr(error, "allow", ""):
+        answer.headers.append((b"allow", allow.encode()))
     if status == 408:
         answer.headers.append((b"connection", b"close"))  # the rest of the body may never come
     return answer

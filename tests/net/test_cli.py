@@ -27,7 +27,7 @@ from cyxnet.bus import ApiError, Bus, BusError
 from cyxnet.cli import COMMANDS, main, parser
 from cyxnet.cli import models as model_files
 from cyxnet.cli.network import started
-from cyxnet.cli.running import exit_code, run
+from cyxnet.cli.running import complain, exit_code, run
 from cyxnet.cli.screen import PlainScreen, open_screen
 from cyxnet.client import AsyncClient, InsufficientFunds, Prepared
 from cyxnet.config import ConfigError, NetworkFile, write_network
@@ -85,6 +85,9 @@ def test_the_help_of_each_command_has_an_example(command: str, capsys: pytest.Ca
         (["key", "new", "--rate", "1e-320"], "expected requests a second, from 0.001 to a million, got '1e-320'"),
         (["key", "new", "--days", "0"], "expected 1 to 3650 days, got '0'"),
         (["key", "revoke", "me"], "expected the 12 or 32 hex digits of an id, got 'me'"),
+        (["wallet", "--facet", "3"], "unknown option --facet; did you mean --faucet?"),
+        (["watch", "digits", "--", "--x"], "unrecognized arguments: --x"),
+        (["jobs", "--sort", "accurate"], "invalid choice: 'accurate'"),
     ],
 )
 def test_wrong_usage_is_one_line_and_exit_code_2(
@@ -192,6 +195,24 @@ def test_help_is_there_at_once() -> None:
 )
 def test_bad_input_is_2_and_a_failing_world_is_1(error: Exception, code: int) -> None:
     assert exit_code(error) == code
+
+
+def test_kernels_older_than_the_sources_are_to_be_built(capsys: pytest.CaptureFixture[str]) -> None:
+    # it said: unexpected AttributeError, report this
+    from cyxcore.kernels import cpu
+
+    def asks_for_new_kernel() -> None:
+        cpu.kernel_of_tomorrow  # type: ignore[attr-defined]  # noqa: B018
+
+    def imports_new_kernel() -> None:
+        from cyxcore.kernels.cpu import kernel_of_tomorrow  # type: ignore[attr-defined]  # noqa: F401
+
+    for meets in (asks_for_new_kernel, imports_new_kernel):
+        with pytest.raises((AttributeError, ImportError)) as caught:
+            meets()
+        assert complain(caught.value, PlainScreen(io.StringIO()), as_json=False) == 1
+        said = capsys.readouterr().err
+        assert "kernel_of_tomorrow" in said and said.endswith("; build them: pip install -e .\n")
 
 
 def test_no_network_is_one_line_and_exit_code_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -369,6 +390,34 @@ async def test_the_list_of_jobs_says_what_each_model_is_worth(central: FakeCentr
         of_model = msgspec.structs.replace(summary, **score)
         central.views[JOB] = msgspec.structs.replace(central.view(JOB), summary=of_model)
         assert f"  {told}  " in (await cyx("jobs"))[1]
+
+
+async def test_jobs_are_sorted_by_what_they_are_compared_by_the_best_first(central: FakeCentral, cyx: Run) -> None:
+    facts = {"steps": 9, "best_epoch": 1, "delivered_epoch": 1, "train_rows": 8, "parameters": 4, "validation_rows": 2}
+    of_jobs = {  # loss, validation loss, accuracy, ms
+        "a-quick": (0.1, 0.4, 0.90, 1000.0),
+        "b-good": (0.2, 0.3, 0.99, 3000.0),
+        "c-without-validation": (0.35, None, None, 2000.0),
+    }
+    for name, (loss, validation_loss, accuracy, ms) in of_jobs.items():
+        summary = m.TrainingSummary(**facts, total_time_ms=ms, final_loss=loss, validation_loss=validation_loss)
+        summary.validation_accuracy = accuracy
+        await central.end(central.add_job(name))
+        central.views[name] = replace(central.view(name), summary=summary)
+    central.add_job("d-waits")
+    expected = {
+        "accuracy": {"b-good": "accuracy 99.0 %", "a-quick": "accuracy 90.0 %"},
+        "loss": {"b-good": "loss 0.3000", "c-without-validation": "loss 0.3500", "a-quick": "loss 0.4000"},
+        "time": {"a-quick": "1.0 s", "c-without-validation": "2.0 s", "b-good": "3.0 s"},
+    }
+    for sort, best in expected.items():
+        code, out, err = await cyx("jobs", "--sort", sort)
+        assert (code, err) == (0, "")
+        rows = out.splitlines()[1:]
+        assert [row.split()[0] for row in rows[: len(best)]] == list(best) and len(rows) == 4
+        assert all(told in row for told, row in zip(best.values(), rows, strict=False))
+    _, out, _ = await cyx("jobs", "--sort", "loss", "--json")
+    assert [job["job_id"] for job in json.loads(out)["jobs"]][:2] == ["b-good", "c-without-validation"]
 
 
 async def test_jobs_are_listed_however_many_pages_that_takes(central: FakeCentral, cyx: Run) -> None:

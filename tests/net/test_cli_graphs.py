@@ -47,6 +47,8 @@ def test_patterns_are_listed_described_and_made(tmp_path: Path, capsys: pytest.C
     assert len(capsys.readouterr().out.splitlines()) == 26
     assert main(["patterns", "unet"]) == 0
     assert "masks to draw" in capsys.readouterr().out
+    assert main(["patterns", "unet", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["name"] == "unet"  # one value: the description is in it
     path = tmp_path / "u.cyxgraph"
     assert main(["patterns", "unet", "--set", "size=16", "--set", "learning_rate=0.01", "-o", str(path)]) == 0
     recipe = cx.load_graph(path)

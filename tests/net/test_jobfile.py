@@ -147,6 +147,13 @@ def test_a_syntax_error_names_its_line(tmp_path: Path) -> None:
     assert "not valid TOML" in (said := complaint(write(tmp_path, name='"tiny'))) and "line 2" in said
 
 
+def test_a_file_that_is_no_toml_by_its_name_is_told_what_a_job_file_is(tmp_path: Path) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text("name: tiny\n")
+    assert complaint(path).endswith("; a job file is TOML: docs/cli.md shows one")
+    assert "docs/cli.md" not in complaint(write(tmp_path, name='"tiny'))
+
+
 def test_a_key_written_twice_is_an_error(tmp_path: Path) -> None:
     assert "not valid TOML" in complaint(write(tmp_path, training="epochs = 1\nepochs = 2"))
 

@@ -32,6 +32,17 @@ def test_a_job_in_a_pipe_is_one_plain_line_for_each_thing_that_happened() -> Non
     assert out.getvalue() == TRAIN_SCREEN
 
 
+def test_the_first_step_is_not_told_behind_an_epoch_that_was_faster() -> None:
+    shown = updates()
+    started = next(number for number, update in enumerate(shown) if update.kind == "Started")
+    shown.insert(next(n for n, u in enumerate(shown) if u.kind == "epoch") + 1, shown.pop(started))
+    out = io.StringIO()
+    screen = PlainScreen(out)
+    for update in shown:
+        screen.update(update)
+    assert out.getvalue() == TRAIN_SCREEN.replace("training  attempt 2 made its first step\n", "")
+
+
 def test_a_job_as_json_is_every_update_as_it_came() -> None:
     out = io.StringIO()
     screen = JsonScreen(out)

@@ -153,9 +153,11 @@ async def test_bad_input_is_one_clear_refusal(http, name):
 
 
 async def test_paths_and_methods_that_are_not_there(http):
-    for method, path, status in [("GET", "/", 404), ("GET", "/v1/predict", 405), ("DELETE", "/v1/model", 405)]:
+    asked = [("GET", "/", 404, None), ("GET", "/v1/predict", 405, "POST"), ("DELETE", "/v1/model", 405, "GET")]
+    for method, path, status, allowed in asked:
         answer = await http.request(method, path)
-        assert answer.status_code == status and set(answer.json()["error"]) == {"message", "type", "param", "code"}
+        assert (answer.status_code, answer.headers.get("Allow")) == (status, allowed)
+        assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
 
 
 async def test_what_is_served_and_how_it_is(http):
