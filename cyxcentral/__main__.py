@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from cyxcore.errors import CyxError, MissingExtra
 from cyxnet import lifetime
-from cyxnet.config import DEFAULT_FOLDER, NetworkFile, read_network, unknown_settings
+from cyxnet.config import DEFAULT_FOLDER, NetworkFile, read_network, told_to_others, unknown_settings
 
 if TYPE_CHECKING:
     from cyxcentral.central import Central
@@ -77,7 +77,7 @@ async def run(options: argparse.Namespace) -> int:
     serve_http = http_front(options) if options.http else None
     started = time.monotonic()
     network = read_network(options.dir)
-    for line in unknown_settings(options.dir):
+    for line in [*unknown_settings(options.dir), *told_to_others(options.dir)]:
         logging.getLogger(__name__).warning("%s", line)
     network.redis_url = redis_url(options.redis, network)
     central = await Central.start(

@@ -219,7 +219,7 @@ def _waiting_for(job: jobs.Job, candidates: list[schedule.Candidate], now_ms: in
         case "queued" if job.not_before_ms > now_ms:
             return f"{job.not_before_ms - now_ms} ms of back-off after attempt {job.attempt} was lost"
         case "queued" if not candidates:
-            return "a node: none is registered"
+            return "a node: none is online"
         case "queued" if wanted := job.job.needs.node_id:
             found = [c for c in candidates if c.node.node_id == wanted]
             why_not = (schedule.refusal(job, found[0]) or "free") if found else "offline"

@@ -134,6 +134,9 @@ def read_network(folder: Path) -> NetworkFile:
         ) from None
     for mistake in _mistakes(network):
         raise ConfigError(f"{path}: {mistake}; correct it and start again")
+    # the same brokers let in everybody: where a file is a node's or a central's, its owner asks there as a client too
+    anybody = network.client_url or network.node_url or without_passwords(network.edge_url)
+    network.client_url, network.node_url = network.client_url or anybody, network.node_url or anybody
     return network
 
 
@@ -165,6 +168,15 @@ def _mistakes(network: NetworkFile) -> Iterator[str]:
         for said in getattr(network, field):
             if not re.fullmatch(pattern, said):
                 yield f"expected in {field} {expected}, got {said[:80]!r}"
+
+
+def told_to_others(folder: Path) -> list[str]:
+    """A line where network.json holds passwords of brokers or Redis, and others on this machine may read it."""
+    path, network = network_path(folder), read_network(folder)
+    secret = any("@" in url for url in (network.core_url, network.edge_url, network.redis_url))
+    if os.name != "posix" or not secret or not path.stat().st_mode & 0o077:
+        return []
+    return [f"{path}: others may read this file, and passwords stand in it; run: chmod 600 {path}"]
 
 
 def unknown_settings(folder: Path) -> list[str]:

@@ -145,7 +145,7 @@ def _on_tick(state: State, _: Tick, now_ms: int) -> Step:
         refs = (
             RunRef(job_id=job_id, attempt=attempt, phase=run.phase) for (job_id, attempt), run in state.runs.items()
         )
-        actions.append(SendHeartbeat(tuple(refs), state.draining or state.disk_full))
+        actions.append(SendHeartbeat(tuple(refs), state.draining or state.disk_full or state.life == "halting"))
     for key, run in state.runs.items():
         if _due(run.outbox.retry_at_ms, now_ms):
             state, more = _say(state, key, run, outbox.again(run.outbox))
@@ -322,7 +322,7 @@ def _on_shutdown_asked(state: State, event: ShutdownAsked, now_ms: int) -> Step:
     for key in state.runs:
         state, more = _halt(state, key, "node_stopped")
         actions += more
-    return state, actions
+    return _beating_at_once(state, now_ms), actions  # else central gives it back the runs that it reports as stopped
 
 
 def _grace_ms(state: State) -> int:

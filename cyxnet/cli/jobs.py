@@ -62,8 +62,10 @@ async def jobs(args: argparse.Namespace, screen: Screen) -> int:
     if rows or args.json:
         screen.table(["job", "status", "node", "result", "amount", "submitted"], rows, reply)
         if reply.total > len(rows):
-            most = min(reply.total, MOST)
-            screen.remark("more", f"{reply.total - len(rows)} older jobs; see them with --limit {most}")
+            most, older = min(reply.total, MOST), reply.total - len(rows)
+            screen.remark(
+                "more", f"{older} older job{'s' * (older > 1)}; see {'them' if older > 1 else 'it'} with --limit {most}"
+            )
     else:
         asked = args.status or args.name or args.node or args.mine
         what = "no job is like that; all of them: cyx jobs" if asked else "no jobs yet; submit one: cyx submit FILE"

@@ -109,7 +109,10 @@ async def joined(folder: Path, screen: Screen) -> AsyncIterator["LocalNetwork | 
 
 
 def _state(view: "NodeView") -> str:
-    return _banned(view) or ("online" if view.online else f"lost {human_age(view.last_seen_ms)}")
+    """For the table. "gone" is who was lost as well as who said goodbye; of a job, `cyx explain` says which."""
+    if not view.online:
+        return _banned(view) or f"gone {human_age(view.last_seen_ms)}"
+    return _banned(view) or (view.state if view.state in ("draining", "drained") else "online")
 
 
 def _banned(view: "NodeView | ClientView") -> str:

@@ -69,11 +69,13 @@ async def test_when_no_broker_answers_central_says_so(tmp_path):
         await start("http://127.0.0.1:1", tmp_path)
 
 
-def test_central_warns_of_a_name_that_no_setting_has(tmp_path):
+def test_central_warns_of_a_name_that_no_setting_has_and_of_passwords_that_others_may_read(tmp_path):
     write_network(tmp_path, network_of("http://127.0.0.1:1"))
-    said = json.loads(network_path(tmp_path).read_bytes()) | {"vouchd": []}
+    said = json.loads(network_path(tmp_path).read_bytes()) | {"vouchd": [], "redis_url": "redis://:secret@localhost/0"}
     network_path(tmp_path).write_text(json.dumps(said))
+    network_path(tmp_path).chmod(0o644)
     ended = subprocess.run(
         [sys.executable, "-m", "cyxcentral", "--dir", tmp_path], capture_output=True, text=True, check=False
     )
     assert ended.returncode == 1 and "did you mean vouched?" in ended.stderr and "does not answer" in ended.stderr
+    assert "run: chmod 600" in ended.stderr and "secret" not in ended.stderr

@@ -428,6 +428,7 @@ async def test_jobs_are_listed_however_many_pages_that_takes(central: FakeCentra
     assert [(await cyx("jobs", *limit))[1].count("digits-") for limit in ((), ("--limit", "3"))] == [5, 3]
     _, out, err = await cyx("jobs", "--limit", "3")
     assert "2 older jobs; see them with --limit 5" in out + err
+    assert "1 older job; see it with --limit 5" in "".join((await cyx("jobs", "--limit", "4"))[1:])
     _, out, _ = await cyx("jobs", "--limit", "2000", "--json")
     assert len(msgspec.json.decode(out, type=m.JobList).jobs) == 5
     central.same_ms = 2
@@ -463,6 +464,17 @@ async def test_nodes_show_who_is_banned_and_until_when(cyx: Run, central: FakeCe
     central.node = replace(NODE, banned_until_ms=1_800_000_000_000, tier="banned")
     _, out, _ = await cyx("nodes")
     assert "banned until 2027-01-15" in out and "50.00 banned" in out
+
+
+@pytest.mark.parametrize(("state", "shown"), [("draining", "draining"), ("drained", "drained"), ("busy", "online")])
+async def test_nodes_show_who_takes_nothing_new(cyx: Run, central: FakeCentral, state: str, shown: str) -> None:
+    central.node = replace(NODE, state=state)
+    assert f"  {shown}  " in (await cyx("nodes"))[1]
+
+
+async def test_nodes_show_who_is_gone(cyx: Run, central: FakeCentral) -> None:
+    central.node = replace(NODE, online=False, state="offline")
+    assert "  gone " in (await cyx("nodes"))[1]
 
 
 async def test_nodes_show_their_hardware(cyx: Run) -> None:

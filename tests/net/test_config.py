@@ -3,7 +3,15 @@
 import msgspec
 import pytest
 
-from cyxnet.config import ConfigError, NetworkFile, network_path, read_network, unknown_settings, write_network
+from cyxnet.config import (
+    ConfigError,
+    NetworkFile,
+    network_path,
+    read_network,
+    told_to_others,
+    unknown_settings,
+    write_network,
+)
 
 URLS = dict.fromkeys(("client_url", "node_url", "edge_url", "core_url", "monitor_url", "chain_url"), "")
 
@@ -72,6 +80,31 @@ def test_a_name_that_no_setting_has_is_said_with_the_nearest(tmp_path):
     first, second = unknown_settings(tmp_path)
     assert "no setting is called 'chek_share', so it changes nothing; did you mean check_share?" in first
     assert second.endswith("'zzz', so it changes nothing")
+
+
+def test_who_has_a_nodes_or_a_centrals_file_asks_the_same_brokers_as_a_client(tmp_path):
+    here = "tls://a:4222,tls://b:4222"
+    for urls in (
+        {"node_url": here},
+        {"client_url": here},
+        {"edge_url": "tls://central:secret@a:4222,tls://x:y@b:4222"},
+    ):
+        write_network(tmp_path, NetworkFile(network_id="n", **dict.fromkeys(URLS, "") | urls))
+        network = read_network(tmp_path)
+        assert (network.client_url, network.node_url) == (here, here), urls
+
+
+def test_passwords_that_others_may_read_are_told(tmp_path):
+    secret = NetworkFile(network_id="n", **URLS | {"core_url": "tls://central:secret@a:4222"})
+    write_network(tmp_path, secret)
+    assert told_to_others(tmp_path) == []
+    network_path(tmp_path).chmod(0o640)
+    [line] = told_to_others(tmp_path)
+    assert "chmod 600" in line and "secret" not in line
+    for urls in ({"core_url": "tls://a:4222"}, {"core_url": ""}):
+        write_network(tmp_path, NetworkFile(network_id="n", **URLS | urls))
+        network_path(tmp_path).chmod(0o644)
+        assert told_to_others(tmp_path) == []
 
 
 def test_a_file_that_an_editor_has_marked_is_read(tmp_path):

@@ -540,6 +540,13 @@ def test_a_stopping_node_keeps_its_leases_by_heartbeats() -> None:
     assert any(isinstance(action, e.SendHeartbeat) for action in actions(STOPPING, e.Tick(), 1000))
 
 
+def test_a_stopping_node_says_at_once_that_it_takes_nothing_new() -> None:
+    """Else central gives it back the run that it reports as stopped, and the log has an attempt that was refused."""
+    state = after(TRAINING, e.ShutdownAsked("SIGTERM"), now_ms=10)
+    told = [action for action in actions(state, e.Tick(), 10) if isinstance(action, e.SendHeartbeat)]
+    assert [heartbeat.draining for heartbeat in told] == [True]
+
+
 def test_a_run_that_cannot_be_stored_in_time_is_killed_when_the_node_stops() -> None:
     assert next_wake_ms(replace(STOPPING, heartbeat_at_ms=None)) == 10 + STOP_GRACE_MS
     state, done = step(STOPPING, e.Tick(), 10 + STOP_GRACE_MS)
