@@ -149,7 +149,9 @@ class LiveScreen:
     def _lines(self, text: str, indent: int) -> list[str]:
         """`text` broken between words. A signature longer than a line stays whole, so that it can be copied."""
         width = max(20, self.console.width - indent)
-        return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False) or [""]
+        joined = text.replace(" %", "\N{NO-BREAK SPACE}%")
+        lines = textwrap.wrap(joined, width, break_long_words=False, break_on_hyphens=False) or [""]
+        return [line.replace("\N{NO-BREAK SPACE}", " ") for line in lines]
 
     def update(self, update: Update) -> None:
         self.tally.add(update)
@@ -172,16 +174,30 @@ class LiveScreen:
         from rich.table import Table
 
         self._stop()
+        if columns == ["", ""]:
+            self._facts(rows)
+            return
         table = Table(box=None, header_style="bold cyan", pad_edge=False, show_header=any(columns))
-        for column in columns:
-            table.add_column(column, overflow="fold")
+        for place, column in enumerate(columns):  # the first has what a row is called: whole, so that it can be copied
+            table.add_column(column, overflow="fold", no_wrap=place == 0)
         for row in rows:
             table.add_row(*[clean(cell) for cell in row])
         self.console.print(table)
 
+    def _facts(self, rows: list[list[str]]) -> None:
+        """Names and values. A value is broken between words only, as in say()."""
+        from rich.text import Text
+
+        indent = max((len(clean(name)) for name, _ in rows), default=0) + 2
+        for name, value in rows:
+            for place, line in enumerate(self._lines(clean(value), indent)):
+                self.console.print(Text(f"{clean(name) if place == 0 else '':<{indent}}{line}"), soft_wrap=True)
+
     def advance(self, what: str, done: int, total: int) -> None:
-        self._transfer = f"{what} {percent(done / total)}" if done < total else ""
-        self._start() if self._transfer else self._stop()
+        if not self._transfer:
+            self._stop()  # a training that is shown: that stays
+        self._transfer = f"{what} {percent(done / total)}"
+        self._start() if done < total else self._stop()
 
     def close(self) -> None:
         self._stop()
@@ -231,7 +247,9 @@ class LiveScreen:
     def _stop(self) -> None:
         live, self._live = self._live, None
         if live is not None:
+            live.transient = bool(self._transfer)  # nobody wants to read later that something was read or sent
             live.stop()
+        self._transfer = ""
 
 
 EPOCH_COLUMNS: list[tuple[str, str, Any]] = [

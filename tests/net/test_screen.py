@@ -98,6 +98,42 @@ def test_a_terminal_breaks_lines_between_words_and_keeps_signatures_whole(monkey
     ]
 
 
+def test_a_narrow_terminal_keeps_what_a_row_is_called_whole() -> None:
+    out = io.StringIO()
+    screen = LiveScreen(out, color=False, width=60)
+    columns = ["job", "status", "node", "result", "amount", "submitted"]
+    screen.table(
+        columns,
+        [["digits-by-hand-a1c2b18f25", "completed", "node-1", "accuracy 95.5 %", "2.5 CYX", "4 min 18 s ago"]],
+        None,
+    )
+    assert out.getvalue().count("digits-by-hand-a1c2b18f25") == 1
+    assert all(len(re.sub("\x1b\\[[0-9;]*m", "", line)) <= 60 for line in out.getvalue().splitlines())
+
+
+def test_a_narrow_terminal_keeps_the_values_of_a_job_whole() -> None:
+    out = io.StringIO()
+    rows = [["metrics", "validation loss 0.02, validation accuracy 99.4 %"], ["settlement", SIGNATURE]]
+    LiveScreen(out, color=False, width=36).table(["", ""], rows, None)
+    assert out.getvalue().splitlines() == [
+        "metrics     validation loss 0.02,",
+        "            validation accuracy",
+        "            99.4 %",
+        f"settlement  {SIGNATURE}",
+    ]
+
+
+def test_of_a_transfer_that_is_over_nothing_stays() -> None:
+    # behind it stood: waiting for the first step
+    out = io.StringIO()
+    screen = LiveScreen(out, color=False, width=60)
+    screen.advance("upload", 1, 4)
+    screen.advance("upload", 4, 4)
+    screen.result("the end", None)
+    assert "upload" in out.getvalue() and "step" not in out.getvalue()
+    assert "\x1b[2K" in out.getvalue()[out.getvalue().rindex("upload") :]  # erased
+
+
 def test_epochs_that_are_faster_than_batches_are_told_draw_the_loss() -> None:
     tally = Tally()
     for number in (1, 2, 3):
