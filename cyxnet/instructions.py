@@ -124,6 +124,11 @@ def mint_to(mint: Pubkey, target: Pubkey, authority: Pubkey, amount: int) -> Ins
     return instruction(solders().TOKEN, data, [(mint, "w"), (target, "w"), (authority, "s")])
 
 
+def transfer(source: Pubkey, mint: Pubkey, target: Pubkey, owner: Pubkey, amount: int) -> Instruction:
+    data = b"\x0c" + u64(amount) + bytes([DECIMALS])  # TransferChecked
+    return instruction(solders().TOKEN, data, [(source, "w"), (mint, ""), (target, "w"), (owner, "s")])
+
+
 def initialize_mint(mint: Pubkey, authority: Pubkey) -> Instruction:
     data = b"\x14" + bytes([DECIMALS]) + bytes(authority) + b"\x00"  # 2nd version, nobody can freeze
     return instruction(solders().TOKEN, data, [(mint, "w")])

@@ -57,6 +57,7 @@ from cyxnet.escrow import (
 )
 from cyxnet.httpclient import BadStatus, Poster, address
 from cyxnet.messages import EscrowTerms, Payee, SignedTransaction
+from cyxnet.moving import build_transfer
 from cyxnet.refund import OpenEscrow, build_refund, read_escrow
 from cyxnet.shapes import Deposit, Faucet, MakeMint, Settle, Signer, signed_by_key
 from cyxnet.wallet import Wallet, WalletError, base58_decode, sign, verify
@@ -373,6 +374,16 @@ class Settlement:
     async def refund_transaction(self, sender: Wallet, escrow: OpenEscrow) -> SignedTransaction:
         """The refund of an escrow whose deadline is past, ready to send by anybody who has SOL for the fee."""
         return build_refund(sender, escrow, *await self.latest_blockhash())
+
+    async def transfer_transaction(self, sender: Wallet, mint: str, to: str, amount: int | None) -> SignedTransaction:
+        """Tokens from a wallet to another, in base units (None: all there are), ready to send; the sender pays the fee.
+
+        Raises SettlementError bad_address when `to` is no wallet's, insufficient_funds (tokens, or SOL for the fee and,
+        where `to` never held such tokens, for the rent of its account).
+        """
+        held, lamports = await self.token_balance(sender.address, mint), await self.sol_balance(sender.address)
+        [account] = await self._accounts([associated_address(to, mint)])
+        return build_transfer(sender, mint, to, amount, held, lamports, account is None, *await self.latest_blockhash())
 
     async def deposit_transaction(
         self, client: Wallet | Signer, terms: EscrowTerms, caller: str = ""

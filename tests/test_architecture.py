@@ -91,7 +91,8 @@ cyxnet.messages.fields cyxnet.messages.jobs cyxnet.messages.asking cyxnet.messag
 cyxnet.messages.artifacts cyxnet.messages.money cyxnet.messages.access cyxnet.messages.commands
 cyxnet.messages.reports cyxnet.messages.standing cyxnet.messages.events cyxnet.messages
 cyxnet.subjects cyxnet.codec cyxnet.sealing cyxnet.backup cyxnet.identity cyxnet.commands
-cyxnet.envelope cyxnet.credentials cyxnet.wallet cyxnet.instructions cyxnet.escrow cyxnet.refund cyxnet.shapes
+cyxnet.envelope cyxnet.credentials cyxnet.wallet cyxnet.instructions cyxnet.escrow cyxnet.refund
+cyxnet.amounts cyxnet.moving cyxnet.shapes
 cyxnet.config cyxnet.tls cyxnet.httpclient cyxnet.solana cyxnet.lifetime cyxnet.ratelimit cyxnet.outcomes
 cyxnet.connection
 cyxnet.service cyxnet.mux cyxnet.inference cyxnet.httpserver cyxnet.openapi cyxnet.openai
@@ -99,7 +100,7 @@ cyxnet.asking
 cyxnet.follower cyxnet.hearing cyxnet.streams cyxnet.bus cyxnet.artifacts
 cyxnet.broker cyxnet.brokers cyxnet.watchdog cyxnet.parts
 cyxnet.local
-cyxnet.amounts cyxnet.jobtoml cyxnet.jobgraph cyxnet.fetch cyxnet.jobfile cyxnet.follow cyxnet.outbox cyxnet.questions
+cyxnet.jobtoml cyxnet.jobgraph cyxnet.fetch cyxnet.jobfile cyxnet.follow cyxnet.outbox cyxnet.questions
 cyxnet.caller cyxnet.deployments cyxnet.gateway cyxnet.quotes cyxnet.submitting cyxnet.client
 cyxnet.blocking cyxnet
 cyxnet.display cyxnet.serveoptions cyxnet.cli.values cyxnet.cli.exits cyxnet.cli.options

@@ -198,6 +198,13 @@ COMMANDS = [
         "wallet", "show the wallet, or take test money", "cyx wallet --faucet 100", "network:wallet", options.wallet
     ),
     Command(
+        "send",
+        "send CYX from the wallet of this client, a node or the platform to another",
+        "cyx send 7cHeo7vk7mJA7AdhSkU9hoYZy1xVWJCrTMhE1wM2Bip3 all --node node-1",
+        "money:send",
+        options.send,
+    ),
+    Command(
         "ledger",
         "ask the ledger in SQL, verify it, or read the balances of a time",
         'cyx ledger "select job_id, status from jobs"; cyx ledger verify; cyx ledger at 2026-11-26T14:30',

@@ -44,7 +44,8 @@ def _option(args: argparse.Namespace) -> str:
     return whose + ("" if args.dir == Path(".cyx") else f" --dir {args.dir}")
 
 
-def _existing(args: argparse.Namespace) -> Identity:
+def existing(args: argparse.Namespace) -> Identity:
+    """The key that path_of() names. Raises KeyRefused when there is none."""
     try:
         return identity.load(path_of(args))
     except FileNotFoundError:
@@ -82,7 +83,7 @@ def _tell(args: argparse.Namespace, screen: Screen, mine: Identity) -> None:
 
 
 async def show(args: argparse.Namespace, screen: Screen) -> int:
-    _tell(args, screen, _existing(args))
+    _tell(args, screen, existing(args))
     return DONE
 
 
@@ -100,7 +101,7 @@ async def new(args: argparse.Namespace, screen: Screen) -> int:
 
 
 async def export(args: argparse.Namespace, screen: Screen) -> int:
-    _show_words(screen, _existing(args))
+    _show_words(screen, existing(args))
     return DONE
 
 
@@ -132,7 +133,7 @@ def _show_words(screen: Screen, mine: Identity) -> None:
 
 
 async def passphrase(args: argparse.Namespace, screen: Screen) -> int:
-    path, mine = path_of(args), _existing(args)
+    path, mine = path_of(args), existing(args)
     was_sealed = sealing.is_sealed(path.read_text())
     chosen = None if args.remove else sealing.new_passphrase(path, was_sealed)
     identity.keep(path, mine, chosen, replace=True)
@@ -149,7 +150,7 @@ async def nats(args: argparse.Namespace, screen: Screen) -> int:
         raise KeyRefused("only a client's key makes a context: a node also shows a token, which the tool cannot")
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", args.name):
         raise KeyRefused(f"--name: expected letters, digits, - and _, got {args.name[:80]!r}")
-    network, mine = read_network(args.dir), _existing(args)
+    network, mine = read_network(args.dir), existing(args)
     who = credentials.as_client(mine)
     folder = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "nats"
     context, nkey = folder / "context" / f"{args.name}.json", folder / "cyx" / f"{args.name}.nk"

@@ -1,4 +1,4 @@
-"""Commands about money: quote, earnings, refund, ledger, payouts."""
+"""Commands about money: quote, earnings, send, refund, ledger, payouts."""
 
 import argparse
 import time
@@ -11,10 +11,11 @@ from cyxcore.errors import CyxError, SpecError
 from cyxcore.wording import human_bytes, human_duration
 from cyxnet import identity
 from cyxnet import messages as m
-from cyxnet.amounts import format_cyx
+from cyxnet.amounts import format_cyx, parse
 from cyxnet.bus import BusError
 from cyxnet.cli.exits import DONE, WORLD_FAILED
 from cyxnet.cli.jobs import tell_limit
+from cyxnet.cli.keys import existing
 from cyxnet.cli.running import connected
 from cyxnet.cli.screen import Screen
 from cyxnet.cli.submitting import loaded
@@ -52,6 +53,25 @@ async def refund(args: argparse.Namespace, screen: Screen) -> int:
         await settlement.succeed(signed, "refund")
     what = f"{cyx(escrow.amount_base_units)} of {job_id} are back at {escrow.client}; {signed.signature}"
     screen.result(what, {"job_id": job_id, "escrow": escrow, "signature": signed.signature})
+    return DONE
+
+
+async def send(args: argparse.Namespace, screen: Screen) -> int:
+    """By a transaction of the wallet's own: what it earned, or bought, goes to any other wallet."""
+    amount = None if args.amount == "all" else parse(args.amount)
+    wallet = Wallet(existing(args).child("platform" if args.central else "wallet"))
+    async with connected(args) as caller:
+        info = await caller.info()
+    async with Settlement(info.chain_url) as settlement:
+        if await settlement.is_local():
+            await settlement.fill(wallet.address)
+        before = await settlement.token_balance(wallet.address, info.mint)
+        signed = await settlement.transfer_transaction(wallet, info.mint, args.address, amount)
+        screen.say("signed", f"transaction {signed.signature}", kind="signed", signature=signed.signature)
+        await settlement.succeed(signed, "send")
+    sent = before if amount is None else amount
+    said = {"from": wallet.address, "to": args.address, "amount_base_units": sent, "signature": signed.signature}
+    screen.result(f"{cyx(sent)} went from {wallet.address} to {args.address}", said)
     return DONE
 
 

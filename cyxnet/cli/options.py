@@ -295,6 +295,12 @@ def refund(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--program", type=values.address, metavar="ADDRESS", help="the escrow program (the network's)")
 
 
+def send(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("address", type=values.address, metavar="ADDRESS", help="the wallet that gets it")
+    parser.add_argument("amount", metavar="AMOUNT", help='CYX, such as 2.5; or "all"')
+    _whose(parser, "the platform: its fees")
+
+
 def outbox(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--send", action="store_true", help="submit them now, the oldest first")
     parser.add_argument("--forget", type=values.job_id, metavar="JOB", help="do not submit this one any more")
@@ -374,14 +380,19 @@ def identity(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     for name, (about, options) in ID_ACTIONS.items():
         sub = actions.add_parser(name, help=about, description=about[0].upper() + about[1:] + ".")
-        whose = sub.add_mutually_exclusive_group()
-        whose.add_argument(
-            "--node", type=values.job_id, metavar="NAME", help="the node of this name in the network's folder"
-        )
-        whose.add_argument("--central", action="store_true", help="the platform")
+        _whose(sub, "the platform")
         for option in options:
             sub.add_argument(option, **ID_OPTIONS[option])
         add_globals(sub, before=False)
+
+
+def _whose(parser: argparse.ArgumentParser, platform: str) -> None:
+    """Another key than this client's."""
+    whose = parser.add_mutually_exclusive_group()
+    whose.add_argument(
+        "--node", type=values.job_id, metavar="NAME", help="the node of this name in the network's folder"
+    )
+    whose.add_argument("--central", action="store_true", help=platform)
 
 
 def payouts(parser: argparse.ArgumentParser) -> None:

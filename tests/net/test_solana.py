@@ -145,6 +145,29 @@ async def test_a_refund_returns_everything_and_needs_no_node(world: World) -> No
     assert await world.balances() == [1_000 * UNIT, 0, 0]
 
 
+async def test_what_a_wallet_holds_is_sent_to_another_in_part_and_whole(world: World) -> None:
+    for amount in (400 * UNIT, 1, 1, None):  # the same again is sent again
+        signed = await world.settlement.transfer_transaction(world.client, world.mint, world.node.address, amount)
+        await world.settlement.succeed(signed, "send")
+    assert await world.balances() == [0, 1_000 * UNIT, 0]
+
+
+async def test_what_cannot_be_sent_is_said_before_anything_is(world: World) -> None:
+    async def refused(sender: Wallet, to: str, amount: int | None) -> str:
+        with pytest.raises(SettlementError) as told:
+            await world.settlement.transfer_transaction(sender, world.mint, to, amount)
+        return str(told.value)
+
+    assert "expected 1001 CYX" in await refused(world.client, world.node.address, 1_001 * UNIT)
+    assert "expected CYX to send" in await refused(world.node, world.client.address, None)
+    account = associated_address(world.node.address, world.mint)
+    assert "not its token account" in await refused(world.client, account, UNIT)
+    await world.settlement.faucet(CENTRAL, world.mint, world.node.address, UNIT)  # a node's: no SOL came with it
+    assert "0.00089588 SOL" in await refused(world.node, world.client.address, UNIT)
+    assert "0.00293516 SOL" in await refused(world.node, Wallet.create().address, UNIT)
+    assert await world.balances() == [1_000 * UNIT, UNIT, 0]
+
+
 async def test_the_client_gets_its_rent_back_and_pays_only_its_fee(world: World) -> None:
     before = await world.settlement.sol_balance(world.client.address)
     await world.settled(await world.deposited(world.terms()), 0)

@@ -202,6 +202,22 @@ async def test_a_cancelled_job_is_refunded_whole(client, network):
     await assert_money_is_conserved(client, network)
 
 
+async def test_what_a_node_and_the_platform_earned_goes_wherever_they_send_it(client, network):
+    submitted = await client.submit(jobfile.load(EXAMPLES / "diabetes.toml"))
+    assert (await client.wait(submitted.job_id)).status == "completed"
+    to, total = "7cHeo7vk7mJA7AdhSkU9hoYZy1xVWJCrTMhE1wM2Bip3", 0
+    for whose in (["--node", "node-1"], ["--central"]):
+        done = await asyncio.to_thread(
+            subprocess.run,
+            [sys.executable, "-m", "cyxnet", "--dir", network.folder, "--json", "send", to, "all", *whose],
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        total += json.loads(done.stdout.splitlines()[-1])["data"]["amount_base_units"]
+    assert total == submitted.terms.amount_base_units == (await client.wallet(to)).token_base_units
+
+
 async def test_submitting_the_same_job_twice_is_one_job(client, network):
     prepared = await client.prepare(jobfile.load(EXAMPLES / "digits.toml"))
     first = await client.place(prepared)
