@@ -13,8 +13,10 @@ class Option(NamedTuple):
 
 def natural(least: int) -> Callable[[Any], int]:
     def check(value: Any) -> int:
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**31:
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ValueError(f"an integer of at least {least}")
+        if value >= 2**31:
+            raise ValueError(f"an integer from {least} to {2**31 - 1}")
         return value
 
     return check

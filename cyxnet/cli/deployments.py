@@ -235,7 +235,8 @@ def _body(said: str | None) -> bytes:
     try:
         msgspec.json.decode(text)
     except (msgspec.DecodeError, RecursionError) as error:
-        raise SpecError(f"{where}: expected JSON such as '{{\"input\": [0.1, 0.2]}}': {error}") from None
+        what = error if text.strip() else "got nothing"
+        raise SpecError(f"{where}: expected JSON such as '{{\"input\": [0.1, 0.2]}}': {what}") from None
     return text
 
 

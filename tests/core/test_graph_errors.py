@@ -208,7 +208,7 @@ ERRORS: list[tuple[str, dict[str, Any], str]] = [
     (
         "units 2^31",
         whole(node("d", "Dense", units=2**31)),
-        "node 'd' (Dense): units: expected an integer of at least 1, got 2147483648",
+        "node 'd' (Dense): units: expected an integer from 1 to 2147483647, got 2147483648",
     ),
     (
         "stride 0",

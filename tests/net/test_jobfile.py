@@ -172,6 +172,7 @@ def test_a_key_written_twice_is_an_error(tmp_path: Path) -> None:
         ("training", "[training.optimizer]\nlr = 1", "optimizer.lr; did you mean training.optimizer.learning_rate?"),
         ("training", 'epochs = "many"', 'training.epochs: expected a whole number, got "many"'),
         ("training", "epochs = 0", "training.epochs: expected a whole number >= 1, got 0"),
+        ("data", "features = 3", "data.features: expected a list, got 3"),
         ("training", "epochs = 1.5", "training.epochs: expected a whole number, got 1.5"),
         ("training", "epochs = true", "training.epochs: expected a whole number, got true"),
         (
