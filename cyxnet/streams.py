@@ -226,7 +226,7 @@ class Streams:
         except nats.js.errors.NotFoundError:
             return None
         except (TimeoutError, nats.errors.Error, OSError) as error:
-            raise BusError(f"cannot read {subject}: {error or type(error).__name__}") from None
+            raise BusError(f"cannot read {subject}: {_why(error)}") from None
         return Stored(found.subject or subject, found.seq or 0, found.data or b"")
 
     async def at(self, stream: str, seq: int) -> Stored | None:
@@ -236,7 +236,7 @@ class Streams:
         except nats.js.errors.NotFoundError:
             return None
         except (TimeoutError, nats.errors.Error, OSError) as error:
-            raise BusError(f"cannot read message {seq} of {stream}: {error or type(error).__name__}") from None
+            raise BusError(f"cannot read message {seq} of {stream}: {_why(error)}") from None
         return Stored(found.subject or "", found.seq or 0, found.data or b"")
 
     async def dated(self, stream: str, subject: str) -> tuple[Stored, int] | None:
@@ -246,7 +246,7 @@ class Streams:
         except nats.js.errors.NotFoundError:
             return None
         except (TimeoutError, nats.errors.Error, OSError) as error:
-            raise BusError(f"cannot read {subject}: {error or type(error).__name__}") from None
+            raise BusError(f"cannot read {subject}: {_why(error)}") from None
         assert found.time is not None
         return Stored(subject, found.seq or 0, found.data or b""), int(found.time.timestamp() * 1000)
 
@@ -296,7 +296,7 @@ class Streams:
         try:
             return (await self._js.stream_info(stream, subjects_filter=subjects_filter)).state
         except (TimeoutError, nats.errors.Error, OSError) as error:
-            raise BusError(f"cannot read the state of {stream}: {error or type(error).__name__}") from None
+            raise BusError(f"cannot read the state of {stream}: {_why(error)}") from None
 
     async def follow(
         self,
@@ -395,6 +395,15 @@ def _block_of_append(expected_seq: int | None, name: str, right_after: str, keep
     if right_after:
         lines += f"{_EXPECTED_ID}: {right_after}\r\n"
     return f"NATS/1.0\r\n{lines}\r\n".encode() if lines else b""
+
+
+def _why(error: Exception) -> str:
+    """Why a broker did not tell what it was asked: in its words, and what to look at where those do not say it."""
+    said = error.description if isinstance(error, nats.js.errors.APIError) else str(error)
+    if isinstance(error, nats.js.errors.ServiceUnavailableError):
+        where = "they elect for some seconds, too few are up, or a disk or max_file is full: see /healthz of each"
+        return f"the brokers' store does not answer ({said or 'nobody is there'}): {where}"
+    return said or type(error).__name__
 
 
 def _too_large(subject: str, size: int) -> BusError:

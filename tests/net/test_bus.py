@@ -946,3 +946,9 @@ async def test_what_becomes_of_a_request_that_was_not_sent_is_said_once(kind):
     gc.collect()
     link.mux.close()
     assert complaints == []
+
+
+async def test_a_store_that_the_brokers_do_not_give_is_told_with_where_to_look(edge):
+    # of servers that are all full, as of an account without streams, nats says no more than "503 … unavailable"
+    with pytest.raises(BusError, match="cannot read the state of S: the brokers' store does not answer .*/healthz"):
+        await edge.last_seq("S")
