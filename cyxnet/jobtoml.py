@@ -188,9 +188,8 @@ def _retell(said: str, table: dict[str, Any]) -> str:
     kind, value = _at(place, table)
     if text.startswith("expected "):  # our own, of two options that do not go together
         return f"{place}: {text}"
-    wanted = (
-        text.replace("`", "").partition(", got ")[0].removeprefix("Expected ").removesuffix(" | null")
-    )  # TOML has none
+    wanted = text.replace("`", "").partition(", got ")[0].removeprefix("Expected ")
+    wanted = wanted.removesuffix(" | null")  # TOML has none
     wanted = re.sub(r"\b(int|float|str|bool|array)\b", lambda word: WORDS[word[0]], wanted)
     if text.startswith("Invalid enum value"):
         wanted = f"one of {', '.join(_choices(kind))}"

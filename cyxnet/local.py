@@ -120,7 +120,10 @@ class LocalNetwork:
 
     @staticmethod
     def running(folder: Path) -> NetworkFile | None:
-        """The network that is up in `folder`, if one is."""
+        """The network that is up in `folder`, or the one of another machine that it joins, if there is one."""
+        found = read_network(folder) if network_path(folder).exists() else None
+        if found and not found.pid:
+            return found
         try:
             with (folder / "up.lock").open("a") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -128,7 +131,7 @@ class LocalNetwork:
         except FileNotFoundError:
             return None
         except OSError:
-            return read_network(folder) if network_path(folder).exists() else None
+            return found
 
     async def __aenter__(self) -> "LocalNetwork":
         if self._checkers and self._checkers >= self._nodes:
@@ -154,6 +157,11 @@ class LocalNetwork:
         await asyncio.shield(self._failed)
 
     def _take_folder(self) -> None:
+        if network_path(self.folder).exists() and not read_network(self.folder).pid:
+            raise ConfigError(
+                f"{network_path(self.folder)} names a network that no `cyx up` started here, and one that is started "
+                "would take its place: choose another folder with --dir"
+            )
         try:
             (self.folder / "logs").mkdir(parents=True, exist_ok=True)
             lock = (self.folder / "up.lock").open("a+")

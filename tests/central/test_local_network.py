@@ -16,7 +16,7 @@ from cyxnet import jobfile
 from cyxnet.broker import Passwords
 from cyxnet.brokers import Ports
 from cyxnet.client import AsyncClient
-from cyxnet.config import ConfigError, read_network
+from cyxnet.config import ConfigError, NetworkFile, for_others, read_network, write_network
 from cyxnet.identity import load_or_create
 from cyxnet.local import Kept, LocalNetwork
 from cyxnet.messages import Needs
@@ -89,6 +89,28 @@ async def test_a_folder_that_has_lost_its_key_or_its_chain_is_refused(tmp_path, 
     with pytest.raises(ConfigError, match=said):
         await LocalNetwork(tmp_path, nodes=0).__aenter__()
     assert not lost.exists()
+
+
+async def test_the_network_of_another_machine_is_joined_and_never_replaced(tmp_path):
+    # `cyx train` started a network of its own in that folder, and removed the other one's network.json at its end
+    url = "tls://cyx.example:4222"
+    theirs = NetworkFile(
+        network_id="theirs",
+        client_url=url,
+        edge_url=url,
+        node_url=url,
+        core_url=url,
+        monitor_url="",
+        chain_url="",
+        pid=17,
+    )
+    write_network(tmp_path, theirs)  # what a `cyx up` left that was killed here
+    assert LocalNetwork.running(tmp_path) is None
+    write_network(tmp_path, for_others(theirs))
+    assert LocalNetwork.running(tmp_path).network_id == "theirs"
+    with pytest.raises(ConfigError, match="network.json names a network that no `cyx up` started here"):
+        await LocalNetwork(tmp_path, nodes=0).__aenter__()
+    assert read_network(tmp_path) == for_others(theirs)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the broker ends with its parent on Linux only")
