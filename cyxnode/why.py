@@ -94,13 +94,14 @@ def _lines(reply: NodeWhyReply, here: Here, now_ms: int) -> Iterator[str]:
     if node.active_jobs:
         yield f"It works on {', '.join(node.active_jobs)}."
     if node.limit_base_units:
+        clients = "1 client has" if node.proofs == 1 else f"{node.proofs} clients have"
         yield (
-            f"It is not proven yet ({node.proofs} clients have paid for its work so far): it gets one job at a time, "
+            f"It is not proven yet ({clients} paid for its work so far): it gets one job at a time, "
             f"and none that may cost more than {cyx(node.limit_base_units)}."
         )
     yield ""
     strikes = f", {node.strikes} strikes towards a ban" if node.strikes else ""
-    done = f"{node.jobs_completed} jobs done, {node.jobs_failed} failed"
+    done = f"{node.jobs_completed} job{'s' * (node.jobs_completed != 1)} done, {node.jobs_failed} failed"
     yield f"Reputation {node.reputation:.2f} of 100 ({node.tier}){strikes}; {done}."
     for change in reversed(node.changes[-CHANGES_SHOWN:]):
         yield f"  {_date(change.at_ms)}  {change.change:+.2f} to {change.reputation:.2f}: {change.reason}"

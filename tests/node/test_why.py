@@ -66,7 +66,7 @@ def test_a_draining_node_is_told_whether_its_disk_or_its_operator_wants_it(free_
 def test_a_busy_node_and_one_that_is_not_proven_are_told_so() -> None:
     text = said({"state": "busy", "active_jobs": ["job-1"], "limit_base_units": 10**10, "proofs": 1})
     assert "it runs 1 of 1 jobs. It works on job-1." in text
-    assert "not proven yet (1 clients have paid" in text and "10 CYX" in text
+    assert "not proven yet (1 client has paid" in text and "10 CYX" in text
 
 
 def line(node_id: str, score: float, value: float) -> dict[str, Any]:
