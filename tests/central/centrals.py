@@ -145,7 +145,7 @@ async def kinds_of(central, job_id="job-1"):
             read.set()
 
     await central.core.follow(subjects.EVENTS, subjects.EVENT_SUBJECTS, 0, handler, lambda _: None)
-    await asyncio.wait_for(read.wait(), 10)
+    await asyncio.wait_for(read.wait(), 60)
     return found
 
 

@@ -105,6 +105,6 @@ def bearer(credential):
 
 
 async def soon(condition):
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not condition():
             await asyncio.sleep(0)

@@ -66,7 +66,7 @@ async def new_key(access, caller=ALICE, **wanted):
 
 
 async def until(condition):
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not condition():
             await asyncio.sleep(0)
 
@@ -267,12 +267,12 @@ async def together(access, monkeypatch, ask, code):
 
     monkeypatch.setattr(access._core, "append", at_the_gate)
     first = asyncio.create_task(ask())
-    await asyncio.wait_for(here.wait(), 20)
+    await asyncio.wait_for(here.wait(), 60)
     with pytest.raises(ApiError) as refused:
         await ask()
     assert refused.value.code == code
     go_on.set()
-    await asyncio.wait_for(first, 20)
+    await asyncio.wait_for(first, 60)
     assert not access._storing
 
 

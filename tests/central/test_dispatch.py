@@ -441,7 +441,7 @@ async def test_a_node_that_is_merely_busy_costs_the_job_no_attempt(scheduling, n
     await scheduling.dispatch._register(register())
     reputation = scheduling.world.nodes[NODE].reputation
     await scheduling.job("job-1", f.FUNDED, max_attempts=2)
-    await asyncio.wait_for(taken.wait(), 10)
+    await asyncio.wait_for(taken.wait(), 60)
     assert asked == [1, 2, 3, 4, 5]
     assert scheduling.world.jobs["job-1"].status == "leased"
     assert scheduling.world.nodes[NODE].reputation == reputation
@@ -482,7 +482,7 @@ async def test_of_two_jobs_that_two_centrals_gave_one_node_the_refused_one_goes_
     for each in (a, b):
         each.log.applied.append(lambda stored, record, each=each: each.dispatch.happened(stored.subject))
         await each.dispatch.start()
-    await asyncio.wait_for(elsewhere.wait(), 10)
+    await asyncio.wait_for(elsewhere.wait(), 60)
     await a.log.catch_up()
     [refused] = [job for job in a.world.jobs.values() if job.attempt == 2]
     assert refused.attempts[0].lost.code == "refused"
@@ -585,7 +585,7 @@ async def test_a_run_that_heartbeats_no_longer_name_goes_to_the_next_attempt(sch
     await scheduling.dispatch._heartbeat(heartbeat(("job-1", 1)))
     for _ in range(3):
         await scheduling.dispatch._heartbeat(heartbeat())
-    await asyncio.wait_for(again.wait(), 10)
+    await asyncio.wait_for(again.wait(), 60)
     assert attempts == [1, 2]
 
 
@@ -610,7 +610,7 @@ async def commands_of(node):
         return m.CommandReply(accepted=True)
 
     await node.answer(subjects.command(NODE), m.Command, answer)
-    return lambda: asyncio.wait_for(heard.get(), 10)
+    return lambda: asyncio.wait_for(heard.get(), 60)
 
 
 async def test_a_node_prepares_while_the_deposit_lands_and_is_told_when_it_has(scheduling, node):

@@ -105,7 +105,7 @@ class Ears:
         await bus.round_trip()
         await self.edge.round_trip()
         await self.edge.publish("settled", b"")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not any(subject == "settled" for subject, _ in self.heard):
                 await self.edge.round_trip()
         heard = [subject for subject, _ in self.heard if not subject.startswith("settled")]
@@ -341,7 +341,7 @@ async def test_a_replica_whose_lease_is_over_is_thrown_out_and_the_node_stays(ne
     await replica.attend(subjects.infer(DIGITS, "*"), heard.append, subjects.REPLICAS)
     gate.leases.clear()
     await door.throw_out(REPLICA.id)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while replica.connected:
             await edge.round_trip()
     await node.round_trip()
@@ -450,7 +450,7 @@ async def test_one_identity_has_so_many_connections_and_not_one_more(tmp_path, g
         assert "too many connections" in str(refused[0])
         await (await come(ALICE)).close()  # others come and go meanwhile
         await inside[0].close()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while door._crowd.count(MALLORY.id, door._clock()) == 3:
                 await system.round_trip()
         inside[0] = await come(MALLORY)
@@ -468,7 +468,7 @@ async def test_a_connection_too_many_that_another_central_let_in_is_thrown_out(n
     first = await join(MALLORY)
     with contextlib.suppress(BusError):  # thrown out before it was quite inside
         second = await join(MALLORY)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not second._nc.stats["reconnects"]:
                 await network[2].round_trip()
     assert first._nc.stats["reconnects"] == 0
@@ -481,7 +481,7 @@ async def test_connections_of_a_broker_that_died_keep_nobody_out(network, join):
     for number in range(door._connections - 1):
         door._crowd.came(ALICE.id, ("a broker that died", number), 900.0, door._clock())
     await join(ALICE)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while door._crowd.count(ALICE.id, door._clock()) != 1:
             await edge.round_trip()
 
@@ -495,7 +495,7 @@ async def test_connections_that_say_nothing_keep_nobody_out_and_are_ended(networ
             silent.append(reader)
         alice = await join(ALICE)
         await alice.round_trip()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             for reader in silent:
                 assert b"Authentication Timeout" in await reader.read()  # to the end: the broker hung up
 
@@ -520,7 +520,7 @@ async def test_who_does_not_read_is_dropped_and_others_hear_all(network, join):
     for _ in range(150):
         await edge.publish(subjects.update("job-1"), block)
         await edge.round_trip()
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         await enough.wait()
         while door._crowd.count(MALLORY.id, door._clock()):
             await edge.round_trip()
@@ -538,7 +538,7 @@ async def test_subscriptions_beyond_the_limit_are_refused_and_the_link_stays(net
     client._nc._error_cb = tell
     for number in range(MAX_SUBSCRIPTIONS + 1):
         await client._nc.subscribe(f"_INBOX_{ALICE.id}.{number}")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await said.wait()
     await client.round_trip()
     assert client.connected and not client._nc.stats["reconnects"]
@@ -549,7 +549,7 @@ async def test_a_payload_beyond_the_limit_is_heard_by_nobody_and_ends_the_link(n
     ears = await Ears.open(network[2])
     node._nc._max_payload = 2 * MAX_PAYLOAD_BYTES  # what a client of somebody else may do
     await node.publish(subjects.node(ONE.id, "progress"), bytes(MAX_PAYLOAD_BYTES + 1))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not node._nc.stats["reconnects"]:
             await network[2].round_trip()
     assert await ears.settle(node) == []
@@ -649,7 +649,7 @@ async def test_who_asked_longer_ago_than_his_broker_waits_is_not_let_in_when_the
     monkeypatch.setattr("cyxcentral.door.ADMISSION_TIMEOUT_S", 0.0)
     asked = []
     door = Door(None, CENTRAL, asked.append, lambda: 0)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         assert await door._on_asked(b"e30.e30.e30") == b""
     assert asked == []
 
@@ -677,16 +677,16 @@ async def test_a_banned_node_is_thrown_out_at_once_and_let_in_when_it_is_pardone
     known = evolve(None, replace(f.registered(), node_id=ONE.id, public_key=KEYS["one"].public_key), 0)
     gate.nodes[ONE.id] = evolve(known, m.NodeBanned(until_ms=2**53, reason="test"), 1)
     await door.throw_out(ONE.id)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while node.connected:
             await edge.round_trip()
     with pytest.raises(NotAdmitted):
         await join(ONE)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while f"does not let {ONE.id} in any more" not in caplog.text:
             await edge.round_trip()
     gate.nodes[ONE.id] = known
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not node.connected:
             await edge.round_trip()
 
@@ -698,13 +698,13 @@ async def test_who_is_known_to_be_inside_is_thrown_out_before_a_broker_says_wher
     monkeypatch.setattr("cyxcentral.door.EVERY_SERVER", "$SYS.REQ.SERVER.PING.NOTHING")
     _, door, edge = network
     node, bystander = await join(ONE), await join(TWO)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not door._crowd.inside(ONE.id):
             await edge.round_trip()
     known = evolve(None, replace(f.registered(), node_id=ONE.id, public_key=KEYS["one"].public_key), 0)
     gate.nodes[ONE.id] = evolve(known, m.NodeBanned(until_ms=2**53, reason="test"), 1)
     await door.throw_out(ONE.id)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while node.connected:
             await edge.round_trip()
     await bystander.round_trip()
@@ -754,7 +754,7 @@ async def test_a_connection_whose_time_is_over_comes_again_and_hears_on(network,
         heard.set()
 
     await node.subscribe(subjects.command(ONE.id), take)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while node._nc.stats["reconnects"] < 2:
             await edge.round_trip()
         while not heard.is_set():
@@ -764,7 +764,7 @@ async def test_a_connection_whose_time_is_over_comes_again_and_hears_on(network,
 
 async def test_a_connection_is_renewed_before_its_time_is_over(network, join):
     node = await join(ONE, session_s=0.3)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while node._nc.stats["reconnects"] < 3:
             await network[2].round_trip()
 

@@ -277,7 +277,7 @@ async def test_the_log_is_read_no_faster_than_there_is_room_for(core, log):
     other = EventLog(core, "central-b", World())
     other.room = room
     opening = asyncio.create_task(other.open(0))
-    await asyncio.wait_for(full.wait(), 10)
+    await asyncio.wait_for(full.wait(), 60)
     assert other.world.seq == 1
     free.set()
     await opening

@@ -353,7 +353,7 @@ async def test_updates_of_a_job_named_by_its_beginning_stream_live(broker):
         key = (await central.key()).key
         await job(central, "job-beginning")
         async with (
-            asyncio.timeout(20),
+            asyncio.timeout(60),
             central.http.stream("GET", "/v1/jobs/job-beg/updates", headers=sse(key)) as answer,
         ):
             reader = Reader(answer)
@@ -467,10 +467,10 @@ async def test_of_streams_that_are_asked_for_at_once_no_more_pass_than_there_may
             return answer.status_code  # and it is over
 
     first = asyncio.create_task(follow())
-    await asyncio.wait_for(here.acquire(), 20)  # it has been let pass, and is not open yet
-    assert await asyncio.wait_for(follow(), 20) == 429
+    await asyncio.wait_for(here.acquire(), 60)  # it has been let pass, and is not open yet
+    assert await asyncio.wait_for(follow(), 60) == 429
     go_on.set()
-    assert await asyncio.wait_for(first, 20) == 200
+    assert await asyncio.wait_for(first, 60) == 200
     await soon(lambda: not central.front.streams)
 
 
@@ -609,7 +609,7 @@ async def raw(central, sent):
     writer.write(sent)
     try:
         with contextlib.suppress(ConnectionError):
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(60):
                 return await reader.read()
         return b""
     finally:
@@ -729,7 +729,7 @@ async def test_handshakes_count_as_connections_from_their_accept_and_end_in_time
         assert await raw(central, b"") == b""  # one too many is hung up on at once
         assert central.server.guests.total == 3
         for reader, writer in silent:
-            assert await asyncio.wait_for(reader.read(), 20) == b""
+            assert await asyncio.wait_for(reader.read(), 60) == b""
             await hang_up(writer)
         await soon(lambda: central.server.guests.total == 0)
         trust = ssl.create_default_context(cafile=str(chain))
@@ -752,7 +752,7 @@ async def test_what_comes_with_the_end_of_the_handshake_is_read(broker, tmp_path
             tls.do_handshake()
         writer.write(outgoing.read())
         while True:
-            incoming.write(await asyncio.wait_for(reader.read(65_536), 20))
+            incoming.write(await asyncio.wait_for(reader.read(65_536), 60))
             with contextlib.suppress(ssl.SSLWantReadError):
                 tls.do_handshake()
                 break
@@ -760,7 +760,7 @@ async def test_what_comes_with_the_end_of_the_handshake_is_read(broker, tmp_path
         writer.write(outgoing.read())  # the end of the handshake and the request
         said = b""
         while b"live" not in said:
-            incoming.write(await asyncio.wait_for(reader.read(65_536), 20))
+            incoming.write(await asyncio.wait_for(reader.read(65_536), 60))
             with contextlib.suppress(ssl.SSLWantReadError):
                 while part := tls.read(65_536):
                     said += part

@@ -46,7 +46,7 @@ class Watched(LocalNetwork):
         super().__init__(folder, nodes=0, on_ready=lambda part, detail, ms: self.again.put_nowait(part))
 
     async def until_ready(self, name):
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while await self.again.get() != name:
                 pass
 

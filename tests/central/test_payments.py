@@ -191,7 +191,7 @@ async def test_an_escrow_that_another_central_settled_meanwhile_is_not_missed(la
 
     monkeypatch.setattr(lab.chain, what, late)
     lab.payments(slow).resume()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await asked.wait()
     monkeypatch.setattr(lab.chain, what, real)
     lab.payments().resume()
@@ -338,7 +338,7 @@ async def test_a_deposit_the_client_made_impossible_fails_the_job_and_takes_noth
     lab.fail("sendTransaction", times=10**6)
     job = lab.central.world.jobs["job-1"]
     lab.central.world.jobs["job-1"] = replace(job, unsettled=drained)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         lab.payments().resume()
         await lab.until("failed")
     assert await lab.held() == [0, 0, f.AMOUNT]

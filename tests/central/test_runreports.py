@@ -66,7 +66,7 @@ async def test_a_refusal_that_is_a_book_is_kept_in_part(scheduling, node):
     await node.answer(subjects.command(NODE), m.Command, refuse)
     await scheduling.dispatch._register(register())
     await scheduling.job("job-1", f.FUNDED)
-    await asyncio.wait_for(refused.wait(), 10)
+    await asyncio.wait_for(refused.wait(), 60)
     await scheduling.until(lambda: scheduling.world.jobs["job-1"].attempts[0].lost)
     assert len(scheduling.world.jobs["job-1"].attempts[0].lost.reason) < 1000
 

@@ -54,7 +54,7 @@ class SignedNode:
         return m.CommandReply(accepted=True)
 
     async def told(self):
-        return await asyncio.wait_for(self.taken.get(), 10)
+        return await asyncio.wait_for(self.taken.get(), 60)
 
     def beat(self, *runs, number=1, tells_clock=True):
         return replace(heartbeat(*runs), number=number, now_ms=self.clock_ms() if tells_clock else 0)

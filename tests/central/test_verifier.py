@@ -59,7 +59,7 @@ async def asked(made, those):
 
 async def until_it_runs(made):
     """Ask until the process is there: before that, the checks are made here."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while made._child is None:
             assert await asked(made, checks(FEWEST))
 
@@ -78,7 +78,7 @@ async def test_it_can_be_there_before_anybody_asks():
     made = Verifier(lambda: False)
     made.begin()
     made.begin()
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while made._child is None:
             await asyncio.sleep(0)
     await made.close()
@@ -109,7 +109,7 @@ async def test_a_process_that_dies_or_stands_still_leaves_no_question_open(besid
     monkeypatch.setattr(verifier, "ANSWER_WITHIN_S", 0.2)
     await until_it_runs(beside)
     os.kill(beside._child.pid, number)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         assert await asked(beside, checks(100))
         while beside._child is not None:
             assert await asked(beside, checks(FEWEST))

@@ -182,7 +182,7 @@ async def test_questions_at_the_same_time_get_a_connection_each_and_their_own_an
     server.held.clear()
     asking = poster()
     answers = [asyncio.ensure_future(asking.post(b"q")) for _ in range(4)]
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while len(server.asked) < 4:
             await asyncio.sleep(0)
     server.held.set()
@@ -204,7 +204,7 @@ async def test_connections_that_the_server_ended_are_forgotten(server: Scripted,
         server.answers = [LENGTH]
         await asking.post(b"q")
         server.writers[number].close()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while asking._free[0].usable:
                 await asyncio.sleep(0)
     server.answers = [LENGTH]
@@ -218,7 +218,7 @@ async def test_a_connection_over_which_something_came_unasked_is_closed(server: 
     await asking.post(b"q")
     [link] = asking._free
     server.writers[0].write(b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while link.usable:
             await asyncio.sleep(0)
         assert await asking.post(b"q") == b"[1,2,3]"
@@ -234,7 +234,7 @@ async def test_a_new_connection_that_ends_before_the_answer_is_one(
     server.answers = [answer] if answer is None else [answer, None]
     asking = poster()
     waiting = asyncio.ensure_future(asking.post(b"q"))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not server.asked:
             await asyncio.sleep(0)
     server.writers[0].close()
@@ -255,7 +255,7 @@ async def test_the_answer_to_a_question_that_was_given_up_is_given_to_no_other(s
     server.held.clear()
     asking = poster()
     first = asyncio.ensure_future(asking.post(b"first"))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not server.asked:
             await asyncio.sleep(0)
     first.cancel()

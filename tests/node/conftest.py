@@ -114,4 +114,4 @@ async def _stop(agent: Agent, task: "asyncio.Task[int]") -> None:
     if not task.done():
         agent.stop("the test is over")
         agent.stop("the test is over")
-    await asyncio.wait_for(task, 10)
+    await asyncio.wait_for(task, 60)

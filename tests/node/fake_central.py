@@ -14,7 +14,7 @@ from cyxnet.codec import MSGPACK, decode
 from cyxnet.commands import VALID_MS, Commander, commanding
 from cyxnet.identity import Identity
 
-WAIT_S = 20.0
+WAIT_S = 60.0
 PLATFORM = Identity(b"p" * 32)
 NETWORK = "test"
 

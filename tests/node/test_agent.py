@@ -35,7 +35,7 @@ from tests.node.fake_central import NETWORK, PLATFORM, FakeCentral, Store, make_
 from tests.node.standin import GRAPH_SHA256
 
 Start = Callable[..., Any]
-WAIT_S = 10.0
+WAIT_S = 60.0
 
 
 def training_processes() -> list[psutil.Process]:

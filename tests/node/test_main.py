@@ -21,7 +21,7 @@ from cyxnode.__main__ import main, parse_bytes, parse_price, read_ca, say_ready
 from cyxnode.home import open_home
 from tests.node.fake_central import PLATFORM, FakeCentral, make_assign
 
-WAIT_S = 30.0
+WAIT_S = 60.0
 Start = Callable[..., Any]
 
 

@@ -32,7 +32,7 @@ LAYERS: list[dict[str, Any]] = [
 TABLE = ("a,b,label\n" + "".join(f"{a},{b},{int(a + b > 7)}\n" for a in range(8) for b in range(8))).encode()
 TRAINING = TrainingSpec(epochs=3, batch_size=16, seed=5, optimizer=OptimizerSpec(learning_rate=0.02))  # 12 steps
 LONG = replace(TRAINING, epochs=400, keep="last")  # long enough to be interrupted, about a second
-WAIT_S = 20.0
+WAIT_S = 60.0
 
 
 @pytest.fixture

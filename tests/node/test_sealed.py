@@ -130,7 +130,7 @@ async def test_a_full_disk_of_the_node_does_not_end_a_sealed_job_for_good(centra
 async def take_a_sealed_job(central, node, tmp_path, before=lambda: None):
     """before: done when it is sealed, and not sent yet."""
     register = await central.wait_for("register")
-    await asyncio.wait_for(node.ready.wait(), 10)
+    await asyncio.wait_for(node.ready.wait(), 60)
     (tmp_path / "rows").write_bytes(ROWS)
     plain = ArtifactRef(sha256=hashlib.sha256(ROWS).hexdigest(), size=len(ROWS))
     said = make_assign(register, plain, sealed=True).job

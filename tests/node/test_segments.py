@@ -30,7 +30,7 @@ from cyxnode.uploads import Uploads
 from tests.node.fake_central import FakeCentral, make_assign
 
 Start = Callable[..., Any]
-WAIT_S = 20.0
+WAIT_S = 60.0
 LAYERS: list[dict[str, Any]] = [
     {"kind": "Linear", "out_features": 96},  # wide enough that two threads share it
     {"kind": "BatchNorm1d"},

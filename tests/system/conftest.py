@@ -85,6 +85,6 @@ async def until(client, job_id, kind, count=1):
 
 async def until_node_is(client, state):
     """Until the network's only node is in this state."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while [view.state for view in await client.nodes()] != [state]:
             pass

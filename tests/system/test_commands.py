@@ -32,7 +32,7 @@ async def session_of(bus, node_id):
             heard.set_result(decode(m.Heartbeat, payload, MSGPACK).session)
 
     await bus.subscribe(subjects.node(node_id, "heartbeat"), take)
-    return await asyncio.wait_for(heard, 10)
+    return await asyncio.wait_for(heard, 60)
 
 
 async def test_a_run_goes_on_whatever_who_has_the_broker_says_and_under_the_next_key_too(tmp_path):
