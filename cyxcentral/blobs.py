@@ -297,7 +297,10 @@ class Blobs:
 
     async def _stored_chunk(self, digest: str) -> bytes:
         """What is stored as this chunk, unchecked. Raises NotStored."""
-        stored = await self._core.last(subjects.BLOBS, subjects.chunk(digest), any_replica=True)
+        subject = subjects.chunk(digest)
+        stored = await self._core.last(subjects.BLOBS, subject, any_replica=True)
+        if stored is None:  # a replica may not have heard yet of what was stored a moment ago: the leader has
+            stored = await self._core.last(subjects.BLOBS, subject)
         if stored is None:
             raise NotStored(f"chunk {digest} is not stored here; send it with artifact.put")
         return stored.payload

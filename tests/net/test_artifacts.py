@@ -234,6 +234,18 @@ async def test_two_uploaders_of_the_same_file_at_once_both_succeed(store, tmp_pa
     assert await blobs.commit(artifacts.describe(path), ME.id) == first
 
 
+async def test_a_chunk_that_one_replica_has_not_heard_of_yet_is_asked_of_the_leader(store, tmp_path, monkeypatch):
+    client, blobs = store
+    path = file_of(tmp_path, artifacts.CHUNK_BYTES + 1)
+    asked = blobs._core.last
+
+    async def behind(stream, subject, *, any_replica=False):
+        return None if any_replica else await asked(stream, subject)
+
+    monkeypatch.setattr(blobs._core, "last", behind)
+    assert (await artifacts.put(client, ME.id, path)).size == artifacts.CHUNK_BYTES + 1
+
+
 async def test_a_damaged_chunk_is_found_by_the_commit(store, tmp_path):
     _, blobs = store
     path = file_of(tmp_path, 2 * artifacts.CHUNK_BYTES)
