@@ -201,11 +201,7 @@ class Runs:
     async def _train(self, key: RunKey, assign: Assign, work: Work) -> RunCompleted | RunFailed | SegmentTrained:
         self._pool.warm_up()  # if none is: while the data comes
         async with contextlib.AsyncExitStack() as stack:
-
-            async def fetch(sha256: str, size: int | None) -> Path:
-                path = await self._insist(lambda: stack.enter_async_context(self._cache.hold(sha256, size)))
-                return path.absolute()
-
+            fetch = functools.partial(self._fetch, stack)
             data_path = await fetch(assign.job.dataset.sha256, assign.job.dataset.size)
             segment = assign.segment
             weights, resume = assign.job.model.weights, segment.start if segment else assign.resume
@@ -268,7 +264,8 @@ class Runs:
         if job.needs.device == "cuda":
             why = "a replica computes on the CPU; deploy the model without the device cuda"
             return self._failed(key, "no_kernel", why, deterministic=True)
-        async with self._cache.hold(job.dataset.sha256, job.dataset.size) as model_path:
+        async with contextlib.AsyncExitStack() as stack:
+            model_path = await self._fetch(stack, job.dataset.sha256, job.dataset.size)
             memory_bytes = _memory_bytes(job, share, assign.memory_bytes)
             order = order_of(job.name, spec, share.threads, memory_bytes, MAX_MODEL_BYTES)
             await self._room()
@@ -276,7 +273,7 @@ class Runs:
             work.process = replica.process
             try:
                 _end_if_killed(work)
-                loaded = await replica.load(model_path.absolute(), order, spec.format)
+                loaded = await replica.load(model_path, order, spec.format)
                 _log_time(key, "model loaded", work, time.monotonic())
                 end = await self._answer(key, assign, work, replica) if isinstance(loaded, Serving) else loaded
                 if isinstance(end, Failed):
@@ -410,6 +407,11 @@ class Runs:
             summary=done.summary,
             signature=UNSIGNED,
         )
+
+    async def _fetch(self, stack: contextlib.AsyncExitStack, sha256: str, size: int | None) -> Path:
+        """An artifact of this node's cache, which holds it until the stack ends."""
+        path = await self._insist(lambda: stack.enter_async_context(self._cache.hold(sha256, size)))
+        return path.absolute()
 
     async def _insist(self, attempt: Callable[[], Coroutine[Any, Any, T] | Awaitable[T]]) -> T:
         """Again and again while nobody answers or central is busy: a run is not lost to a lost link."""

@@ -43,6 +43,7 @@ class FakeCentral:
 
     def __init__(self, bus: Bus, store: Store):
         self.bus = bus
+        self.too_busy = 0  # to say so many times which chunks an artifact has
         self.store = store
         self.heard: list[tuple[str, Any]] = []
         self.known: set[str] = set()
@@ -151,6 +152,9 @@ class FakeCentral:
             return m.ArtifactRef(sha256=manifest.sha256, size=manifest.size)
 
         async def manifest(caller: str, ask: m.ArtifactRefRequest) -> m.ArtifactManifest:
+            if self.too_busy:
+                self.too_busy -= 1
+                raise ApiError("busy", "ask again", 503)
             if ask.sha256 not in store.manifests:
                 raise ApiError("not_found", f"no artifact {ask.sha256}", 404)
             return store.manifests[ask.sha256]

@@ -110,6 +110,15 @@ async def test_a_replica_says_that_it_started_when_it_answers_and_heartbeats_say
     assert (run.phase, run.waiting, run.answers_pings) == ("training", 0, True)
 
 
+async def test_a_model_is_asked_for_again_while_central_is_busy(
+    central: FakeCentral, start_node: Start, model_bytes: bytes
+) -> None:
+    central.too_busy = 2
+    await serve(await start_node(), central, model_bytes)
+    await central.wait_for("started")
+    assert not central.too_busy
+
+
 @pytest.mark.parametrize("public", [False, True])
 async def test_others_are_answered_only_where_the_deployment_is_public(
     central: FakeCentral, start_node: Start, join: Any, model_bytes: bytes, public: bool
