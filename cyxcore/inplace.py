@@ -4,6 +4,7 @@ A value that has memory is an InPlace; a symbol of a graph has none, and is anot
 """
 
 import operator
+import sys
 from collections.abc import Callable
 from typing import Any, Self
 
@@ -30,7 +31,7 @@ class InPlace(Value):
     def _in_place(self, name: str, operate: Callable[[Any, Any], Any], other: Any) -> Self:
         """self = operate(self, other), in the memory self has."""
         if isinstance(other, Value) and not isinstance(other, InPlace):
-            raise GraphError(f"trace: {name} of a tensor outside the graph; keep it in a buffer of a module")
+            return other._in_place_of(self, sys.getrefcount(self), name, operate)  # type: ignore[attr-defined]
         result = operate(self, other)
         if not isinstance(result, InPlace):
             instead = f"x = x.{name[:-1]}(...)" if name.endswith("_") else "x = x ..."
@@ -77,3 +78,17 @@ class InPlace(Value):
 
     def __irshift__(self, other: Any) -> Self:
         return self._in_place(">>=", operator.rshift, other)
+
+
+class _Counter(Value):
+    """Stands for a symbol, and says how many references there are to a tensor to which it is added."""
+
+    def _in_place_of(self, tensor: InPlace, references: int, *_: Any) -> int:
+        return references
+
+
+def references_of_a_name(kind: Callable[[float], Any]) -> Any:
+    """How many there are to a tensor in x += y that only x has, as _in_place counts them: Python's own among them."""
+    x = kind(0.0)
+    x += _Counter()
+    return x

@@ -229,7 +229,7 @@ class Surroundings:
         for code in codes(function.__code__):
             for step in dis.get_instructions(code):
                 if step.opname in GLOBAL and (
-                    step.argval in function.__globals__ or not hasattr(builtins, step.argval)
+                    step.argval in (*function.__globals__, "id") or not hasattr(builtins, step.argval)
                 ):
                     places.append(Place(function.__globals__, step.argval))
                 elif step.opname in ATTRIBUTE:
@@ -335,6 +335,7 @@ class Surroundings:
             if free and not self.by_value and _can_be_read(value, device):
                 name = f"tensor.{len(known)}"
                 symbol = builder.param(name, value.shape, {"kind": "zeros"}, value.requires_grad, value.dtype)
+                symbol.tensor = value
                 known[id(value)], symbols[id(value)] = (value, symbol), symbol
         self.replaced = bool(known)
         there = [_with_symbols(value, symbols) for value in before]
@@ -346,6 +347,9 @@ class Surroundings:
         try:
             for place, _, symbol in replaced:
                 place.write(symbol)
+            for place, value in self._program:
+                if place.name == "id" and value is _NOTHING and "__builtins__" in place.holder:
+                    place.write(_id)
             yield known
             after = [place.read() for place in places]
         finally:
@@ -442,7 +446,7 @@ def _note_items(value: Any, watch: Any, is_constant: Callable[[Tensor], bool], d
 def _with_symbols(value: Any, symbols: Mapping[int, Symbol], depth: int = MOST_DEPTH) -> Any:
     """A tensor's symbol, a list or dict of such tensors with theirs in their places, or else the value itself.
 
-    Tensors, or their ids, that are keys of a dict or in a set are their symbols, too: what is looked up there is one.
+    Tensors that are keys of a dict or in a set are their symbols, too: what is looked up there is one.
     """
     if isinstance(value, Tensor):
         return symbols.get(id(value), value)
@@ -450,7 +454,7 @@ def _with_symbols(value: Any, symbols: Mapping[int, Symbol], depth: int = MOST_D
         return value
     items = _items(value)
     found = [_with_symbols(item, symbols, depth - 1) for item in items]
-    keys = [_key_with_symbols(key, symbols) for key in value] if isinstance(value, (dict, set, frozenset)) else []
+    keys = [_with_symbols(key, symbols, 0) for key in value] if isinstance(value, (dict, set, frozenset)) else []
     if all(now is was for now, was in zip((*found, *keys), (*items, *(value if keys else ())), strict=False)):
         return value
     if isinstance(value, dict):
@@ -465,10 +469,9 @@ def _with_symbols(value: Any, symbols: Mapping[int, Symbol], depth: int = MOST_D
     return type(value)(keys or found)
 
 
-def _key_with_symbols(key: Any, symbols: Mapping[int, Symbol]) -> Any:
-    if isinstance(key, Tensor):
-        return symbols.get(id(key), key)
-    return id(symbols[key]) if type(key) is int and key in symbols else key
+def _id(value: Any) -> int:
+    """Of a tensor's symbol the id of the tensor: what the function reads under this name while it is traced."""
+    return id(value if getattr(value, "tensor", None) is None else value.tensor)
 
 
 def _items(value: Any) -> list[Any]:

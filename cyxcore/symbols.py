@@ -18,7 +18,7 @@ from cyxcore.dtype import COMPLEX, DEFAULTS, FLOATS, INTEGERS
 from cyxcore.errors import CyxError, DtypeError, GradientError, GraphError
 from cyxcore.graph import MAX_NODES, SIZES, Graph, Inferred, Node, at_batch, at_layer
 from cyxcore.infer import Shape, Typed
-from cyxcore.inplace import InPlace, check_fits
+from cyxcore.inplace import InPlace, check_fits, references_of_a_name
 from cyxcore.ops import OPS, normal_attrs
 from cyxcore.torchsymbols import Placed
 from cyxcore.values import Value
@@ -67,6 +67,7 @@ class Symbol(Placed):
     _layout: Any = None  # an array that nobody fills, of this shape, which shares memory with those of its views
     _writes = 0  # how often its memory was written to when its node was right
     _source: Source | None = None  # of a view; None where a write made its node
+    tensor: Any = None  # in whose place it is: a set of parameters has the order that it has outside
 
     def __init__(self, builder: "Builder", node: int) -> None:
         self.builder = builder
@@ -74,6 +75,9 @@ class Symbol(Placed):
         self.home = node  # of the parameter
         self.shape = builder.shapes[node]
         self.dtype = builder.dtypes[node]
+
+    def __hash__(self) -> int:
+        return object.__hash__(self if self.tensor is None else self.tensor)
 
     @property
     def is_compiled(self) -> bool:  # type: ignore[override]
@@ -228,6 +232,19 @@ class Symbol(Placed):
         if not self.is_compiled and self._is_outside():
             return operate(self, other)
         return self._take(name, operate(self, other))
+
+    def _in_place_of(self, tensor: Any, references: int, name: str, operate: Callable[[Any, Any], Any]) -> Any:
+        """x += self of a tensor x: of one that a compiled step made (total = cx.zeros(())) x is a symbol from here on.
+
+        references: to x. Raises GraphError where something else has x too, and so would not see what is written.
+        """
+        alone = tensor._memory is None and references <= references_of_a_name(type(tensor))
+        if self.is_compiled and alone:
+            return self.builder.lift(tensor).copy()._in_place(name, operate, self)
+        raise GraphError(
+            f"trace: {name} writes a value of the graph to a tensor outside of it, or to one with other names or "
+            "views; write x = x + ..., or keep it in a buffer of a module"
+        )
 
     def __setitem__(self, index: Any, value: Any) -> None:
         raise GraphError(

@@ -88,6 +88,7 @@ def symbolic(
                         full = names + (f"{prefix}.{name}" if prefix else name)
                         trained = trainable and (both_modes or tensor.requires_grad)
                         known[id(tensor)] = builder.param(full, tensor.shape, init, trained, tensor.dtype)
+                        known[id(tensor)].tensor = tensor
                     put(table, name, known[id(tensor)])
         yield known
     finally:

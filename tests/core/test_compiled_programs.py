@@ -13,51 +13,16 @@ import types
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 
 import cyxcore as cx
 from cyxcore import functional as F
 from cyxcore import nn, optim
 from cyxcore.errors import GraphError
+from tests.core.programs import How, Programs, batch, net, plain, run, sgd, update
 
-How = Callable[[Any], Any]
-Program = Callable[[How], Any]
-SAME: dict[str, Program] = {}
-REFUSED: dict[str, tuple[Program, str]] = {}
-
-
-def same(program: Program) -> Program:
-    SAME[program.__name__] = program
-    return program
-
-
-def refused(said: str) -> Callable[[Program], Program]:
-    def put(program: Program) -> Program:
-        REFUSED[program.__name__] = program, said
-        return program
-
-    return put
-
-
-def batch(number: int, rows: int = 6) -> tuple[Any, Any]:
-    drawn = np.random.default_rng(number)
-    return cx.tensor(drawn.normal(size=(rows, 8)).astype(np.float32)), cx.tensor(drawn.integers(0, 3, rows))
-
-
-def net(*between: nn.Module) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(8, 16), *(between or (nn.ReLU(),)), nn.Linear(16, 3))
-
-
-def sgd(model: nn.Module, **options: Any) -> optim.Optimizer:
-    return optim.SGD(model.parameters(), lr=0.1, **options)
-
-
-def update(optimizer: optim.Optimizer, loss: Any) -> Any:
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
-    return loss
+PROGRAMS: Programs[Callable[[How], Any]] = Programs()
+same, refused = PROGRAMS.same, PROGRAMS.refused
 
 
 def train(
@@ -817,30 +782,73 @@ def mixed_examples_and_rows_that_are_drawn(how: How) -> Any:
     return [step() for _ in range(4)], model.state_dict()
 
 
-def _bits(value: Any) -> Any:
-    if isinstance(value, (list, tuple)):
-        return [_bits(part) for part in value]
-    if isinstance(value, dict):
-        return {name: _bits(part) for name, part in value.items()}
-    if isinstance(value, (cx.Tensor, np.ndarray)):
-        array = np.asarray(value.detach().numpy() if isinstance(value, cx.Tensor) else value)
-        return array.shape, str(array.dtype), array.tobytes()
-    return repr(value)
+@same
+def a_sum_of_losses_that_begins_as_a_tensor(how: How) -> Any:
+    model = net()
+    optimizer = sgd(model)
+
+    @how
+    def step(x: Any, y: Any) -> Any:
+        total = cx.zeros(())
+        for scale in range(1, 4):
+            total += F.cross_entropy(model(x * scale), y)
+        total /= 3
+        sums = [cx.zeros(3)]
+        sums[0] += model(x).sum(0)
+        return update(optimizer, total), sums[0]
+
+    return [step(*batch(n)) for n in range(3)], model.state_dict()
 
 
-def _run(program: Program, how: How) -> Any:
-    cx.manual_seed(0)
-    return _bits(program(how))
+def _of_two_names() -> tuple[Any, Any]:
+    one = cx.zeros(3)
+    return one, one
 
 
-@pytest.mark.parametrize("name", SAME)
+def _of_a_view() -> tuple[Any, Any]:
+    rows = cx.zeros(2, 3)
+    return rows[0], rows
+
+
+@pytest.mark.parametrize("begin", [_of_two_names, _of_a_view])
+def test_a_sum_that_is_seen_under_another_name_too_is_refused(begin: Callable[[], tuple[Any, Any]]) -> None:
+    model = net()
+
+    @cx.compile
+    def step(x: Any) -> Any:
+        total, other = begin()
+        total += model(x).sum(0)
+        return total, other
+
+    with pytest.raises(GraphError, match="with other names or views"):
+        step(batch(0)[0])
+
+
+@same
+def parameters_in_a_set_a_dict_and_by_their_ids(how: How) -> Any:
+    model = net()
+    optimizer = sgd(model)
+
+    @how
+    def step(x: Any, y: Any) -> Any:
+        places = {parameter: place for place, parameter in enumerate(model.parameters())}
+        decay = sum((p * p).sum() * (1 + places[p]) for p in sorted(set(model.parameters()), key=lambda p: places[p]))
+        weights = {id(p) for p in sorted(model.parameters(), key=id) if p.ndim == 2}
+        return update(optimizer, F.cross_entropy(model(x), y) + 0.01 * decay), sum(
+            p.sum() for p in model.parameters() if id(p) in weights
+        )
+
+    return [step(*batch(n)) for n in range(3)], model.state_dict()
+
+
+@pytest.mark.parametrize("name", PROGRAMS.equal)
 def test_a_compiled_program_is_the_plain_one(name: str) -> None:
-    assert _run(SAME[name], cx.compile) == _run(SAME[name], lambda step: step)
+    assert run(PROGRAMS.equal[name], cx.compile) == run(PROGRAMS.equal[name], plain)
 
 
-@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("name", PROGRAMS.unfit)
 def test_a_program_that_cannot_be_followed_is_refused(name: str) -> None:
-    program, said = REFUSED[name]
-    _run(program, lambda step: step)
+    program, said = PROGRAMS.unfit[name]
+    run(program, plain)
     with pytest.raises(GraphError, match=said):
-        _run(program, cx.compile)
+        run(program, cx.compile)

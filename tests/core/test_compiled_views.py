@@ -12,23 +12,11 @@ import pytest
 import cyxcore as cx
 from cyxcore import nn, optim
 from cyxcore.errors import GraphError, ShapeError
+from tests.core.programs import Programs, bits, plain
 
 Step = Callable[[Any, Any, Any], Any]
-SAME: dict[str, Step] = {}
-REFUSED: dict[str, tuple[Step, str]] = {}
-
-
-def same(step: Step) -> Step:
-    SAME[step.__name__] = step
-    return step
-
-
-def refused(said: str) -> Callable[[Step], Step]:
-    def put(step: Step) -> Step:
-        REFUSED[step.__name__] = step, said
-        return step
-
-    return put
+PROGRAMS: Programs[Step] = Programs()
+same, refused = PROGRAMS.same, PROGRAMS.refused
 
 
 def train(model: Any, optimizer: Any, loss: Any) -> Any:
@@ -265,30 +253,24 @@ def the_state_of_a_module(model: Any, optimizer: Any, x: Any) -> Any:
     return train(model, optimizer, loss_of(model, x))
 
 
-def _bits(value: Any) -> Any:
-    if isinstance(value, (list, tuple)):
-        return [_bits(part) for part in value]
-    return value.shape, value.numpy().tobytes()
-
-
 def _trained(step: Step, how: Callable[[Any], Any]) -> list[Any]:
     cx.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 3))
     optimizer = optim.SGD(model.parameters(), lr=0.1)
     run = how(lambda x: step(model, optimizer, x))
     batches = (cx.tensor(np.random.default_rng(place).normal(size=(5, 4)).astype(np.float32)) for place in range(3))
-    return [*[_bits(run(batch)) for batch in batches], *[_bits(p) for p in model.parameters()]]
+    return bits([*map(run, batches), *model.parameters()])
 
 
-@pytest.mark.parametrize("name", SAME)
+@pytest.mark.parametrize("name", PROGRAMS.equal)
 def test_what_is_written_in_place_is_seen_by_every_name_as_in_tensors(name: str) -> None:
-    assert _trained(SAME[name], cx.compile) == _trained(SAME[name], lambda step: step)
+    assert _trained(PROGRAMS.equal[name], cx.compile) == _trained(PROGRAMS.equal[name], plain)
 
 
-@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("name", PROGRAMS.unfit)
 def test_a_write_in_place_that_a_graph_cannot_show_is_refused(name: str) -> None:
-    step, said = REFUSED[name]
-    _trained(step, lambda step: step)
+    step, said = PROGRAMS.unfit[name]
+    _trained(step, plain)
     with pytest.raises(GraphError, match=said):
         _trained(step, cx.compile)
 
