@@ -53,7 +53,7 @@ def gelu(x: Any, approximate: str = "none") -> Any:
 
 def _gelu(x: Any, approximate: str) -> Any:
     if approximate == "none":
-        return x * 0.5 * ((x * math.sqrt(0.5)).erf() + 1.0)
+        return ((x * math.sqrt(0.5)).erf() * 0.5 + 0.5) * x
     if approximate == "tanh":  # (1 + tanh z) / 2 = σ(2 z): fewer passes, and no digits lost where tanh z is near -1
         scale = math.sqrt(8.0 / math.pi)
         return x * (x * (x.square() * (0.044715 * scale) + scale)).sigmoid()

@@ -133,29 +133,39 @@ MATH float sine_f32(float x, int shift) {
     return f32_of_bits(bits_of_f32(y) ^ sign);
 }
 
-/* A polynomial below 0.92; above it 1 - e**-q(a) with q = -log(1 - erf(a)). */
+/* Sixteen polynomials in t = a - k / 4, one around each k / 4; the last reaches to 4, from where on erf is 1. Around 0 that of
+ * erf(a) - a, which has odd powers alone. */
+static const float erf_part[6][16] = {
+    {0.0f, 0x1.1af54ep-2f, 0x1.0a7ef6p-1f, 0x1.6c1c98p-1f, 0x1.af767ap-1f, 0x1.d8865ep-1f, 0x1.eea556p-1f,
+     0x1.f92d08p-1f, 0x1.fd9ae2p-1f, 0x1.ff4048p-1f, 0x1.ffcaa8p-1f, 0x1.fff2dp-1f, 0x1.fffd1ap-1f,
+     0x1.ffff7p-1f, 0x1.ffffe8p-1f, 0x1.fffffcp-1f},
+    {0x1.06eba8p-3f, 0x1.0f5d18p+0f, 0x1.c1efccp-1f, 0x1.492e44p-1f, 0x1.a911f2p-2f, 0x1.e4653p-3f,
+     0x1.e72372p-4f, 0x1.b0552ep-5f, 0x1.529b9cp-6f, 0x1.d41438p-8f, 0x1.1d831ap-9f, 0x1.3360dcp-11f,
+     0x1.24091p-13f, 0x1.e9b67p-16f, 0x1.6a5a2ap-18f, 0x1.d8e29cp-21f},
+    {0.0f, -0x1.0f5baap-2f, -0x1.c1eep-2f, -0x1.edc46ep-2f, -0x1.a9121ap-2f, -0x1.2ecp-2f, -0x1.6d5bfap-3f,
+     -0x1.7a4bd6p-4f, -0x1.529bc2p-5f, -0x1.0749b8p-6f, -0x1.64dd6ep-8f, -0x1.a695dp-10f, -0x1.b5f20cp-12f,
+     -0x1.8dbca8p-14f, -0x1.3cdfeep-16f, -0x1.bc0264p-19f},
+    {-0x1.81265p-2f, -0x1.3c9c9ep-2f, -0x1.2bfcdcp-3f, 0x1.b6c25p-6f, 0x1.1b5f34p-3f, 0x1.571ce4p-3f,
+     0x1.1c2aeap-3f, 0x1.714aaep-4f, 0x1.8b0cep-5f, 0x1.63f032p-6f, 0x1.119c52p-7f, 0x1.69c902p-9f,
+     0x1.9da814p-11f, 0x1.9a89f6p-13f, 0x1.62a866p-15f, 0x1.0f886p-17f},
+    {0.0f, 0x1.022274p-3f, 0x1.748e8ep-3f, 0x1.3351f2p-3f, 0x1.1bcff8p-4f, -0x1.73186ap-8f, -0x1.69a6b6p-5f,
+     -0x1.885486p-5f, -0x1.1a14ep-5f, -0x1.39c52ap-6f, -0x1.1caef2p-7f, -0x1.b024b6p-9f, -0x1.1654fap-10f,
+     -0x1.33009ap-12f, -0x1.23bb8cp-14f, -0x1.d376a2p-17f},
+    {0x1.cb9d14p-4f, 0x1.4b1632p-4f, 0x1.0b60ccp-7f, -0x1.ade44cp-5f, -0x1.1986e2p-4f, -0x1.81ec9ap-5f,
+     -0x1.ec92b2p-7f, 0x1.a5842p-8f, 0x1.a97cdcp-7f, 0x1.5c8abp-7f, 0x1.92025ap-8f, 0x1.6bd992p-9f,
+     0x1.0daf16p-10f, 0x1.4ea11ap-12f, 0x1.6017eep-14f, 0x1.b9abd2p-17f}};
+
 MATH float erf_f32(float x) {
-    float a = __builtin_fabsf(x), z = a * a;
-    float p = 0x1.604c22p-14f; /* erf(a) / a - 1 */
-    p = FMA32(p, z, -0x1.ab4b06p-11f);
-    p = FMA32(p, z, 0x1.54e62cp-8f);
-    p = FMA32(p, z, -0x1.b811b2p-6f);
-    p = FMA32(p, z, 0x1.ce2e2ep-4f);
-    p = FMA32(p, z, -0x1.812744p-2f);
-    p = FMA32(p, z, 0x1.06eba8p-3f);
-    float small = FMA32(a, p, a);
-    float c = a > 4.0f ? 4.0f : a;
-    float q = -0x1.b9314p-20f; /* on [0.92, 4] */
-    q = FMA32(q, c, 0x1.835e5p-15f);
-    q = FMA32(q, c, -0x1.3963c6p-11f);
-    q = FMA32(q, c, 0x1.382f88p-8f);
-    q = FMA32(q, c, -0x1.b10bbap-6f);
-    q = FMA32(q, c, 0x1.c2f26ep-4f);
-    q = FMA32(q, c, 0x1.437d32p-1f);
-    q = FMA32(q, c, 0x1.21574p+0f);
-    q = FMA32(q, c, -0x1.5001dep-12f);
-    float large = 1.0f - exp_f32(-q);
-    return __builtin_copysignf(a < 0.92f ? small : large, x);
+    float a = __builtin_fabsf(x);
+    a = a > 4.0f ? 4.0f : a;
+    float near = a > 3.75f ? 3.75f : a;
+    float shifted = FMA32(near, 4.0f, 0x1.8p23f), k = shifted - 0x1.8p23f, t = FMA32(k, -0.25f, a);
+    uint32_t part = bits_of_f32(shifted) & 15;
+    float p = FMA32(erf_part[5][part], t, erf_part[4][part]);
+    p = FMA32(p, t, erf_part[3][part]);
+    p = FMA32(p, t, erf_part[2][part]);
+    p = FMA32(p, t, erf_part[1][part]);
+    return __builtin_copysignf(FMA32(p, t, part ? erf_part[0][part] : a), x);
 }
 
 /* ---- float64 ---- */

@@ -1,5 +1,7 @@
-/* log of eight float32 at once: step by step that of math.inl, so with its bits. The compiler looks up eight numbers
+/* log and erf of eight float32 at once: step by step those of math.inl, so with their bits. The compiler looks up eight numbers
  * in a table one by one; here they are shuffled. */
+
+#define ALL(x) _mm256_set1_ps(x)
 
 /* table[part % 16] of each lane. */
 static inline __attribute__((always_inline)) __m256 pick_8(const float *table, __m256i part) {
@@ -13,13 +15,11 @@ static inline __attribute__((always_inline)) __m256 log_8(__m256 x) {
     __m256i bits = _mm256_castps_si256(x), from = _mm256_sub_epi32(bits, _mm256_set1_epi32(0x3f340000));
     __m256i exponent = _mm256_srai_epi32(from, 23), part = _mm256_srli_epi32(from, 19);
     __m256 m = _mm256_castsi256_ps(_mm256_sub_epi32(bits, _mm256_slli_epi32(exponent, 23)));
-#define ALL(x) _mm256_set1_ps(x)
     __m256 f = _mm256_fmadd_ps(m, pick_8(log_near, part), ALL(-1.0f)), z = _mm256_mul_ps(f, f);
     __m256 p = _mm256_fmadd_ps(f, ALL(0x1.555554p-2f), ALL(-0x1.fffffcp-2f));
     p = _mm256_fmadd_ps(z, _mm256_fmadd_ps(f, ALL(0x1.99e24ap-3f), ALL(-0x1.003a74p-2f)), p);
     __m256 y = _mm256_add_ps(pick_8(log_part, part), _mm256_fmadd_ps(z, p, f));
     return _mm256_fmadd_ps(_mm256_cvtepi32_ps(exponent), ALL(0x1.62e43p-1f), y);
-#undef ALL
 }
 
 /* Rows of it. Eight among which there is another number, or a NaN, and the last ones go one at a time. */
@@ -37,4 +37,26 @@ static void log_8_row(float *out, const float *x, float shift, int64_t n) {
     }
     for (; i < n; i++) out[i] = log_f32(x[i]);
 }
+
+static inline __attribute__((always_inline)) __m256 erf_8(__m256 x) {
+    __m256 sign = _mm256_and_ps(x, ALL(-0.0f)), a = _mm256_min_ps(ALL(4.0f), _mm256_andnot_ps(ALL(-0.0f), x));
+    __m256 shifted = _mm256_fmadd_ps(_mm256_min_ps(ALL(3.75f), a), ALL(4.0f), ALL(0x1.8p23f));
+    __m256 k = _mm256_sub_ps(shifted, ALL(0x1.8p23f)), t = _mm256_fmadd_ps(k, ALL(-0.25f), a);
+    __m256i part = _mm256_castps_si256(shifted);
+    __m256 p = _mm256_fmadd_ps(pick_8(erf_part[5], part), t, pick_8(erf_part[4], part));
+    p = _mm256_fmadd_ps(p, t, pick_8(erf_part[3], part));
+    p = _mm256_fmadd_ps(p, t, pick_8(erf_part[2], part));
+    p = _mm256_fmadd_ps(p, t, pick_8(erf_part[1], part));
+    __m256 base = _mm256_blendv_ps(pick_8(erf_part[0], part), a, _mm256_cmp_ps(k, _mm256_setzero_ps(), _CMP_EQ_OQ));
+    return _mm256_or_ps(_mm256_andnot_ps(ALL(-0.0f), _mm256_fmadd_ps(p, t, base)), sign);
+}
+
+static void erf_8_row(float *out, const float *x, float shift, int64_t n) {
+    (void)shift;
+    int64_t i = 0;
+    for (; i + 8 <= n; i += 8) _mm256_storeu_ps(out + i, erf_8(_mm256_loadu_ps(x + i)));
+    for (; i < n; i++) out[i] = erf_f32(x[i]);
+}
+#undef ALL
 #define LOG_ROW log_8_row
+#define ERF_ROW erf_8_row

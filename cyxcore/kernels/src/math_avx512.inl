@@ -21,25 +21,18 @@ static inline __attribute__((always_inline)) __m512 exp_16(__m512 x) {
 }
 
 static inline __attribute__((always_inline)) __m512 erf_16(__m512 x) {
-    __m512 a = _mm512_abs_ps(x), z = _mm512_mul_ps(a, a);
-    __m512 p = FMA16(ALL(0x1.604c22p-14f), z, ALL(-0x1.ab4b06p-11f));
-    p = FMA16(p, z, ALL(0x1.54e62cp-8f));
-    p = FMA16(p, z, ALL(-0x1.b811b2p-6f));
-    p = FMA16(p, z, ALL(0x1.ce2e2ep-4f));
-    p = FMA16(p, z, ALL(-0x1.812744p-2f));
-    p = FMA16(p, z, ALL(0x1.06eba8p-3f));
-    __m512 small = FMA16(a, p, a);
-    __m512 c = _mm512_min_ps(ALL(4.0f), a);
-    __m512 q = FMA16(ALL(-0x1.b9314p-20f), c, ALL(0x1.835e5p-15f));
-    q = FMA16(q, c, ALL(-0x1.3963c6p-11f));
-    q = FMA16(q, c, ALL(0x1.382f88p-8f));
-    q = FMA16(q, c, ALL(-0x1.b10bbap-6f));
-    q = FMA16(q, c, ALL(0x1.c2f26ep-4f));
-    q = FMA16(q, c, ALL(0x1.437d32p-1f));
-    q = FMA16(q, c, ALL(0x1.21574p+0f));
-    q = FMA16(q, c, ALL(-0x1.5001dep-12f));
-    __m512 large = _mm512_sub_ps(ALL(1.0f), exp_16(_mm512_xor_ps(q, ALL(-0.0f))));
-    __m512 y = _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, ALL(0.92f), _CMP_LT_OQ), large, small);
+    __m512 a = _mm512_min_ps(ALL(4.0f), _mm512_abs_ps(x));
+    __m512 shifted = FMA16(_mm512_min_ps(ALL(3.75f), a), ALL(4.0f), ALL(0x1.8p23f));
+    __m512 k = _mm512_sub_ps(shifted, ALL(0x1.8p23f)), t = FMA16(k, ALL(-0.25f), a);
+    __m512i part = _mm512_castps_si512(shifted); /* a shuffle looks at four bits of it */
+#define PART(power) _mm512_permutexvar_ps(part, _mm512_loadu_ps(erf_part[power]))
+    __m512 p = FMA16(PART(5), t, PART(4));
+    p = FMA16(p, t, PART(3));
+    p = FMA16(p, t, PART(2));
+    p = FMA16(p, t, PART(1));
+#undef PART
+    __mmask16 far = _mm512_test_epi32_mask(part, _mm512_set1_epi32(15));
+    __m512 y = FMA16(p, t, _mm512_mask_permutexvar_ps(a, far, part, _mm512_loadu_ps(erf_part[0])));
     return _mm512_or_ps(_mm512_abs_ps(y), _mm512_and_ps(x, ALL(-0.0f)));
 }
 
@@ -216,3 +209,4 @@ ROW_OF_64(sin_of)
 ROW_OF_64(cos_of)
 #define VECTOR_MATH
 #define LOG_ROW log_of_row
+#define ERF_ROW erf_16_row

@@ -26,6 +26,10 @@ enum {
     VANISHING = 1000, /* e**-1000 is 0 in any type */
     MOST_CLASSES = 48, /* of rows of logits that go side by side, one in each lane */
     LANES_FOLDED = 16, /* of a sum of as few terms: reduce.inl */
+    FEW_TERMS = 128,
+    MOST_POWERS = 256,   /* vectors that columns of FEW_TERMS are made in */
+    VECTORS_ABREAST = 4, /* of columns */
+    MOST_TURNED = 1 << 16, /* elements */
     SOFTMAX_ROWS = 8,
     SOFTMAX_NEAR = 2048 /* elements of the rows that are made together: with what comes out they stay in the nearest cache */
 };
@@ -80,6 +84,67 @@ static void NAME(log_softmax_row)(T *out, const T *x, int64_t n, T *work) {
     INDEPENDENT for (int64_t i = 0; i < n; i++) out[i] = (x[i] - greatest) - log_sum;
 }
 
+/* `count` <= VN columns of a matrix of n rows, `inner` apart, as rows of memory, `pitch` apart; and back. */
+static inline __attribute__((always_inline)) void NAME(columns_to_rows)(T *to, int64_t pitch, const T *x, int64_t n,
+                                                                        int64_t inner, int64_t count) {
+    for (int64_t at = 0; at < n; at += VN) {
+        V square[VN];
+        _Pragma("GCC unroll 16") for (int i = 0; i < VN; i++) square[i] =
+            at + i < n ? NAME(part)(x + (at + i) * inner, count, 0) : (V){0};
+        NAME(turn)(square);
+        _Pragma("GCC unroll 16") for (int r = 0; r < VN; r++)
+            if (r < count) NAME(put_part)(to + r * pitch + at, square[r], n - at);
+    }
+}
+
+static inline __attribute__((always_inline)) void NAME(rows_to_columns)(T *to, int64_t inner, const T *x, int64_t n,
+                                                                        int64_t pitch, int64_t count) {
+    for (int64_t at = 0; at < n; at += VN) {
+        V square[VN];
+        _Pragma("GCC unroll 16") for (int r = 0; r < VN; r++) square[r] =
+            r < count ? NAME(part)(x + r * pitch + at, n - at, 0) : (V){0};
+        NAME(turn)(square);
+        _Pragma("GCC unroll 16") for (int i = 0; i < VN; i++)
+            if (at + i < n) NAME(put_part)(to + (at + i) * inner, square[i], count);
+    }
+}
+
+/* The sum, or the greatest, in each lane, of n <= 128 vectors in the order of sum_run() and max_run(); what these put in the
+ * place of terms that are not there changes nothing. */
+#define FOLD_VECTORS(x, n, JOIN_V)                                                                           \
+    V folded[LANES_FOLDED];                                                                                  \
+    int64_t left = (n) < LANES_FOLDED ? (n) : LANES_FOLDED;                                                  \
+    for (int64_t i = 0; i < left; i++) folded[i] = (x)[i];                                                   \
+    for (int64_t i = left; i < (n); i++) folded[i % LANES_FOLDED] = JOIN_V(folded[i % LANES_FOLDED], (x)[i]); \
+    for (int64_t half = LANES_FOLDED / 2; half; half /= 2)                                                   \
+        for (int64_t i = 0; i < half && i + half < left; i++) folded[i] = JOIN_V(folded[i], folded[i + half]); \
+    return folded[0]
+static inline V NAME(sum_vectors)(const V *x, int64_t n) { FOLD_VECTORS(x, n, ADD_V); }
+static inline V NAME(max_vectors)(const V *x, int64_t n) { FOLD_VECTORS(x, n, MAX_V); }
+
+/* `count` columns of n <= FEW_TERMS numbers, `inner` apart, in the lanes of some vectors: with the bits of rows. */
+static void NAME(softmax_columns)(T *out, const T *x, int64_t n, int64_t inner, int64_t count, int logarithm) {
+    V powers[MOST_POWERS], greatest[VECTORS_ABREAST], of_all[VECTORS_ABREAST];
+    int64_t vectors = (count + VN - 1) / VN;
+    for (int64_t i = 0; i < n; i++)
+        for (int64_t v = 0; v < vectors; v++) powers[v * n + i] = NAME(part)(x + i * inner + v * VN, count - v * VN, 0);
+    for (int64_t v = 0; v < vectors; v++) {
+        greatest[v] = NAME(max_vectors)(powers + v * n, n);
+        for (int64_t i = 0; i < n; i++) powers[v * n + i] = powers[v * n + i] - greatest[v];
+    }
+    NAME(exp_row)((T *)powers, (const T *)powers, 0, vectors * n * VN);
+    for (int64_t v = 0; v < vectors; v++) {
+        of_all[v] = NAME(sum_vectors)(powers + v * n, n);
+        if (logarithm) INDEPENDENT for (int j = 0; j < VN; j++) of_all[v][j] = NAME(log)(of_all[v][j]);
+    }
+    for (int64_t i = 0; i < n; i++)
+        for (int64_t v = 0; v < vectors; v++) {
+            int64_t at = i * inner + v * VN, left = count - v * VN;
+            V made = logarithm ? (NAME(part)(x + at, left, 0) - greatest[v]) - of_all[v] : powers[v * n + i] / of_all[v];
+            NAME(put_part)(out + at, made, left);
+        }
+}
+
 typedef struct {
     const cyx_call *call;
     void (*row)(T *out, const T *x, int64_t n, T *work);
@@ -90,27 +155,38 @@ typedef struct {
 static void NAME(softmax_body)(void *context, int64_t begin, int64_t end) {
     NAME(rows) *rows = context;
     int64_t n = rows->n, inner = rows->inner;
-    T *work = cyx_scratch(1, sizeof(T) * (size_t)n * 3);
+    int logarithm = rows->row == NAME(log_softmax_row);
+    /* Columns at a time: in lanes, or turned into rows, which are not a power of two apart. */
+    int64_t pitch = n + VN, turned = MOST_TURNED / pitch < 1 ? 1 : MOST_TURNED / pitch < VN ? MOST_TURNED / pitch : VN;
+    int64_t abreast = MOST_POWERS / n < VECTORS_ABREAST ? MOST_POWERS / n : VECTORS_ABREAST;
+    T *work = cyx_scratch(1, sizeof(T) * (size_t)(inner == 1 ? n : n + turned * pitch));
     if (!work) {
         rows->no_memory = 1;
         return;
     }
+    T *out = rows->call->out.data;
+    const T *x = rows->call->in[0].data;
     int64_t together = SOFTMAX_NEAR / n < SOFTMAX_ROWS ? SOFTMAX_NEAR / n : SOFTMAX_ROWS, r = begin;
-    if (inner == 1 && rows->row == NAME(softmax_row))
-        for (; together > 1 && r < end; r += together)
-            NAME(softmax_rows)((T *)rows->call->out.data + r * n, (const T *)rows->call->in[0].data + r * n, n,
-                               end - r < together ? end - r : together);
-    for (; r < end; r++) {
-        int64_t at = inner == 1 ? r * n : r / inner * n * inner + r % inner;
-        const T *x = (const T *)rows->call->in[0].data + at;
-        T *out = (T *)rows->call->out.data + at;
-        if (inner == 1) {
-            rows->row(out, x, n, work);
+    if (inner == 1) {
+        if (!logarithm)
+            for (; together > 1 && r < end; r += together)
+                NAME(softmax_rows)(out + r * n, x + r * n, n, end - r < together ? end - r : together);
+        for (; r < end; r++) rows->row(out + r * n, x + r * n, n, work);
+        return;
+    }
+    for (int64_t count; r < end; r += count) {
+        int64_t column = r % inner, at = r / inner * n * inner + column;
+        count = inner - column < end - r ? inner - column : end - r;
+        if (n <= FEW_TERMS && count >= VN / 2) {
+            count = count < abreast * VN ? count : abreast * VN;
+            NAME(softmax_columns)(out + at, x + at, n, inner, count, logarithm);
             continue;
         }
-        for (int64_t i = 0; i < n; i++) work[n + i] = x[i * inner];
-        rows->row(work + 2 * n, work + n, n, work);
-        for (int64_t i = 0; i < n; i++) out[i * inner] = work[2 * n + i];
+        T *turn = work + n;
+        count = count < turned ? count : turned;
+        NAME(columns_to_rows)(turn, pitch, x + at, n, inner, count);
+        for (int64_t c = 0; c < count; c++) rows->row(turn + c * pitch, turn + c * pitch, n, work);
+        NAME(rows_to_columns)(out + at, inner, turn, n, pitch, count);
     }
 }
 
@@ -130,41 +206,9 @@ static cyx_status NAME(log_softmax)(const cyx_call *call) {
     return NAME(run_softmax)(call, NAME(log_softmax_row));
 }
 
-/* VN rows of n numbers as columns: lane r of to[i] is element i of row r. */
-static inline void NAME(rows_to_lanes)(V *to, const T *x, int64_t n) {
-    for (int64_t at = 0; at < n; at += VN) {
-        V square[VN];
-        _Pragma("GCC unroll 16") for (int r = 0; r < VN; r++) square[r] = NAME(part)(x + r * n + at, n - at, 0);
-        NAME(turn)(square);
-        for (int64_t i = 0; i < VN && at + i < n; i++) to[at + i] = square[i];
-    }
-}
-
-static inline void NAME(lanes_to_rows)(T *to, const V *x, int64_t n) {
-    for (int64_t at = 0; at < n; at += VN) {
-        V square[VN];
-        _Pragma("GCC unroll 16") for (int i = 0; i < VN; i++) square[i] = at + i < n ? x[at + i] : (V){0};
-        NAME(turn)(square);
-        _Pragma("GCC unroll 16") for (int r = 0; r < VN; r++) NAME(put_part)(to + r * n + at, square[r], n - at);
-    }
-}
-
-/* The sum, or the greatest, in each lane, of n <= 128 vectors in the order of sum_run() and max_run(); what these put in the
- * place of terms that are not there changes nothing. */
-#define FOLD_VECTORS(x, n, JOIN_V)                                                                           \
-    V folded[LANES_FOLDED];                                                                                  \
-    int64_t left = (n) < LANES_FOLDED ? (n) : LANES_FOLDED;                                                  \
-    for (int64_t i = 0; i < left; i++) folded[i] = (x)[i];                                                   \
-    for (int64_t i = left; i < (n); i++) folded[i % LANES_FOLDED] = JOIN_V(folded[i % LANES_FOLDED], (x)[i]); \
-    for (int64_t half = LANES_FOLDED / 2; half; half /= 2)                                                   \
-        for (int64_t i = 0; i < half && i + half < left; i++) folded[i] = JOIN_V(folded[i], folded[i + half]); \
-    return folded[0]
-static inline V NAME(sum_vectors)(const V *x, int64_t n) { FOLD_VECTORS(x, n, ADD_V); }
-static inline V NAME(max_vectors)(const V *x, int64_t n) { FOLD_VECTORS(x, n, MAX_V); }
-
 /* Of VN rows of logits each e**(x - the greatest), as columns, and their sums. Returns the greatest of each row. */
 static V NAME(powers_in_lanes)(V *powers, V *sums, const T *x, int64_t n) {
-    NAME(rows_to_lanes)(powers, x, n);
+    NAME(rows_to_columns)((T *)powers, VN, x, n, n, VN);
     V greatest = NAME(max_vectors)(powers, n);
     for (int64_t i = 0; i < n; i++) powers[i] = powers[i] - greatest;
     NAME(exp_row)((T *)powers, (const T *)powers, 0, n * VN);
@@ -214,7 +258,7 @@ static void NAME(loss_grad_body)(void *context, int64_t begin, int64_t end) {
         for (int64_t i = 0; i < rows->n; i++) made[i] = made[i] / sum;
         for (int64_t i = 0; i < VN; i++) made[labels[r + i]][i] -= 1;
         for (int64_t i = 0; i < rows->n; i++) made[i] = made[i] * g;
-        NAME(lanes_to_rows)(results + r * rows->n, made, rows->n);
+        NAME(columns_to_rows)(results + r * rows->n, rows->n, (const T *)made, rows->n, VN, VN);
     }
     for (; r < end; r++) {
         const T *x = logits + r * rows->n;
