@@ -185,6 +185,17 @@ class Generator:
         await asyncio.to_thread(self._process.join)
 
 
+async def seconds_of(work: Callable[[Any], None], told: list[Any]) -> float:
+    """How long processes of `work` take together, one for each of `told`, once all of them are ready."""
+    generators = [Generator(work) for _ in told]
+    await asyncio.gather(*(each.ask(its) for each, its in zip(generators, told, strict=True)))
+    begun = time.perf_counter()
+    await asyncio.gather(*(each.ask("go") for each in generators))
+    took_s = time.perf_counter() - begun
+    await asyncio.gather(*(each.join() for each in generators))
+    return took_s
+
+
 def cpu_s_of(network: LocalNetwork) -> dict[str, float]:
     """Seconds of processor that each part of a network, and each process beside a part, has used so far."""
     found = {}

@@ -20,8 +20,8 @@ def results(rates=(), kills=()):
     )  # fmt: skip
 
 
-def rate(system, per_s, durable=True):
-    return Rate(system=system, per_s=per_s, samples=1, durable=durable, means="m")
+def rate(system, per_s, durable=True, clients=1):
+    return Rate(system=system, per_s=per_s, samples=1, durable=durable, clients=clients, means="m")
 
 
 def kills(**counts):
@@ -58,6 +58,13 @@ def test_the_promise_of_speed_compares_with_the_best_durable_celery():
     met = promises(results(rates))
     missed = promises(results([*rates, rate("Celery, durable, 8 threads", 3000)]))
     assert met[1].endswith("6.00 ×, met") and missed[1].endswith("2.00 ×, NOT met")
+
+
+def test_several_clients_are_compared_with_as_many():
+    rates = [rate("Cyx, job.submit, 480 in flight", 6000), rate("Celery, durable, 8 threads", 2000)]
+    more = [rate("Cyx, job.submit, 2 client processes", 8000, clients=2), rate("Celery, durable, 2", 4000, clients=2)]
+    said = promises(results([*rates, *more]))
+    assert said[1].endswith("3.00 ×, met") and said[2].endswith("2.00 ×")
 
 
 @pytest.mark.parametrize("count", ["lost", "stuck", "repeated"])

@@ -1,5 +1,6 @@
 """Celery on Valkey: as it comes, and as durable as it can be set."""
 
+import asyncio
 import base64
 import contextlib
 import json
@@ -14,8 +15,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from benchmarks.bench_submissions import seconds_of
 from benchmarks.control import child
 from benchmarks.control.report import (
+    CLIENTS,
     WARM_SUBMISSIONS,
     Kills,
     Progress,
@@ -122,6 +125,26 @@ def _submit_for(task: Any, count: int) -> None:
         task.delay(number, 0)
 
 
+def _submit_by_threads(task: Any, count: int) -> None:
+    threads = [threading.Thread(target=_submit_for, args=(task, count // THREADS)) for _ in range(THREADS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def submitter(pipe: Any) -> None:
+    """A process that only submits: it is told how many tasks, and begins when it is told to."""
+    from benchmarks.control.celery_app import work
+
+    count = pipe.recv()
+    _submit_for(work, WARM_SUBMISSIONS)
+    pipe.send("ready")
+    pipe.recv()
+    _submit_by_threads(work, count)
+    pipe.send("done")
+
+
 def speed(scale: Scale, seed: int, folder: Path) -> Iterator[Report]:
     """Submissions while no worker runs (the broker has only the client to serve), then starts on an idle worker."""
     celery = Celery(folder, durable=True)
@@ -131,18 +154,25 @@ def speed(scale: Scale, seed: int, folder: Path) -> Iterator[Report]:
     begun = time.perf_counter()
     _submit_for(task, count)
     one_s = time.perf_counter() - begun
-    threads = [threading.Thread(target=_submit_for, args=(task, count // THREADS)) for _ in range(THREADS)]
     begun = time.perf_counter()
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    _submit_by_threads(task, count)
     many_s = time.perf_counter() - begun
+    clients_s = asyncio.run(seconds_of(submitter, [count // CLIENTS] * CLIENTS))
     means = "the broker has the task on disk (appendfsync always)"
     yield Rate(system="Celery, durable, 1 thread", per_s=count / one_s, samples=count, durable=True, means=means)
     total = count // THREADS * THREADS
     system = f"Celery, durable, {THREADS} threads"
     yield Rate(system=system, per_s=total / many_s, samples=total, durable=True, means=means)
+    total = count // CLIENTS // THREADS * THREADS * CLIENTS
+    system = f"Celery, durable, {CLIENTS} client processes"
+    yield Rate(
+        system=system,
+        clients=CLIENTS,
+        per_s=total / clients_s,
+        samples=total,
+        durable=True,
+        means=f"{means}; {THREADS} threads each",
+    )
     celery.redis().flushall()
     yield Progress("starts")
     celery.warm()

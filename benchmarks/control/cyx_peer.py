@@ -12,9 +12,11 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
+from benchmarks.bench_submissions import Asked, generator, seconds_of
 from benchmarks.bench_submit import measure
 from benchmarks.control import child
 from benchmarks.control.report import (
+    CLIENTS,
     WARM_SUBMISSIONS,
     Kills,
     Progress,
@@ -25,10 +27,11 @@ from benchmarks.control.report import (
     plan_faults,
     tally,
 )
-from cyxnet import jobfile, subjects
+from cyxnet import credentials, jobfile, subjects
 from cyxnet import messages as m
 from cyxnet.blocking import Client
 from cyxnet.client import AsyncClient
+from cyxnet.codec import MSGPACK, encode
 from cyxnet.escrow import build_deposit, escrow_address
 from cyxnet.lifetime import fastest_loop
 from cyxnet.local import LocalNetwork
@@ -50,6 +53,7 @@ VICTIMS = {  # of a kill run -> words of the command line
     "central": "cyxcentral --dir",
     "broker": "nats-server",
 }
+PREPARED_MEANS = "job checked, its deposit checked byte for byte, both on the broker's disk (sync always)"
 START_MEANS = (
     "a training process of its own, with limits; a signed, final payment; a node chosen; data checked; durable"
 )
@@ -111,14 +115,40 @@ async def _prepared_rate(scale: Scale, folder: Path) -> AsyncIterator[Report]:
         yield Progress(f"{count} submissions, {IN_FLIGHT} in flight")
         yield await _rate(
             "Cyx, job.submit",
-            "job checked, its deposit checked byte for byte, both on the broker's disk (sync always)",
+            PREPARED_MEANS,
             IN_FLIGHT,
             iter(requests[WARM_SUBMISSIONS:]),
         )
 
 
+async def _prepared_rate_of_clients(scale: Scale, folder: Path) -> AsyncIterator[Report]:
+    """The same from several processes that do nothing else, with as much in flight in all; on a network of its own,
+    which has not the jobs of the other rate to pay for.
+    """
+    job, count = _tiny_job(), scale.submissions
+    async with LocalNetwork(folder, nodes=0) as network, await AsyncClient.connect(folder) as client:
+        await _fund(client, count)
+        yield Progress(f"{count} submissions of {CLIENTS} clients")
+        signed = await _signed(client, job.request(await client.upload(job.data_path)), WARM_SUBMISSIONS + count)
+        asked = [(each.job_id or "", encode(each, MSGPACK)) for each in signed]
+        seed, warm_up = credentials.nkey_seed(credentials.USER, client.keys.child("nats")), WARM_SUBMISSIONS // CLIENTS
+        told = [
+            Asked(network.file.client_url, client.caller, seed, asked[nth::CLIENTS], warm_up, IN_FLIGHT // CLIENTS)
+            for nth in range(CLIENTS)
+        ]
+        took_s = await seconds_of(generator, told)
+        yield Rate(
+            system=f"Cyx, job.submit, {CLIENTS} client processes",
+            clients=CLIENTS,
+            per_s=count / took_s,
+            samples=count,
+            durable=True,
+            means=f"{PREPARED_MEANS}; {IN_FLIGHT // CLIENTS} in flight each",
+        )
+
+
 async def _whole_rate(scale: Scale, folder: Path) -> AsyncIterator[Report]:
-    """The same on a network of its own, which has not the jobs of the other rate to pay for."""
+    """The same by `Client.submit`, on a network of its own."""
     job, count = _tiny_job(), scale.submissions // 10
     async with LocalNetwork(folder, nodes=0), await AsyncClient.connect(folder) as client:
         await _fund(client, count)
@@ -146,6 +176,7 @@ def _collected(reports: AsyncIterator[Report]) -> Iterator[Report]:
 
 def speed(scale: Scale, seed: int, folder: Path) -> Iterator[Report]:
     yield from _collected(_prepared_rate(scale, folder / "prepared"))
+    yield from _collected(_prepared_rate_of_clients(scale, folder / "clients"))
     yield from _collected(_whole_rate(scale, folder / "whole"))
     yield Progress("starts of jobs")
     found = asyncio.run(measure(scale.slow_starts * 2))

@@ -8,6 +8,7 @@ from typing import Literal
 from msgspec import Struct
 
 WARM_SUBMISSIONS = 300  # of each system, before any is counted
+CLIENTS = 2  # processes that submit at the same time, where a system is asked by more than one
 STUCK_AFTER_S = 60.0  # since the last fault or the last task that ended: who moves for so long no more is stuck
 
 
@@ -15,7 +16,7 @@ class Scale(Struct, frozen=True, kw_only=True):
     """How much work one run measures. Rates are per second, so the sizes only change how steady they are."""
 
     rounds: int
-    submissions: int  # of one client, one after another or in flight
+    submissions: int  # of all clients, one after another or in flight
     starts: int  # one at a time, on an idle system
     slow_starts: int  # the same where one start takes about a second
     tasks: int  # of a kill run: function calls of `task_ms`
@@ -29,7 +30,7 @@ FULL = Scale(
     rounds=3, submissions=5000, starts=100, slow_starts=4, tasks=2000, task_ms=20, jobs=200, faults=24, fault_gap_s=1.5
 )
 QUICK = Scale(
-    rounds=1, submissions=1500, starts=30, slow_starts=2, tasks=300, task_ms=40, jobs=60, faults=6, fault_gap_s=1.0
+    rounds=3, submissions=5000, starts=30, slow_starts=2, tasks=300, task_ms=40, jobs=60, faults=6, fault_gap_s=1.0
 )
 
 
@@ -46,9 +47,10 @@ class Versions(Struct, frozen=True, tag="versions"):
 
 
 class Rate(Struct, frozen=True, kw_only=True, tag="rate"):
-    """Submissions per second, as one client sees them acknowledged."""
+    """Submissions per second, as who submits sees them acknowledged."""
 
     system: str
+    clients: int = 1  # processes that submit, all at the same time
     per_s: float
     samples: int
     durable: bool  # an acknowledged submission outlives kill -9 of any process

@@ -79,7 +79,12 @@ def _rates(results: Results) -> Sheet:
         spread = f"{min(rounds):,.0f} to {max(rounds):,.0f}"
         rows.append([system, f"{medians[system]:,.0f}", spread, "yes" if first[system].durable else "not durable"])
     notes = [f"{system}: {first[system].means}" for system in order]
-    return Sheet("Submissions that one client sees acknowledged", ["", "per second", "rounds", "durable"], rows, notes)
+    return Sheet(
+        "Submissions that clients see acknowledged, one where nothing else is said",
+        ["", "per second", "rounds", "durable"],
+        rows,
+        notes,
+    )
 
 
 def _starts(results: Results) -> Sheet:
@@ -119,15 +124,22 @@ def _kills(results: Results) -> Sheet:
 def promises(results: Results) -> list[str]:
     """What we promise of these figures, each with what this run says of it."""
     medians, said = median_rates(results.rates), []
-    ours = [per_s for system, per_s in medians.items() if system.startswith(CYX)]
-    theirs = [per_s for system, per_s in medians.items() if system.startswith(CELERY)]
+    clients = {rate.system: rate.clients for rate in results.rates}
+
+    def of(name: str, many: bool = False) -> list[float]:
+        return [each for system, each in medians.items() if system.startswith(name) and (clients[system] > 1) == many]
+
+    ours, theirs = of(CYX), of(CELERY)
     if ours:
         verdict = "met" if ours[0] >= SUBMISSIONS_PER_S else "NOT met"
         said.append(f"durable submissions ≥ {SUBMISSIONS_PER_S:,}/s: {ours[0]:,.0f}/s, {verdict}")
     if ours and theirs:
         times = ours[0] / max(theirs)
         verdict = "met" if times >= TIMES_CELERY else "NOT met"
-        said.append(f"≥ {TIMES_CELERY:g} × the best durable Celery: {times:.2f} ×, {verdict}")
+        said.append(f"≥ {TIMES_CELERY:g} × the best durable Celery, one client each: {times:.2f} ×, {verdict}")
+    if (ours_of_more := of(CYX, many=True)) and (theirs_of_more := of(CELERY, many=True)):
+        times = max(ours_of_more) / max(theirs_of_more)
+        said.append(f"the same with more client processes each, which is no promise: {times:.2f} ×")
     for run in results.kills:
         if run.system == "Cyx":
             verdict = "met" if run.lost == run.repeated == run.stuck == 0 else "NOT met"
