@@ -242,6 +242,8 @@ class Connection(nats.NATS):
         """
         if self.is_closed:
             raise nats.errors.ConnectionClosedError
+        if not self.is_connected:
+            return  # what was asked for goes out with the next link; uvloop raises where this one is written to
         answer = asyncio.get_running_loop().create_future()
         try:
             async with asyncio.timeout(timeout):

@@ -235,6 +235,21 @@ async def test_a_round_trip_that_is_cancelled_as_its_answer_comes_is_cancelled(b
     await bus.close()
 
 
+async def test_a_round_trip_while_the_link_is_gone_writes_to_no_closed_socket(broker, monkeypatch):
+    """uvloop raises a RuntimeError then, and what asks for the round trip would end."""
+    bus = await Bus.connect(broker.url("core"), name="test")
+    await bus._nc._process_op_err(OSError("the link broke"))
+    assert not bus.connected
+
+    def write(self, payload):
+        raise RuntimeError("the handler is closed")
+
+    with monkeypatch.context() as closed:
+        closed.setattr(type(bus._nc._transport), "write", write)
+        await bus.round_trip()
+    await bus.close()
+
+
 @pytest.mark.parametrize("said", ['Permissions Violation for Publish to "a"', "maximum subscriptions exceeded"])
 async def test_an_error_that_leaves_the_link_as_it_is_changes_nothing(broker, said):
     bus = await Bus.connect(broker.url("core"), name="test")
