@@ -257,7 +257,10 @@ class Bus(Streams):
             await asyncio.wait({reconnecting}, timeout=CONNECT_TIMEOUT_S)
 
     async def round_trip(self) -> None:
-        """Hear from the broker: whatever it had sent before has arrived then. Raises BusError."""
+        """Hear from the broker: whatever it had sent before has arrived then. Raises BusError when it does not answer.
+
+        While the link is gone it returns at once: what was asked for before goes out with the next one.
+        """
         try:
             async with asyncio.timeout(REQUEST_TIMEOUT_S):
                 await self._nc.flush()
