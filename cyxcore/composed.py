@@ -241,10 +241,12 @@ def in_place_of(so_far: Any, total: Tensor | None, new: Tensor) -> Any:
 
 def remade(kind: Kind, inputs: Sequence[Tensor], start: int, step: int) -> tuple[Tensor, ...]:
     """The results, remembering single operations at the times start + step, start + 2 step and so on."""
-    known = {id(x) for x in inputs}
+    # What was frozen then has no gradient to come, also where it is trained now.
+    given = [x if followed else x.detach() for x, followed in zip(inputs, kind.followed, strict=True)]
+    known = {id(x) for x in given}
     began = later(1)
     with enable_grad():
-        result = kind.call(inputs)
+        result = kind.call(given)
     results = result if isinstance(result, tuple) else (result,)
     found: dict[int, Tensor] = {}
     waiting = list(results)

@@ -11,10 +11,11 @@ from typing import Any
 class _Node:
     """What a result remembers: the operation (a name, or an object with a gradient of its own), inputs and time."""
 
-    __slots__ = ("attrs", "inputs", "op", "time")
+    __slots__ = ("attrs", "followed", "inputs", "op", "time")
 
     def __init__(self, op: Any, inputs: tuple[Any, ...], attrs: Any, time: int) -> None:
         self.op, self.inputs, self.attrs, self.time = op, inputs, attrs, time
+        self.followed = [x.requires_grad for x in inputs]  # then: one that was frozen gets no gradient later
 
 
 class _Memory:

@@ -246,7 +246,7 @@ def _backwards(tensor: "Tensor", g: "Tensor") -> list[Any]:
     """Of each input a tensor was made of, its gradient: None where it is not followed. g: the gradient of tensor."""
     node: Any = tensor._op
     since, op = node.time, node.op
-    wanted = [_then(x, since).requires_grad for x in node.inputs]
+    wanted = [asked and _then(x, since).requires_grad for x, asked in zip(node.inputs, node.followed, strict=True)]
     known, output = [_value(x, since, op) for x in node.inputs], _value(tensor, since, op)
     if type(op) is str:
         gradients = input_gradients(op, g, known, output, node.attrs, wanted)
@@ -282,9 +282,9 @@ def _newest_first(root: "Tensor") -> "list[Tensor]":
         since = node.time
         sources[id(tensor)] = found = []
         results.append(tensor)
-        for x in node.inputs:
+        for x, asked in zip(node.inputs, node.followed, strict=True):
             source = x if x._op is None or x._op.time <= since else _then(x, since)
-            if source.requires_grad:
+            if asked and source.requires_grad:
                 found.append(source)
                 in_time &= source._op is None or source._op.time < since
                 if id(source) not in sources:

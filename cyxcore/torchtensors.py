@@ -101,7 +101,10 @@ class InMemory(InPlace):
         return self.copy_(drawn * (high - low) + low)
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:
-        """Ask for a gradient of this leaf, or no longer. Raises GradientError for what can have none."""
+        """Ask for a gradient of this leaf, or no longer. What was computed with it while it was frozen gives it none.
+
+        Raises GradientError for what can have none.
+        """
         if not requires_grad and not self.is_leaf:  # type: ignore[attr-defined]
             raise GradientError("requires_grad_: a result has a gradient as long as its inputs do; detach() it")
         if requires_grad and self.dtype not in INEXACT:

@@ -266,6 +266,7 @@ cdef object _applied(str op, PyObject **tensors, Py_ssize_t count, dict attrs):
     """One op on tensors."""
     cdef Call call = _call_of(op, tensors, count, attrs, False)
     cdef Held result
+    cdef uint64_t asked = 0
     cdef Py_ssize_t i
     if call is not None:
         if call.view:
@@ -279,9 +280,9 @@ cdef object _applied(str op, PyObject **tensors, Py_ssize_t count, dict attrs):
                 (<Recorder>_recorder).note(call, tensors, count, result)
             if _recording and call.differentiable:
                 for i in range(count):
-                    if (<Held>tensors[i]).requires_grad:
-                        _remember(result, call, tensors, count)
-                        break
+                    asked |= <uint64_t>(<Held>tensors[i]).requires_grad << i
+                if asked:
+                    _remember(result, call, tensors, count, asked)
             return result
     _spoil()
     return (<Held>tensors[0])._apply_generally(op, tuple([<object>tensors[i] for i in range(count)]), attrs or {})
@@ -293,12 +294,12 @@ cdef inline Held _seen(Call call, Held tensor):
     return <Held>tensor._seen(call.op, call.shape, call.attrs)
 
 
-cdef inline int _remember(Held result, Call call, PyObject **tensors, Py_ssize_t count) except -1:
-    """That a result is of these inputs."""
+cdef inline int _remember(Held result, Call call, PyObject **tensors, Py_ssize_t count, uint64_t asked) except -1:
+    """That a result is of these inputs. asked: a bit for each that requires a gradient."""
     global _clock
     cdef Node node = Node.__new__(Node)
     _clock += 1
-    node.call, node.count, node.time = call, <int>count, _clock
+    node.call, node.count, node.asked, node.time = call, <int>count, asked, _clock
     if count > 3:
         node.many = tuple([<object>tensors[i] for i in range(count)])
     else:

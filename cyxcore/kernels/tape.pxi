@@ -687,7 +687,7 @@ cdef bint _is_ordered(Walk made, Held root) except -1:
             x = <Held>_input_of(node, k)
             if x._op is not None and x._op.time >= node.time:
                 return False
-            if x.requires_grad and x._walk != _walks:
+            if x.requires_grad and x._walk != _walks and _was_asked(node, k):
                 waiting += 1
                 _found[_room - waiting].tensor = <PyObject *>x
     if not results:
@@ -711,7 +711,7 @@ cdef bint _is_ordered(Walk made, Held root) except -1:
         for k in range(node.count):
             x = <Held>_input_of(node, k)
             made.edges[edge + k] = NOWHERE
-            if x.requires_grad and x._op is None:
+            if x.requires_grad and x._op is None and _was_asked(node, k):
                 x._place = -2 - <int>(edge + k)
         edge += node.count
     leaves = results
@@ -728,7 +728,7 @@ cdef bint _is_ordered(Walk made, Held root) except -1:
         node = (<Held>made.tensors[i])._op
         for k in range(node.count):
             x = <Held>_input_of(node, k)
-            if x.requires_grad:
+            if x.requires_grad and _was_asked(node, k):
                 made.edges[made.first[i] + k] = x._place
     made.count = leaves
     return True

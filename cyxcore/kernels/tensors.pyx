@@ -256,10 +256,18 @@ cdef class Node:
     cdef object third
     cdef tuple many  # inputs, where they are more than three
     cdef int count
+    cdef uint64_t asked  # a bit for each of the first 64 inputs: whether it required a gradient then
+    cdef bytes asked_beyond  # a byte for each of the others
     cdef readonly int64_t time
 
     def __init__(self, op, tuple inputs, attrs, int64_t time):
+        cdef int place
         self.own_op, self.own_attrs, self.time, self.count = op, attrs, time, len(inputs)
+        for place in range(min(self.count, 64)):
+            if (<Held>inputs[place]).requires_grad:
+                self.asked |= <uint64_t>1 << place
+        if self.count > 64:
+            self.asked_beyond = bytes([(<Held>x).requires_grad for x in inputs[64:]])
         if self.count > 3:
             self.many = inputs
         else:
@@ -283,6 +291,16 @@ cdef class Node:
         if self.many is not None:
             return self.many
         return tuple([<object>_input_of(self, place) for place in range(self.count)])
+
+    @property
+    def followed(self) -> list:
+        """Of each input, whether it required a gradient when this was recorded."""
+        return [_was_asked(self, place) for place in range(self.count)]
+
+
+cdef inline bint _was_asked(Node node, int place) noexcept:
+    """Whether an input required a gradient when the node was recorded. One that was frozen then gets none later."""
+    return node.asked >> place & 1 if place < 64 else (<const char *>node.asked_beyond)[place - 64]
 
 
 cdef inline PyObject *_input_of(Node node, int place) noexcept:

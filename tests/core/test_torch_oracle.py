@@ -687,3 +687,110 @@ def test_a_sparse_weight_has_torchs_zeros_and_spread() -> None:
 def test_an_initialiser_that_does_not_fit_says_so(make: Any, says: str) -> None:
     with pytest.raises(CyxError, match=says):
         make()
+
+
+# whether a gradient is asked for says the time an operation is recorded, and that of backward() ------------------
+
+
+def _frozen_when_used(m: Any) -> list[Any]:
+    w, v = m.ones(3), m.full((3,), 2.0).requires_grad_()
+    loss = (w * v).sum()
+    w.requires_grad_()
+    loss.backward()
+    return [w, v]
+
+
+def _frozen_after_use(m: Any) -> list[Any]:
+    w, v = m.ones(3).requires_grad_(), m.full((3,), 2.0).requires_grad_()
+    loss = (w * v).sum()
+    w.requires_grad_(False)
+    loss.backward()
+    return [w, v]
+
+
+def _frozen_and_trained_again_after_use(m: Any) -> list[Any]:
+    w = m.ones(3).requires_grad_()
+    loss = (w * w).sum()
+    w.requires_grad_(False)
+    loss = loss + w.exp().sum()
+    w.requires_grad_(True)
+    (loss + (5 * w).sum()).backward()
+    return [w]
+
+
+def _frozen_for_one_of_two_passes(m: Any) -> list[Any]:
+    layer = m.nn.Linear(4, 4)
+    with m.no_grad():
+        layer.weight.copy_(m.ones(4, 4) * 0.5)
+        layer.bias.copy_(m.ones(4))
+    layer.requires_grad_(False)
+    x = m.ones(2, 4).requires_grad_()
+    hidden = layer(x)
+    layer.requires_grad_(True)
+    layer(hidden).square().sum().backward()
+    return [x, layer.weight, layer.bias]
+
+
+def _a_result_without_a_past(m: Any) -> list[Any]:
+    v = m.ones(3).requires_grad_()
+    h = m.ones(3) * 2
+    loss = (h * v).sum()
+    h.requires_grad_()
+    (loss + h.sum()).backward()
+    return [h, v]
+
+
+def _one_of_many(m: Any) -> list[Any]:
+    many = [m.full((2,), float(number)).requires_grad_(number % 3 > 0) for number in range(80)]
+    loss = m.concat(many).square().sum()
+    for x in many:
+        x.requires_grad_()
+    loss.backward()
+    return many
+
+
+def _a_large_layer_norm(second: bool) -> Callable[[Any], list[Any]]:
+    def norm(m: Any) -> list[Any]:
+        x = (m.arange(64 * 1024, dtype=m.float32).reshape(64, 1024) / 1e4).requires_grad_()
+        weight, bias = m.full((1024,), 1.5), m.full((1024,), 0.5).requires_grad_()
+        loss = m.nn.functional.layer_norm(x, (1024,), weight, bias).square().mean()
+        weight.requires_grad_()
+        loss.backward(create_graph=second)
+        return [x, weight, bias]
+
+    norm.__name__ = f"_a_large_layer_norm{'_with_second_derivatives' if second else ''}"
+    return norm
+
+
+def _a_rule_that_is_known(m: Any) -> list[Any]:
+    """The first passes go the general way, later ones by a program: of those that follow both, and of others."""
+    w, v = m.ones(3), m.full((3,), 2.0).requires_grad_()
+    for number in range(12):
+        w.requires_grad_(number % 2 == 1)
+        loss = (w * v).sum()
+        w.requires_grad_(number % 3 > 0)
+        loss.backward()
+    return [w, v]
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        _frozen_when_used,
+        _frozen_after_use,
+        _frozen_and_trained_again_after_use,
+        _frozen_for_one_of_two_passes,
+        _a_result_without_a_past,
+        _one_of_many,
+        _a_large_layer_norm(False),
+        _a_large_layer_norm(True),
+        _a_rule_that_is_known,
+    ],
+    ids=lambda program: program.__name__.strip("_"),
+)
+@pytest.mark.filterwarnings("ignore:Using backward")
+def test_who_gets_a_gradient(program: Callable[[Any], list[Any]]) -> None:
+    for mine, its in zip(program(cx), program(torch), strict=True):
+        assert (mine.grad is None) == (its.grad is None)
+        if its.grad is not None:
+            np.testing.assert_allclose(mine.grad.detach().numpy(), its.grad.detach().numpy(), rtol=1e-4, atol=1e-6)
