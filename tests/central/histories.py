@@ -372,6 +372,26 @@ HISTORIES: dict[str, list[Said]] = {
             )
         ),
     ],
+    "a replica that stood by, was called, sent back while it worked, and called again": [
+        A,
+        (
+            JOB,
+            f.submitted(
+                model=ModelSpec(),
+                serve=m.ServeSpec(
+                    deployment=f.DEPLOYMENT, format="onnx", seconds=60, standby=True, least=1, most=2, drain_s=5
+                ),
+            ),
+        ),
+        *(
+            (JOB, event)
+            for event in (
+                *(f.FUNDED, f.CALLED, lease(1), f.STARTED, f.SENT_BACK),
+                m.LeaseLost(attempt=1, code="paused", reason="as asked"),
+                *(f.CALLED, lease(2), m.Started(attempt=2), m.CancelRequested(reason="enough", caller="alice")),
+            )
+        ),
+    ],
     "a faucet that paid and one that could not": [
         (MINT, m.MintSigned(to=f.CLIENT, amount_base_units=5, signed=f.signed())),
         (MINT, m.Minted(to=f.CLIENT, amount_base_units=5, signature=f.SIGNATURE)),

@@ -1,6 +1,7 @@
 """Logs written long ago mean today what they meant then."""
 
 import json
+from typing import get_args
 
 import pytest
 
@@ -8,7 +9,7 @@ from cyxcentral import jobrules
 from cyxnet import messages as m
 from cyxnet.codec import MSGPACK, decode
 from cyxnet.outcomes import Stored
-from tests.central.histories import FOLDER, HISTORIES, fold, path_of, plain, state_of
+from tests.central.histories import FOLDER, HISTORIES, Unchained, fold, path_of, plain, state_of
 
 KEPT = sorted(FOLDER.glob("*.json"))
 
@@ -36,6 +37,12 @@ def test_every_event_of_a_history_is_still_possible_where_it_stands(path):
 
 def test_every_history_in_the_table_is_kept():
     assert [name for name in HISTORIES if not path_of(name).exists()] == [], "run: python -m tests.central.histories"
+
+
+def test_every_kind_of_event_is_in_a_history():
+    events = (each for history in HISTORIES.values() for _, each in history)
+    said = {type(each.event if isinstance(each, Unchained) else each) for each in events}
+    assert said >= set(get_args(m.AnyEvent))
 
 
 def test_a_new_field_with_its_default_changes_no_state():

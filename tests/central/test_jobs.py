@@ -1,6 +1,7 @@
 """The life of a job."""
 
 import random
+from typing import get_args
 
 import pytest
 from hypothesis import given, settings
@@ -118,6 +119,12 @@ LEGAL = {
         *("CheckLost, second", "Checked, by the second", "Rejected", "CheckGivenUp", "CheckGivenUp, two differ"),
     },
 }
+
+
+def test_every_kind_of_event_and_every_status_is_among_those_tried():
+    assert {type(event) for event in EVENTS.values()} == set(get_args(m.JobEvent))
+    assert jobrules.RULES.keys() == jobfold.AFTER.keys() == set(get_args(m.JobEvent)) - {m.Submitted}
+    assert {job.status for job in STATES.values() if job} == set(get_args(m.JobStatus))
 
 
 @pytest.mark.parametrize("event", EVENTS)

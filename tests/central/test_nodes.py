@@ -1,11 +1,14 @@
 """The life of a node, and how it comes to its reputation."""
 
+from typing import get_args
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from cyxcentral import nodes
+from cyxcentral.world import JUDGED
 from cyxnet import messages as m
 from tests.central import facts as f
 
@@ -40,7 +43,14 @@ NODE_EVENTS = {
     "NodeBanned": BANNED,
     "NodePardoned": PARDONED,
 }
-JOB_EVENTS = {"Completed": f.completed(), "LeaseLost": f.lost()}
+JOB_EVENTS = {
+    "Completed": f.completed(),
+    "TimeUsed": f.time_used(),
+    "LeaseLost": f.lost(),
+    "Checked": m.Checked(finding=f.finding()),
+    "CheckGivenUp": m.CheckGivenUp(reason="nobody came"),
+    "Rejected": f.rejected(f.finding("9" * 64), f.finding("9" * 64, m.FIRST_CHECK + 1)),
+}
 NEXT = {  # state -> event -> state; what is not here cannot happen
     "new": {"NodeRegistered": "online"},
     "online": {
@@ -49,8 +59,7 @@ NEXT = {  # state -> event -> state; what is not here cannot happen
         "NodeDraining": "draining",
         "NodeBanned": "banned",
         "NodePardoned": "online",
-        "Completed": "online",
-        "LeaseLost": "online",
+        **dict.fromkeys(JOB_EVENTS, "online"),
     },
     "draining": {
         "NodeRegistered": "online",
@@ -58,32 +67,33 @@ NEXT = {  # state -> event -> state; what is not here cannot happen
         "NodeUndrained": "online",
         "NodeBanned": "banned",
         "NodePardoned": "draining",
-        "Completed": "draining",
-        "LeaseLost": "draining",
+        **dict.fromkeys(JOB_EVENTS, "draining"),
     },
     "offline": {
         "NodeRegistered": "online",
         "NodeBanned": "banned_offline",
         "NodePardoned": "offline",
-        "Completed": "offline",
-        "LeaseLost": "offline",
+        **dict.fromkeys(JOB_EVENTS, "offline"),
     },
     "banned": {
         "NodeRegistered": "banned",
         "NodeLost": "banned_offline",
         "NodeBanned": "banned",
         "NodePardoned": "online",
-        "Completed": "banned",
-        "LeaseLost": "banned",
+        **dict.fromkeys(JOB_EVENTS, "banned"),
     },
     "banned_offline": {
         "NodeRegistered": "banned",
         "NodeBanned": "banned_offline",
         "NodePardoned": "offline",
-        "Completed": "banned_offline",
-        "LeaseLost": "banned_offline",
+        **dict.fromkeys(JOB_EVENTS, "banned_offline"),
     },
 }
+
+
+def test_every_kind_of_event_is_among_those_tried():
+    kinds = {type(event) for event in (NODE_EVENTS | JOB_EVENTS).values()}
+    assert kinds == nodes.STATES.keys() == set(get_args(m.NodeEvent)) | JUDGED
 
 
 @pytest.mark.parametrize("state", STATES)
