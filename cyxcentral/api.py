@@ -44,6 +44,7 @@ JOBS_AT_ONCE = 1_000  # looked at for a list; then others have their turn
 JOBS_PER_REQUEST = 20_000  # so many of them cost who asks as much as one request
 IDS_NAMED = 5  # of jobs that begin with what was asked for
 REPLICAS_SHOWN = 200  # of one deployment
+VERIFY_AGAIN_MS = 5_000  # whoever asks meanwhile
 STEERED: dict[type, str] = {  # what a job cannot be when its owner's wish comes too late
     m.CancelRequested: "cancelled",
     m.PauseRequested: "paused",
@@ -711,7 +712,8 @@ class Api:
     async def _verify(self, caller: str, _: m.AuditRequest) -> m.AuditReply:
         self._operators.check(caller)
         if self._verifying.locked():
-            raise ApiError("busy", "the ledger is being verified already; ask again when that is done", 429)
+            why = "the ledger is being verified already; ask again when that is done"
+            raise ApiError("busy", why, 429, retry_after_ms=VERIFY_AGAIN_MS)
         async with self._verifying:
             return m.AuditReply(checks=await self._central.audit.verify(self._network.gives_test_money))
 

