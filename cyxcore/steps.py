@@ -283,6 +283,7 @@ class _Traced(NamedTuple):
     draws: Draws
     gradients: "Gradients"
     modes: list[tuple[Module, bool]]  # in which the function leaves parts of modules, where it changes them
+    trained: list[tuple[Tensor, bool]]  # whether it leaves parameters trained, where it sets that
     kept: list[Any]
 
 
@@ -404,6 +405,8 @@ class CompiledStep:
         wrote(traced.written)
         for part, is_training in traced.modes:
             part.training = is_training
+        for parameter, is_trained in traced.trained:
+            parameter.requires_grad = is_trained
         for optimizer, _ in traced.stepped:
             optimizer.call_step_hooks("after_step")
         results = tuple(map(copy_of, plan.outputs))
@@ -444,6 +447,10 @@ class CompiledStep:
                 stack.enter_context(_having_missed(self.optimizers, before.missed))
             stack.enter_context(drawing_again(partial(in_a_graph, builder)))
             parameters = {symbol.home: tensors[identity] for identity, symbol in known.items()}
+            if self.around.freezes:  # what is computed before the step sets requires_grad keeps no gradient
+                for symbol in known.values():
+                    if not symbol.requires_grad:
+                        symbol.node = builder.apply("detach", [symbol], {}).node
             builder.given = partial(_gradient_before, builder, parameters)
             if any(x._hooks for x in tensors.values()):
                 raise GraphError(
@@ -469,11 +476,13 @@ class CompiledStep:
         graph = builder.graph(*outputs, *[builder.gradients[home] for home in after])
         builder.ended = True
         changed = [(part, _is_training(part)) for part, was in zip(parts, modes, strict=True) if part.training != was]
-        return _Followed(builder, graph, rebuild, held, steppers, parameters, after, changed)
+        trained = [(parameters[home], wanted) for home, wanted in builder.trained.items() if home in parameters]
+        return _Followed(builder, graph, rebuild, held, steppers, parameters, after, changed, trained)
 
     def _made(self, inputs: list[Tensor], given: Given, device: str) -> tuple[_Traced, Before]:
         """A plan, and what the function did."""
-        builder, graph, rebuild, held, steppers, parameters, after, modes = self._follow(inputs, given, device)
+        followed = self._follow(inputs, given, device)
+        builder, graph, rebuild, held, steppers, parameters, after, modes, trained = followed
         names = [_argument(place) for place in range(len(inputs))]
         plan = Plan(
             graph,
@@ -504,7 +513,7 @@ class CompiledStep:
         )
         written = [parameters[home] for home in builder.updates if home in parameters]
         fed, drawn = [plan.inputs[name] for name in names], draws_of(plan, builder)
-        traced = _Traced(plan, rebuild, written, fed, stepped, scalars, momenta, drawn, gradients, modes, kept)
+        traced = _Traced(plan, rebuild, written, fed, stepped, scalars, momenta, drawn, gradients, modes, trained, kept)
         missed = [dict(optimizer.missed) for optimizer in self.optimizers]
         return traced, Before(graph, rebuild, len(graph.outputs) - len(after), self.around.by_value, missed)
 
@@ -520,6 +529,7 @@ class _Followed(NamedTuple):
     parameters: dict[int, Tensor]  # by the nodes they are
     after: list[int]  # of which of them the last outputs are the gradients
     modes: list[tuple[Module, bool]]  # of parts that the function left in another one than they were in
+    trained: list[tuple[Tensor, bool]]  # parameters whose requires_grad it set, and to what in the end
 
 
 def _argument(place: int) -> str:

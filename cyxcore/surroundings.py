@@ -158,6 +158,7 @@ class Surroundings:
                 self._program.append((place, value))
         self._program += [(place, None) for place in self._empty]
         self.reads_rates = not self._attributes.isdisjoint(("lr", "get_last_lr", "_last_lr"))
+        self.freezes = not self._attributes.isdisjoint(("requires_grad", "requires_grad_"))
 
     def again(self) -> "Surroundings":
         """Of the same function, as it is now."""

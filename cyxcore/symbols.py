@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from cyxcore import indexing, torchstatistics  # noqa: F401 - symbols have PyTorch's names too
 from cyxcore.attrs import MAX_CONST_ELEMENTS, finite, init_rule, numbers
-from cyxcore.dtype import COMPLEX, DEFAULTS, FLOATS, INTEGERS
+from cyxcore.dtype import COMPLEX, DEFAULTS, FLOATS, INEXACT, INTEGERS
 from cyxcore.errors import CyxError, DtypeError, GradientError, GraphError
 from cyxcore.graph import MAX_NODES, SIZES, Graph, Inferred, Node, at_batch, at_layer
 from cyxcore.infer import Shape, Typed
@@ -180,7 +180,7 @@ class Symbol(Placed):
             return owner
         node = builder.nodes[owner.home]
         if self.is_compiled and node.op == "param" and builder.differentiate is not None:
-            if has_no_past or not node.attrs["trainable"]:
+            if has_no_past or not owner.requires_grad:
                 return owner
         if not self.is_compiled:
             instead = "another value" if name in _FILLS else f"x.{name[:-1]}(...)"
@@ -347,10 +347,18 @@ class Symbol(Placed):
             "cx.autograd.grad(loss, [x])"
         )
 
+    def _is_trained(self) -> bool:
+        """Whether it is a parameter that gets a gradient now."""
+        builder = self.builder
+        node = builder.nodes[self.home]
+        return node.op == "param" and bool(builder.trained.get(self.home, node.attrs["trainable"]))
+
     @property
     def requires_grad(self) -> bool:
-        node = self.builder.nodes[self.home]
-        return node.op == "param" and bool(node.attrs["trainable"])
+        builder = self.builder
+        if builder.differentiate is None or builder.nodes[self.home].op == "param":
+            return self._is_trained()
+        return self.dtype in INEXACT and builder.is_followed(self)
 
     @requires_grad.setter
     def requires_grad(self, wanted: bool) -> None:
@@ -359,14 +367,24 @@ class Symbol(Placed):
     def requires_grad_(self, requires_grad: bool = True) -> "Symbol":
         """Itself: cx.autograd.grad(outputs, inputs) finds the gradient of every value of a graph.
 
-        Raises GraphError where a parameter would be frozen or no longer.
+        A parameter is frozen from here on, or no longer; what was computed with it before goes on as it would have.
         """
-        is_param = self.is_compiled and self.builder.nodes[self.home].op == "param"
-        if is_param and self.builder.differentiate is not None and requires_grad != self.requires_grad:
-            raise GraphError(
-                f"compile: the function sets requires_grad of a parameter to {requires_grad}, which only its first "
-                "call would do; set it outside, or use p.detach() or cx.no_grad()"
-            )
+        builder = self.builder
+        is_param = self.is_compiled and builder.nodes[self.home].op == "param"
+        if is_param and builder.differentiate is not None and requires_grad != self.requires_grad:
+            used = (node.op != "detach" and self.home in node.inputs for node in builder.nodes)
+            if requires_grad and not builder.nodes[self.home].attrs["trainable"] and any(used):
+                raise GraphError(
+                    "compile: the step trains a parameter that it used while it was frozen, by a name that its code "
+                    "does not have; write p.requires_grad_() or p.requires_grad = True in it"
+                )
+            builder.trained[self.home] = requires_grad
+            self.node = builder.apply("detach", [self], {}).node
+            if requires_grad:
+                builder.written[self.node] = self.home
+                builder.begins.add(self.node)
+        elif not is_param and self.is_compiled:
+            builder.trained[self.home] = requires_grad
         return self
 
     def backward(
@@ -387,13 +405,13 @@ class Symbol(Placed):
         if given is not None and not given:
             raise GradientError("backward: inputs is empty; name a parameter, or leave it out for all of them")
         for place, x in enumerate(given or ()):
-            if not (isinstance(x, Symbol) and x.requires_grad):
+            if not (isinstance(x, Symbol) and x._is_trained()):
                 raise GradientError(
                     f"backward: in a compiled step expected trained parameters as inputs, input {place} is none; use "
                     "cx.autograd.grad(loss, [x])"
                 )
         only = None if given is None else {x.home for x in given}
-        trained = [value for value in map(builder.at, range(len(builder.nodes))) if value.requires_grad]
+        trained = [value for value in map(builder.at, range(len(builder.nodes))) if value._is_trained()]
         if only is not None:
             trained = [value for value in trained if value.home in only]
         for p, g in zip(trained, differentiate(builder, self.up_to_date(), trained), strict=True):
@@ -512,6 +530,8 @@ class Builder:
         self.waiting: set[int] = set()  # and those for whose gradient no optimiser made a step yet
         # What was written without being recorded -> what was there: its gradient is that of the same tensor.
         self.written: dict[int, int] = {}
+        self.trained: dict[int, bool] = {}  # values whose requires_grad the step has set, and to what
+        self.begins: set[int] = set()  # what parameters are that are trained again from there on
         self.differentiate: Callable[[Builder, Symbol, list[Symbol]], list[Symbol | None]] | None = None
         self.recording: Callable[[], bool] | None = None  # of a compiled training step: False within no_grad()
         self.device = "cpu"  # where the plan will run
@@ -604,16 +624,19 @@ class Builder:
         return self._add("reshape", (value.node,), normal_attrs("reshape", {"shape": value.shape}), None, merging=False)
 
     def is_followed(self, value: Symbol) -> bool:
-        """Whether a gradient of a value goes on to a trained parameter."""
+        """Whether a gradient of a value goes on to a parameter, which was trained when it was used, or to a value that
+        asked for one.
+        """
         seen, waiting = {value.node}, [value.node]
         while waiting:
-            node = self.nodes[waiting.pop()]
-            if node.op == "param" and node.attrs["trainable"]:
+            place = waiting.pop()
+            node = self.nodes[place]
+            if place in self.begins or (node.attrs["trainable"] if node.op == "param" else self.trained.get(place)):
                 return True
-            if node.op != "detach":
-                new = [source for source in node.inputs if source not in seen]
-                seen.update(new)
-                waiting += new
+            sources = node.inputs if node.op != "detach" else [self.written[place]] if place in self.written else ()
+            new = [source for source in sources if source not in seen]
+            seen.update(new)
+            waiting += new
         return False
 
     def key(self) -> Symbol:

@@ -78,21 +78,6 @@ def adversaries_with_noise_in_one_function(how: How) -> Any:
     return [step(batch(n)[0]) for n in range(4)], maker.state_dict(), judge.state_dict()
 
 
-@refused("sets requires_grad of a parameter to False")
-def adversaries_that_freeze_each_other(how: How) -> Any:
-    maker, judge = nn.Linear(8, 8), nn.Linear(8, 1)
-    of_maker = sgd(maker)
-
-    @how
-    def step(x: Any) -> Any:
-        judge.requires_grad_(False)
-        loss = update(of_maker, -judge(maker(x)).mean())
-        judge.requires_grad_(True)
-        return loss
-
-    return [step(batch(n)[0]) for n in range(3)]
-
-
 @same
 def a_penalty_on_gradients(how: How) -> Any:
     judge = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 1))
