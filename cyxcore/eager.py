@@ -118,8 +118,10 @@ class Tensor(Held, Leaving):
             result._op = Node(op, tensors, normal, now())
         return result
 
-    def _composed(self, function: Callable[..., Any], inputs: Sequence[Any], options: tuple[Any, ...]) -> Any:
-        if not devices.straight[0] or math.prod(self.shape) < LEAST_COMPOSED:
+    def _composed(
+        self, function: Callable[..., Any], inputs: Sequence[Any], options: tuple[Any, ...], elements: int = 0
+    ) -> Any:
+        if not devices.straight[0] or (elements or math.prod(self.shape)) < LEAST_COMPOSED:
             return function(*inputs, *options)
         return _planned("cyxcore.composed", "composed")(function, inputs, options)
 
@@ -373,8 +375,7 @@ class Tensor(Held, Leaving):
     def _check_indices(self, indices: Any, size: int) -> Any:
         if not isinstance(indices, Tensor):
             return indices
-        bounds = indices._bounds()
-        if bounds is not None and 0 <= bounds[0] and bounds[1] < size:
+        if indices._all_below(size):
             return indices
         held = devices.host(indices._data)
         if held.size and (held.min() < -size or held.max() >= size):

@@ -192,8 +192,12 @@ def scatter_add(x: Any, indices: Any, src: Any, /, *, axis: int = 0) -> Any:
             f"scatter_add: expected indices (N,) and src of {value.shape} with N along axis {axis}, "
             f"got {indices.shape} and {added.shape}"
         )
+    return added_at(value, value._check_indices(indices.astype("int64"), value.shape[place]), added, place)
+
+
+def added_at(value: Any, known: Any, added: Any, place: int) -> Any:
+    """scatter_add of what is checked: known, int64 of 0..size of the axis - 1, and two of one dtype."""
     size = value.shape[place]
-    known = value._check_indices(indices.astype("int64"), size)
     if value.dtype in INTEGERS:  # in three parts of 22 bits, of which float64 adds up 2^31 without rounding
         whole, total = added.astype("int64"), value
         for shift in (0, 22, 44):

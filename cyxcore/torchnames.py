@@ -15,7 +15,7 @@ from cyxcore.functional.basic import concat, stack, take_along_axis, where
 from cyxcore.hosted import written
 from cyxcore.inplace import InPlace
 from cyxcore.torchwords import Picked, in_words
-from cyxcore.values import Value, composed, to_inexact, together
+from cyxcore.values import Value, apply, composed, to_inexact, together
 
 Function = Callable[..., Any]
 
@@ -146,7 +146,8 @@ def unfold(x: Any, dimension: int, size: int, step: int) -> Any:
     if not 1 <= size <= x.shape[place] or step < 1:
         raise ShapeError(f"unfold: expected a size of 1..{x.shape[place]} and a step from 1 on, got {size} and {step}")
     starts = range(0, x.shape[place] - size + 1, step)
-    windows = manipulation.take(x, [start + at for start in starts for at in range(size)], axis=place)
+    places = x._constant(starts, "int64").reshape(-1, 1) + x._constant(range(size), "int64")
+    windows = apply("take", x, places.reshape(-1), axis=place)
     apart = windows.reshape(*x.shape[:place], len(starts), size, *x.shape[place + 1 :])
     return manipulation.moveaxis(apart, place + 1, -1)
 
@@ -176,13 +177,17 @@ def _flat_places(name: str, x: Any, dim: int, index: Any) -> Any:
     """Where each place that `index` names is in the flattened x."""
     place = x._axis(dim)
     _no_longer(name, x, place, index)
-    known: Any = x._check_indices(index.astype("int64"), x.shape[place])
-    flat: Any = None
-    for axis, size in enumerate(x.shape):
-        along = tuple(-1 if at == axis else 1 for at in range(x.ndim))
-        line = known if axis == place else x._constant(range(index.shape[axis]), "int64").reshape(*along)
-        flat = line if flat is None else line + flat * size
-    return flat.reshape(-1)
+    flat: Any = x._check_indices(index.astype("int64"), x.shape[place])
+    if math.prod(x.shape[place + 1 :]) > 1:
+        flat = flat * math.prod(x.shape[place + 1 :])
+    beside: Any = None  # of the other axes, whose places are small until they meet the index
+    for axis, count in enumerate(index.shape):
+        if axis != place:
+            along = tuple(-1 if at == axis else 1 for at in range(x.ndim))
+            far = math.prod(x.shape[axis + 1 :])
+            line = x._constant(range(0, count * far, far), "int64").reshape(*along)
+            beside = line if beside is None else beside + line
+    return (flat if beside is None else flat + beside).reshape(-1)
 
 
 def _source(name: str, x: Any, index: Any, src: Any) -> Any:
@@ -198,7 +203,7 @@ def scatter_add(x: Any, dim: int, index: Any, src: Any) -> Any:
     """x with src added at the places along an axis that `index` names; of one place all are added up."""
     flat = _flat_places("scatter_add", x, dim, index)
     source = _source("scatter_add", x, index, src).reshape(-1)
-    return extras.scatter_add(x.reshape(-1), flat, source).reshape(*x.shape)
+    return extras.added_at(x.reshape(-1), flat, source, 0).reshape(*x.shape)
 
 
 def scatter(x: Any, dim: int, index: Any, src: Any = None, value: Any = None) -> Any:
@@ -210,7 +215,7 @@ def scatter(x: Any, dim: int, index: Any, src: Any = None, value: Any = None) ->
     flat = _flat_places("scatter", x, dim, index)
     if not isinstance(given, Value):
         ones, none = (x._constant(1.0 if one else 0.0, "float32") for one in (True, False))
-        hit = extras.scatter_add(none.broadcast_to(x.size), flat, ones.broadcast_to(*flat.shape)).reshape(*x.shape) > 0
+        hit = extras.added_at(none.broadcast_to(x.size), flat, ones.broadcast_to(*flat.shape), 0).reshape(*x.shape) > 0
         return where(hit, x._constant(given, x.dtype), x)
     source = _source("scatter", x, index, given).reshape(-1)
     return written(x.reshape(-1), flat, source).reshape(*x.shape)
@@ -373,6 +378,10 @@ def dist(x: Any, other: Any, p: float = 2) -> Any:
 
 def cdist(x1: Any, x2: Any, p: float = 2.0) -> Any:
     """The p-norm of each row of x1 (..., P, M) less each of x2 (..., R, M). Returns (..., P, R)."""
+    return composed(_cdist, (to_inexact(x1), to_inexact(x2)), (float(p),), x1.size * x2.shape[-2])
+
+
+def _cdist(x1: Any, x2: Any, p: float) -> Any:
     return norm(x1.expand_dims(-2) - x2.expand_dims(-3), p, dim=-1)
 
 

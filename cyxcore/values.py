@@ -53,10 +53,12 @@ def by_mode(training: bool | TracedMode, when_training: Callable[[], V], otherwi
     return value
 
 
-def composed(function: Callable[..., Any], inputs: Sequence[Any], options: tuple[Any, ...]) -> Any:
-    """function(*inputs, *options): of tensors perhaps as one (composed.py). The first may be a NumPy array."""
+def composed(function: Callable[..., Any], inputs: Sequence[Any], options: tuple[Any, ...], elements: int = 0) -> Any:
+    """function(*inputs, *options): see Value._composed. The first may be a NumPy array."""
     first = inputs[0]
-    return first._composed(function, inputs, options) if isinstance(first, Value) else function(*inputs, *options)
+    if not isinstance(first, Value):
+        return function(*inputs, *options)
+    return first._composed(function, inputs, options, elements)
 
 
 def together(*values: Any) -> list["Value"]:
@@ -201,8 +203,13 @@ class Value:
         """The same values in memory of their own; a symbol has none and is its own copy."""
         return self
 
-    def _composed(self, function: Callable[..., Any], inputs: Sequence[Any], options: tuple[Any, ...]) -> Any:
-        """function(*inputs, *options): of tensors perhaps as one operation (composed.py)."""
+    def _composed(
+        self, function: Callable[..., Any], inputs: Sequence[Any], options: tuple[Any, ...], elements: int = 0
+    ) -> Any:
+        """function(*inputs, *options): of tensors perhaps as one operation (composed.py).
+
+        elements: of the largest array that the operations make, where that is not the size of the first input.
+        """
         return function(*inputs, *options)
 
     def _sequenced(self, function: Callable[..., Any], inputs: Sequence[Any], options: tuple[Any, ...]) -> Any:

@@ -31,7 +31,11 @@ def _windows(size: int, wanted: int) -> list[tuple[int, int]]:
 def _adaptive(name: str, rank: int, x: Any, output_size: Any) -> Any:
     if one_sample(name, x, rank):
         return _adaptive(name, rank, x.expand_dims(0), output_size).squeeze(0)
-    for axis, (size, wanted) in enumerate(zip(x.shape[2:], _sizes(x, output_size), strict=True), start=2):
+    sizes = _sizes(x, output_size)
+    whole = tuple(axis for axis, wanted in enumerate(sizes, start=2) if wanted == 1 != x.shape[axis])
+    if whole:  # one window, so its mean
+        x = x.mean(whole, keepdims=True)
+    for axis, (size, wanted) in enumerate(zip(x.shape[2:], sizes, strict=True), start=2):
         if wanted == size:
             continue
         windows = _windows(size, wanted)

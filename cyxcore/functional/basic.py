@@ -274,8 +274,11 @@ def pad(x: Any, pads: Any, mode: str = "constant", value: float = 0.0) -> Any:
         most = {"reflect": max(count - 1, 0), "circular": count, "replicate": 2**31 if count else 0}[mode]
         if not (0 <= low <= most and 0 <= high <= most):
             raise SpecError(f"pad: {mode} takes 0 to {most} along axis {axis} of x {x.shape}, got {low} and {high}")
-        if low or high:
-            x = looked_up(x, [BORDERS[mode](place, count) for place in range(-low, count + high)], axis)
+        before, after = (
+            [looked_up(x, [BORDERS[mode](place, count) for place in side], axis)] if side else []
+            for side in (range(-low, 0), range(count, count + high))
+        )
+        x = concat([*before, x, *after], axis) if before or after else x
     return x
 
 

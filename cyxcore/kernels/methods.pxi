@@ -307,8 +307,7 @@ cdef object _rows_of(Held tensor, Held indices):
     cdef PyObject *tensors[2]
     if not tensor.shape or not indices.shape:
         return None
-    bounds = indices._bounds()
-    if bounds is None or bounds[0] < 0 or bounds[1] >= tensor.shape[0]:
+    if not indices._all_below(tensor.shape[0]):
         return None
     tensors[0], tensors[1] = <PyObject *>tensor, <PyObject *>indices
     return _applied("take", tensors, 2, _FIRST_AXIS)

@@ -398,6 +398,20 @@ cdef class Held:
         _spoil()
         return self._next_generally(op, *others, **attrs)
 
+    def _all_below(self, int64_t size):
+        """Whether these are int64 in one piece, all of 0..size - 1."""
+        cdef Py_ssize_t i, count = 1
+        cdef uint64_t signs = 0  # the first bit: that of anything below 0, and of anything above size - 1
+        cdef const uint64_t *values = <const uint64_t *>self._pointer
+        for length in self.shape:
+            count *= length
+        if self.dtype != "int64" or values == NULL:
+            return False
+        _spoil()
+        for i in range(count):
+            signs |= values[i] | (<uint64_t>(size - 1) - values[i])
+        return signs >> 63 == 0
+
     def _bounds(self):
         """(the least, the greatest) of int64 elements in one piece, None where there are none or the way is longer."""
         cdef Py_ssize_t i, count = 1

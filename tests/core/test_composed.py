@@ -55,6 +55,8 @@ FUNCTIONS = {
         for order in (1, 2, 3, cx.inf)
         for axis in (None, 1)
     },
+    "cdist": (cx.cdist, [(7, 50), (9, 50)]),
+    "cdist by sums": (lambda x, y: cx.cdist(x, y, 1.0), [(7, 50), (9, 50)]),
     "prelu": (F.prelu, [(7, 5, 10), (5,)]),
     **{
         f"{name} {reduction}": (
