@@ -16,7 +16,7 @@ from cyxcore.eager import Tensor, copy_of
 from cyxcore.errors import GraphError
 from cyxcore.forks import renew_in_children
 from cyxcore.graph import Graph
-from cyxcore.held import kinds, refill
+from cyxcore.held import Repeating, kinds, refill, repeat
 from cyxcore.keys import drawing_again
 from cyxcore.nn.module import Module
 from cyxcore.objectives import evaluation_graph
@@ -31,6 +31,7 @@ from cyxcore.steps import (
     again_with_values,
     draws_of,
     in_a_graph,
+    is_of_tensors,
     look_for_symbols,
     with_values,
 )
@@ -45,9 +46,10 @@ class _Traced(NamedTuple):
     fed: list[Any]  # for each argument what the plan reads
     draws: Draws
     kept: list[Any]
+    repeat: Any  # None where a call does more than a Repeat
 
 
-class Compiled:
+class Compiled(Repeating):
     """Calls like the original; parameters are read in place, so training goes on beside it.
 
     device: None runs where the inputs are. On a device with its own memory parameters must be there too, or the plan
@@ -129,12 +131,15 @@ class Compiled:
         draws = [node.attrs["stream"] for node in graph.nodes if node.op == "uniform"]
         plan = Plan(graph, state, device, resident=fed, fetch=False, numerics=self.numerics, draws=draws)
         around = [] if self.around is None else self.around.kept()
-        traced = _Traced(
-            plan, rebuild, [plan.inputs[name] for name in fed], draws_of(plan, builder), [*self._bound.kept(), *around]
-        )
+        arrays, drawn = [plan.inputs[name] for name in fed], draws_of(plan, builder)
+        numerics = plan.numerics if self.numerics is None else None
+        short = None
+        if is_of_tensors(given) and not drawn:
+            short = repeat(arrays, [], [], [], [], plan.outputs, plan.run, rebuild, numerics, precision.current)
+        traced = _Traced(plan, rebuild, arrays, drawn, [*self._bound.kept(), *around], short)
         return traced, Before(followed, rebuild, len(followed.outputs), self._by_value())
 
-    def __call__(self, *inputs: Any, **named: Any) -> Any:
+    def _called(self, inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
         given = inputs, named
         try:
             tensors, form = taken_apart(given, self.fixed)
@@ -164,13 +169,16 @@ class Compiled:
         self._bound.note(watch)
         if self.around is not None:
             self.around.note(watch)
+        watch.answer(devices.default_device)  # which is also the device of arrays of the host
         return key
 
     def _run(self, tensors: list[Tensor], form: Form, given: Given) -> Any:
         at = self.device or (tensors[0].device if tensors else devices.default_device())
         numerics = self.numerics or precision.current()
         key = (at, numerics, kinds(tensors), form, self._seen.key(self._look))
-        plan, rebuild, fed, draws, _ = self._plans.recent(key) or self._plans.of(
+        recent = self._plans.recent(key)
+        self._watch, self._repeat = self._seen.watch, recent.repeat if recent else None
+        plan, rebuild, fed, draws, *_ = recent or self._plans.of(
             key,
             lambda: with_values(self.around, lambda: self._made(tensors, given, at), form.numbers),
             lambda before: self._compare(before, tensors, given, at),

@@ -80,10 +80,19 @@ class _Watch:
         return False
 
 
+class _Repeating:
+    """A compiled function, all of whose calls go the long way."""
+
+    _repeat = _watch = None
+
+    def __call__(self, *inputs: Any, **named: Any) -> Any:
+        return self._called(inputs, named)  # type: ignore[attr-defined]
+
+
 class _Plain:
     """The compiled module's part that keeps the time, in Python."""
 
-    Held, Node, Memory, View, Watch = _Held, _Node, _Memory, _View, _Watch
+    Held, Node, Memory, View, Watch, Repeating = _Held, _Node, _Memory, _View, _Watch, _Repeating
     clock = 0
     own = threading.local()
 
@@ -115,6 +124,9 @@ class _Plain:
     def refill(self, arrays: list[Any], tensors: list[Any]) -> list[int]:
         return list(range(len(arrays)))
 
+    def repeat(self, *parts: Any) -> None:
+        """No call is short."""
+
     def copied(self, array: Any, dtype: str) -> None:
         """Whoever asks makes it."""
 
@@ -138,6 +150,7 @@ except ImportError:
 Held: Any = _made.Held
 Memory: Any = _made.Memory
 Node: Any = _made.Node
+Repeating: Any = _made.Repeating
 View: Any = _made.View
 Watch: Any = _made.Watch
 connect = _made.connect
@@ -148,6 +161,7 @@ kinds = _made.kinds
 later = _made.later
 now = _made.now
 refill = _made.refill
+repeat = _made.repeat
 set_recording = _made.set_recording
 scalar = _made.scalar
 walk = _made.walk

@@ -37,7 +37,7 @@ from cyxcore.errors import GradientError, GraphError
 from cyxcore.forks import renew_in_children
 from cyxcore.gradients import reached
 from cyxcore.graph import Graph
-from cyxcore.held import Watch, is_recording, kinds, refill, wrote
+from cyxcore.held import Repeating, Watch, is_recording, kinds, refill, repeat, wrote
 from cyxcore.keys import Draw, Generator, drawing_again
 from cyxcore.nn.module import Module
 from cyxcore.optimizer import NO_OPTIONS, Optimizer, State
@@ -157,19 +157,19 @@ class Seen:
 
     def __init__(self) -> None:
         self._key: Any = None
-        self._watch: Any = None
+        self.watch: Any = None
 
     def key(self, look: Callable[[Any], Any]) -> Any:
         """What look(watch) returned, which tells the watch of all that it looks at."""
-        if self._watch is not None and self._watch.holds():
+        if self.watch is not None and self.watch.holds():
             return self._key
         watch = Watch()
         key = look(watch)
-        self._key, self._watch = key, watch if watch.holds() else None  # not where another thread came between
+        self._key, self.watch = key, watch if watch.holds() else None  # not where another thread came between
         return key
 
     def forget(self) -> None:
-        self._watch = None
+        self.watch = None
 
 
 class Draws(list[tuple[Array, Draw | None]]):
@@ -285,6 +285,12 @@ class _Traced(NamedTuple):
     modes: list[tuple[Module, bool]]  # in which the function leaves parts of modules, where it changes them
     trained: list[tuple[Tensor, bool]]  # whether it leaves parameters trained, where it sets that
     kept: list[Any]
+    repeat: Any  # None where a call does more than a Repeat
+
+
+def is_of_tensors(given: Given) -> bool:
+    """Whether the arguments are tensors, one by one."""
+    return not given[1] and _ONLY_TENSORS.issuperset(map(type, given[0]))
 
 
 def look_for_symbols(modules: list[Module], around: Surroundings | None) -> None:
@@ -305,7 +311,7 @@ def again_with_values(compiled: Any, form: Form, inputs: tuple[Any, ...], named:
         raise
 
 
-class CompiledStep:
+class CompiledStep(Repeating):
     """Calls like the original, and returns the same tensors, without gradients."""
 
     _lock: Lock
@@ -329,10 +335,10 @@ class CompiledStep:
         self.around, self.modules, self.optimizers = around, around.modules, around.optimizers
         self._plans, self._bound = Plans(), Bound(around.modules)
 
-    def __call__(self, *inputs: Any, **named: Any) -> Any:
+    def _called(self, inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
         try:
             tensors, form = list(inputs), NO_FORM
-            if named or not _ONLY_TENSORS.issuperset(map(type, inputs)):
+            if not is_of_tensors((inputs, named)):
                 tensors, form = taken_apart((inputs, named), self.fixed)
             with self._lock:
                 return self._step(tensors, form, (inputs, named))
@@ -376,7 +382,9 @@ class CompiledStep:
             form,
             own,
         )
-        traced: _Traced = self._plans.recent(key) or self._plans.of(
+        recent = self._plans.recent(key)
+        self._watch, self._repeat = self._seen.watch, recent.repeat if recent else None
+        traced: _Traced = recent or self._plans.of(
             key,
             lambda: with_values(self.around, lambda: self._made(tensors, given, device), form.numbers),
             lambda before: self._compare(before, tensors, given, device),
@@ -513,7 +521,25 @@ class CompiledStep:
         )
         written = [parameters[home] for home in builder.updates if home in parameters]
         fed, drawn = [plan.inputs[name] for name in names], draws_of(plan, builder)
-        traced = _Traced(plan, rebuild, written, fed, stepped, scalars, momenta, drawn, gradients, modes, trained, kept)
+        late = [place is not None for _, counts, _ in scalars for place, _ in counts]
+        late += [bool(missing) for _, missing in stepped]
+        short = None
+        if is_of_tensors(given) and not any([momenta, drawn, modes, trained, *gradients, any(late)]):
+            short = repeat(
+                fed,
+                [(count, optimizer) for optimizer, counts, _ in scalars for _, count in counts],
+                [(lr, optimizer, group) for optimizer, _, rates in scalars for group, lr in rates],
+                [optimizer for optimizer, _ in stepped],
+                written,
+                plan.outputs,
+                plan.run,
+                rebuild,
+                plan.numerics if self.numerics is None else None,
+                precision.current,
+            )
+        traced = _Traced(
+            plan, rebuild, written, fed, stepped, scalars, momenta, drawn, gradients, modes, trained, kept, short
+        )
         missed = [dict(optimizer.missed) for optimizer in self.optimizers]
         return traced, Before(graph, rebuild, len(graph.outputs) - len(after), self.around.by_value, missed)
 

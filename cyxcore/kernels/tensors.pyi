@@ -89,3 +89,24 @@ def kinds(tensors: list[Any]) -> tuple[Any, ...]: ...
 def refill(arrays: list[Any], tensors: list[Any]) -> list[int]: ...
 def copied(array: Any, dtype: str) -> Any: ...
 def wrote(tensors: list[Any]) -> None: ...
+
+class Repeat: ...
+
+def repeat(
+    fed: list[Any],
+    counts: list[tuple[Any, Any]],
+    rates: list[tuple[Any, Any, int]],
+    optimizers: list[Any],
+    written: list[Any],
+    results: list[Any],
+    run: Callable[[], None],
+    rebuild: Callable[[tuple[Any, ...]], Any],
+    numerics: str | None,
+    current: Callable[[], str],
+) -> Repeat | None: ...
+
+class Repeating:
+    _lock: Any
+    _repeat: Repeat | None
+    _watch: Watch | None
+    def __call__(self, *inputs: Any, **named: Any) -> Any: ...

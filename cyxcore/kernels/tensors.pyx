@@ -2,7 +2,7 @@
 """What a tensor holds, and the short way of an operation: from tensors straight to a kernel of the cpu.
 
 This file has the fields of a tensor and its operators; calls.pxi what is known of calls, tape.pxi the walk back,
-watch.pxi what compiled calls depend on.
+watch.pxi what compiled calls depend on, repeat.pxi those that are as the one before.
 
 `apply` knows calls by what they are of: the operation, the shapes and dtypes of its inputs, its attributes. The first
 call of a kind goes the general way (`Tensor._apply_generally`), which checks it; from the second on its record is kept,
@@ -697,6 +697,7 @@ cdef Held _sharing(Held tensor, char *pointer, tuple shape):
 include "calls.pxi"
 include "tape.pxi"
 include "watch.pxi"
+include "repeat.pxi"
 
 # operators ----------------------------------------------------------------------------------------
 

@@ -200,18 +200,21 @@ cdef bint _refilled(array, Held tensor) except -1:
 def copied(array, str dtype):
     """A tensor of a copy of an array, whose dtype has that name; None where the array is not plain memory."""
     cdef cnp.ndarray source
-    cdef size_t count
-    cdef Held made
     if type(array) is not cnp.ndarray or _tensor_type is None:
         return None
     source = <cnp.ndarray>array
-    count = <size_t>cnp.PyArray_NBYTES(source)
     if not _item_bytes(cnp.PyArray_TYPE(source)):
         return None
-    if not count or not cnp.PyArray_IS_C_CONTIGUOUS(source) or not cnp.PyArray_ISNOTSWAPPED(source):
+    if not cnp.PyArray_NBYTES(source) or not cnp.PyArray_IS_C_CONTIGUOUS(source) or not cnp.PyArray_ISNOTSWAPPED(source):
         return None
-    made = _new()
-    made.shape, made.dtype = array.shape, dtype
+    return _copied(source, array.shape, dtype)
+
+
+cdef Held _copied(cnp.ndarray source, tuple shape, str dtype):
+    """The same of an array that has elements and is plain memory."""
+    cdef size_t count = <size_t>cnp.PyArray_NBYTES(source)
+    cdef Held made = _new()
+    made.shape, made.dtype = shape, dtype
     made._pointer = _taken(count, _size_class(count))
     made._block, made._numpy_type = 1 + _size_class(count), cnp.PyArray_TYPE(source)
     memcpy(made._pointer, cnp.PyArray_DATA(source), count)

@@ -735,12 +735,17 @@ CHANGES: dict[str, Callable[[Any, Any], Any]] = {
     "threads": lambda model, optimizer: cpu.set_num_threads(3),
     "a momentum that is cycled from now on": lambda model, optimizer: vars(optimizer).update(cycles_momentum=True),
     "momentum of a norm": lambda model, optimizer: setattr(model[1], "momentum", 0.9),
+    "a rate that is no float": lambda model, optimizer: optimizer.param_groups[0].update(lr=np.float32(0.25)),
+    "a hook": lambda model, optimizer: optimizer.register_step_pre_hook(
+        lambda optimizer, args, options: optimizer.param_groups[0].update(lr=0.25)
+    ),
     "a part replaced": lambda model, optimizer: model._modules.update({"2": nn.Tanh()}),
 }
 
 
+@pytest.mark.parametrize("after", [2, 5])  # calls: from the fourth on they are made without Python
 @pytest.mark.parametrize("name", CHANGES)
-def test_what_changes_between_steps_changes_a_compiled_step_as_a_plain_one(name: str) -> None:
+def test_what_changes_between_steps_changes_a_compiled_step_as_a_plain_one(name: str, after: int) -> None:
     def run(compiled: bool) -> dict[str, Any]:
         cx.manual_seed(0)
         model = net()
@@ -748,8 +753,8 @@ def test_what_changes_between_steps_changes_a_compiled_step_as_a_plain_one(name:
         optimizer = optim.Adam(model.parameters(), lr=0.05)
         step = training_step(model, optimizer, clip=False)
         step = cx.compile(step) if compiled else step
-        for number in range(4):
-            if number == 2:
+        for number in range(after + 2):
+            if number == after:
                 CHANGES[name](model, optimizer)
             step(*batch(number))
         state = {place: [held.tolist() for held in own.values()] for place, own in optimizer.state.items()}
@@ -776,11 +781,13 @@ def test_steps_that_nothing_happened_between_compare_nothing_anew(monkeypatch: p
         schedule.step()
 
 
-def test_a_step_that_fails_is_none() -> None:
+@pytest.mark.parametrize("steps", [1, 5])  # from the fourth on they are made without Python
+def test_a_step_that_fails_is_none(steps: int) -> None:
     model = net()
     optimizer = optim.Adam(model.parameters())
-    step = cx.compile(training_step(model, optimizer))
-    step(*batch(0))
+    step = cx.compile(training_step(model, optimizer, clip=False))
+    for _ in range(steps):
+        step(*batch(0))
     before = {name: value.tolist() for name, value in model.state_dict().items()}
     x, y = batch(1)
     if cx.default_device() == "cpu":  # elsewhere labels are not looked at
@@ -788,10 +795,29 @@ def test_a_step_that_fails_is_none() -> None:
             step(x, y * 0 + 3)
     with cx.no_grad(), pytest.raises(GradientError, match="no_grad"):
         step(x, y)
-    assert optimizer.steps == 1
+    assert optimizer.steps == steps
     assert {name: value.tolist() for name, value in model.state_dict().items()} == before
     step(x, y)
-    assert optimizer.steps == 2
+    assert optimizer.steps == steps + 1
+
+
+def test_calls_of_other_arguments_come_between_those_that_are_alike() -> None:
+    def run(compiled: bool) -> list[Any]:
+        cx.manual_seed(0)
+        model = net()
+        optimizer = optim.Adam(model.parameters())
+        step, answer = training_step(model, optimizer, clip=False), lambda x: model[0](x)
+        if compiled:
+            step, answer = cx.compile(step), cx.compile(answer)
+        x, y = batch(0)
+        found = [step(x, y).tolist() for _ in range(4)] + [answer(x).tolist() for _ in range(4)]
+        found += [step(x[:4], y[:4]).tolist(), step(x[::2], y[::2]).tolist(), step(x, y=y).tolist()]
+        found += [answer(x[:4]).tolist(), answer(x).tolist()]
+        with cx.no_grad():
+            found.append(answer(x).tolist())
+        return [*found, step(x, y).tolist(), model.state_dict()["0.weight"].tolist()]
+
+    assert run(True) == run(False)
 
 
 def test_threads_that_share_a_compiled_step_take_turns() -> None:
