@@ -37,6 +37,7 @@ MOST_JOBS_OF_A_PAGE = 1000  # that central takes in a JobListRequest
 VERIFY_TIMEOUT_S = 900.0  # of a comparison that reads the whole log
 RECONCILE_S = 5.0  # while updates arrive live, the log is compared this often
 QUIET_S = (2.0, 4.0, 8.0, 10.0)  # and this often while nothing arrives
+MOST_LIVE = 1_000  # updates that wait for whoever watches
 LAST_KINDS = frozenset({"Settled", "FundFailed", "Refunded"})  # after these a job has ended; the log is asked at once
 
 
@@ -230,13 +231,15 @@ class AsyncClient(Submitter):
         """Everything that happened to a job from its first event on, then live, until the job has ended.
 
         No gap and no duplicate. Each source comes in the order of its `seq`, except that an update which the live
-        link lost comes late, when the log is compared (after silence, and every RECONCILE_S).
+        link lost, or for which there was no room, comes late, when the log is compared (after silence, and every
+        RECONCILE_S).
         """
         job_id = (await self.job(job_id)).job_id  # a prefix would subscribe to nothing
         arrived: asyncio.Queue[m.Update] = asyncio.Queue()
 
         async def on_live(subject: str, payload: bytes, headers: dict[str, str]) -> None:
-            arrived.put_nowait(decode(m.Update, payload, headers.get("Content-Type", MSGPACK)))
+            if arrived.qsize() < MOST_LIVE:  # of who does not read on: the rest comes with a page
+                arrived.put_nowait(decode(m.Update, payload, headers.get("Content-Type", MSGPACK)))
 
         merge, quiet, ended = Merge(), 0, False
         subscription = await self.bus.subscribe(subjects.update(job_id), on_live)

@@ -170,6 +170,26 @@ async def test_an_update_whose_live_message_was_lost_is_told_late_and_once(
     assert [update.data.get("step") for update in told] == [1, 3, None, 2]
 
 
+async def test_live_updates_that_nobody_reads_fill_no_memory(
+    central: FakeCentral, client: AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cyxnet.client.MOST_LIVE", 3)
+    central.add_job(JOB)
+    await central.emit(JOB, "Funded", {"signature": "x"})
+    watching = client.watch(JOB)
+    assert (await anext(watching)).kind == "Funded"
+    for step in range(10):
+        only_live = m.Update(job_id=JOB, source="telemetry", seq=100 + step, at_ms=0, kind="batch", data={"step": step})
+        await central.publish(only_live)  # so what is passed over does not come with a page either
+    await central.bus.round_trip()
+    await client.bus.round_trip()
+    await central.end(JOB, live=False)
+    async with asyncio.timeout(60):
+        told = [update async for update in watching]
+    assert [update.data.get("step") for update in told if update.kind == "batch"] == [0, 1, 2]
+    assert told[-1].kind == "Settled"
+
+
 async def test_an_end_whose_live_message_was_lost_is_found_after_silence(
     central: FakeCentral, client: AsyncClient
 ) -> None:
