@@ -203,6 +203,8 @@ def vector_norm(
 
 
 def _vector_norm(value: Any, ord: float, axes: tuple[int, ...], keepdims: bool) -> Any:
+    if ord == 2 and value.dtype in FLOATS:
+        return _root(apply("sum", value.square(), axes=axes, keepdims=keepdims))
     size = elementwise.abs(value)
     if ord == math.inf or ord == -math.inf:
         if ord > 0 and math.prod(value.shape[place] for place in axes) == 0:

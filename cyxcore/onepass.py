@@ -13,9 +13,9 @@ from cyxcore.infer import Shape
 from cyxcore.ops import OPS
 
 try:
-    from cyxcore.kernels.cpu import LONGEST_RUN, MOST_CALLS, SHORTEST_RUN
+    from cyxcore.kernels.cpu import LONGEST_RUN, MOST_CALLS, RUN_BLOCK, SHORTEST_RUN
 except ImportError:  # plans run on other devices without them, and make nothing in one pass
-    SHORTEST_RUN, LONGEST_RUN, MOST_CALLS = 1, 0, 1
+    SHORTEST_RUN, LONGEST_RUN, RUN_BLOCK, MOST_CALLS = 1, 0, 1, 1
 
 SUMS = ("sum", "mean")
 LEAST_ELEMENTS = 65536  # smaller arrays stay in the cache
@@ -34,6 +34,8 @@ def run_of(node: Node, shape: Shape) -> int:
         if axis not in axes and shape[axis] != 1:
             break
         run *= shape[axis]
+    if run > LONGEST_RUN > 0 and run == math.prod([shape[axis] for axis in axes]):  # its blocks are runs
+        return RUN_BLOCK if run % RUN_BLOCK == 0 or run == math.prod(shape) else 0
     return run if SHORTEST_RUN <= run <= LONGEST_RUN else 0
 
 

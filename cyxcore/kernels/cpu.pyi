@@ -10,6 +10,7 @@ def call(op: str, out: NDArray[Any], inputs: Sequence[NDArray[Any]], attrs: dict
 
 SHORTEST_RUN: int
 LONGEST_RUN: int
+RUN_BLOCK: int
 MOST_TERMS: int
 MOST_SUMMED: int
 MOST_CALLS: int

@@ -148,6 +148,7 @@ cdef extern from "plan.h" nogil:
     enum:
         CYX_SHORTEST_RUN
         CYX_LONGEST_RUN
+        CYX_RUN_BLOCK
         CYX_BLOCK_K
         CYX_MOST_SUMMED
     int cyx_adds_on(const cyx_call *before, const cyx_call *calls)
@@ -445,6 +446,7 @@ def call(str op, out, inputs, dict attrs) -> None:
 MOST_TERMS = CYX_BLOCK_K  # of a product that may be added to what lies in the place of the sum
 MOST_SUMMED = CYX_MOST_SUMMED  # elements of a matrix whose sum over rows may be added in the same way
 SHORTEST_RUN, LONGEST_RUN = CYX_SHORTEST_RUN, CYX_LONGEST_RUN  # terms in a row, of the sums that a group can make
+RUN_BLOCK = CYX_RUN_BLOCK  # of a longer run, of whole ones or alone, this many
 MOST_CALLS = CYX_MAX_GROUP  # of a group
 LEAST_FUSED = 256  # elements; below it a call costs what it costs, not what it moves
 

@@ -4,6 +4,9 @@ import itertools
 import math
 import multiprocessing
 import os
+import platform
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -1193,3 +1196,24 @@ def test_a_softmax_over_any_axis_has_the_bits_of_one_over_the_last(isa: str, dty
         assert same_bits(got, expected.transpose(0, 2, 1))
         cpu.call(op, x, [x], {"axis": 1})
         assert same_bits(x, got)
+
+
+FAULTS = """
+import resource
+import cyxcore as cx
+x = cx.randn(1000, 1000).requires_grad_()
+for turn in range(40):
+    if turn == 20:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    x.grad = None
+    x.exp().sum().backward()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other systems keep freed memory by rules of their own")
+def test_freed_arrays_of_megabytes_are_used_again_without_a_fault_for_each_page() -> None:
+    """A step here makes 8 MB, which are 2,000 pages."""
+    clean = {name: value for name, value in os.environ.items() if "MALLOC" not in name}
+    ran = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True, env=clean)
+    assert int(ran.stdout) < 20 * 100

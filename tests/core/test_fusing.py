@@ -38,7 +38,7 @@ def found(*calls: tuple[Any, ...], results: Any = ()) -> list[tuple[int, list[bo
         if out.size == inputs[0].size or len(inputs) > 1:
             program.add("add" if len(inputs) > 1 else "neg", out, inputs, {})
         else:
-            program.add("sum", out, inputs, {"axes": (0,), "keepdims": True})
+            program.add("max", out, inputs, {"axes": (0,), "keepdims": True})
     return program.fuse(MEMORY, results)
 
 
@@ -326,6 +326,46 @@ def test_sums_made_with_what_they_sum_up_have_the_bits_of_both(graph: cx.Graph, 
             check_against_one_call_after_the_other(graph, {f"x{n}": shape for n, shape in enumerate(RUN_SHAPES)})
     finally:
         onepass.LEAST_ELEMENTS = least
+
+
+@pytest.mark.parametrize("isa", ["avx512", "avx2", "portable"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_long_sums_made_with_what_they_sum_up_have_the_bits_of_both(isa: str, dtype: str) -> None:
+    """Blocks of long runs meet as they do in a sum by itself; squares that only a sum reads are made within it."""
+    for shape, axes in (
+        *(((n,), (0,)) for n in (130, 1000, 2000, 2049, 5001, 66000, 70 * 1024)),
+        ((7, 11000), (0, 1)),
+        ((9, 8192), (1,)),
+        ((40, 2, 900), (1, 2)),
+        ((3, 5000), (1,)),  # not of whole blocks: made alone
+    ):
+        builder = Builder()
+        x = builder.input("x", shape, dtype)
+        squares, both = x.square(), (x * 0.7 + 0.1).square()
+        graph = builder.graph(
+            squares.sum(axes), both.mean(axes), (x * x + x).sum(axes), both, x.exp().square().sum(axes)
+        )
+        drawn = np.random.default_rng(2).normal(size=shape).astype(dtype)
+        alone = Plan(graph, device="cpu", optimised=False)
+        alone.inputs["x"][...] = drawn
+        with kernels(isa, 1):
+            for op, out, inputs, attrs in alone.calls:
+                cpu.call(op, out, list(inputs), dict(attrs))
+        for threads in (1, 2, 3):
+            with kernels(isa, threads):
+                plan = Plan(graph, device="cpu")
+                plan.inputs["x"][...] = drawn
+                plan.run()
+            for one, other in zip(plan.outputs, alone.outputs, strict=True):
+                np.testing.assert_array_equal(one, other, err_msg=f"{shape} {threads}")
+
+
+def test_a_norm_goes_over_its_numbers_once() -> None:
+    builder = Builder()
+    plan = Plan(builder.graph(builder.input("x", (300, 1000)).square().sum()), device="cpu")
+    with cx.profile() as profile:
+        plan.run()
+    assert [record.name for record in profile.records] == ["2 calls: square, sum"]
 
 
 def test_the_sums_of_a_batch_norm_go_over_its_images_with_the_calls_before_them() -> None:

@@ -41,6 +41,7 @@ typedef struct {
     cyx_rows rows;
     /* Of a sum: its loop leaves the sum of each run of rows.walk.shape[0] terms, of which this makes the outputs. */
     void (*finish)(const cyx_call *call, const void *sums);
+    cyx_body squares; /* of a sum: the same of the squares of what it reads */
     /* Of a product whose second factor may be packed before: how, and into how many bytes. */
     void (*pack)(const cyx_call *call, void *packed);
     int64_t packed_bytes;

@@ -129,8 +129,9 @@ int cyx_adds_on(const cyx_call *before, const cyx_call *calls) {
 int64_t cyx_sums_runs(const cyx_call *call) {
     if ((call->op != CYX_OP_sum && call->op != CYX_OP_mean) || (call->dtype != CYX_F32 && call->dtype != CYX_F64)) return 0;
     cyx_reduce_plan plan = cyx_plan_reduction(call);
-    int fits = plan.inner_is_reduced && plan.inner >= CYX_SHORTEST_RUN && plan.inner <= CYX_LONGEST_RUN;
-    return fits && call->in[0].size && call->in[0].dtype == call->dtype ? plan.inner : 0;
+    if (!plan.inner_is_reduced || plan.inner < CYX_SHORTEST_RUN || !call->in[0].size || call->in[0].dtype != call->dtype) return 0;
+    if (plan.inner <= CYX_LONGEST_RUN) return plan.inner;
+    return plan.terms == 1 && (plan.outputs == 1 || plan.inner % CYX_RUN_BLOCK == 0) ? CYX_RUN_BLOCK : 0;
 }
 
 enum { LEAST_ROW = 32 }; /* elements */
@@ -176,6 +177,7 @@ static cyx_status run_joined(const cyx_call *calls, const cyx_table table) {
     return status;
 }
 
+enum { ALONE = 16384 }; /* elements; of a group of one loop */
 enum { TILE = 512 }; /* elements; eight tiles of float32 take half of the first-level cache, and what is read from outside the rest */
 
 /* Arrays that a group goes through, and their bytes together, from which on the group fetches the next tile itself: the processor
@@ -197,6 +199,7 @@ struct cyx_group {
     int tile[CYX_MAX_GROUP];                       /* where an elided call leaves its output */
     int chain[CYX_MAX_GROUP];  /* how many calls from this one on are links of one chain; 0: it is none */
     int64_t chain_run[CYX_MAX_GROUP]; /* the length of the rows by which a chain's operands go, or 0 */
+    char squared[CYX_MAX_GROUP]; /* whether a call is not made: the sum behind it, which alone reads it, squares its terms */
     char inner[CYX_MAX_GROUP]; /* whether only the next link reads the output */
     char form[CYX_MAX_GROUP][2]; /* of a link's inputs: see form_of() */
     int tiles, element_bytes, streams;
@@ -214,7 +217,7 @@ typedef struct {
 } group;
 
 void cyx_ask(const cyx_call *call, const cyx_table table, cyx_loop *loop) {
-    loop->body = NULL, loop->finish = NULL, loop->pack = NULL, loop->links = NULL, loop->masks = 0;
+    loop->body = NULL, loop->finish = NULL, loop->squares = NULL, loop->pack = NULL, loop->links = NULL, loop->masks = 0;
     cyx_asked = loop;
     table[call->op][call->dtype](call);
     cyx_asked = NULL;
@@ -334,12 +337,15 @@ static void group_body(void *context, int64_t begin, int64_t end) {
             if (own[k].elided)
                 own[k].out.data = tiles + g->tile[k] * tile_bytes - at * cyx_dtype_bytes[own[k].out.dtype];
             for (int i = 0; i < own[k].in_count; i++)
-                if (g->made_by[k][i] >= 0) own[k].in[i].data = own[g->made_by[k][i]].out.data;
+                if (g->made_by[k][i] >= 0 && !g->squared[g->made_by[k][i]]) own[k].in[i].data = own[g->made_by[k][i]].out.data;
+            if (g->squared[k]) own[k + 1].in[0].data = own[k].in[0].data;
             fetch_part(g, own, stop, next, k);
             if (k + 1 - first < g->chain[first]) continue; /* the last of its chain makes all of it */
             if (g->chain[first])
                 run_chain(g, own, first, at, stop);
-            else
+            else if (k && g->squared[k - 1])
+                g->loops[k].squares(&rows[k], at, stop);
+            else if (!g->squared[k])
                 g->loops[k].body(&rows[k], at, stop);
             first = k + 1;
         }
@@ -354,7 +360,7 @@ static void share_tiles(cyx_group *g, const cyx_call *calls) {
         for (int i = 0; i < calls[k].in_count; i++)
             if (g->made_by[k][i] >= 0) last[g->made_by[k][i]] = k;
     for (int k = 0; k < g->count; k++) {
-        if (calls[k].elided) {
+        if (calls[k].elided && !g->squared[k]) {
             int tile = 0, bytes = cyx_dtype_bytes[calls[k].out.dtype];
             while (taken[tile]) tile++;
             taken[tile] = 1;
@@ -363,7 +369,7 @@ static void share_tiles(cyx_group *g, const cyx_call *calls) {
             if (bytes > g->element_bytes) g->element_bytes = bytes;
         }
         for (int made = 0; made <= k; made++) /* only now: nothing is written over what the same call reads */
-            if (calls[made].elided && last[made] == k) taken[g->tile[made]] = 0;
+            if (calls[made].elided && !g->squared[made] && last[made] == k) taken[g->tile[made]] = 0;
     }
 }
 
@@ -371,7 +377,7 @@ static void share_tiles(cyx_group *g, const cyx_call *calls) {
 static int can_be_link(cyx_group *g, int k, const cyx_call *call, int64_t *run) {
     const cyx_rows *rows = &g->loops[k].rows;
     int64_t own = 0;
-    if (!g->loops[k].links) return 0;
+    if (!g->loops[k].links || g->squared[k]) return 0;
     int first = form_of(&rows->walk, 0, &own), second = has_own_operand(call->op) ? first : form_of(&rows->walk, 1, &own);
     if (first < 0 || second < 0 || (first != CYX_LINK_ARRAY && second != CYX_LINK_ARRAY)) return 0;
     if (own && *run && own != *run) return 0;
@@ -385,6 +391,17 @@ static int goes_on(const cyx_group *g, const cyx_call *calls, int k) {
     for (int i = 0; i < calls[k].in_count; i++)
         if (g->form[k][i] == CYX_LINK_ARRAY && calls[k].in[i].data == calls[k - 1].out.data) return 1;
     return 0;
+}
+
+/* Squares of float32 or float64 that are only summed up are made where the sum reads what they are of. */
+static void find_squares(cyx_group *g, const cyx_call *calls) {
+    for (int k = 0; k < g->count; k++) {
+        int readers = 0;
+        for (int later = k + 1; later < g->count; later++)
+            for (int i = 0; i < calls[later].in_count; i++) readers += g->made_by[later][i] == k;
+        g->squared[k] = calls[k].op == CYX_OP_square && readers == 1 && k + 1 < g->count && g->made_by[k + 1][0] == k &&
+                        g->loops[k + 1].squares;
+    }
 }
 
 /* A call alone is a chain where an operand goes by rows: its own loop would look for each row. */
@@ -440,10 +457,12 @@ static void look_at_group(cyx_group *g, const cyx_call *calls, const cyx_table t
                     g->made_by[k][i] = calls[earlier].elided ? earlier : -1;
         }
     }
+    find_squares(g, calls);
     find_chains(g, calls);
     find_streams(g, calls);
     share_tiles(g, calls);
-    g->tile_size = g->run && g->run < TILE ? TILE / g->run * g->run : g->run ? g->run : TILE; /* of whole runs */
+    int64_t tile = g->count == 2 && g->squared[0] ? ALONE : TILE;
+    g->tile_size = g->run && g->run < tile ? tile / g->run * g->run : g->run ? g->run : tile; /* of whole runs */
 }
 
 cyx_group *cyx_look_at_group(const cyx_call *calls, const cyx_table table) {
@@ -484,7 +503,7 @@ cyx_status cyx_run_group(const cyx_call *calls, const cyx_table table) {
     int64_t size = calls->out.size;
     if (!size) return CYX_OK;
     if (g.made->sums) {
-        int64_t bytes = size / g.made->run * (int64_t)sizeof(double);
+        int64_t bytes = (size / g.made->run + 1) * (int64_t)sizeof(double);
         char *memory = cyx_scratch(0, (size_t)(g.made->sums * bytes));
         if (!memory) return CYX_NO_MEMORY;
         for (int k = 0; k < g.made->count; k++)

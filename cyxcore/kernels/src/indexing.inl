@@ -181,41 +181,41 @@ static cyx_status one_hot(const cyx_call *call) {
 }
 
 /* The first greatest element, or the first NaN. Along contiguous memory the greatest of each block is found first, in
- * lanes, and then its place in the block that has the greatest of all; across rows, many columns side by side. */
+ * lanes, and then its place in the block that has the greatest of all (of floats in reduce.inl); across rows, many columns
+ * side by side. */
 enum { ARGMAX_LANES = 64, ARGMAX_BLOCK = 1024, ARGMAX_COLUMNS = 256 };
-#define ARGMAX(T, PLACE, TAG, LEAST)                                                                         \
-    static int64_t argmax_##TAG##_run(const T *x, int64_t n) {                                               \
+#define ARGMAX_OF_INTEGERS(T, TAG)                                                                           \
+    static int64_t argmax_run_##TAG(const T *x, int64_t n) {                                                 \
         int64_t block = 0;                                                                                   \
-        T best = LEAST;                                                                                      \
+        T best = x[0];                                                                                       \
         for (int64_t first = 0; first < n; first += ARGMAX_BLOCK) {                                          \
             int64_t count = n - first < ARGMAX_BLOCK ? n - first : ARGMAX_BLOCK, i = 0;                      \
-            const T *from = x + first;                                                                       \
             T lanes[ARGMAX_LANES];                                                                           \
-            PLACE odd[ARGMAX_LANES], any = 0;                                                                \
-            for (int j = 0; j < ARGMAX_LANES; j++) lanes[j] = LEAST, odd[j] = 0;                             \
+            for (int j = 0; j < ARGMAX_LANES; j++) lanes[j] = x[first];                                      \
             for (; i + ARGMAX_LANES <= count; i += ARGMAX_LANES)                                             \
                 INDEPENDENT for (int j = 0; j < ARGMAX_LANES; j++) {                                         \
-                    T value = from[i + j];                                                                   \
-                    odd[j] |= value != value;                                                                \
+                    T value = x[first + i + j];                                                              \
                     lanes[j] = value > lanes[j] ? value : lanes[j];                                          \
                 }                                                                                            \
-            for (; i < count; i++) any |= from[i] != from[i], lanes[0] = from[i] > lanes[0] ? from[i] : lanes[0]; \
-            for (int j = 0; j < ARGMAX_LANES; j++) {                                                         \
-                any |= odd[j];                                                                               \
+            for (; i < count; i++) lanes[0] = x[first + i] > lanes[0] ? x[first + i] : lanes[0];             \
+            for (int j = 0; j < ARGMAX_LANES; j++)                                                           \
                 if (lanes[j] > best) best = lanes[j], block = first;                                         \
-            }                                                                                                \
-            if (any)                                                                                         \
-                for (i = 0;; i++)                                                                            \
-                    if (from[i] != from[i]) return first + i;                                                \
         }                                                                                                    \
         while (x[block] != best) block++;                                                                    \
         return block;                                                                                        \
-    }                                                                                                        \
+    }
+ARGMAX_OF_INTEGERS(int64_t, i64)
+ARGMAX_OF_INTEGERS(int32_t, i32)
+ARGMAX_OF_INTEGERS(uint8_t, u8)
+static int64_t argmax_run_f32(const float *x, int64_t n);
+static int64_t argmax_run_f64(const double *x, int64_t n);
+
+#define ARGMAX(T, PLACE, TAG)                                                                                \
     static void argmax_##TAG##_body(void *context, int64_t begin, int64_t end) {                             \
         const taking *t = context;                                                                           \
         const T *in = t->call->in[0].data;                                                                   \
         int64_t *out = t->call->out.data, inner = t->a.inner, n = t->a.n;                                    \
-        for (int64_t o = begin; inner == 1 && o < end; o++) out[o] = argmax_##TAG##_run(in + o * n, n);      \
+        for (int64_t o = begin; inner == 1 && o < end; o++) out[o] = argmax_run_##TAG(in + o * n, n);        \
         for (int64_t o = begin; inner > 1 && o < end;) {                                                     \
             int64_t first = o % inner, count = inner - first < end - o ? inner - first : end - o;            \
             if (count > ARGMAX_COLUMNS) count = ARGMAX_COLUMNS;                                              \
@@ -240,11 +240,11 @@ enum { ARGMAX_LANES = 64, ARGMAX_BLOCK = 1024, ARGMAX_COLUMNS = 256 };
         cyx_parallel(count, cyx_grain(count, (double)t.a.n, CYX_LEAST_WORK), argmax_##TAG##_body, &t);       \
         return CYX_OK;                                                                                       \
     }
-ARGMAX(float, uint32_t, f32, -INFINITY)
-ARGMAX(double, uint64_t, f64, -(double)INFINITY)
-ARGMAX(int64_t, uint64_t, i64, INT64_MIN)
-ARGMAX(int32_t, uint32_t, i32, INT32_MIN)
-ARGMAX(uint8_t, uint32_t, u8, 0)
+ARGMAX(float, uint32_t, f32)
+ARGMAX(double, uint64_t, f64)
+ARGMAX(int64_t, uint64_t, i64)
+ARGMAX(int32_t, uint32_t, i32)
+ARGMAX(uint8_t, uint32_t, u8)
 
 /* Sums of all elements of a line up to each one, in order. A line waits for each of its sums: several lie side by side. */
 enum { LINES_AT_ONCE = 8, LINE_COLUMNS = 2048 };

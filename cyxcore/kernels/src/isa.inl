@@ -25,8 +25,8 @@
 #if defined(LOAD_TURNED_f32)
 #define LOAD_TURNED LOAD_TURNED_f32
 #endif
-#if defined(ANY_NOT_LESS_f32)
-#define ANY_NOT_LESS ANY_NOT_LESS_f32
+#if defined(NOT_LESS_f32)
+#define NOT_LESS NOT_LESS_f32
 #endif
 #if defined(UNORDERED_f32)
 #define UNORDERED UNORDERED_f32
@@ -62,7 +62,7 @@
 #undef UNORDERED
 #undef NOTE_UNORDERED
 #undef ANY_UNORDERED
-#undef ANY_NOT_LESS
+#undef NOT_LESS
 #undef QUICK_MAX
 #undef QUICK_MIN
 
@@ -82,8 +82,8 @@
 #if defined(LOAD_TURNED_f64)
 #define LOAD_TURNED LOAD_TURNED_f64
 #endif
-#if defined(ANY_NOT_LESS_f64)
-#define ANY_NOT_LESS ANY_NOT_LESS_f64
+#if defined(NOT_LESS_f64)
+#define NOT_LESS NOT_LESS_f64
 #endif
 #if defined(UNORDERED_f64)
 #define UNORDERED UNORDERED_f64

@@ -36,6 +36,8 @@ static inline __m256 load_lanes(const float *x, int lanes) {
     (odd) = _mm256_or_pd(odd, _mm256_cmp_pd((__m256d)(a), (__m256d)(b), _CMP_UNORD_Q))
 #define ANY_UNORDERED_f32(odd) _mm256_movemask_ps(odd)
 #define ANY_UNORDERED_f64(odd) _mm256_movemask_pd(odd)
+#define NOT_LESS_f32(a, b) _mm256_movemask_ps(_mm256_cmp_ps((__m256)(a), (__m256)(b), _CMP_NLT_UQ))
+#define NOT_LESS_f64(a, b) _mm256_movemask_pd(_mm256_cmp_pd((__m256d)(a), (__m256d)(b), _CMP_NLT_UQ))
 #define QUICK_MAX_f32(a, b) ((vf32)_mm256_max_ps((__m256)(b), (__m256)(a)))
 #define QUICK_MIN_f32(a, b) ((vf32)_mm256_min_ps((__m256)(b), (__m256)(a)))
 #define QUICK_MAX_f64(a, b) ((vf64)_mm256_max_pd((__m256d)(b), (__m256d)(a)))

@@ -5,6 +5,7 @@
 #include "cyx.h"
 
 enum { CYX_SHORTEST_RUN = 32, CYX_LONGEST_RUN = 2048 }; /* terms of a sum in a row, of those that a group can make */
+enum { CYX_RUN_BLOCK = 1024 }; /* terms of a subtree of a sum: a longer run, of whole ones or alone, is so many of them */
 
 enum { CYX_LEAST_MASKED = 32, CYX_MOST_MASKED = 1024 }; /* rows and columns of the products that a mask follows */
 enum { CYX_BLOCK_K = 384 }; /* terms of a product that are summed before anything is written to memory */

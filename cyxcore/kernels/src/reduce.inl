@@ -9,7 +9,7 @@
 
 #ifndef REDUCE_ONCE
 #define REDUCE_ONCE
-enum { BLOCK_ROWS = 32, GROUP_BLOCKS = 64, RUN_BLOCK = 1024, TREE_DEPTH = 48, TILE = 1024, LEAST_TILE = 64, LEAST_SUMMED = 65000, LEAST_FAR = 1 << 20 };
+enum { BLOCK_ROWS = 32, GROUP_BLOCKS = 64, RUN_BLOCK = CYX_RUN_BLOCK, TREE_DEPTH = 48, TILE = 1024, LEAST_TILE = 64, LEAST_SUMMED = 65000, LEAST_FAR = 1 << 20 };
 #endif
 
 #define SELECT(mask, a, b) ((V)(((MASK)(a) & (MASK)(mask)) | ((MASK)(b) & ~(MASK)(mask))))
@@ -30,19 +30,22 @@ enum { BLOCK_ROWS = 32, GROUP_BLOCKS = 64, RUN_BLOCK = 1024, TREE_DEPTH = 48, TI
         return whole[0];                                                                                     \
     }
 
-/* One block of a run of memory: n <= RUN_BLOCK terms in WIDTH lanes. */
-#define BLOCK(FOLD, WIDTH, JOIN_V, START)                                                                    \
+#define ITSELF_V(a) (a)
+#define SQUARE_V(a) ((a) * (a))
+
+/* One block of a run of memory: n <= RUN_BLOCK terms in WIDTH lanes. TERM_V: what a term is of what lies there. */
+#define BLOCK(FOLD, WIDTH, JOIN_V, START, TERM_V)                                                                  \
     static T NAME(FOLD##_block##WIDTH)(const T *x, int64_t n) {                                              \
         enum { VECTORS = WIDTH / VN };                                                                       \
         V lanes[VECTORS];                                                                                    \
         for (int v = 0; v < VECTORS; v++) lanes[v] = (V){} + (T)(START);                                     \
         int64_t i = 0;                                                                                       \
         for (; i + WIDTH <= n; i += WIDTH) _Pragma("GCC unroll 16") for (int v = 0; v < VECTORS; v++) {      \
-                V next = *(const V *)(x + i + v * VN);                                                       \
+                V next = TERM_V(*(const V *)(x + i + v * VN));                                               \
                 lanes[v] = JOIN_V(lanes[v], next);                                                           \
             }                                                                                                \
         if (i < n) _Pragma("GCC unroll 16") for (int v = 0; v < VECTORS; v++) {                              \
-                V next = NAME(part)(x + i + v * VN, n - i - v * VN, (T)(START));                             \
+                V next = TERM_V(NAME(part)(x + i + v * VN, n - i - v * VN, (T)(START)));                     \
                 lanes[v] = JOIN_V(lanes[v], next);                                                           \
             }                                                                                                \
         _Pragma("GCC unroll 8") for (int half = VECTORS / 2; half; half /= 2)                                \
@@ -182,12 +185,15 @@ enum { BLOCK_ROWS = 32, GROUP_BLOCKS = 64, RUN_BLOCK = 1024, TREE_DEPTH = 48, TI
 LANES_OF(sum, ADD_V)
 LANES_OF(max, MAX_V)
 LANES_OF(min, MIN_V)
-BLOCK(sum, 16, ADD_V, 0)
-BLOCK(sum, 64, ADD_V, 0)
-BLOCK(max, 16, MAX_V, -INF)
-BLOCK(max, 64, MAX_V, -INF)
-BLOCK(min, 16, MIN_V, INF)
-BLOCK(min, 64, MIN_V, INF)
+LANES_OF(squares, ADD_V)
+BLOCK(sum, 16, ADD_V, 0, ITSELF_V)
+BLOCK(sum, 64, ADD_V, 0, ITSELF_V)
+BLOCK(squares, 16, ADD_V, 0, SQUARE_V)
+BLOCK(squares, 64, ADD_V, 0, SQUARE_V)
+BLOCK(max, 16, MAX_V, -INF, ITSELF_V)
+BLOCK(max, 64, MAX_V, -INF, ITSELF_V)
+BLOCK(min, 16, MIN_V, INF, ITSELF_V)
+BLOCK(min, 64, MIN_V, INF, ITSELF_V)
 FOLD(sum, sum_block64, ADD_S)
 FOLD_BLOCK(sum, ADD_V)
 #if defined(UNORDERED)
@@ -459,18 +465,68 @@ static cyx_status NAME(add_band)(const NAME(reduction) * r, const cyx_call *call
     return CYX_OK;
 }
 
-/* As a member of a group: the sum of each run, and of those the outputs, in the order of reduce_runs. */
-static void NAME(sum_runs)(void *context, int64_t begin, int64_t end) {
-    const cyx_rows *rows = context;
-    const T *x = rows->call->in[0].data;
-    T *sums = rows->call->out.data;
-    int64_t n = rows->walk.shape[0];
-    for (int64_t at = begin; at < end; at += n) sums[at / n] = NAME(sum_run)(x + at, n);
+/* The first place of the greatest of a run. */
+static int64_t NAME(place_of)(const T *x, int64_t n, T greatest) {
+    int64_t i = 0;
+#if defined(NOT_LESS)
+    const V limit = SPLAT(greatest);
+    for (; i + 4 * VN <= n; i += 4 * VN) {
+        uint64_t bits = 0;
+        _Pragma("GCC unroll 4") for (int v = 0; v < 4; v++) bits |= (uint64_t)NOT_LESS(*(const V *)(x + i + v * VN), limit) << v * VN;
+        if (bits) return i + __builtin_ctzll(bits);
+    }
+#endif
+    while (x[i] != greatest) i++;
+    return i;
 }
+
+/* The place of the first greatest, or of the first NaN: the greatest of each block, then its place in the first block that has
+ * the greatest of all. */
+static int64_t NAME(argmax_run)(const T *x, int64_t n) {
+    T best = -INF;
+    int64_t block = 0;
+    for (int64_t first = 0; first < n; first += RUN_BLOCK) {
+        T greatest = NAME(max_run)(x + first, n - first < RUN_BLOCK ? n - first : RUN_BLOCK);
+        if (greatest > best) best = greatest, block = first;
+        if (greatest == greatest) continue;
+        while (x[first] == x[first]) first++;
+        return first;
+    }
+    return block + NAME(place_of)(x + block, n - block, best);
+}
+
+/* As a member of a group: the sum of each run, and of those the outputs, in the order of reduce_runs. A run that is too long
+ * for that (cyx_sums_runs) is so many blocks. */
+static inline int64_t NAME(length_of_runs)(const cyx_reduce_plan *plan) {
+    return plan->inner > CYX_LONGEST_RUN ? RUN_BLOCK : plan->inner;
+}
+
+static T NAME(squares_run)(const T *x, int64_t n) { /* n <= 2 * RUN_BLOCK */
+    if (n <= 128) return NAME(squares_block16)(x, n);
+    if (n <= RUN_BLOCK) return NAME(squares_block64)(x, n);
+    return NAME(squares_block64)(x, RUN_BLOCK) + NAME(squares_block64)(x + RUN_BLOCK, n - RUN_BLOCK);
+}
+
+#define SUMS_OF_RUNS(FOLD)                                                                                   \
+    static void NAME(FOLD##_runs)(void *context, int64_t begin, int64_t end) {                               \
+        const cyx_rows *rows = context;                                                                      \
+        const T *x = rows->call->in[0].data;                                                                 \
+        T *sums = rows->call->out.data;                                                                      \
+        int64_t n = rows->walk.shape[0];                                                                     \
+        for (int64_t at = begin; at < end; at += n)                                                          \
+            sums[at / n] = n == RUN_BLOCK ? NAME(FOLD##_block64)(x + at, end - at < n ? end - at : n)        \
+                                          : NAME(FOLD##_run)(x + at, n);                                     \
+    }
+SUMS_OF_RUNS(sum)
+SUMS_OF_RUNS(squares)
 
 static void NAME(finish_sums)(const cyx_call *call, const void *sums) {
     NAME(reduction) r = {.fold = &NAME(fold_sum), .plan = cyx_plan_reduction(call), .out = call->out.data, .divisor = 1};
     if (call->op == CYX_OP_mean) r.divisor = (T)r.plan.total_terms;
+    if (r.plan.inner > CYX_LONGEST_RUN) {
+        r.plan.terms = r.plan.reduced[0] = (r.plan.inner + RUN_BLOCK - 1) / RUN_BLOCK;
+        r.plan.inner = r.plan.reduced_stride[0] = RUN_BLOCK, r.plan.reduced_count = 1;
+    }
     NAME(join_runs)(&r, sums);
 }
 
@@ -483,8 +539,8 @@ static cyx_status NAME(reduce)(const cyx_call *call, const NAME(fold) * fold, in
          .out = call->out.data,
          .divisor = 1};
     if (cyx_asked && fold == &NAME(fold_sum)) {
-        cyx_asked->body = NAME(sum_runs), cyx_asked->finish = NAME(finish_sums);
-        cyx_asked->rows.walk.ndim = 1, cyx_asked->rows.walk.shape[0] = r.plan.inner;
+        cyx_asked->body = NAME(sum_runs), cyx_asked->squares = NAME(squares_runs), cyx_asked->finish = NAME(finish_sums);
+        cyx_asked->rows.walk.ndim = 1, cyx_asked->rows.walk.shape[0] = NAME(length_of_runs)(&r.plan);
         return CYX_OK;
     }
     if (!call->out.size) return CYX_OK;

@@ -1,5 +1,6 @@
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "cyx.h"
@@ -38,7 +39,16 @@ static isa isas[] = {
 enum { ISA_COUNT = sizeof isas / sizeof isas[0] };
 static isa *active = &isas[0];
 
+/* glibc gives blocks of megabytes back to the system as they are freed, until the first that is larger has been, and every page
+ * of the next one is a fault, which takes longer than most operations on it. This makes it keep some, as it does by itself in
+ * a program that has used much; whoever has set its thresholds keeps theirs. */
+static void keep_freed_blocks(void) {
+    void *volatile largest = malloc((32 << 20) - (1 << 16)); /* just below what it always gives back */
+    free(largest);
+}
+
 void cyx_setup(void) {
+    keep_freed_blocks();
     isas[0].present = 1;
 #if defined(__x86_64__)
     __builtin_cpu_init();

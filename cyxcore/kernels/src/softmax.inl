@@ -39,9 +39,9 @@ enum {
 static int64_t NAME(shown)(const T *x, T greatest, int64_t n) {
     const V limit = SPLAT(greatest - VANISHING);
     for (; n % 16 == 0 && n >= 16; n -= 16) {
-#if defined(ANY_NOT_LESS)
+#if defined(NOT_LESS)
         int any = 0;
-        _Pragma("GCC unroll 4") for (int i = 0; i < 16; i += VN) any |= ANY_NOT_LESS(*(const V *)(x + n - 16 + i), limit);
+        _Pragma("GCC unroll 4") for (int i = 0; i < 16; i += VN) any |= NOT_LESS(*(const V *)(x + n - 16 + i), limit);
         if (any) return n;
 #else
         MASK near = (MASK){0};
