@@ -14,7 +14,7 @@ from cyxcore.wording import human_duration
 from cyxnet import amounts
 from cyxnet import messages as m
 from cyxnet.cli.exits import DONE
-from cyxnet.cli.jobs import first_money, tell_limit
+from cyxnet.cli.jobs import first_money, tell_limit, why_they_wait
 from cyxnet.cli.running import connected, node_called
 from cyxnet.cli.screen import Screen
 from cyxnet.client import AsyncClient
@@ -112,7 +112,10 @@ async def _deployed(
     def on_upload(done: int, total: int) -> None:
         screen.advance("upload", done, total)
 
+    pending: set[str] = set()
+
     def tell(replica: m.ReplicaView) -> None:
+        (pending.add if replica.state == "pending" else pending.discard)(replica.job_id)
         where = f" on {replica.node_name or replica.node_id}" if replica.node_id else ""
         screen.say("replica", f"{replica.job_id} is {replica.state}{where}", kind="replica", **_plain(replica))
 
@@ -121,14 +124,18 @@ async def _deployed(
     of = of if size.standby else "of each replica"
     screen.say("deploys", f"{source.name} as {deployment}: {cyx(job.amount_base_units)} for {hours} {of}")
     if args.replace:
-        return await client.deployments.replace(deployment, job, source.path, tell, on_upload, size.least, size.standby)
+        async with why_they_wait(client, pending, screen):
+            return await client.deployments.replace(
+                deployment, job, source.path, tell, on_upload, size.least, size.standby
+            )
     made: list[str] = []
     try:
         await client.deployments.add(job, size.least, source.path, on_upload, made)
         working = list(made)
         await client.deployments.add(standing_by(job), size.standby, None, None, made)
         if args.wait:
-            await client.deployments.ready(deployment, working, tell)
+            async with why_they_wait(client, pending, screen):
+                await client.deployments.ready(deployment, working, tell)
     except (CyxError, asyncio.CancelledError) as error:
         if made and not (isinstance(error, NotDeployed) and len(made) == 1):  # the only one has ended
             screen.close()

@@ -3,7 +3,7 @@
 import argparse
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ from cyxnet.display import cyx, human_age, validation
 from cyxnet.jobfile import LoadedJob
 
 FIRST_USE_BASE_UNITS = 100 * 10**9
+WAIT_TOLD_S, WAIT_LOOKED_AT_S = 2.0, 60.0  # a wait that is over sooner is not told; between looks at one, at most
 
 
 async def watch(args: argparse.Namespace, screen: Screen) -> int:
@@ -32,7 +33,7 @@ async def watch(args: argparse.Namespace, screen: Screen) -> int:
 
 async def follow(client: AsyncClient, job_id: str, screen: Screen) -> int:
     try:
-        async with contextlib.aclosing(client.watch(job_id)) as updates:
+        async with contextlib.aclosing(watched(client, job_id, screen)) as updates:
             async for update in updates:
                 screen.update(update)
     except asyncio.CancelledError:
@@ -40,6 +41,46 @@ async def follow(client: AsyncClient, job_id: str, screen: Screen) -> int:
         screen.say("goes on", f"{job_id} is not stopped by this; stop it with: cyx cancel {job_id}", kind="hint")
         raise
     return tell_end(await client.job(job_id), screen)
+
+
+async def watched(client: AsyncClient, job_id: str, screen: Screen) -> AsyncGenerator[m.Update, None]:
+    """client.watch(), and of a job that no node works on, why: without that nothing would be shown for as long."""
+    waiting = {job_id}
+    async with why_they_wait(client, waiting, screen), contextlib.aclosing(client.watch(job_id)) as updates:
+        async for update in updates:
+            if update.kind == "Leased":
+                waiting.clear()
+            elif update.kind == "LeaseLost":
+                waiting.add(job_id)
+            yield update
+
+
+@contextlib.asynccontextmanager
+async def why_they_wait(client: AsyncClient, job_ids: Collection[str], screen: Screen) -> AsyncIterator[None]:
+    """Within it, screen is told what those of these jobs wait for that are queued, each reason once.
+
+    job_ids may change meanwhile.
+    """
+
+    async def look() -> None:
+        told, pause_s = set(), WAIT_TOLD_S
+        while True:
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, WAIT_LOOKED_AT_S)
+            for job_id in tuple(job_ids):
+                with contextlib.suppress(CyxError):  # who follows the job says what is wrong with the network
+                    reply = await client.explain(job_id)
+                    why = reply.waiting_for if reply.status == "queued" else None
+                    if why and why not in told:
+                        told.add(why)
+                        screen.say("waits", f"for {why}", kind="waits", job_id=reply.job_id, waiting_for=why)
+
+    looking = asyncio.create_task(look())
+    try:
+        yield
+    finally:
+        looking.cancel()
+        await asyncio.gather(looking, return_exceptions=True)
 
 
 async def jobs(args: argparse.Namespace, screen: Screen) -> int:

@@ -10,7 +10,7 @@ import msgspec
 from cyxcore.errors import CyxError
 from cyxnet import messages as m
 from cyxnet.cli.exits import WORLD_FAILED
-from cyxnet.cli.jobs import first_money, tell_job, tell_model, tell_quote
+from cyxnet.cli.jobs import first_money, tell_job, tell_model, tell_quote, watched
 from cyxnet.cli.models import fetch_model, output_path
 from cyxnet.cli.network import joined
 from cyxnet.cli.running import connected
@@ -64,7 +64,7 @@ async def _train(client: AsyncClient, prepared: Prepared, screen: Screen) -> tup
     try:
         await client.place(prepared, lambda done, total: screen.advance("upload", done, total))
         _tell_deposit(prepared, screen)
-        async with contextlib.aclosing(client.watch(prepared.job_id)) as updates:
+        async with contextlib.aclosing(watched(client, prepared.job_id, screen)) as updates:
             async for update in updates:
                 screen.update(update)
                 if update.kind == "Leased":

@@ -1,16 +1,22 @@
 """What the `cyx` command shows of a job: lines, a live screen, JSON; progress, sizes and times in words."""
 
+import asyncio
 import io
 import json
 import re
+from collections.abc import AsyncIterator
+from typing import cast
 
 import msgspec
 import pytest
 
 from cyxcore.wording import human_bytes, human_duration, sparkline
+from cyxnet.bus import BusError
+from cyxnet.cli import jobs
 from cyxnet.cli.screen import JsonScreen, LiveScreen, PlainScreen, clean, open_screen
+from cyxnet.client import AsyncClient
 from cyxnet.display import Tally, human_age, tell
-from cyxnet.messages import Update
+from cyxnet.messages import ExplainReply, Update
 from tests.net.recorded import JOB, SIGNATURE, TRAIN_SCREEN, updates
 
 # -- what a person reads --------------------------------------------------------------------------------
@@ -41,6 +47,43 @@ def test_the_first_step_is_not_told_behind_an_epoch_that_was_faster() -> None:
     for update in shown:
         screen.update(update)
     assert out.getvalue() == TRAIN_SCREEN.replace("training  attempt 2 made its first step\n", "")
+
+
+class Queued:
+    """A client whose job waits for a node, until its reasons are used up."""
+
+    def __init__(self, reasons: list[str]) -> None:
+        self.reasons, self.asked = reasons, 0
+        self._told = asyncio.Event()
+
+    async def explain(self, job_id: str) -> ExplainReply:
+        self.asked += 1
+        if self.asked == 2:
+            raise BusError("no answer")
+        reason = self.reasons.pop(0) if self.reasons else None
+        if reason is None:
+            self._told.set()
+        return ExplainReply(job_id=job_id, status="queued" if reason else "leased", decisions=[], waiting_for=reason)
+
+    async def watch(self, job_id: str) -> AsyncIterator[Update]:
+        funded, leased, *_ = updates()
+        yield funded
+        await self._told.wait()
+        yield leased
+        asked = self.asked
+        for _ in range(100):  # time enough to be asked again
+            await asyncio.sleep(0)
+        assert self.asked == asked
+
+
+async def test_who_follows_a_job_that_waits_is_told_why_each_reason_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "WAIT_TOLD_S", 0.0)
+    out = io.StringIO()
+    none, busy = "a node: none is online", "a free node (node-1: busy with 1 of 1 runs)"
+    client = cast(AsyncClient, Queued([none, busy, busy, none]))
+    followed = [update.kind async for update in jobs.watched(client, JOB, PlainScreen(out))]
+    assert followed == ["Funded", "Leased"]
+    assert out.getvalue() == f"waits     for {none}\nwaits     for {busy}\n"
 
 
 def test_a_job_as_json_is_every_update_as_it_came() -> None:
