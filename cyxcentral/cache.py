@@ -23,6 +23,7 @@ from cyxnet.config import addresses
 log = logging.getLogger(__name__)
 MEMORY_ENTRIES = 100_000
 ANSWER_S, AWAY_S = 0.25, 2.0
+TOLD_AGAIN_S = 3600.0  # a refusal that goes on
 
 
 def job_status(job_id: str) -> str:
@@ -111,7 +112,7 @@ class RedisCache:
         self._redis = redis.asyncio.Redis.from_url(url, socket_timeout=ANSWER_S, socket_connect_timeout=ANSWER_S)
         self._away_until_s = -math.inf  # of the monotonic clock
         self._down = False
-        self._refused: set[type[Exception]] = set()  # what the log has been told
+        self._told_s: dict[type[Exception], float] = {}  # when the log was told of each kind of refusal, by that clock
 
     async def get(self, key: str) -> bytes | None:
         value = await self._asked(lambda: self._redis.get(key))
@@ -136,9 +137,10 @@ class RedisCache:
         try:
             answer = await ask()
         except self._refusal as error:
-            if type(error) not in self._refused:
+            now_s = time.monotonic()
+            if now_s - self._told_s.get(type(error), -math.inf) >= TOLD_AGAIN_S:
                 log.warning("the cache refuses something (%s); going on without that", error)
-            self._refused.add(type(error))
+                self._told_s[type(error)] = now_s
             return None
         except Exception as error:  # bytes that are not Redis make anything: ValueError, TypeError, …
             self._away_until_s = time.monotonic() + AWAY_S

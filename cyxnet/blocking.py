@@ -105,11 +105,13 @@ class Client:
         arrays (inputs, targets)), `amount` and the options of AsyncClient.submit_module. What is odd but possible in a
         job is a warning.
         """
+        if data is not None and isinstance(job, str | Path | LoadedJob):
+            raise TypeError("data goes with a module or a JobRequest; a job file names its own")
         if isinstance(job, str | Path):
             with self._loaded(job) as loaded:
                 for warning in loaded.warnings:
                     warnings.warn(f"{loaded.name}: {warning}", stacklevel=2)
-                return self.submit(loaded, data, amount, on_upload=on_upload, keep=keep, **options)
+                return self.submit(loaded, None, amount, on_upload=on_upload, keep=keep, **options)
         if isinstance(job, LoadedJob | m.JobRequest):
             if amount is not None or options:
                 raise TypeError("amount and options go with a module; a job holds its own")
@@ -117,6 +119,9 @@ class Client:
                 raise TypeError("arrays go with a module; a JobRequest names a file by its digest")
             path = Path(data) if data is not None else None
             reply = self._run(self._client.submit(job, path, on_upload, keep=keep))
+        elif not callable(job):
+            got = type(job).__name__
+            raise TypeError(f"expected the path of a job file, a LoadedJob, a JobRequest or a module, got {got}")
         elif keep:
             raise TypeError("keep goes with a job file or a JobRequest: a module's weights are nowhere but here")
         elif data is None or amount is None:

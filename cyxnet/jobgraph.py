@@ -51,11 +51,11 @@ def parse(text: str, path: Path) -> JobFile:
     from cyxcore.recipe import read_settings
 
     table, key = tomllib.loads(text), "pattern" if file.model.graph is None else "graph"
+    with _told(path, key):
+        settings = read_settings(_source(file.model, path))
     for name in DECIDED:
         if name in table.get("training", {}):
             raise SpecError(f"{path}: training.{name} is said by the graph of model.{key}; change it there")
-    with _told(path, key):
-        settings = read_settings(_source(file.model, path))
     return _settled(file, table, settings, path)
 
 

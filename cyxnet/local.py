@@ -41,7 +41,9 @@ from cyxnet.parts import Part, StartError
 
 RESTART_DELAYS_S = (0.1, 0.5, 1.0, 2.0, 5.0)
 CRASHES_PER_MINUTE = 10
-NO_ROOM = ("no space left", "disk is full", "quota exceeded")  # last words of a part, as the system and SQLite say it
+# The last words of a part that has ended for want of room, as the system and SQLite say it. A node that only says that
+# its disk is full takes no runs and goes on.
+NO_ROOM = ("no space left", "database or disk is full", "quota exceeded")
 QUICK_CHAIN = ("--slot-ms", "1", "--slots-per-block", "400")  # final after 4 ms; blockhashes still last a minute
 
 OWN = {"bans": False, "unproven_limit_base_units": 0, "upload_bytes_per_day": 0}  # nodes and disk are the owner's own

@@ -107,6 +107,18 @@ async def test_a_server_that_speaks_something_else_reads_as_empty(answer):
             assert await verb("key") is None
 
 
+async def test_a_refusal_that_goes_on_is_told_once_an_hour(monkeypatch, caplog):
+    now_s = 1e6
+    monkeypatch.setattr(cache.time, "monotonic", lambda: now_s)
+    async with Answering(b"-OOM command not allowed\r\n") as server:
+        told = []
+        for pause_s in (0.0, 1.0, cache.TOLD_AGAIN_S):
+            now_s += pause_s
+            await server.cache.get("key")
+            told.append(len(caplog.records))
+    assert told == [1, 1, 2]
+
+
 async def test_a_server_that_does_not_answer_is_not_asked_for_each_key(monkeypatch):
     # a list of a thousand nodes took a quarter of a second for each
     monkeypatch.setattr(cache, "ANSWER_S", 0.05)

@@ -872,6 +872,10 @@ async def test_the_blocking_client_submits_a_module_with_arrays(
                 blocking.submit(tmp_path / "tiny.toml")
             with pytest.raises(TypeError, match="arrays go with a module"):
                 blocking.submit(request_for(tmp_path / "client.key"), ([[1.0]], [0]))
+            with pytest.raises(TypeError, match="expected the path of a job file, .* got int"):
+                blocking.submit(3)
+            with pytest.raises(TypeError, match="data goes with a module or a JobRequest; a job file names its own"):
+                blocking.submit(tmp_path / "tiny.toml", tmp_path / "data.csv")
             with pytest.raises(TypeError, match="keep goes with a job file"):
                 blocking.submit(nn.Linear(1, 2), ([[1.0]], [0]), "1", keep=True)
             paying.before_submit, blocking._client.retry_delays_s = busy, (0.01,)

@@ -176,6 +176,11 @@ def test_a_job_may_name_a_pattern(tmp_path: Path) -> None:
             " 'features'?",
         ),
         ("graph = 'g.json'", "…/job.toml: model: expected exactly one of layers, graph and pattern"),
+        (  # before what its graph decides is looked at
+            "parameters = {featuers = 2}\n[training]\nloss = 'mse'",
+            "…/job.toml: model.pattern: pattern 'mlp_basic': there is no parameter 'featuers'; did you mean"
+            " 'features'?",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_pattern_is_said(rest: str, said: str, tmp_path: Path) -> None:
