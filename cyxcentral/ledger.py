@@ -23,6 +23,7 @@ import msgspec
 from cyxcentral import columns, jobs, money, nodes
 from cyxcore.errors import CyxError
 from cyxnet import messages as m
+from cyxnet.follow import by_time
 from cyxnet.subjects import TELEMETRY, last_token
 
 log = logging.getLogger(__name__)
@@ -442,7 +443,7 @@ class Ledger:
                     break
                 what = json.loads(data)
                 updates.append(m.Update(job_id=job_id, source=source, seq=seq, at_ms=at_ms, kind=kind, data=what))
-        return sorted(updates, key=lambda update: (update.at_ms, update.source, update.seq)), more
+        return by_time(updates), more
 
     async def checkpoint_states(self) -> set[str]:
         """SHA-256 of every state that was ever stored for a job, as the log names it."""

@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 
 from cyxnet import messages as m
+from cyxnet.follow import by_time
 
 JOBS, UPDATES_PER_JOB = 2_000, 2_000
 LARGEST_FIRST_BYTES = 64_000  # of a Submitted: a page has to fit into one message
@@ -59,7 +60,7 @@ class Recent:
         found = [update for update in updates if update.seq > positions[update.source]]
         if len(found) > limit:
             return None
-        return sorted(found, key=lambda update: (update.at_ms, update.source, update.seq))
+        return by_time(found)
 
     def clear(self) -> None:
         """Sequences are used a second time: nothing that was remembered can be told from what comes."""

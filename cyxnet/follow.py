@@ -5,10 +5,24 @@ come from the log and lose nothing. So live updates are handed on at once, pages
 that a page has confirmed, and whatever a page holds that live did not bring is handed on then.
 """
 
+from collections.abc import Iterable
+
 from cyxnet.messages import Update
 
 ENDED = frozenset({"completed", "failed", "cancelled"})  # statuses of a job that never change again
 SOURCES = ("event", "telemetry")
+
+
+def by_time(updates: Iterable[Update]) -> list[Update]:
+    """Updates of both sources as one list by their times. Those of one source keep the order of their `seq`, whatever
+    the clocks of the centrals said that wrote them: who breaks off in the midst goes on after the last he was told.
+    """
+    latest_ms = dict.fromkeys(SOURCES, 0)
+    placed: list[tuple[int, str, int, Update]] = []
+    for update in sorted(updates, key=lambda update: update.seq):
+        latest_ms[update.source] = max(latest_ms[update.source], update.at_ms)
+        placed.append((latest_ms[update.source], update.source, update.seq, update))
+    return [update for *_, update in sorted(placed, key=lambda each: each[:3])]
 
 
 class Merge:

@@ -119,6 +119,13 @@ async def test_pages_are_cut_by_count_and_by_bytes_and_miss_nothing(ledger, monk
         assert pages > 2
 
 
+async def test_a_history_has_the_order_of_the_log_whatever_the_clocks_of_centrals_say(ledger):
+    for seq, at_ms in ((1, 5_000), (2, 3_600_000), (3, 6_000)):
+        record = m.Record(command_id=f"{seq:032x}", at_ms=at_ms, by=f"central-{seq}", event=HISTORY[seq - 1])
+        ledger.add_event(subjects.EVENTS, seq, subjects.job_event("job-1"), record)
+    assert [update.seq for update in (await ledger.updates("job-1", 0, 0, 100))[0]] == [1, 2, 3]
+
+
 def telemetry(ledger, *seqs, loss=0.5):
     for seq in seqs:
         batch = BatchMetrics(

@@ -27,6 +27,16 @@ def test_a_job_is_told_from_its_first_event_in_order_of_time():
     assert recent.after("job-1", 9, 5, 10) == []
 
 
+def test_updates_of_one_source_keep_their_order_whatever_the_clocks_of_centrals_say():
+    # who broke off after the later event, and went on after it, was never told the one before it
+    recent = begun()
+    recent.add(update(4, at_ms=3_600_000))
+    recent.add(update(5, at_ms=10))
+    recent.add(update(1, "telemetry", at_ms=20))
+    told = seqs(recent.after("job-1", 0, 0, 10))
+    assert told == [("event", 3), ("telemetry", 1), ("event", 4), ("event", 5)]
+
+
 def test_a_job_whose_beginning_was_not_seen_is_left_to_the_ledger():
     recent = begun()
     recent.add(update(4, job_id="job-2"))
