@@ -77,7 +77,7 @@ class EventLog:
 
     def __init__(self, core: Bus, central_id: str, world: World, machine: Machine = MACHINE):
         self._core = core
-        self._central_id = central_id
+        self.central_id = central_id
         self.world = world
         self.machine = machine
         self.applied: list[Callable[[Stored, Record], None]] = []
@@ -97,6 +97,7 @@ class EventLog:
         # just caught up comes to the same is nothing we rely on.
         self._sends_ahead = True
         self._turns: dict[str, list[asyncio.Future[None]]] = {}  # subjects of ours, and who waits for their turn
+        self._stands_still = False  # the store took nothing the last time, and that was logged
         self._waiters: list[tuple[int, int, asyncio.Future[None]]] = []  # a heap by sequence
         self._ticket = itertools.count()
 
@@ -394,24 +395,43 @@ class EventLog:
                 seqs = await self._append(messages)
         except AppendUnknown as error:
             unknown = error
+        except StorageFull as error:
+            self._takes_nothing(error)
+            raise
         except Conflict:
             pass
         else:
+            self._takes_again()
             for (subject, payload, _), record, seq in zip(messages, records, seqs, strict=True):
                 if seq > self.world.seq:  # of a batch, the follower has brought it mostly
                     self._acknowledged(Stored(subject, seq, payload), record)
             if self.world.seq < seqs[-1]:
                 await self._reached(seqs[-1])
             return events
-        await self._reload([subject for subject, _, _ in messages], patiently=unknown is not None)
-        for earlier, theirs in tried.items():  # it may be one that was given up, and arrived after all
-            if self._commands[earlier]:
-                return theirs
-        if unknown:
-            await self._refuse_when_full(messages[0][0])
-            if len(tried) >= UNKNOWN_RETRIES:
-                raise unknown
+        try:
+            await self._reload([subject for subject, _, _ in messages], patiently=unknown is not None)
+            for earlier, theirs in tried.items():  # it may be one that was given up, and arrived after all
+                if self._commands[earlier]:
+                    return theirs
+            if unknown:
+                await self._refuse_when_full(messages[0][0])
+                if len(tried) >= UNKNOWN_RETRIES:
+                    raise unknown
+        except BusError as error:
+            self._takes_nothing(error)
+            raise
         return None
+
+    def _takes_nothing(self, why: BusError) -> None:
+        """Who asks is refused, and tries again: for the operator it is one line, however many they are."""
+        if not self._stands_still:
+            log.error("the event log takes nothing: %s", why)
+            self._stands_still = True
+
+    def _takes_again(self) -> None:
+        if self._stands_still:
+            log.warning("the event log takes events again")
+            self._stands_still = False
 
     async def _refuse_when_full(self, subject: str) -> None:
         """A broker whose disk is full answers no append, and no later one either until it is started again."""
@@ -449,7 +469,7 @@ class EventLog:
         next_record = Record(
             command_id=self.machine.token_hex(16),
             at_ms=record.at_ms,
-            by=self._central_id,
+            by=self.central_id,
             event=follows,
             prev=hashlib.sha256(payload).hexdigest(),
         )
@@ -478,7 +498,7 @@ class EventLog:
         return Record(
             command_id=command_id,
             at_ms=self.machine.wall_ms(),
-            by=self._central_id,
+            by=self.central_id,
             event=event,
             prev=self.world.prev(subject),
         )

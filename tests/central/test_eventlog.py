@@ -803,6 +803,38 @@ async def test_a_full_store_is_said_at_once_and_appends_go_on_when_there_is_room
 
 
 @pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="only Linux sets limits of another process")
+async def test_a_store_that_takes_nothing_is_logged_once_when_it_begins_and_once_when_it_ends(core, caplog):
+    room = {"deny_delete": True, "deny_purge": True, "allow_atomic": True, "discard": "new"}
+    await core.ensure_stream(subjects.EVENTS, [subjects.EVENT_SUBJECTS], max_bytes=1_000_000, **room)
+    log = await opened(core)
+
+    async def tried(number):
+        with pytest.raises(StorageFull):
+            await log.record(job(number), lambda: f.submitted(f"job-{number}"))
+
+    for _ in range(2):
+        caplog.clear()
+        await core.ensure_stream(subjects.EVENTS, [subjects.EVENT_SUBJECTS], max_bytes=1, **room)
+        await asyncio.gather(*map(tried, range(100)))
+        assert [line.partition(":")[0] for line in caplog.messages] == ["the event log takes nothing"]
+        await core.ensure_stream(subjects.EVENTS, [subjects.EVENT_SUBJECTS], max_bytes=1_000_000, **room)
+        for _ in range(2):
+            subject = job(f"after-{log.world.seq}")
+            assert await log.record(subject, lambda subject=subject: f.submitted(subjects.last_token(subject)))
+        assert caplog.messages[1:] == ["the event log takes events again"]
+
+
+async def test_a_log_whose_store_answers_nobody_says_so_once(core, broker, monkeypatch, caplog):
+    log = await opened(core)
+    monkeypatch.setattr(eventlog.retry, "__defaults__", ((),))
+    broker.stop()
+    for number in range(2):
+        with pytest.raises(BusError):
+            await log.record(job(number), lambda number=number: f.submitted(f"job-{number}"))
+    said = [record.getMessage() for record in caplog.records if record.name == eventlog.__name__]
+    assert [line.partition(":")[0] for line in said] == ["the event log takes nothing"]
+
+
 async def test_a_full_disk_is_said_within_five_seconds_and_loses_nothing(broker):
     # nats-server answers no append any more once a write failed, until its next start
     core = await Bus.connect(broker.url("core"), name="test")

@@ -58,7 +58,7 @@ class Lab:
         def react(stored, record):
             about = subjects.last_token(stored.subject)
             if isinstance(record.event, m.MintSigned):
-                made.reconcile_mint(about, by_another=record.by != central.log._central_id)
+                made.reconcile_mint(about, by_another=record.by != central.log.central_id)
             elif isinstance(record.event, m.JobEvent):
                 made.reconcile(about)
 
