@@ -8,6 +8,7 @@ import asyncio
 import functools
 import logging
 import math
+import zlib
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -20,7 +21,7 @@ from cyxcentral.telling import Telling
 from cyxcore.errors import CyxError
 from cyxnet import messages as m
 from cyxnet import subjects
-from cyxnet.bus import ApiError, Bus
+from cyxnet.bus import ApiError, Bus, BusError
 from cyxnet.commands import Commander
 from cyxnet.identity import key_id
 
@@ -33,6 +34,8 @@ Lease = jobs.Attempt | jobs.CheckLease
 
 SAFETY_NET_S = 1.0  # decisions follow events at once; silence, standing still and what was missed are seen so late
 # (and jobs that wait are given the room that another central's event made, if it did not: it died)
+HELD_UP_PAUSE_S = 0.5
+MOMENTS_MS = 100  # after the end of a back-off, of which each central has one; a lease takes some two
 LISTENS_PER_LEASE = 8  # how often the link to the broker is tried: well within the half lease it may be deaf
 PAUSING = "pausing"  # what central makes of it, until the node gives the run back
 PHASES = {"fetching": 0, "ready": 1, "training": 2, "stored": 2, "uploading": 3, "reporting": 4, PAUSING: 5}
@@ -146,6 +149,7 @@ class Dispatch:
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
         all_due_s = 0.0
+        held_up = False
         while True:
             changed: set[str] | None  # None: everything there is
             changed, self._changed = self._changed, set()
@@ -161,12 +165,17 @@ class Dispatch:
                     await self._assign_waiting()
                 self._tell_holders(changed)
             except Exception as error:
-                if isinstance(error, CyxError):
-                    log.warning("scheduling is held up: %s", error)
-                else:
+                if not isinstance(error, CyxError):
                     log.exception("scheduling failed; going on")
-                await asyncio.sleep(0.5)
+                elif not held_up:  # once, however long it lasts
+                    log.warning("scheduling is held up: %s", error)
+                    held_up = True
+                await self._edge.pause(HELD_UP_PAUSE_S)
                 all_due_s = 0.0
+            else:
+                if held_up:
+                    log.warning("scheduling goes on")
+                held_up = False
             due = loop.call_at(min(all_due_s, loop.time() + self._until_retry_s()), self._take_turn)
             try:
                 await self._wake.wait()
@@ -175,9 +184,15 @@ class Dispatch:
             self._wake.clear()
 
     def _until_retry_s(self) -> float:
-        """When the back-off of a job ends: then something is due without any event."""
+        """When the back-off of a job ends: then something is due without any event.
+
+        In each central at a moment of its own, soon after: of two that lease a job at once, one is refused.
+        """
         due_ms = self._world.matching.next_due_ms()
-        return math.inf if due_ms is None else max(due_ms - self._machine.wall_ms(), 1) / 1000
+        if due_ms is None:
+            return math.inf
+        due_ms += zlib.crc32(f"{self._events.central_id} {due_ms}".encode()) % MOMENTS_MS
+        return max(due_ms - self._machine.wall_ms(), 1) / 1000
 
     # -- scheduling ----------------------------------------------------------------------------------
 
@@ -378,13 +393,15 @@ class Dispatch:
     # -- loss ----------------------------------------------------------------------------------------
 
     async def _listen(self) -> None:
-        """Make sure that nodes can be heard. Raises BusError when the broker does not answer.
+        """Make sure that nodes can be heard. Raises BusError when the broker is out of reach.
 
         Silence counts only while we listened. After a time when we could not (the broker or our link was down, this
         process was stopped) every node gets a full fresh lease: else all of them would be lost at once.
         """
         if self._machine.monotonic_ms() - self._listened_ms < self.lease_ms / LISTENS_PER_LEASE:
             return
+        if not self._edge.connected:
+            raise BusError("the link to the broker is gone: no node can be heard")
         await self._edge.round_trip()
         now = self._machine.monotonic_ms()
         if now - self._listened_ms > self.lease_ms / 2:

@@ -211,6 +211,41 @@ async def test_a_central_without_its_broker_declares_nobody_lost(central, broker
     assert central.world.nodes[NODE].online
 
 
+async def test_a_central_whose_link_to_the_nodes_is_gone_declares_nobody_lost(central):
+    # a round trip returned at once then: the log, which has a link of its own, took the loss of every node
+    await central.dispatch._register(register())
+    await central.dispatch._sweep()
+    await stands_still(central)
+    await central.edge._nc._process_op_err(OSError("the link broke"))
+    for _ in range(4):
+        assert not central.edge.connected
+        with pytest.raises(BusError, match="the link to the broker is gone"):
+            await central.dispatch._sweep()
+        await stands_still(central, LEASE_MS * 2 / 5)
+    assert central.world.nodes[NODE].online
+
+
+async def test_what_holds_scheduling_up_is_logged_once_when_it_begins_and_once_when_it_ends(scheduling, monkeypatch):
+    said, tried, over = [], asyncio.Queue(), asyncio.Event()
+
+    def keep(words, *of):
+        said.append(words % of)
+        if "goes on" in words:
+            over.set()
+
+    async def sweep(changed=None):
+        tried.put_nowait(None)
+        if not over.is_set() and tried.qsize() < 3:
+            raise BusError("nobody answers")
+
+    monkeypatch.setattr(dispatch.log, "warning", keep)
+    monkeypatch.setattr(dispatch, "HELD_UP_PAUSE_S", 0.001)
+    monkeypatch.setattr(scheduling.dispatch, "_sweep", sweep)
+    scheduling.dispatch.happened("")
+    await asyncio.wait_for(over.wait(), 60)
+    assert said == ["scheduling is held up: nobody answers", "scheduling goes on"]
+
+
 async def test_a_node_that_registers_at_another_central_has_a_full_lease_at_this_one(central, other):
     # this central counted the silence before the registration that it had only read of, and lost the node at once
     await central.dispatch._register(register())
@@ -537,6 +572,21 @@ async def test_the_room_that_a_central_makes_is_given_to_the_next_job_by_that_on
     assert {job_id: given[job_id] for job_id in names[1:]} == {
         job_id: {"ab"[number % 2]} for number, job_id in enumerate(names[1:])
     }
+
+
+async def test_a_back_off_ends_in_each_central_at_a_moment_of_its_own(central, other, monkeypatch):
+    # in both at the same one: each time one of them was refused the lease that the other had just appended
+    def moment_s(each, due_ms):
+        monkeypatch.setattr(each.dispatch, "_machine", Machine(wall_ms=lambda: 0))
+        monkeypatch.setattr(each.world.matching, "next_due_ms", lambda: due_ms)
+        return each.dispatch._until_retry_s()
+
+    ends = range(1_000, 201_000, 1_000)
+    moments = [[moment_s(each, due_ms) for each in (central, other)] for due_ms in ends]
+    assert all(
+        due_ms / 1000 <= at_s < due_ms / 1000 + 0.1 for due_ms, of in zip(ends, moments, strict=True) for at_s in of
+    )
+    assert sum(abs(one - another) < 0.005 for one, another in moments) < 0.2 * len(moments)
 
 
 async def test_the_room_that_a_central_made_before_it_died_is_given_by_another(broker, node, monkeypatch):
