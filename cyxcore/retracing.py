@@ -1,8 +1,8 @@
-"""Whether a compiled function does in its second call what it did in its first.
+"""Whether a compiled function does in later calls what it did in its first.
 
 Its plan holds for good what the function read outside of tensors: a count, what an iterator gave, the time. So it is
-traced again at the second call of each plan, and what it adds to the graph is compared as it adds it: where the two
-differ an error is raised from the very line that reads what has changed.
+traced again at the second call of each plan, at the fourth, the sixteenth and so on, and what it adds to the graph is
+compared as it adds it: where the two differ an error is raised from the very line that reads what has changed.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +14,9 @@ from cyxcore.graph import Graph, Node
 
 
 class Before:
-    """What a function added to a graph when it was traced before, and what it returned."""
+    """What a function added to a graph when it was traced first, and what it returned."""
+
+    use = 2  # of the plan: that in which it is traced again
 
     def __init__(
         self,
@@ -36,17 +38,27 @@ class Before:
     def compare(self, place: int, node: Node) -> None:
         """The node that the function adds at a place now. Raises GraphError where it was another one."""
         if place >= len(self.nodes):
-            raise _other(f"{_said(node)}, which it did not before")
+            raise self._other(f"{_said(node)}, which it did not before")
         was = self.nodes[place]
         if was.op != node.op or was.inputs != node.inputs or not _are_equal(_matters(was), _matters(node)):
-            raise _other(f"{_said(node)} instead of {_said(was)}")
+            raise self._other(f"{_said(node)} instead of {_said(was)}")
 
     def compare_ends(self, graph: Graph, rebuild: Callable[[Any], Any]) -> None:
         """What it returns and updates, when it has ended."""
         if len(graph.nodes) < len(self.nodes):
-            raise _other(f"nothing more, where it was {_said(self.nodes[len(graph.nodes)])} before")
+            raise self._other(f"nothing more, where it was {_said(self.nodes[len(graph.nodes)])} before")
         if (graph.outputs, graph.updates) != self._ends or rebuild(self._places) != self._returned:
-            raise _other("the same, but returns or updates something else")
+            raise self._other("the same, but returns or updates something else")
+
+    def _other(self, what: str) -> GraphError:
+        when, kept = "second call", "which a plan would keep as it was"
+        if self.use > 2:
+            before = max(self.use // 4, 2)  # when it was traced the last time
+            when, kept = f"call {self.use}", f"and stayed in its plan: what it gave since call {before} may be wrong"
+        return GraphError(
+            f"compile: in its {when} the function computes with {what}: it reads something outside of tensors that "
+            f"changes by itself (a count, the time), {kept}; give it as an argument"
+        )
 
 
 def _matters(node: Node) -> Mapping[str, Any]:
@@ -59,13 +71,6 @@ def _said(node: Node) -> str:
         value = node.attrs["value"]
         return str(value[0]) if len(value) == 1 else f"constants of shape {node.attrs['shape']}"
     return f"{node.op} {node.attrs['name']!r}" if node.op in ("input", "param") else node.op
-
-
-def _other(what: str) -> GraphError:
-    return GraphError(
-        f"compile: in its second call the function computes with {what}: it reads something outside of tensors that "
-        "changes by itself (a count, an iterator, the time), which a plan would keep as it was; give it as an argument"
-    )
 
 
 def _are_equal(one: Any, other: Any) -> bool:

@@ -8,7 +8,8 @@
         optimizer.step()
         return loss
 
-The function runs on symbols, twice per shape of its arguments (cyxcore/retracing.py); then its plan is replayed.
+The function runs on symbols, twice per shape of its arguments and ever more rarely afterwards (cyxcore/retracing.py);
+else its plan is replayed.
 Modules and optimisers are found among the variables it uses. Parameters and the optimiser's state stay where they are
 and are written in place, so compiled and plain steps may alternate, on the device where the parameters are.
 Learning rates, and momenta that a schedule cycles, are read before each step. Modes, frozen parameters, replaced
@@ -202,42 +203,64 @@ def draws_of(plan: Plan, builder: Builder) -> Draws:
 MOST_PLANS = 64  # of one compiled function: each has memory of its own
 
 
+class _Uses:
+    """In which use of a plan its function is traced again: the 2nd, 4th, 16th, 64th and so on."""
+
+    left = 0
+
+    def __init__(self, before: Before, repeat: Any) -> None:
+        self._before, self._next = before, 2
+        self.counter = self if repeat is None else repeat  # of which `left` says how many uses come before that
+        self.counter.left = 0
+
+    def look(self, again: Callable[[Before], None]) -> None:
+        """Count one more, and trace again where it is time to; again() raises where the function has changed."""
+        if self.counter.left > 0:
+            self.counter.left -= 1
+            return
+        use = self._before.use = self._next
+        again(self._before)
+        self._next *= 2 if use == 2 else 4
+        self.counter.left = self._next - use - 1
+
+
 class Plans(dict[tuple[Any, ...], Any]):
     """The plans of a compiled function by their keys: of more than MOST_PLANS the one not used for longest goes."""
 
-    _last: Any = None  # (key, plan) of the call before: most calls are of that shape again
+    _last: Any = None  # (key, plan, its uses) of the call before: most calls are of that shape again
 
     def __init__(self) -> None:
         super().__init__()
-        self._before: dict[tuple[Any, ...], Before] = {}  # of plans that were made and not used again yet
+        self._uses: dict[tuple[Any, ...], _Uses] = {}
 
     def recent(self, key: tuple[Any, ...]) -> Any:
-        """The plan of the call before, if that had this key; None otherwise."""
+        """The plan of the call before, if that had this key and is not to be traced again; None otherwise."""
         if self._last is None or self._last[0] != key:
             return None
-        self._last = (key, self._last[1])  # of the newer objects, which are those of the next call
-        return self._last[1]
+        _, plan, uses = self._last
+        if uses.counter.left <= 0:
+            return None
+        uses.counter.left -= 1
+        self._last = (key, plan, uses)  # of the newer objects, which are those of the next call
+        return plan
 
     def of(self, key: tuple[Any, ...], make: Callable[[], tuple[Any, Before]], again: Callable[[Before], None]) -> Any:
         """The plan of a key, made where there is none, together with what the function did then.
 
-        again: called with that when the plan is used for the second time, and later until it raises nothing.
+        again: called with that in uses of the plan that are further and further apart.
         """
         self._last = None
         found = self.pop(key, None)
         if found is None:
-            found, self._before[key] = make()
-            self[key] = found
+            found, before = make()
+            self[key], self._uses[key] = found, _Uses(before, found.repeat)
         else:
             self[key] = found
-            if key in self._before:
-                again(self._before[key])
-                del self._before[key]
-            self._last = (key, found)
+            self._uses[key].look(again)
+            self._last = (key, found, self._uses[key])
         if len(self) > MOST_PLANS:
             oldest = next(iter(self))
-            del self[oldest]
-            self._before.pop(oldest, None)
+            del self[oldest], self._uses[oldest]
         return found
 
 

@@ -13,6 +13,7 @@ import copy
 import dis
 import functools
 import inspect
+import io
 import operator
 import pickle
 import random
@@ -207,7 +208,7 @@ class Surroundings:
         elif isinstance(value, HOLDERS):
             for item in _items(value):
                 self._look(item)
-        elif _has_attributes(value):
+        elif _has_attributes(value) or hasattr(value, "last_epoch"):  # a schedule of ours is asked for its epoch
             self._objects.append(value)
 
     def _look_into_part(self, part: Module) -> None:
@@ -222,7 +223,7 @@ class Surroundings:
                 self._add(Place(base, "forward"))
                 if "forward" in vars(base):
                     break
-            self._objects.append(part)
+        self._objects.append(part)
 
     def _look_into_code(self, function: FunctionType) -> None:
         cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
@@ -343,6 +344,7 @@ class Surroundings:
         replaced = [
             (place, was, symbol) for place, was, symbol in zip(places, before, there, strict=True) if was is not symbol
         ]
+        replaced += [(place, was, _Iterator()) for place, was in self._program if _is_iterator(was)]
         held = [_key_of(value, is_constant) for value in there]
         states = self._states_of_draws()
         try:
@@ -452,7 +454,7 @@ def _with_symbols(value: Any, symbols: Mapping[int, Symbol], depth: int = MOST_D
     if isinstance(value, Tensor):
         return symbols.get(id(value), value)
     if not isinstance(value, HOLDERS) or not depth:
-        return value
+        return _Iterator() if _is_iterator(value) else value
     items = _items(value)
     found = [_with_symbols(item, symbols, depth - 1) for item in items]
     keys = [_with_symbols(key, symbols, 0) for key in value] if isinstance(value, (dict, set, frozenset)) else []
@@ -468,6 +470,24 @@ def _with_symbols(value: Any, symbols: Mapping[int, Symbol], depth: int = MOST_D
     if isinstance(value, collections.deque):
         return type(value)(found, value.maxlen)
     return type(value)(keys or found)
+
+
+def _is_iterator(value: Any) -> bool:
+    """Whether it is one of Python's or of Cyx: what those of the user hold is looked at."""
+    return isinstance(value, Iterator) and not isinstance(value, io.IOBase) and not _has_attributes(value)
+
+
+class _Iterator:
+    """What the function sees in place of an iterator while it is traced."""
+
+    def __iter__(self) -> "_Iterator":
+        return self
+
+    def __next__(self) -> Any:
+        raise GraphError(
+            "compile: the function takes what comes next of an iterator outside of it, which only its first call would "
+            "do; take it outside, and give it as an argument"
+        )
 
 
 def _id(value: Any) -> int:

@@ -10,6 +10,7 @@ cdef str _LR = "lr"
 cdef class Repeat:
     """What such a call does with a plan: arguments and numbers of optimisers in, run it, results out."""
 
+    cdef public int64_t left  # how many such calls may come before the function is traced again
     cdef bint recording  # whether the thread was
     cdef object numerics  # the class that current() has to be; None: the plan has one of its own
     cdef object current
@@ -30,7 +31,7 @@ cdef class Repeat:
         """Whether the arguments are plain memory, of the kinds of the plan, and nothing else asks for the long way."""
         cdef Py_ssize_t i
         cdef Held tensor
-        if len(given) != len(self.fed) or self.recording != (_recording != 0):
+        if self.left <= 0 or len(given) != len(self.fed) or self.recording != (_recording != 0):
             return False
         for i in range(len(given)):
             if type(given[i]) is not _tensor_type:
@@ -51,6 +52,7 @@ cdef class Repeat:
     cdef object made(self, tuple given):
         """The call, of arguments that is_of() is true of."""
         cdef Py_ssize_t i
+        self.left -= 1
         for i in range(len(given)):
             _refilled(self.fed[i], <Held>given[i])
         for array, optimizer in self.counts:

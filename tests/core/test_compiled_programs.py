@@ -218,7 +218,7 @@ def a_count_says_when_to_step(how: How) -> Any:
     return [step(*batch(n)) for n in range(4)]
 
 
-@refused("in its second call the function computes with constants")
+@refused("takes what comes next of an iterator")
 def data_that_a_step_fetches_itself(how: How) -> Any:
     model, batches = net(), (batch(n) for n in range(9))
     optimizer = sgd(model)

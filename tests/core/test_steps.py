@@ -743,7 +743,7 @@ CHANGES: dict[str, Callable[[Any, Any], Any]] = {
 }
 
 
-@pytest.mark.parametrize("after", [2, 5])  # calls: from the fourth on they are made without Python
+@pytest.mark.parametrize("after", [2, 5])  # calls: from the sixth on they are made without Python
 @pytest.mark.parametrize("name", CHANGES)
 def test_what_changes_between_steps_changes_a_compiled_step_as_a_plain_one(name: str, after: int) -> None:
     def run(compiled: bool) -> dict[str, Any]:
@@ -772,7 +772,7 @@ def test_steps_that_nothing_happened_between_compare_nothing_anew(monkeypatch: p
     optimizer = optim.Adam(model.parameters(), lr=0.05)
     schedule = optim.lr_scheduler.StepLR(optimizer, 1, 0.9)
     step, function = cx.compile(training_step(model, optimizer, clip=False)), cx.compile(model)
-    for number in range(3):
+    for number in range(5):
         step(*batch(number)), function(batch(number)[0])
         schedule.step()
     monkeypatch.setattr("cyxcore.steps.Bound.key", None)  # called no more
@@ -781,7 +781,7 @@ def test_steps_that_nothing_happened_between_compare_nothing_anew(monkeypatch: p
         schedule.step()
 
 
-@pytest.mark.parametrize("steps", [1, 5])  # from the fourth on they are made without Python
+@pytest.mark.parametrize("steps", [1, 5])  # from the sixth on they are made without Python
 def test_a_step_that_fails_is_none(steps: int) -> None:
     model = net()
     optimizer = optim.Adam(model.parameters())

@@ -368,26 +368,18 @@ def test_the_loss_of_a_compiled_step_is_that_of_a_function_of_cross_entropy_with
     assert compiled == plain
 
 
-# What changes by itself: seen when the step is traced again, in its second call -------------------------------
+# What changes by itself: seen when the step is traced again, in its second call or later -----------------------
 
 
 def _changing(name: str, optimizer: Any) -> Callable[[Any], Any]:
-    counted, numbers, calls = itertools.count(1), iter([1.0, 2.0, 3.0, 4.0]), iter(range(9))
-    schedule = optim.lr_scheduler.StepLR(optimizer, 1, 1.0)
-
-    def after_a_step(y: Any) -> Any:
-        schedule.step()
-        return y * float(schedule.last_epoch)
-
+    counted = itertools.count().__next__  # a count that nobody can look at
     changing: dict[str, Callable[[Any], Any]] = {
-        "a count": lambda y: y * next(counted),
-        "an iterator": lambda y: y + next(numbers),
+        "a count": lambda y: y * counted(),
         "the number of steps": lambda y: y * float(optimizer.steps + 1),
-        "the epoch of a schedule": after_a_step,
-        "an operation": lambda y: y.tanh() if next(calls) else y.exp(),
-        "one operation more": lambda y: y * 2.0 if next(calls) else y,
-        "a NumPy array": lambda y: y * np.full(3, next(counted), np.float32),
-        "a large NumPy array": lambda y: (y[:, :1] * np.full(5000, next(counted), np.float32)).mean(),
+        "an operation": lambda y: y.tanh() if counted() else y.exp(),
+        "one operation more": lambda y: y * 2.0 if counted() else y,
+        "a NumPy array": lambda y: y * np.full(3, counted(), np.float32),
+        "a large NumPy array": lambda y: (y[:, :1] * np.full(5000, counted(), np.float32)).mean(),
     }
     return changing[name]
 
@@ -396,9 +388,7 @@ def _changing(name: str, optimizer: Any) -> Callable[[Any], Any]:
     "name",
     [
         "a count",
-        "an iterator",
         "the number of steps",
-        "the epoch of a schedule",
         "an operation",
         "one operation more",
         "a NumPy array",
@@ -422,9 +412,70 @@ def test_what_changes_by_itself_is_refused_in_the_second_call_and_changes_nothin
     assert [p.tolist() for p in model.parameters()] == found[0][1:] and optimizer.steps == 1
 
 
+@pytest.mark.parametrize("seen_in", [4, 16, 64])
+def test_what_changes_later_is_refused_when_the_step_is_traced_again(seen_in: int) -> None:
+    factors = [1.0] * 5000  # too long to be looked at
+
+    def run(how: Callable[[Any], Any], calls: int) -> Any:
+        factors[0] = 1.0
+        layer, x = nn.Linear(4, 3, bias=False), cx.ones((2, 4))
+        layer.weight.data.fill_(0.5)
+        step = how(training(layer, optim.SGD(layer.parameters(), lr=0.01), lambda x: layer(x) * factors[0]))
+        for _ in range(calls):
+            step(x)
+        factors[0] = 2.0
+        return step, x, layer.weight
+
+    step, x, weight = run(cx.compile, seen_in - 1)
+    assert weight.tolist() == run(lambda step: step, seen_in - 1)[2].tolist()
+    factors[0] = 2.0
+    since = {4: 2, 16: 4, 64: 16}[seen_in]
+    for _ in range(2):
+        with pytest.raises(
+            GraphError, match=f"call {seen_in} the function computes with 2.0 instead of 1.0.* call {since} "
+        ):
+            step(x)
+    factors[0] = 1.0
+    step(x)
+
+
+ITERATORS: dict[str, Callable[[], Any]] = {
+    "a count": lambda: itertools.count(1.0),
+    "of a list": lambda: iter([1.0, 1.0, 1.0, 2.0]),
+    "a generator": lambda: (1.0 for _ in range(9)),
+    "in a list": lambda: [itertools.cycle([1.0])],
+}
+
+
+@pytest.mark.parametrize("name", ITERATORS)
+def test_an_iterator_is_not_consumed_by_a_step(name: str) -> None:
+    held = ITERATORS[name]()
+    compiled = cx.compile(lambda x: x * next(held[0] if isinstance(held, list) else held))
+    with pytest.raises(GraphError, match="takes what comes next of an iterator"):
+        compiled(cx.ones(2))
+    assert next(held[0] if isinstance(held, list) else held) == 1.0
+
+
+def test_the_epoch_of_a_schedule_and_a_list_that_was_given_to_a_layer_make_a_new_plan() -> None:
+    def made() -> Any:
+        layer: Any = nn.Linear(4, 3)
+        layer.factors = [1.0]
+        schedule = optim.lr_scheduler.StepLR(optim.SGD(layer.parameters(), lr=0.1), 1, 1.0)
+
+        def change(number: int) -> None:
+            layer.factors[0] = 1.0 + number // 3
+            if number % 4 == 3:
+                schedule.step()
+
+        return layer, lambda x: layer(x) * layer.factors[0] * (1.0 + schedule.last_epoch), change
+
+    plain, compiled = both(made)
+    assert compiled == plain
+
+
 def test_results_that_change_their_names_are_refused_and_functions_made_in_each_call_are_not() -> None:
-    counted = itertools.count()
-    compiled = cx.compile(lambda x: {f"result {next(counted)}": x * 2.0})
+    counted = itertools.count().__next__
+    compiled = cx.compile(lambda x: {f"result {counted()}": x * 2.0})
     compiled(cx.ones(2))
     with pytest.raises(GraphError, match="returns or updates something else"):
         compiled(cx.ones(2))
@@ -450,7 +501,7 @@ def test_a_rate_that_a_state_begins_with_may_change_after_the_first_call() -> No
     compiled()  # is traced again
 
 
-def test_a_function_is_traced_once_more_in_the_second_call_of_each_plan_and_never_again() -> None:
+def test_a_function_is_traced_again_in_the_second_call_of_each_plan_and_then_ever_more_rarely() -> None:
     calls = []
 
     def step(x: Any) -> Any:
@@ -463,6 +514,11 @@ def test_a_function_is_traced_once_more_in_the_second_call_of_each_plan_and_neve
 
     seen = np.zeros(()).view(Seen)
     compiled = cx.compile(step)
-    for rows, traced in ((2, 1), (2, 2), (2, 2), (3, 3), (2, 3), (3, 4), (3, 4)):
+    for rows, traced in ((2, 1), (2, 2), (2, 2), (3, 3), (2, 4), (3, 5), (3, 5)):
         compiled(cx.ones(rows))
         assert len(calls) == traced
+    found = []
+    for _ in range(5, 300):
+        compiled(cx.ones(2))
+        found.append(len(calls) - 5)
+    assert [5 + found.index(number) for number in (1, 2, 3)] == [16, 64, 256]
