@@ -268,13 +268,11 @@ class Central:
         self._system = await Bus.connect(
             urls, name="cyx-central-door", credentials=as_system(self.keys), tls_ca=self.settings.network.tls_ca
         )
-        machine = self.events.machine
         network = self.settings.network
         self.door = Door(
             self._system,
             self.keys,
             self._admit,
-            lambda: machine.wall_ms() // 1000,
             connections=network.connections,
             session_s=network.session_s,
         )

@@ -57,6 +57,9 @@ class _Request(Struct):
 
 
 class _Claims(Struct):
+    """iat: when the broker asked, by its clock, in seconds since 1970."""
+
+    iat: int = 0
     nats: _Request = field(default_factory=_Request)
 
 
@@ -87,9 +90,9 @@ class _Heard(Struct):
 
 
 class Door:
-    """decide: what admission says of a proof, now. wall_s: the time, in seconds since 1970.
+    """decide: what admission says of a proof, now. connections: how many one identity may have at a time.
 
-    connections: how many one identity may have at a time. session_s: how long one lasts at most.
+    session_s: how long one lasts at most, by the clock of its broker: central's may be hours off.
     """
 
     def __init__(
@@ -97,7 +100,6 @@ class Door:
         system: Bus,
         central: HasKeys,
         decide: Callable[[Proof], Admitted | Refused],
-        wall_s: Callable[[], int],
         *,
         connections: int = CONNECTIONS,
         session_s: float = SESSION_S,
@@ -108,7 +110,6 @@ class Door:
         self._key = Ed25519PrivateKey.from_private_bytes(seed)
         self._issuer = public_nkey(ACCOUNT, seed)
         self._decide = decide
-        self._wall_s = wall_s
         self._crowd = Crowd()
         self._connections = connections
         self._session_s = session_s
@@ -140,10 +141,11 @@ class Door:
     def answer(self, payload: bytes) -> bytes:
         """The answer to one request of the broker."""
         try:
-            request = _read(payload)
+            claims = _read(payload)
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             log.warning("a request to come in cannot be read: %s", error)
             return b""
+        request, asked_s = claims.nats, claims.iat
         info = request.client_info
         proof = msgspec.structs.replace(request.connect_opts, nonce=info.nonce, host=info.host)
         decision = self._uncrowded(self._decide(proof))
@@ -152,9 +154,9 @@ class Door:
             verdict = {"error": decision.reason}
         else:
             log.info("%s %s comes in", decision.role, decision.identity)
-            verdict = {"jwt": self._permit(request.user_nkey, decision)}
+            verdict = {"jwt": self._permit(request.user_nkey, decision, asked_s)}
         said = {"type": "authorization_response", "version": 2} | verdict
-        return self._signed(request.user_nkey, request.server_id.id, {"nats": said}).encode()
+        return self._signed(request.user_nkey, request.server_id.id, {"iat": asked_s, "nats": said}).encode()
 
     def _uncrowded(self, decision: Admitted | Refused) -> Admitted | Refused:
         """The decision, unless this identity has as many connections as one may have."""
@@ -195,7 +197,7 @@ class Door:
         elif self._crowd.came(guest.user, key, self._session_s, self._clock()) > self._connections:
             await self._kick(*key)
 
-    def _permit(self, user_nkey: str, who: Admitted) -> str:
+    def _permit(self, user_nkey: str, who: Admitted, asked_s: int) -> str:
         if who.deployment:
             may = replica_permissions(who.deployment, who.identity)
         else:
@@ -211,13 +213,12 @@ class Door:
         }
         if may.answers:
             nats["resp"] = {"max": 1, "ttl": ANSWER_WITHIN_NS}
-        return self._signed(
-            user_nkey, "EDGE", {"name": who.identity, "exp": self._wall_s() + who.lasts_s, "nats": nats}
-        )
+        claims = {"iat": asked_s, "exp": asked_s + who.lasts_s, "name": who.identity, "nats": nats}
+        return self._signed(user_nkey, "EDGE", claims)
 
     def _signed(self, subject: str, audience: str, claims: dict[str, Any]) -> str:
         """A JWT of NATS: base 64 of its header, its claims and the signature over both."""
-        claims = {"sub": subject, "aud": audience, "iss": self._issuer, "iat": self._wall_s()} | claims
+        claims = {"sub": subject, "aud": audience, "iss": self._issuer} | claims
         claims["jti"] = hashlib.sha256(json.dumps(claims).encode()).hexdigest()[:32]
         signed = f"{_base64(json.dumps(_HEADER).encode())}.{_base64(json.dumps(claims).encode())}"
         return f"{signed}.{_base64(self._key.sign(signed.encode()))}"
@@ -247,12 +248,12 @@ class Door:
         await self._system.publish(kick, json.dumps({"cid": cid}).encode(), "", reply=UNHEARD)
 
 
-def _read(payload: bytes) -> _Request:
+def _read(payload: bytes) -> _Claims:
     """The claims of a request. Its signature is the broker's, on a subject where nobody else can speak."""
     parts = payload[:MAX_REQUEST_BYTES].split(b".")
     if len(parts) != 3:
         raise ValueError("expected a JWT of three parts")
-    return msgspec.json.decode(base64.urlsafe_b64decode(parts[1] + b"=="), type=_Claims).nats
+    return msgspec.json.decode(base64.urlsafe_b64decode(parts[1] + b"=="), type=_Claims)
 
 
 def _base64(raw: bytes) -> str:

@@ -28,7 +28,7 @@ def anybody(proof: Proof) -> Admitted | Refused:
 async def opened(url: str, decide: Decide = anybody, **options: int) -> tuple[Bus, Door]:
     """A door that is open; close the bus when it is over."""
     system = await Bus.connect(url, name="test-door", credentials=as_system(CENTRAL))
-    door = Door(system, CENTRAL, decide, lambda: int(time.time()), **options)
+    door = Door(system, CENTRAL, decide, **options)
     await door.start()
     door.open()
     return system, door

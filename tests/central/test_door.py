@@ -463,7 +463,7 @@ async def test_one_identity_has_so_many_connections_and_not_one_more(tmp_path, g
 
 async def test_a_connection_too_many_that_another_central_let_in_is_thrown_out(network, join):
     system = await Bus.connect(network[0].url("client"), name="another", credentials=c.as_system(CENTRAL))
-    other = Door(system, CENTRAL, decide, lambda: 0, connections=1)  # it was not asked, and hears who comes
+    other = Door(system, CENTRAL, decide, connections=1)  # it was not asked, and hears who comes
     await system.subscribe(CAME, other._on_news)
     first = await join(MALLORY)
     with contextlib.suppress(BusError):  # thrown out before it was quite inside
@@ -644,11 +644,25 @@ async def test_without_a_central_nobody_comes_in_and_who_is_in_stays(network, jo
     assert await ears.settle(inside) == [mine]
 
 
+def test_a_connection_ends_by_the_clock_of_its_broker():
+    # a central whose clock was an hour behind let nobody in: what it gave was over when its broker read it
+    door = Door(None, CENTRAL, lambda proof: Admitted(role="client", identity=ALICE.id, lasts_s=900))
+    asked = {"iat": 5_000, "nats": {"user_nkey": "U", "server_id": {"id": "N"}}}
+    answer = claims_of(door.answer(b"e30." + base64.urlsafe_b64encode(json.dumps(asked).encode()) + b".e30"))
+    permit = claims_of(answer["nats"]["jwt"].encode())
+    assert (answer["iat"], permit["iat"], permit["exp"]) == (5_000, 5_000, 5_900)
+
+
+def claims_of(token):
+    """What a JWT says."""
+    return json.loads(base64.urlsafe_b64decode(token.split(b".")[1] + b"=="))
+
+
 async def test_who_asked_longer_ago_than_his_broker_waits_is_not_let_in_when_the_door_opens(monkeypatch):
     # each of them counted as a connection on its way, and an honest try was one too many
     monkeypatch.setattr("cyxcentral.door.ADMISSION_TIMEOUT_S", 0.0)
     asked = []
-    door = Door(None, CENTRAL, asked.append, lambda: 0)
+    door = Door(None, CENTRAL, asked.append)
     async with asyncio.timeout(60):
         assert await door._on_asked(b"e30.e30.e30") == b""
     assert asked == []
