@@ -184,6 +184,10 @@ class Client:
         finally:
             self._run(updates.aclose())
 
+    def epochs(self, job_id: str) -> list[dict[str, Any]]:
+        """The epochs of a job that have ended, in order: the fields of cyxcore.spec.EpochMetrics and `attempt`."""
+        return self._run(self._client.epochs(job_id))
+
     def wait(self, job_id: str) -> m.JobView:
         return self._run(self._client.wait(job_id))
 
@@ -261,6 +265,9 @@ class Job:
 
     def watch(self) -> Iterator[m.Update]:
         return self.client.watch(self.id)
+
+    def epochs(self) -> list[dict[str, Any]]:
+        return self.client.epochs(self.id)
 
     def cancel(self, reason: str = "cancelled by the client") -> m.JobView:
         return self.client.cancel(self.id, reason)

@@ -271,6 +271,22 @@ class AsyncClient(Submitter):
             with contextlib.suppress(Exception):
                 await subscription.unsubscribe()
 
+    async def epochs(self, job_id: str) -> list[dict[str, Any]]:
+        """The epochs of a job that have ended, in order: the fields of cyxcore.spec.EpochMetrics and `attempt`.
+
+        Of one that was trained again by a later attempt, the later one.
+        """
+        job_id = (await self.job(job_id)).job_id
+        merge, found, more = Merge(), dict[int, dict[str, Any]](), True
+        while more:
+            page = await self._page(job_id, merge)
+            for update in merge.page(page.updates):
+                if update.kind == "epoch":
+                    old = found.get(update.data["epoch"], update.data)
+                    found[update.data["epoch"]] = max(old, update.data, key=lambda epoch: epoch["attempt"])
+            more = page.more
+        return [found[epoch] for epoch in sorted(found)]
+
     async def wait(self, job_id: str) -> m.JobView:
         """The job as it is when it has ended: completed, failed or cancelled."""
         async with contextlib.aclosing(self.watch(job_id)) as updates:

@@ -15,7 +15,8 @@ TOP_LEVEL = {*PACKAGES, "benchmarks", "tests", "examples", "docs", "decisions"}
 # A module may import only modules listed before it, inside functions too. What stands under `if TYPE_CHECKING` is for
 # readers. `cyxcore` itself is a lazy door to all of its modules: who has come that far may use it.
 VOCABULARY = """
-cyxcore.errors cyxcore.paths cyxcore.columns cyxcore.wording cyxcore.transforms cyxcore.spec cyxcore.dtype
+cyxcore.errors cyxcore.paths cyxcore.columns cyxcore.wording cyxcore.plotting cyxcore.transforms cyxcore.spec
+cyxcore.dtype
 cyxcore.attrs cyxcore.infer cyxcore.infer2d cyxcore.infermatrix cyxcore.ops
 cyxcore.graph
 cyxcore.torchpaths cyxcore.torchwords cyxcore.values cyxcore.inplace cyxcore.indexing cyxcore.hosted
@@ -70,7 +71,7 @@ cyxcore.updates cyxcore.schedules cyxcore.optimizerhooks cyxcore.torchstates cyx
 cyxcore.muon cyxcore.optim
 cyxcore.scheduler cyxcore.cycles cyxcore.lr_scheduler
 cyxcore.swa_utils cyxcore.objectives cyxcore.tracing cyxcore.overview cyxcore.surroundings
-cyxcore.arguments cyxcore.steps cyxcore.compiled cyxcore.evaluation cyxcore.cyxmodel cyxcore.checkpoint cyxcore.plotting
+cyxcore.arguments cyxcore.steps cyxcore.compiled cyxcore.evaluation cyxcore.cyxmodel cyxcore.checkpoint
 cyxcore.history
 cyxcore.callbacks cyxcore.progress cyxcore.batches cyxcore.learning cyxcore.augmenting cyxcore.graphlearner
 cyxcore.modulelearner cyxcore.training cyxcore.lrfinder cyxcore.profiling cyxcore.utils
@@ -105,7 +106,7 @@ cyxnet.caller cyxnet.deployments cyxnet.gateway cyxnet.quotes cyxnet.submitting 
 cyxnet.blocking cyxnet
 cyxnet.display cyxnet.serveoptions cyxnet.cli.values cyxnet.cli.exits cyxnet.cli.options
 cyxnet.cli.screen cyxnet.cli.running cyxnet.cli.models cyxnet.cli.files cyxnet.cli.jobs cyxnet.cli.submitting
-cyxnet.cli.deployments cyxnet.cli.gateway cyxnet.cli.network cyxnet.cli.keys cyxnet.cli.access
+cyxnet.cli.curves cyxnet.cli.deployments cyxnet.cli.gateway cyxnet.cli.network cyxnet.cli.keys cyxnet.cli.access
 cyxnet.cli.money cyxnet.cli.train
 cyxnet.chatting cyxnet.cli.chat cyxnet.cli.serving cyxnet.cli.graphs cyxnet.cli
 cyxnet.__main__

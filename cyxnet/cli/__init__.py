@@ -133,6 +133,13 @@ COMMANDS = [
     ),
     Command("watch", "follow a job from its first event to its end", "cyx watch digits-3f", "jobs:watch", options.job),
     Command("jobs", "list the jobs, newest first", "cyx jobs --status completed", "jobs:jobs", options.job_list),
+    Command(
+        "curves",
+        "draw how the trainings of jobs went, epoch by epoch",
+        "cyx curves digits-3f digits-a1 --of validation_accuracy",
+        "curves:curves",
+        options.curves,
+    ),
     Command("job", "show one job", "cyx job digits-3f", "jobs:job", options.job),
     Command("get", "fetch the model of a job", "cyx get digits-3f -o digits.safetensors", "jobs:get", options.get),
     Command(

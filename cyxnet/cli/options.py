@@ -235,6 +235,20 @@ def job_list(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=values.count, default=50, metavar="N", help="how many (default 50)")
 
 
+def curves(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "jobs", type=values.job_id, nargs="+", metavar="JOB", help="jobs, by their ids or how those begin; 8 at most"
+    )
+    parser.add_argument(
+        "--of",
+        metavar="METRIC",
+        help="what is drawn: validation_loss, accuracy, … (default: the loss of held-out rows)",
+    )
+    parser.add_argument(
+        "--log", action="store_true", help="by factors: a loss that falls from 2 to 0.01 is seen to its end"
+    )
+
+
 def get(parser: argparse.ArgumentParser) -> None:
     job(parser)
     output(parser)

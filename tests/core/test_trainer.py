@@ -574,6 +574,13 @@ def test_a_history_is_drawn_with_letters_where_matplotlib_is_missing(monkeypatch
         said.column("f1")
 
 
+def test_by_factors_a_curve_that_falls_by_factors_is_a_line_and_what_is_not_above_0_a_gap() -> None:
+    chart = plotting.plot([0, 1, 2, 3], {"loss": [1.0, 0.1, 0.01, 0.0]}, "text", log_y=True)
+    rows = [line.partition("┤")[2] for line in chart.splitlines()[: plotting.HEIGHT]]
+    drawn = [(row, line.index("•")) for row, line in enumerate(rows) if "•" in line]
+    assert drawn == [(0, 0), (6, 21), (13, 42)] and chart.startswith("   1 ┤") and "0.01 ┤" in chart
+
+
 def test_matplotlib_draws_the_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     pyplot = pytest.importorskip("matplotlib.pyplot", reason="the extra plot is not installed")
     pyplot.switch_backend("agg")
