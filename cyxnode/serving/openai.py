@@ -17,6 +17,7 @@ T = TypeVar("T")
 Array = np.ndarray[Any, Any]
 DEFAULT_COMPLETION_TOKENS = 16  # as the API has it
 _UNKNOWN = re.compile(r"unknown field `([^`]+)`")
+_MISSING = re.compile(r"missing required field `([^`]+)`")
 _PLACE = re.compile(r" - at `\$\.?([^`]*)`")
 
 
@@ -25,12 +26,20 @@ def decoded(kind: type[T], body: bytes) -> T:
     try:
         return msgspec.json.decode(body, type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        said = str(error)[:500]
-        place, unknown = _PLACE.search(said), _UNKNOWN.search(said)
-        param = ".".join(part for part in (place[1] if place else "", unknown[1] if unknown else "") if part)
-        if unknown:
-            said = f"{param}: there is no such option here, and none is dropped in silence; leave it out"
-        raise Refused("bad_message", said, 400, param or None) from None
+        raise undecoded(error, body) from None
+
+
+def undecoded(error: Exception, body: bytes) -> Refused:
+    """What is said of a body that is no such request, with the parameter at fault."""
+    if not body.strip():
+        return Refused("bad_message", "expected a JSON object, got an empty body", 400)
+    said = str(error)[:500]
+    place, unknown, missing = _PLACE.search(said), _UNKNOWN.search(said), _MISSING.search(said)
+    name = unknown or missing
+    param = ".".join(part for part in (place[1] if place else "", name[1] if name else "") if part)
+    if unknown:
+        said = f"{param}: there is no such option here, and none is dropped in silence; leave it out"
+    return Refused("bad_message", said, 400, param or None)
 
 
 def refuse_other_model(asked: str, name: str) -> None:

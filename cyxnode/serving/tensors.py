@@ -11,7 +11,7 @@ import numpy as np
 
 from cyxcore import device as devices
 from cyxcore.model import Model
-from cyxnet.codec import JSON, BadMessage
+from cyxnet.codec import JSON
 from cyxnet.inference import NPY, ModelCard, PredictReply, PredictRequest, TensorCard
 from cyxnet.openai import EmbeddingsRequest
 from cyxnet.outcomes import ApiError
@@ -116,7 +116,7 @@ class TensorModel:
             rows, several, rest = first
             if rest is NOTHING_ELSE:
                 return rows, several, False
-            with contextlib.suppress(BadMessage):  # which would name places of another text
+            with contextlib.suppress(Refused):  # which would name places of another text; below it names its own
                 request = self._decoded(rest)
                 if bytes(request.input) == b"null":  # else `input` was there twice
                     return rows, several, request.classes
@@ -158,7 +158,7 @@ class TensorModel:
         try:
             request = _REQUEST.decode(body)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            raise BadMessage(str(error)[:500]) from None
+            raise openai.undecoded(error, body) from None
         if request.model and request.model != self.name:
             raise Refused("model_not_found", f"expected the model {self.name!r}, got {request.model!r}", 404, "model")
         return request

@@ -152,6 +152,21 @@ async def test_bad_input_is_one_clear_refusal(http, name):
     assert (await http.post("/v1/predict", json={"input": [1, 2, 3, 4]})).status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("body", "param", "said"),
+    [
+        (b'{"inputs":[1,2,3,4]}', "inputs", "inputs: there is no such option here"),
+        (b'{"input":[1,2,3,4],"clases":true}', "clases", "clases: there is no such option here"),
+        (b'{"classes":true}', "input", "Object missing required field `input`"),
+        (b" ", None, "expected a JSON object, got an empty body"),
+    ],
+)
+async def test_what_is_wrong_with_a_request_names_the_field(http, body, param, said):
+    answer = await http.post("/v1/predict", content=body, headers=JSON_TYPE)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (400, param) and said in error["message"]
+
+
 async def test_paths_and_methods_that_are_not_there(http):
     asked = [("GET", "/", 404, None), ("GET", "/v1/predict", 405, "POST"), ("DELETE", "/v1/model", 405, "GET")]
     for method, path, status, allowed in asked:
