@@ -149,6 +149,7 @@ CHARTS: dict[str, Callable[[Any], Iterable[Chart]]] = {
     "eager": lambda found: [Chart("small operations", "ns (less is better)", _turned(found["ns"]))],
     "failover": _failover,
     "flood": _flood,
+    "functions": lambda found: [Chart("functions of 10⁶ numbers", "µs (less is better)", _turned(found["us"]))],
     "gpu": _gpu,
     "kernels": lambda found: [Chart("kernels", "µs (less is better)", _turned(found["us"]))],
     "llm": _llm,

@@ -24,6 +24,7 @@ FIGURES = {  # of the others, the last figures are in benchmarks/results
     "eager": {"isa": "avx2", "ns": {"x + y": {"cyx": 220.0, "torch": 2264.0}, "x.exp()": {"cyx": 291.0}}},
     "failover": {"kills": [{"what": "node", "p50_s": 1.0, "p99_s": 2.0, "target_s": None, "lost": 0}]},
     "flood": {"none": {"p50 ms": 1.0, "flood /s": 0.0}, "metrics": {"p50 ms": 2.0, "flood /s": 16250.0}},
+    "functions": {"us": {"exp, and back": {"cyx": 547.0, "torch": 2294.0}}},
     "kernels": {"us": {"add 1M": {"cyx": 600.0, "numpy": 700.0}}},
     "llm": {"tokens_per_s": [{"weights": "Q8_0", "threads": 1, "part": "decode", "cyx": 9.0}]},
     "log": {"one alone": {"per_s": 900.0, "cpu_us": 80.0} | TIMES, "js.publish": {"per_s": 700.0}},
