@@ -157,13 +157,24 @@ def clip(x: Any, /, min: Any = None, max: Any = None) -> Any:
 
 
 def _clip(value: Any, min: Any, max: Any) -> Any:
-    for op, bound in (("maximum", min), ("minimum", max)):
-        if bound is not None:
-            left, right = _pair("clip", value, bound)
-            if left.dtype != value.dtype:
-                raise DtypeError(f"clip: a bound of {right.dtype} does not fit {value.dtype}; use astype on x or it")
-            value = apply(op, left, right)
+    for names, bound in ((_BELOW, min), (_ABOVE, max)):
+        if bound is None:
+            continue
+        x, limit = _pair("clip", value, bound)
+        if x.dtype != value.dtype:
+            raise DtypeError(f"clip: a bound of {limit.dtype} does not fit {value.dtype}; use astype on x or it")
+        op, beyond, within = names
+        # `op` gives the same numbers, but shares the gradient at the bound, where in PyTorch all of it is x's.
+        if not is_float(x.dtype):
+            value = apply(op, x, limit)
+        elif isinstance(bound, (int, float)) and bound == bound:
+            value = apply("where", apply(beyond, x, limit), limit, x)
+        else:  # a bound that is NaN makes NaN of all
+            value = apply("where", apply("logical_or", apply(within, x, limit), apply("not_equal", x, x)), x, limit)
     return value
+
+
+_BELOW, _ABOVE = ("maximum", "less", "greater_equal"), ("minimum", "greater", "less_equal")
 
 
 def hypot(x1: Any, x2: Any, /) -> Any:

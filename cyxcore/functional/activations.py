@@ -7,8 +7,8 @@ import math
 from typing import Any
 
 from cyxcore.errors import ShapeError, SpecError
-from cyxcore.functional.basic import maximum, minimum, softmax, where
-from cyxcore.values import composed
+from cyxcore.functional.basic import softmax, where
+from cyxcore.values import apply, composed
 
 # Klambauer et al. 2017 (arXiv 1706.02515): the constants under which mean 0 and variance 1 stay.
 SELU_ALPHA, SELU_SCALE = 1.6732632423543772, 1.0507009873554805
@@ -140,7 +140,7 @@ def softshrink(x: Any, lambd: float = 0.5) -> Any:
 
 
 def _softshrink(x: Any, lambd: float) -> Any:
-    return x - _hardtanh(x, -lambd, lambd)
+    return x - x.clip(-lambd, lambd)
 
 
 def softmin(x: Any, dim: int = -1, *, dtype: Any = None) -> Any:
@@ -154,7 +154,10 @@ def hardtanh(x: Any, min_val: float = -1.0, max_val: float = 1.0, inplace: bool 
 
 
 def _hardtanh(x: Any, min_val: float, max_val: float) -> Any:
-    return minimum(maximum(x, min_val), max_val)
+    # At the bounds the gradient is 0, as in PyTorch; NaN stays NaN.
+    low, high = x._constant(min_val, x.dtype), x._constant(max_val, x.dtype)
+    above = apply("where", apply("less_equal", x, low), low, x)
+    return apply("where", apply("greater_equal", above, high), high, above)
 
 
 def relu6(x: Any, inplace: bool = False) -> Any:
@@ -198,7 +201,7 @@ def prelu(x: Any, weight: Any) -> Any:
 
 
 def _prelu(x: Any, slope: Any) -> Any:
-    return x.relu() + minimum(x, 0.0) * slope
+    return where(x > 0.0, x, x * slope)
 
 
 def glu(x: Any, dim: int = -1) -> Any:

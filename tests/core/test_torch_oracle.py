@@ -794,3 +794,47 @@ def test_who_gets_a_gradient(program: Callable[[Any], list[Any]]) -> None:
         assert (mine.grad is None) == (its.grad is None)
         if its.grad is not None:
             np.testing.assert_allclose(mine.grad.detach().numpy(), its.grad.detach().numpy(), rtol=1e-4, atol=1e-6)
+
+
+# gradients at the bounds where a formula changes -----------------------------------------------------------------
+
+AT_BOUNDS: dict[str, Callable[[Any, Any], Any]] = {
+    "clamp": lambda m, x: x.clamp(-1, 1),
+    "clamp below": lambda m, x: x.clamp(min=-3.0),
+    "clamp above": lambda m, x: m.clamp(x, max=3),
+    "clamp by tensors": lambda m, x: m.clamp(x, m.full((), -1.0), m.full((), 1.0)),
+    "clamp of bounds that cross": lambda m, x: m.clamp(x, 2.0, -1.0),
+    "prelu": lambda m, x: m.nn.functional.prelu(x, m.full((1,), 0.25)),
+    **{
+        name: lambda m, x, name=name: getattr(m.nn.functional, name)(x)
+        for name in "hardtanh relu6 hardsigmoid hardswish softshrink hardshrink relu leaky_relu elu celu selu".split()
+    },
+}
+
+
+@pytest.mark.parametrize("name", AT_BOUNDS)
+@pytest.mark.parametrize("size", [1, 8192])  # of larger arrays norms and the like are one operation on the tape
+def test_the_gradient_at_the_bounds(name: str, size: int) -> None:
+    places = np.tile(np.array([-6, -3, -2, -1, -0.5, 0, 0.5, 1, 2, 3, 6, 0.3, -0.7], np.float32), size)
+    weight = np.linspace(0.5, 1.5, len(places), dtype=np.float32)
+    at = AT_BOUNDS[name]
+
+    def step(x: Any, w: Any) -> Any:
+        y = at(cx, x)
+        return y, cx.autograd.grad((y * w).sum(), [x])[0]
+
+    theirs = torch.tensor(places, requires_grad=True)
+    expected = at(torch, theirs)
+    (expected * torch.tensor(weight)).sum().backward()
+    ours = step(cx.tensor(places, requires_grad=True), cx.tensor(weight))
+    compiled = cx.compile(step)(cx.tensor(places), cx.tensor(weight))
+    for mine, again, its in zip(ours, compiled, (expected.detach(), theirs.grad), strict=True):
+        np.testing.assert_allclose(mine.detach().numpy(), its.numpy(), rtol=1e-5, atol=1e-6)
+        assert mine.detach().numpy().tobytes() == again.numpy().tobytes()
+
+
+def test_a_bound_that_is_nan_makes_nan_of_all() -> None:
+    x = np.array([-1.0, 0.0, np.nan, np.inf], np.float32)
+    for bound in (float("nan"), cx.tensor(np.float32("nan"))):
+        assert np.isnan(cx.clip(cx.tensor(x), bound, 1.0).numpy()).all()
+    assert np.array_equal(cx.clip(cx.tensor(x), -0.5, 0.5).numpy(), np.clip(x, -0.5, 0.5), equal_nan=True)
