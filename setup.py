@@ -49,7 +49,10 @@ language = kernels("language", f"{KERNELS}/src/language")
 tensors = Extension(
     "cyxcore.kernels.tensors",
     sources=[f"{KERNELS}/tensors.pyx"],
-    depends=[f"{KERNELS}/src/cyx.h", f"{KERNELS}/src/reuse.h", *sorted(glob.glob(f"{KERNELS}/*.pxi"))],
+    depends=[
+        *(f"{KERNELS}/src/{name}.h" for name in ("blocks", "cyx", "reuse")),
+        *sorted(glob.glob(f"{KERNELS}/*.pxi")),
+    ],
     include_dirs=[f"{KERNELS}/src", numpy.get_include()],
     define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")],
     extra_compile_args=FLAGS,

@@ -22,7 +22,7 @@ import numpy as np
 
 from cyxcore.errors import CyxError, KernelError, MissingExtra, SpecError
 from cyxcore.kernels import reference
-from cyxcore.kernels.bfloat16 import NUMPY_DTYPES
+from cyxcore.kernels.bfloat16 import BFLOAT16, NUMPY_DTYPES
 
 Array = Any  # numpy.ndarray, or cupy.ndarray where the device has its own memory
 
@@ -159,6 +159,10 @@ class Cpu(HostMemory):
                 'cyxcore.use_device("reference")'
             ) from None
         self._known: dict[tuple[Any, ...], bool] = {}
+
+    def empty(self, shape: tuple[int, ...], dtype: str) -> Array:
+        wanted = NUMPY_DTYPES[dtype]
+        return self.kernels.aligned(shape, wanted.num) if wanted != BFLOAT16 else super().empty(shape, dtype)
 
     def has(self, op: str, out: Array, inputs: Sequence[Array]) -> bool:
         """Whether there is a compiled kernel for these element types."""

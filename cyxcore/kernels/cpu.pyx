@@ -12,6 +12,7 @@ from time import perf_counter_ns
 
 from cyxcore.errors import DataError, DtypeError, GraphError, KernelError, ShapeError
 
+cimport cython
 cimport numpy as cnp
 from cpython.pycapsule cimport PyCapsule_New
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
@@ -158,6 +159,15 @@ cdef extern from "plan.h" nogil:
     ctypedef struct cyx_trial:
         pass
     cyx_status cyx_run_trying(cyx_trial *trial, const cyx_call *calls, int64_t count, int64_t *failed, cyx_message *message)
+
+cdef extern from "blocks.h" nogil:
+    void *cyx_block(size_t bytes)
+    void cyx_block_give_back(void *data)
+    size_t cyx_blocks_kept()
+    void cyx_blocks_shrink(size_t bytes)
+    ctypedef struct cyx_blocks:
+        pass
+    const cyx_blocks cyx_own_blocks
 
 cdef extern from "pool.h" nogil:
     int cyx_threads()
@@ -918,25 +928,45 @@ def draw_order(uint64_t seed, uint64_t step, uint32_t stream, bint wide, cnp.nda
         _fail(status, &message)
 
 
+@cython.final
+cdef class _Block:
+    """Memory of an array, for the next one when that is gone."""
+
+    cdef void *data
+
+    def __dealloc__(self):
+        if self.data != NULL:
+            cyx_block_give_back(self.data)
+
+
 def aligned(tuple shape, int numpy_type) -> cnp.ndarray:
     """An array of some shape and NumPy's number of a dtype, at a multiple of 64 bytes, whatever was in its memory before."""
     cdef cnp.npy_intp sizes[CYX_MAX_NDIM]
     cdef cnp.npy_intp bytes = cnp.PyArray_DescrFromType(numpy_type).itemsize
     cdef int d
-    cdef cnp.ndarray memory, made
+    cdef cnp.ndarray made
+    cdef _Block memory = _Block.__new__(_Block)
     if len(shape) > CYX_MAX_NDIM:
         raise ValueError(f"expected at most {CYX_MAX_NDIM} axes, got {shape}")
     for d in range(len(shape)):
         sizes[d] = shape[d]
         bytes *= sizes[d]
-    bytes += ALIGN_BYTES
-    memory = cnp.PyArray_EMPTY(1, &bytes, cnp.NPY_UINT8, 0)
-    made = cnp.PyArray_SimpleNewFromData(
-        <int>len(shape), sizes, numpy_type,
-        <void *>((<size_t>cnp.PyArray_DATA(memory) + ALIGN_BYTES - 1) & ~<size_t>(ALIGN_BYTES - 1)),
-    )
+    memory.data = cyx_block(bytes)
+    if memory.data == NULL:
+        raise MemoryError(f"no {bytes:,} bytes left for an array of {shape}")
+    made = cnp.PyArray_SimpleNewFromData(<int>len(shape), sizes, numpy_type, memory.data)
     cnp.set_array_base(made, memory)
     return made
+
+
+def kept_bytes() -> int:
+    """Of memory that large arrays have given back, and that is kept for the next ones."""
+    return cyx_blocks_kept()
+
+
+def release_kept(size_t most_bytes=0) -> None:
+    """Give all but so many bytes of it back to the system, those first that have been kept longest."""
+    cyx_blocks_shrink(most_bytes)
 
 
 def order_rows(cnp.ndarray x, bint descending, cnp.ndarray out) -> None:
@@ -1032,6 +1062,7 @@ def _usable_cores() -> int:
 cyx_setup()
 _load()
 _services = PyCapsule_New(<void *>&cyx_own_services, "cyxcore.kernels.cpu._services", NULL)  # for language.pyx
+_blocks = PyCapsule_New(<void *>&cyx_own_blocks, "cyxcore.kernels.cpu._blocks", NULL)  # for tensors.pyx
 _runner = PyCapsule_New(<void *>cyx_run, "cyxcore.kernels.cpu._runner", NULL)  # for tensors.pyx
 cyx_set_threads(_usable_cores())
 atexit.register(cyx_stop_threads)

@@ -76,12 +76,19 @@ cdef extern from "cyx.h" nogil:
 ctypedef cyx_status (*runner)(const cyx_call *, int64_t, int64_t *, cyx_message *) noexcept nogil
 cdef runner _run = <runner>PyCapsule_GetPointer(cpu._runner, "cyxcore.kernels.cpu._runner")
 
+cdef extern from "blocks.h" nogil:
+    ctypedef struct cyx_blocks:
+        void *(*take)(size_t)
+        void (*give_back)(void *)
+
+cdef const cyx_blocks *_blocks = <const cyx_blocks *>PyCapsule_GetPointer(cpu._blocks, "cyxcore.kernels.cpu._blocks")
+
 
 # memory -------------------------------------------------------------------------------------------
 
 cdef enum:
     ALIGN_BYTES = 64
-    SIZES = 11  # of blocks that are kept: 64 bytes, 128 ... 64 KiB
+    SIZES = 11  # of blocks that are kept here: 64 bytes, 128 ... 64 KiB; larger ones: src/blocks.c
     KEPT_BYTES = 1 << 19  # of one size
 
 cdef void *_kept[SIZES]  # lists of free blocks, each beginning with a pointer to the next
@@ -100,7 +107,6 @@ cdef inline int _size_class(size_t count) noexcept:
 cdef inline char *_taken(size_t count, int size_class) except NULL:
     """A block of at least `count` bytes."""
     cdef void *memory
-    cdef char *data
     if size_class < SIZES:
         memory = _kept[size_class]
         if memory != NULL:
@@ -111,18 +117,15 @@ cdef inline char *_taken(size_t count, int size_class) except NULL:
         if posix_memalign(&memory, ALIGN_BYTES, count):
             raise MemoryError
         return <char *>memory
-    # A large block is aligned here: glibc asks for more than it leaves, so that none fits where one of its size was.
-    memory = malloc(count + ALIGN_BYTES + sizeof(void *))
+    memory = _blocks.take(count)
     if memory == NULL:
         raise MemoryError
-    data = <char *>((<size_t>memory + sizeof(void *) + ALIGN_BYTES - 1) & ~<size_t>(ALIGN_BYTES - 1))
-    (<void **>data)[-1] = memory
-    return data
+    return <char *>memory
 
 
 cdef inline void _given_back(char *data, int size_class) noexcept:
     if size_class >= SIZES:
-        free((<void **>data)[-1])
+        _blocks.give_back(data)
     elif (_kept_count[size_class] << size_class) * ALIGN_BYTES < KEPT_BYTES:
         (<void **>data)[0] = _kept[size_class]
         _kept[size_class] = data
