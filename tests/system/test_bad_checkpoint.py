@@ -14,8 +14,7 @@ from tests.system.conftest import EXAMPLES, assert_money_is_conserved, until
 @pytest.fixture
 def job():
     job = jobfile.load(EXAMPLES / "digits.toml")
-    training = replace(job.training, epochs=150)
-    return replace(job, training=training, checkpoints=CheckpointPolicy(every_steps=400, every_s=0.0))
+    return replace(job, checkpoints=CheckpointPolicy(every_steps=400, every_s=0.0))
 
 
 async def damage(network, state, how):
@@ -32,13 +31,17 @@ async def damage(network, state, how):
 
 
 @pytest.mark.parametrize("how", ["erased", "a bit flipped"])
-async def test_training_goes_on_from_the_checkpoint_before_a_bad_one_to_the_same_bytes(client, network, job, how):
+async def test_training_goes_on_from_the_checkpoint_before_a_bad_one_to_the_same_bytes(
+    client, network, standing, job, how
+):
     whole = await client.submit(job)
     expected = (await client.wait(whole.job_id)).model
 
+    standing.after(epoch=10)
     submitted = await client.submit(job)
-    await until(client, submitted.job_id, "Checkpointed", count=2)
-    await client.pause(submitted.job_id)
+    await until(client, submitted.job_id, "Checkpointed")
+    await until(client, submitted.job_id, "epoch", count=10)
+    await client.pause(submitted.job_id)  # with a checkpoint of its own
     await until(client, submitted.job_id, "LeaseLost")
     newest = (await client.job(submitted.job_id)).checkpoint
     await damage(network, newest.state, how)

@@ -5,18 +5,16 @@ import json
 
 import nats
 import pytest
-from msgspec.structs import replace
 
 from cyxcore.errors import CyxError
 from cyxnet import credentials, jobfile, subjects
 from cyxnet.bus import ApiError, NotAdmitted
 from cyxnet.client import AsyncClient
-from tests.system.conftest import EXAMPLES, until
+from tests.system.conftest import EXAMPLES, endless, until
 
 
 async def test_a_ban_throws_a_node_out_gives_its_job_back_and_ends_with_a_pardon(client, network, tmp_path):
-    job = jobfile.load(EXAMPLES / "digits.toml")
-    long = await client.submit(replace(job, training=replace(job.training, epochs=2_000)))
+    long = await client.submit(endless("digits.toml"))
     started = await until(client, long.job_id, "Started")
     node_id = next(each.data["node_id"] for each in started if each.kind == "Leased")
 
@@ -40,11 +38,11 @@ async def test_a_ban_throws_a_node_out_gives_its_job_back_and_ends_with_a_pardon
     seed = credentials.nkey_seed(credentials.USER, client.keys.child("nats"))
     plain = await nats.connect(network.file.client_url, nkeys_seed_str=seed, inbox_prefix=who.inbox)
     asked = json.dumps({"node_id": node_id, "reason": "repaired"}).encode()
-    answer = await plain.request(subjects.api(who.id, "node.pardon"), asked, timeout=10)
+    answer = await plain.request(subjects.api(who.id, "node.pardon"), asked, timeout=60)
     assert json.loads(answer.data)["changes"][-1]["reason"] == "pardoned: repaired"
     await plain.close()
 
-    again = await client.submit(job)
+    again = await client.submit(jobfile.load(EXAMPLES / "digits.toml"))
     assert (await client.wait(again.job_id)).status == "completed"
 
 

@@ -19,12 +19,11 @@ from cyxnode import hardware
 from cyxnode.agent import Agent, Settings
 from cyxnode.home import open_home
 from cyxnode.process import TRAIN_COMMAND, Launch, Pool
-from tests.system.conftest import EXAMPLES, assert_money_is_conserved, training_processes, until
+from tests.system.conftest import EXAMPLES, assert_money_is_conserved, endless, training_processes, until
 
 CHEAT = (sys.executable, "-P", str(Path(__file__).with_name("cheat.py")))
 DIGITS = jobfile.load(EXAMPLES / "digits.toml")
 STEPWISE = CheckpointPolicy(every_steps=100, every_s=0.0)
-LONG = replace(DIGITS, training=replace(DIGITS.training, epochs=200_000))
 
 
 @pytest.fixture
@@ -70,7 +69,8 @@ async def stranger(network, name, command=TRAIN_COMMAND):
 async def test_a_node_that_delivers_what_it_did_not_train_is_not_paid_and_banned_and_the_client_gets_the_true_model(
     client, network, tmp_path
 ):
-    busy = await client.submit(LONG)  # the checker's only place: the job goes to the other node, and its check waits
+    # the checker's only place: the job goes to the other node, and its check waits
+    busy = await client.submit(endless("digits.toml"))
     await until(client, busy.job_id, "Started")
     async with stranger(network, "thief", CHEAT) as thief:
         job = await client.submit(replace(DIGITS, checkpoints=STEPWISE))

@@ -35,9 +35,9 @@ async def session_of(bus, node_id):
     return await asyncio.wait_for(heard, 60)
 
 
-async def test_a_run_goes_on_whatever_who_has_the_broker_says_and_under_the_next_key_too(tmp_path):
+async def test_a_run_goes_on_whatever_who_has_the_broker_says_and_under_the_next_key_too(tmp_path, standing):
     job = jobfile.load(EXAMPLES / "digits.toml")
-    job = replace(job, training=replace(job.training, epochs=20))
+    standing.after(epoch=1)
     async with up(tmp_path / "net") as network, await AsyncClient.connect(network.folder) as client:
         await client.faucet(50_000_000_000)
         first = await client.submit(job)
@@ -51,6 +51,7 @@ async def test_a_run_goes_on_whatever_who_has_the_broker_says_and_under_the_next
         finally:
             await broker.close()
         assert (reply.accepted, reply.code) == (False, "unsigned")
+        standing.go_on()
         view = await client.wait(first.job_id)
         assert (view.status, view.attempt) == ("completed", 1)
         known = trust(network)

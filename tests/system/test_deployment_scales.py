@@ -8,6 +8,7 @@ import cyxcore as cx
 from cyxnet.local import LocalNetwork
 from tests.node.serving.models import mlp
 from tests.system.conftest import assert_money_is_conserved
+from tests.system.conftest import until as until_told
 
 AMOUNT = 3_600_000_000
 ASKERS = 12
@@ -65,10 +66,11 @@ async def test_a_deployment_grows_with_its_questions_and_shrinks_without_them(cl
         model_file(tmp_path), (1, 2), hours=1, amount_base_units=AMOUNT, concurrency=4, idle_s=1
     )
     found = await until(client, deployment, lambda replicas: count(replicas, "ready") == 1)
-    assert count(found, "standby") == 1
+    [spare] = [each.job_id for each in found if each.state == "standby"]
     asking = Askers(client, deployment, ASKERS)
-    found = await until(client, deployment, lambda replicas: count(replicas, "ready") == 2)
-    assert any("wanted: 2" in each.scaled for each in found)
+    await until(client, deployment, lambda replicas: count(replicas, "ready") == 2)
+    called = (await until_told(client, spare, "ScaledUp"))[-1]
+    assert "wanted: 2" in called.data["reason"]
     await asking.stop()
     await until(client, deployment, lambda replicas: count(replicas, "standby") == 1)
     await client.deployments.undeploy(deployment)

@@ -3,8 +3,6 @@
 import asyncio
 import sys
 
-from msgspec.structs import replace
-
 from cyxnet import jobfile
 from tests.system.conftest import EXAMPLES, until, until_node_is
 
@@ -19,14 +17,16 @@ async def cyxnode(network, *arguments):
     return process.returncode, (said + error).decode()
 
 
-async def test_a_node_is_drained_and_taken_back(client, network):
+async def test_a_node_is_drained_and_taken_back(client, network, standing):
     job = jobfile.load(EXAMPLES / "digits.toml")
-    long = await client.submit(replace(job, training=replace(job.training, epochs=100)))
-    await until(client, long.job_id, "Started")
+    standing.after(epoch=1)
+    long = await client.submit(job)
+    await until(client, long.job_id, "epoch")
     code, said = await cyxnode(network, "--drain")
     assert (code, "node-1 (process" in said) == (0, True), said
     await until_node_is(client, "draining")
     waiting = await client.submit(job)
+    standing.go_on()
     assert ((await client.wait(long.job_id)).status, (await client.job(long.job_id)).attempt) == ("completed", 1)
     await until_node_is(client, "drained")
     assert "draining: it takes no new runs, as its operator wants" in (await client.explain(waiting.job_id)).waiting_for

@@ -6,18 +6,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from msgspec.structs import replace
 
 from cyxnet import jobfile
 from cyxnet.local import LocalNetwork
 from tests.system.conftest import EXAMPLES, assert_money_is_conserved, training_processes, until
-
-
-@pytest.fixture
-def long_job():
-    """The digits, with more epochs than a test waits for before it kills something."""
-    job = jobfile.load(EXAMPLES / "digits.toml")
-    return replace(job, training=replace(job.training, epochs=150))
 
 
 async def assert_paid_once(client, network, job_id):
@@ -37,10 +29,12 @@ def process_of(network, victim):
     "victim, attempts",
     [("training process", {2}), ("node-1", {2}), ("central", {1}), ("broker", {1, 2})],
 )
-async def test_a_job_outlives_a_kill_and_is_paid_once(client, network, long_job, victim, attempts):
-    submitted = await client.submit(long_job)
+async def test_a_job_outlives_a_kill_and_is_paid_once(client, network, standing, victim, attempts):
+    standing.after(epoch=3)
+    submitted = await client.submit(jobfile.load(EXAMPLES / "digits.toml"))
     await until(client, submitted.job_id, "epoch", count=3)
     os.kill(process_of(network, victim), signal.SIGKILL)
+    standing.go_on()
     view = await client.wait(submitted.job_id)
     assert view.status == "completed", view.error
     assert view.attempt in attempts

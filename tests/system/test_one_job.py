@@ -21,7 +21,7 @@ from cyxnet import messages as m
 from cyxnet.client import AsyncClient
 from cyxnet.escrow import split
 from cyxnet.local import LocalNetwork
-from tests.system.conftest import EXAMPLES, assert_money_is_conserved, until_node_is
+from tests.system.conftest import EXAMPLES, assert_money_is_conserved, endless, until_node_is
 
 AMOUNT = 2_500_000_000
 
@@ -189,9 +189,8 @@ async def test_a_script_without_any_cyx_import_submits_and_follows_a_job(network
 
 
 async def test_a_cancelled_job_is_refunded_whole(client, network):
-    job = jobfile.load(EXAMPLES / "digits.toml")
     before = (await client.wallet()).token_base_units
-    submitted = await client.submit(job)
+    submitted = await client.submit(endless("digits.toml"))
     await client.cancel(submitted.job_id, "changed my mind")
     view = await client.wait(submitted.job_id)
     assert (view.status, view.error) == ("cancelled", "changed my mind")

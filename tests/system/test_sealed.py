@@ -42,13 +42,13 @@ def told_in_plain_text(network, text, *, nodes=False):
 
 
 async def test_data_states_and_model_of_a_sealed_job_are_for_its_client_and_node(
-    client, network, sealing_key, tmp_path
+    client, network, sealing_key, standing, tmp_path
 ):
     job = jobfile.load(DIGITS)
-    job = replace(job, training=replace(job.training, epochs=30))
     sealed = jobfile.seal(job, client.keys, *sealing_key, tmp_path)
+    standing.after(epoch=1)
     submitted = await client.submit(sealed)
-    await until(client, submitted.job_id, "batch")
+    await until(client, submitted.job_id, "epoch")
     await client.pause(submitted.job_id)
     await until(client, submitted.job_id, "Checkpointed")
     await client.resume(submitted.job_id)

@@ -13,15 +13,15 @@ import cyxcore as cx
 from cyxnet import artifacts, jobfile
 from cyxnet.cli.screen import PlainScreen
 from cyxnode import verify
-from tests.system.conftest import EXAMPLES, until
+from tests.system.conftest import EXAMPLES, endless, until
 
 
 @pytest.fixture
-async def finished(client):
+async def finished(client, standing):
     """The id of a job that was paused on its way, which stores a checkpoint."""
-    job = jobfile.load(EXAMPLES / "digits.toml")
-    submitted = await client.submit(replace(job, training=replace(job.training, epochs=40)))
-    await until(client, submitted.job_id, "batch")
+    standing.after(epoch=1)
+    submitted = await client.submit(jobfile.load(EXAMPLES / "digits.toml"))
+    await until(client, submitted.job_id, "epoch")
     await client.pause(submitted.job_id)
     await until(client, submitted.job_id, "Checkpointed")
     await client.resume(submitted.job_id)
@@ -113,8 +113,7 @@ async def test_a_job_whose_products_depend_on_the_processor_is_refused_by_its_cl
 async def test_what_cannot_be_verified_is_said(client, network):
     ran = await cyx(network, "no-such-job")
     assert ran.returncode == 2 and "no-such-job" in ran.stderr and "Traceback" not in ran.stderr
-    job = jobfile.load(EXAMPLES / "digits.toml")
-    submitted = await client.submit(job)
+    submitted = await client.submit(endless("digits.toml"))
     await client.cancel(submitted.job_id)
     await client.wait(submitted.job_id)
     ran = await cyx(network, submitted.job_id)
