@@ -189,11 +189,14 @@ def refuse_unfit(job: Job, nodes: Collection[Node]) -> None:
     online = [node for node in nodes if node.online]
     if not online:
         return
+    asked_for = job.job.needs.node_id
+    meant = [node for node in nodes if node.node_id == asked_for] if asked_for else online[:3]
     idle = [
-        schedule.Candidate(node=node, active_runs=0, memory_free_bytes=node.hardware.memory_bytes) for node in online
+        schedule.Candidate(node=node, active_runs=0, memory_free_bytes=node.hardware.memory_bytes) for node in meant
     ]
-    reasons = "; ".join(f"{c.node.name}: {schedule.refusal(job, c)}" for c in idle[:3])
-    raise ApiError("no_node_fits", f"no node of this network can run the job ({reasons})", 409)
+    why = "; ".join(f"{c.node.name}: {schedule.refusal(job, c)}" for c in idle) or "no node has this id"
+    who = f"{asked_for}, which is asked for and no other, cannot" if asked_for else "no node of this network can"
+    raise ApiError("no_node_fits", f"{who} run the job ({why}); see: cyx nodes", 409)
 
 
 def refuse_unpayable(charged_base_units: int, limit_base_units: int) -> None:

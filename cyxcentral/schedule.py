@@ -136,10 +136,10 @@ def place(job: Job) -> tuple[int, str]:
 def refusal(job: Job, candidate: Candidate) -> str | None:
     """Why this node cannot take this job now; None when it can."""
     node = candidate.node
+    if node.banned_until_ms:  # and so offline
+        return f"banned until {datetime.fromtimestamp(node.banned_until_ms / 1000, UTC):%Y-%m-%d %H:%M} UTC"
     if not node.online:
         return "offline"
-    if node.banned_until_ms:
-        return f"banned until {datetime.fromtimestamp(node.banned_until_ms / 1000, UTC):%Y-%m-%d %H:%M} UTC"
     if node.draining:
         return "draining: it takes no new runs, as its operator wants or because its disk is full"
     if why_not := _unfit(job, node):

@@ -1,11 +1,13 @@
 """What a job must be before central takes it."""
 
 import pytest
+from msgspec.structs import replace
 
-from cyxcentral import intake
+from cyxcentral import intake, nodes
 from cyxcore.errors import SpecError
 from cyxcore.spec import ModelSpec, TrainingSpec
 from cyxnet import messages as m
+from cyxnet.bus import ApiError
 from tests.central import facts as f
 
 
@@ -35,6 +37,22 @@ def test_a_job_larger_than_can_be_counted_is_refused(changes):
     # its event was stored and then in quarantine, because no ledger holds such a number; or no answer could say it
     with pytest.raises(SpecError, match="more than any machine has"):
         intake.examine(f.job_request(**changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"node_id": "another"}, "no node has this id"),
+        ({"online": False}, "node-a: offline"),
+        ({"online": False, "banned_until_ms": 1_800_000_000_000}, "node-a: banned until 2027"),
+    ],
+)
+def test_a_job_for_one_node_that_cannot_run_it_says_what_is_with_that_node(changes, why):
+    there = [replace(nodes.evolve(None, f.registered(node_id), 0), online=True) for node_id in ("node-a", "node-b")]
+    there[0] = replace(there[0], **changes)
+    job = replace(f.job_after(f.FUNDED), job=f.job_request(needs=m.Needs(node_id="node-a")))
+    with pytest.raises(ApiError, match=rf"node-a, which is asked for and no other, cannot run the job \({why}"):
+        intake.refuse_unfit(job, there)
 
 
 SERVE = m.ServeSpec(deployment="d-" + "0" * 12, format="gguf", seconds=60)
