@@ -101,11 +101,8 @@ class PlainScreen:
         self.out.flush()
 
     def table(self, columns: list[str], rows: list[list[str]], data: Any) -> None:
-        cells = [[clean(cell) for cell in row] for row in ([columns, *rows] if any(columns) else rows)]
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        for row in cells:
-            line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-            self.out.write(line.rstrip() + "\n")
+        for line in _lines_of(columns, rows):
+            self.out.write(line + "\n")
         self.out.flush()
 
     def remark(self, label: str, text: str) -> None:
@@ -177,11 +174,17 @@ class LiveScreen:
         if columns == ["", ""]:
             self._facts(rows)
             return
+        cells = [[clean(cell) for cell in row] for row in rows]
+        widths = _widths(columns, cells, self.console.width)
+        if widths is None:  # no word is broken but by the terminal, at its edge
+            for line in _lines_of(columns, rows):
+                self.console.print(line, soft_wrap=True)
+            return
         table = Table(box=None, header_style="bold cyan", pad_edge=False, show_header=any(columns))
-        for place, column in enumerate(columns):  # the first has what a row is called: whole, so that it can be copied
-            table.add_column(column, overflow="fold", no_wrap=place == 0)
-        for row in rows:
-            table.add_row(*[clean(cell) for cell in row])
+        for column, width in zip(columns, widths, strict=True):
+            table.add_column(column, width=width)
+        for row in cells:
+            table.add_row(*row)
         self.console.print(table)
 
     def _facts(self, rows: list[list[str]]) -> None:
@@ -250,6 +253,30 @@ class LiveScreen:
             live.transient = bool(self._transfer)  # nobody wants to read later that something was read or sent
             live.stop()
         self._transfer = ""
+
+
+def _lines_of(columns: list[str], rows: list[list[str]]) -> list[str]:
+    """A table as lines, each column as wide as its widest cell."""
+    cells = [[clean(cell) for cell in row] for row in ([columns, *rows] if any(columns) else rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in cells]
+
+
+def _widths(columns: list[str], cells: list[list[str]], width: int) -> list[int] | None:
+    """How wide each column of a table may be in a terminal, with two blanks between; None where words do not fit.
+
+    The first column has what a row is called, which is copied: it stays whole.
+    """
+    by_column = list(zip(columns, *cells, strict=True))
+    widths = [max(map(len, column)) for column in by_column]
+    least = [max((len(word) for cell in column for word in cell.split()), default=0) for column in by_column]
+    least[0] = widths[0]
+    while sum(widths) + 2 * (len(widths) - 1) > width:
+        widest = max(range(len(widths)), key=lambda place: widths[place] - least[place])
+        if widths[widest] == least[widest]:
+            return None
+        widths[widest] -= 1
+    return widths
 
 
 EPOCH_COLUMNS: list[tuple[str, str, Any]] = [
