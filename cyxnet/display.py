@@ -1,12 +1,13 @@
 """What a person reads: amounts, sizes, ages, and one sentence for each thing that happens to a job. Pure text."""
 
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from cyxcore.wording import human_bytes, human_duration, percent
 from cyxnet.amounts import format_cyx
-from cyxnet.messages import Update
+from cyxnet.messages import JobView, ReplicaView, Update
 
 LOSSES_KEPT = 2_000
 Fields = dict[str, Any]
@@ -24,6 +25,13 @@ def human_age(at_ms: int, now_ms: int | None = None) -> str:
 
 def cyx(base_units: int) -> str:
     return f"{format_cyx(base_units)} CYX"
+
+
+def node_names(views: Iterable[JobView | ReplicaView]) -> dict[str | None, str]:
+    """What to call the nodes of a list, by their ids: the name; the id where another one of the list has that name."""
+    names = {view.node_id: view.node_name or view.node_id for view in views if view.node_id}
+    shared = Counter(names.values())
+    return {node_id: name if shared[name] == 1 else node_id for node_id, name in names.items()}
 
 
 # ---------------------------------------------------------------------------------------------------

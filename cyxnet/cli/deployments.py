@@ -19,7 +19,7 @@ from cyxnet.cli.running import connected, node_called
 from cyxnet.cli.screen import Screen
 from cyxnet.client import AsyncClient
 from cyxnet.deployments import OVER, NotDeployed, Size, Source, standing_by
-from cyxnet.display import cyx, human_age
+from cyxnet.display import cyx, human_age, node_names
 
 MAX_BODY_BYTES = 2**20
 
@@ -147,7 +147,8 @@ async def _deployed(
 async def deployments(args: argparse.Namespace, screen: Screen) -> int:
     async with connected(args) as client:
         reply = await client.deployments.all(args.deployment or "", ended=args.ended)
-    rows = [_row(each, replica) for each in reply.deployments for replica in each.replicas]
+    called = node_names(replica for each in reply.deployments for replica in each.replicas)
+    rows = [_row(each, replica, called) for each in reply.deployments for replica in each.replicas]
     if rows or args.json:
         screen.table(["deployment", "replica", "state", "node", "requests", "since", "time", "paid"], rows, reply)
         if reply.more:
@@ -169,13 +170,13 @@ async def deployments(args: argparse.Namespace, screen: Screen) -> int:
     return DONE
 
 
-def _row(found: m.DeploymentView, replica: m.ReplicaView) -> list[str]:
+def _row(found: m.DeploymentView, replica: m.ReplicaView, called: dict[str | None, str]) -> list[str]:
     paid = replica.node_base_units
     return [
         found.deployment,
         replica.job_id,
         replica.state,
-        replica.node_name or replica.node_id or "",
+        called.get(replica.node_id, ""),
         f"{replica.requests:,}" if replica.state == "ready" else "",
         human_age(replica.since_ms),
         f"{human_duration(replica.served_ms / 1000)} of {human_duration(replica.bought_s)}",
@@ -187,8 +188,9 @@ async def scale(args: argparse.Namespace, screen: Screen) -> int:
     async with connected(args) as client:
         ended, added = await client.deployments.scale(args.deployment, args.replicas)
     change = f"{len(added)} more" if added else f"{ended} fewer" if ended else "as many as before"
+    of = "and so to its end" if args.replicas == 0 else f"see: cyx deployments {args.deployment}"
     screen.result(
-        f"{args.deployment} comes to {args.replicas} replicas: {change}; see: cyx deployments {args.deployment}",
+        f"{args.deployment} comes to {_counted(args.replicas, 0)}: {change}; {of}",
         {"ended": ended, "added": added},
     )
     return DONE

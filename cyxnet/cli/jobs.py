@@ -19,7 +19,7 @@ from cyxnet.cli.running import connected, node_called
 from cyxnet.cli.screen import Screen
 from cyxnet.cli.values import MOST
 from cyxnet.client import AsyncClient, Prepared
-from cyxnet.display import cyx, human_age, validation
+from cyxnet.display import cyx, human_age, node_names, validation
 from cyxnet.jobfile import LoadedJob
 
 FIRST_USE_BASE_UNITS = 100 * 10**9
@@ -89,11 +89,12 @@ async def jobs(args: argparse.Namespace, screen: Screen) -> int:
         reply = await client.jobs(args.status, args.limit, name=args.name, node_id=node_id, mine=args.mine)
     if args.sort != "submitted":
         reply.jobs.sort(key=lambda view: _place(view, args.sort))
+    called = node_names(reply.jobs)
     rows = [
         [
             view.job_id,
             view.status,
-            view.node_name or view.node_id or "",
+            called.get(view.node_id, ""),
             _result(view, args.sort),
             cyx(view.amount_base_units),
             human_age(view.submitted_at_ms),

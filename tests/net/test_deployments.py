@@ -1,7 +1,10 @@
 """What is made of a wish for a deployment: which jobs are submitted and which are cancelled, in which order."""
 
+import argparse
 import asyncio
+import contextlib
 import io
+from types import SimpleNamespace
 
 import pytest
 from msgspec.structs import replace
@@ -11,6 +14,7 @@ from cyxnet import messages as m
 from cyxnet import subjects
 from cyxnet.asking import Part
 from cyxnet.bus import ApiError
+from cyxnet.cli import deployments as commands
 from cyxnet.cli.deployments import _size_of, _tell_room
 from cyxnet.cli.screen import PlainScreen
 from cyxnet.deployments import DEFAULT_PRICE_BASE_UNITS, Deployments, NotDeployed, Size, refuse
@@ -323,3 +327,23 @@ async def test_why_replicas_will_wait_is_said_before_they_do(nodes, limit, price
     sight = io.StringIO()
     _tell_room(quote, replace(JOB, amount_base_units=price), replicas, PlainScreen(sight))
     assert said in sight.getvalue() and bool(said) == bool(sight.getvalue())
+
+
+@pytest.mark.parametrize(
+    ("replicas", "said"),
+    [
+        (3, "comes to 3 replicas: 1 more; see: cyx deployments digits"),
+        (1, "comes to 1 replica: 1 fewer; see: cyx deployments digits"),
+        (0, "comes to 0 replicas: 2 fewer; and so to its end"),
+    ],
+)
+async def test_who_scales_is_told_what_comes_of_it(replicas, said, monkeypatch):
+    @contextlib.asynccontextmanager
+    async def connected(args):
+        yield SimpleNamespace(deployments=Deployments(Central("ready", "ready", becomes=["ready"])))
+
+    monkeypatch.setattr(commands, "connected", connected)
+    out = io.StringIO()
+    args = argparse.Namespace(deployment="digits", replicas=replicas)
+    assert await commands.scale(args, PlainScreen(out)) == 0
+    assert out.getvalue() == f"digits {said}\n"

@@ -15,8 +15,8 @@ from cyxnet.bus import BusError
 from cyxnet.cli import jobs
 from cyxnet.cli.screen import JsonScreen, LiveScreen, PlainScreen, clean, open_screen
 from cyxnet.client import AsyncClient
-from cyxnet.display import Tally, human_age, tell
-from cyxnet.messages import ExplainReply, Update
+from cyxnet.display import Tally, human_age, node_names, tell
+from cyxnet.messages import ExplainReply, JobView, Update
 from tests.net.recorded import JOB, SIGNATURE, TRAIN_SCREEN, updates
 
 # -- what a person reads --------------------------------------------------------------------------------
@@ -292,3 +292,25 @@ def test_an_age_is_never_negative() -> None:
 def test_a_sparkline_fits_its_width() -> None:
     assert sparkline([float(n) for n in range(1000)], 8) == "▁▂▃▄▅▆▇█"
     assert sparkline([1.0, 1.0]) == "▁▁" and sparkline([]) == ""
+
+
+def test_nodes_of_one_name_are_told_apart_by_their_ids() -> None:
+    def of(node_id: str | None, name: str | None) -> JobView:
+        return JobView(
+            job_id=JOB,
+            name="a",
+            status="completed",
+            client="c",
+            amount_base_units=1,
+            attempt=1,
+            max_attempts=3,
+            submitted_at_ms=1,
+            node_id=node_id,
+            node_name=name,
+        )
+
+    views = [of("node-1-aa", "node-1"), of("node-2-bb", "node-2"), of("node-1-aa", "node-1"), of(None, None)]
+    assert node_names(views) == {"node-1-aa": "node-1", "node-2-bb": "node-2"}
+    alike = [*views, of("node-1-cc", "node-1"), of("node-3-dd", None)]
+    told = {"node-1-aa": "node-1-aa", "node-2-bb": "node-2", "node-1-cc": "node-1-cc", "node-3-dd": "node-3-dd"}
+    assert node_names(alike) == told
