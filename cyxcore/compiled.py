@@ -10,6 +10,7 @@ from threading import Lock
 from typing import Any, NamedTuple
 
 from cyxcore import device as devices
+from cyxcore import plan as planning
 from cyxcore import precision
 from cyxcore.arguments import Form, Given, IsAPart, NumbersAsked, taken_apart, with_others
 from cyxcore.eager import Tensor, copy_of
@@ -135,7 +136,9 @@ class Compiled(Repeating):
         numerics = plan.numerics if self.numerics is None else None
         short = None
         if is_of_tensors(given) and not drawn:
-            short = repeat(arrays, [], [], [], [], plan.outputs, plan.run, rebuild, numerics, precision.current)
+            short = repeat(
+                arrays, [], [], [], [], plan.outputs, plan.program, vars(planning), rebuild, numerics, precision.current
+            )
         traced = _Traced(plan, rebuild, arrays, drawn, [*self._bound.kept(), *around], short)
         return traced, Before(followed, rebuild, len(followed.outputs), self._by_value())
 
@@ -169,7 +172,7 @@ class Compiled(Repeating):
         self._bound.note(watch)
         if self.around is not None:
             self.around.note(watch)
-        watch.answer(devices.default_device)  # which is also the device of arrays of the host
+        watch.place(vars(devices), "_default")  # which is also the device of arrays of the host
         return key
 
     def _run(self, tensors: list[Tensor], form: Form, given: Given) -> Any:

@@ -31,6 +31,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from cyxcore import device as devices
+from cyxcore import plan as planning
 from cyxcore import precision
 from cyxcore.arguments import NO_FORM, Form, Given, IsAPart, NumbersAsked, taken_apart, with_others
 from cyxcore.eager import Tensor, copy_of, next_key
@@ -382,7 +383,7 @@ class CompiledStep(Repeating):
             _note(optimizer, watch)
             if self.around.reads_rates:
                 watch.answer(_rates, optimizer)
-        watch.answer(devices.default_device)  # which is also the device of arrays of the host
+        watch.place(vars(devices), "_default")  # which is also the device of arrays of the host
         return self.device or (held[0].device if held else devices.default_device()), (
             own,
             self.around.key(),
@@ -555,7 +556,8 @@ class CompiledStep(Repeating):
                 [optimizer for optimizer, _ in stepped],
                 written,
                 plan.outputs,
-                plan.run,
+                plan.program,
+                vars(planning),
                 rebuild,
                 plan.numerics if self.numerics is None else None,
                 precision.current,
@@ -609,7 +611,7 @@ def _note(optimizer: Optimizer, watch: Any) -> None:
         watch.attribute(optimizer, name)
     if isinstance(optimizer.state, State):
         watch.attribute(optimizer.state.changes, "changed")
-    watch.answer(optimizer.irregular.copy)
+    watch.answer(optimizer.irregular.__len__)  # it only grows
     watch.items(optimizer.param_groups)
     for group in optimizer.param_groups:
         if _is_plain(optimizer) and all(_is_constant(*option) for option in group.items()):

@@ -24,7 +24,8 @@ cdef class Repeat:
     cdef list results  # arrays
     cdef list result_shapes
     cdef list result_dtypes
-    cdef object run  # of the plan
+    cdef object run  # of the plan's program
+    cdef dict planning  # globals of cyxcore.plan, whose observer makes the calls of a plan while there is one
     cdef object rebuild  # what the function returns, of the results
 
     cdef bint is_of(self, tuple given) except -1:
@@ -47,7 +48,7 @@ cdef class Repeat:
         for _, optimizer, group in self.rates:
             if type(_rate(optimizer, group)) is not float:
                 return False
-        return self.numerics is None or self.current() == self.numerics
+        return self.planning["observer"] is None and (self.numerics is None or self.current() == self.numerics)
 
     cdef object made(self, tuple given):
         """The call, of arguments that is_of() is true of."""
@@ -86,7 +87,7 @@ cdef bint _is_lasting(array):
     return type(array) is cnp.ndarray and _item_bytes(cnp.PyArray_TYPE(<cnp.ndarray>array)) and cnp.PyArray_ISCARRAY(array)
 
 
-def repeat(list fed, list counts, list rates, list optimizers, list written, list results, run, rebuild, numerics, current):
+def repeat(list fed, list counts, list rates, list optimizers, list written, list results, run, dict planning, rebuild, numerics, current):
     """A Repeat, or None where the plan's arrays are not plain memory of the host, or there is nothing in them.
 
     counts: (array, optimiser) of inputs that are the number of its next step. rates: (array, optimiser, group) of
@@ -105,7 +106,7 @@ def repeat(list fed, list counts, list rates, list optimizers, list written, lis
     made.counts, made.rates, made.optimizers, made.written = counts, rates, optimizers, written
     made.results, made.result_shapes = results, [array.shape for array in results]
     made.result_dtypes = [_FROM_NAMES[array.dtype.name] for array in results]
-    made.run, made.rebuild = run, rebuild
+    made.run, made.planning, made.rebuild = run, planning, rebuild
     return made
 
 

@@ -101,6 +101,7 @@ def repeat(
     written: list[Any],
     results: list[Any],
     run: Callable[[], None],
+    planning: dict[str, Any],
     rebuild: Callable[[tuple[Any, ...]], Any],
     numerics: str | None,
     current: Callable[[], str],

@@ -100,7 +100,7 @@ cdef class Watch:
         """What a function returns, which is compared by value."""
         self._note(ANSWER, function, given, function(*given))
 
-    def holds(self) -> bool:
+    cpdef bint holds(self) except -1:
         cdef Py_ssize_t i
         if self.lost:
             return False
