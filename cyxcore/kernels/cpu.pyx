@@ -777,6 +777,47 @@ cdef class Program:
         if status != CYX_OK:
             _fail(status, &message)
 
+    def readers(self, array) -> "list | None":
+        """The addresses of the pointers by which calls read an array: for a run those of another of its size may take their
+        place. None where a call writes to it, or more than these pointers was made of where it lies. After fuse().
+        """
+        cdef cyx_array whole
+        cdef const cyx_call *call
+        cdef int64_t place, kept = 0
+        cdef int i
+        cdef list found = []
+        memset(&whole, 0, sizeof(whole))
+        _describe(&whole, array, "readers", "an array")
+        for place in range(self._count):
+            call = &self._calls[place]
+            if call.stretch or call.kept != NULL:  # of which there are copies
+                kept = max(kept, place + max(call.stretch, call.group))
+            if _meets(&call.out, &whole, cyx_dtype_bytes):
+                return None
+            for i in range(call.in_count):
+                if _meets(&call.inputs[i], &whole, cyx_dtype_bytes):
+                    if place < kept or call.packed != NULL or call.inputs[i].data != whole.data:
+                        return None
+                    found.append(<size_t>&call.inputs[i].data)
+        return found
+
+    def written(self) -> list:
+        """(from, to) of the memory that calls write to, in order, in as few pieces as it has."""
+        cdef int64_t place
+        cdef cyx_array *out
+        cdef list pieces = []
+        for place in range(self._count):
+            out = &self._calls[place].out
+            pieces.append((<size_t>out.data, <size_t>out.data + <size_t>(out.size * cyx_dtype_bytes[out.dtype])))
+        cdef list found = []
+        start = end = 0
+        for low, high in sorted(pieces):
+            if low > end:
+                found.append((start, end))
+                start = low
+            end = max(end, high)
+        return [*found, (start, end)][1:]
+
     def moving(self, list arrays) -> None:
         """From now on the program runs on other arrays each time: run_on. After fuse(), and of an exact program.
 

@@ -6,9 +6,34 @@ cdef str _GROUPS = "param_groups"
 cdef str _LR = "lr"
 
 
+cdef struct Argument:
+    size_t bytes
+    bint moves  # calls can read it where it lies
+    char *home  # what else it is copied to
+    char *at  # where it is read in this run
+    char *apart  # where an argument has been before that no call writes to
+
+cdef struct Slot:  # of a record of a call
+    char **pointer
+    int argument
+
+cdef struct Piece:
+    size_t low
+    size_t high
+
+
 @cython.final
 cdef class Repeat:
-    """What such a call does with a plan: arguments and numbers of optimisers in, run it, results out."""
+    """What such a call does with a plan: arguments and numbers of optimisers in, run it, results out.
+
+    Arguments are read where they lie, but for those that a call writes to (a step of its own weights), and integers: of
+    these a kernel makes sure that they are in range before it uses them, and another thread might write in between.
+    """
+
+    cdef Argument *arguments
+    cdef Slot *slots
+    cdef Piece *written_to
+    cdef int slot_count, piece_count
 
     cdef public int64_t left  # how many such calls may come before the function is traced again
     cdef bint recording  # whether the thread was
@@ -27,6 +52,57 @@ cdef class Repeat:
     cdef object run  # of the plan's program
     cdef dict planning  # globals of cyxcore.plan, whose observer makes the calls of a plan while there is one
     cdef object rebuild  # what the function returns, of the results
+
+    def __dealloc__(self):
+        free(self.arguments)
+        free(self.slots)
+        free(self.written_to)
+
+    cdef int _read_in_place(self, program) except -1:
+        """Find the pointers by which the calls of a program read arguments."""
+        cdef int i, count = <int>len(self.fed)
+        cdef list found = []
+        self.arguments = <Argument *>calloc(count + 1, sizeof(Argument))
+        if self.arguments == NULL:
+            raise MemoryError
+        for i in range(count):
+            self.arguments[i].home = <char *>cnp.PyArray_DATA(<cnp.ndarray>self.fed[i])
+            self.arguments[i].bytes = <size_t>cnp.PyArray_NBYTES(<cnp.ndarray>self.fed[i])
+            if isinstance(program, cpu.Program) and self.dtypes[i] in _FLOATS:
+                readers = program.readers(self.fed[i])
+                self.arguments[i].moves = readers is not None
+                found += [(pointer, i) for pointer in readers or ()]
+        if not found:
+            return 0
+        pieces = program.written()
+        self.slots = <Slot *>malloc(len(found) * sizeof(Slot))
+        self.written_to = <Piece *>malloc((len(pieces) + 1) * sizeof(Piece))
+        if self.slots == NULL or self.written_to == NULL:
+            raise MemoryError
+        for pointer, i in found:
+            self.slots[self.slot_count] = Slot(<char **><size_t>pointer, i)
+            self.slot_count += 1
+        for low, high in pieces:
+            self.written_to[self.piece_count] = Piece(low, high)
+            self.piece_count += 1
+        return 0
+
+    cdef bint _is_apart(self, Argument *argument, char *data) noexcept:
+        """Whether no call writes to an argument there."""
+        cdef int i
+        cdef size_t low = <size_t>data, high = low + argument.bytes
+        if data == argument.apart:
+            return True
+        for i in range(self.piece_count):
+            if low < self.written_to[i].high and self.written_to[i].low < high:
+                return False
+        argument.apart = data
+        return True
+
+    cdef inline void _point(self) noexcept:
+        cdef int i
+        for i in range(self.slot_count):
+            self.slots[i].pointer[0] = self.arguments[self.slots[i].argument].at
 
     cdef bint is_of(self, tuple given) except -1:
         """Whether the arguments are plain memory, of the kinds of the plan, and nothing else asks for the long way."""
@@ -53,14 +129,25 @@ cdef class Repeat:
     cdef object made(self, tuple given):
         """The call, of arguments that is_of() is true of."""
         cdef Py_ssize_t i
+        cdef Argument *argument
         self.left -= 1
         for i in range(len(given)):
-            _refilled(self.fed[i], <Held>given[i])
+            argument = &self.arguments[i]
+            argument.at = (<Held>given[i])._pointer
+            if not argument.moves or not self._is_apart(argument, argument.at):
+                memcpy(argument.home, argument.at, argument.bytes)
+                argument.at = argument.home
         for array, optimizer in self.counts:
             _set_number(<cnp.ndarray>array, getattr(optimizer, _STEPS) + 1)
         for array, optimizer, group in self.rates:
             _set_number(<cnp.ndarray>array, _rate(optimizer, group))
-        self.run()
+        self._point()
+        try:
+            self.run()
+        finally:
+            for i in range(len(given)):
+                self.arguments[i].at = self.arguments[i].home
+            self._point()
         for optimizer in self.optimizers:  # a step that failed is none
             optimizer.steps = getattr(optimizer, _STEPS) + 1
         wrote(self.written)
@@ -106,6 +193,7 @@ def repeat(list fed, list counts, list rates, list optimizers, list written, lis
     made.counts, made.rates, made.optimizers, made.written = counts, rates, optimizers, written
     made.results, made.result_shapes = results, [array.shape for array in results]
     made.result_dtypes = [_FROM_NAMES[array.dtype.name] for array in results]
+    made._read_in_place(getattr(run, "__self__", None))
     made.run, made.planning, made.rebuild = run, planning, rebuild
     return made
 

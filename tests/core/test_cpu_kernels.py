@@ -1,5 +1,6 @@
 """The compiled kernels: each agrees with the NumPy definition, and gives the same bits whatever runs it."""
 
+import ctypes
 import itertools
 import math
 import multiprocessing
@@ -764,6 +765,30 @@ def test_a_program_of_many_calls_keeps_its_records_when_it_grows() -> None:
         program.add("add", x, [x, one], {})
     program.run()
     np.testing.assert_array_equal(x, np.full(3, 1000, np.float32))
+
+
+def test_a_program_says_by_which_pointers_it_reads_an_array_from_its_beginning() -> None:
+    a, b, other = (np.random.default_rng(seed).normal(size=(8, 8)).astype(np.float32) for seed in range(3))
+    made, twice = np.zeros((8, 8), np.float32), np.zeros((4, 8), np.float32)
+    program = cpu.Program()
+    program.add("matmul", made, (a, b), {"transpose_a": 0, "transpose_b": 0})
+    program.add("add", twice, (a[:4], b[4:]), {})
+    program.fuse()
+    readers = program.readers(a)
+    assert readers is not None and len(readers) == 2
+    assert program.readers(made) is program.readers(b) is None  # it is written to, and read from its middle on
+    for pointer in readers:
+        ctypes.c_void_p.from_address(pointer).value = other.ctypes.data
+    program.run()
+    np.testing.assert_allclose(made, other @ b, rtol=1e-5)
+    np.testing.assert_array_equal(twice, other[:4] + b[4:])
+    touched = {
+        number
+        for number, x in enumerate((a, b, made, twice))
+        for low, high in program.written()
+        if low <= x.ctypes.data < high
+    }
+    assert touched == {2, 3}
 
 
 def test_a_program_keeps_its_arrays_alive() -> None:

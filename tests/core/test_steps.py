@@ -844,6 +844,20 @@ def test_threads_that_share_a_compiled_step_take_turns() -> None:
     assert run(3) == run(1)
 
 
+def test_an_argument_in_the_memory_of_a_weight_is_read_as_it_was_before_the_step() -> None:
+    def run(compiled: bool) -> list[Any]:
+        cx.manual_seed(0)
+        model = nn.Linear(8, 3)
+        optimizer = optim.Adam(model.parameters(), lr=0.05)
+        step = training_step(model, optimizer, clip=False)
+        step, (x, y) = cx.compile(step) if compiled else step, batch(0)
+        losses = [step(x[:3], y[:3]).item() for _ in range(4)]
+        losses += [step(model.weight.detach(), y[:3]).item() for _ in range(3)]
+        return [*losses, step(x[1:4], y[:3]).item(), model.weight.tolist()]
+
+    assert run(True) == run(False)
+
+
 def test_a_compiled_module_follows_its_parts() -> None:
     model = net().eval()
     x, _ = batch(0)
