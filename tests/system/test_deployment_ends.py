@@ -26,7 +26,9 @@ async def test_a_replica_ends_by_itself_when_its_time_is_used_up_and_is_paid_all
     await until_node_is(client, "online")
     model, held = tmp_path / "small.cyxmodel", mlp()
     cx.save_model(model, held.graph, held.weights, classes=held.classes)
-    deployment = await client.deployments.deploy(model, hours=2 / 3600, amount_base_units=AMOUNT)
+    source, deployment = await client.deployments.source(model), client.deployments.id_of("small")
+    job = await client.deployments.request(source, deployment, hours=2 / 3600, amount_base_units=AMOUNT)
+    await client.deployments.add(job, 1, source.path)  # deploy() would want to see it ready, in so short a time
     (ended,) = await until_ended(client, deployment)
     assert (ended.status, ended.node_base_units, ended.client_base_units) == ("completed", AMOUNT * 9 // 10, 0)
     await assert_money_is_conserved(client, network)
