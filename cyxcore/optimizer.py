@@ -4,6 +4,7 @@ One of your own is a subclass with a step(), which writes into parameters and ke
 """
 
 import functools
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
@@ -18,6 +19,7 @@ from cyxcore.optimizerhooks import Hooked
 from cyxcore.spec import OptimizerSpec
 from cyxcore.values import Value
 
+Array = np.ndarray[Any, Any]
 Group = dict[str, Any]
 Parameters = Iterable[Tensor] | Iterable[Group] | Iterable[tuple[str, Tensor]]
 SCHEDULED = frozenset("initial_lr max_lr min_lr base_momentum max_momentum".split())  # what schedules keep in groups
@@ -336,7 +338,7 @@ class Optimizer(Hooked):
         """State of one parameter; see cyxcore.updates.Slot."""
         state = self.state.of_rule(place) if isinstance(self.state, State) else self.state.setdefault(place, {})
         if kind not in state:
-            made = Tensor(np.full(p.shape if shape is None else shape, start, p.dtype)).to(p.device)
+            made = Tensor(_beside(p, np.full((), start, p.dtype), p.shape if shape is None else shape)).to(p.device)
             dict.__setitem__(state, kind, made)  # which is no change that a compiled step has to see
         return state[kind]
 
@@ -434,10 +436,30 @@ class Optimizer(Hooked):
         return names
 
 
+PAGE_BYTES = 4096
+
+
+def _beside(p: Tensor, value: Array, shape: tuple[int, ...]) -> Array:
+    """An array of a shape, of the state of a parameter. It begins as far into a page as that does: an update loads from
+    several arrays and stores to several, and a load waits for an earlier store whose address ends in the same 12 bits.
+    """
+    like = p._data
+    size_bytes = math.prod(shape) * value.itemsize
+    if not isinstance(like, np.ndarray) or size_bytes < PAGE_BYTES:
+        made = np.empty(shape, value.dtype)
+    else:
+        memory = np.empty(size_bytes + PAGE_BYTES, np.uint8)
+        first = (like.ctypes.data - memory.ctypes.data) % PAGE_BYTES
+        made = memory[first : first + size_bytes].view(value.dtype).reshape(shape)
+    made[...] = value
+    return made
+
+
 def _taken(value: Any, p: Tensor, by_rule: bool) -> Any:
     """What is kept for a parameter, from what was saved: of its dtype, where a rule kept it."""
     if by_rule:
-        return Tensor(np.array(value, p.dtype)).to(p.device)
+        given = np.asarray(value, p.dtype)
+        return Tensor(_beside(p, given, given.shape)).to(p.device)
     held = value.numpy() if isinstance(value, Tensor) else value
     return Tensor(held.copy()).to(p.device) if isinstance(held, np.ndarray) else held
 

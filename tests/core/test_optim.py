@@ -531,3 +531,14 @@ def test_places_of_a_state_are_numbers_also_as_text() -> None:
         made("SGD").load_state_dict({**state, "state": {"0": state["state"][0]}})
     with pytest.raises(SpecError, match="expected places to be numbers, got"):
         made("Adam").load_state_dict({**made("Adam").state_dict(), "state": {"first": {}}})
+
+
+def test_state_lies_as_far_into_a_page_as_its_parameter_also_when_it_was_loaded() -> None:
+    w = nn.Parameter(np.ones((40, 64), np.float32))
+    w.grad = cx.ones(40, 64)
+    optimizer, other = optim.Adam([w]), optim.Adam([w])
+    optimizer.step()
+    other.load_state_dict(optimizer.state_dict())
+    places = {slot._data.ctypes.data % 4096 for each in (optimizer, other) for slot in each.state[0].values()}
+    assert places == {w._data.ctypes.data % 4096}
+    assert other.state[0]["adam_m"].tolist() == optimizer.state[0]["adam_m"].tolist()
