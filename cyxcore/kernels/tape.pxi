@@ -8,6 +8,8 @@ cdef enum:
     MOST_SLOTS = 128  # of a program
     BEFORE_WATCHING = 2  # backward passes of a call after which its rule is watched: the calls in it are known then
     MOST_TRIES = 3
+    MOST_JOINED = 8  # calls of a program that are made tile by tile
+    LEAST_JOINED = 65536  # elements of these: smaller ones stay in the cache
     NOWHERE = -1
 
 cdef extern from *:
@@ -55,6 +57,7 @@ cdef class Program:
     cdef list shapes  # of these, and their dtypes
     cdef list outcomes  # a slot, None, or (slot, starts, stops) of a Piece
     cdef cyx_call *group  # records of the calls, where they are made in one loop; otherwise NULL
+    cdef bint joined  # whether they are made tile by tile, and only what the last one makes is stored (fused.c)
 
     def __dealloc__(self):
         free(self.steps)
@@ -128,7 +131,26 @@ cdef Program _program_of(Recorder watched, list given, list outcomes):
             made.group[k] = (<Call>made.calls[k]).record
             made.group[k].inputs = made.group[k].own_in
         made.group[0].group = 3
+    made.joined = _is_one_pass(made)
     return made
+
+
+JOINED = frozenset("neg abs exp square sign sin cos add sub mul div".split())  # these can be in a group, in any dtype
+
+
+cdef bint _is_one_pass(Program made):
+    """Whether the calls are element-wise, of one size, and what the last one makes is all that anybody wants of them."""
+    cdef int k, last = made.step_count - 1
+    cdef Call call
+    if not 1 <= last < MOST_JOINED or [x for x in made.outcomes if x is not None] != [made.steps[last].place]:
+        return False
+    for k in range(made.step_count):
+        call = made.calls[k]
+        if call.op not in JOINED or made.steps[k].place != made.given + <int>len(made.kept) + k:
+            return False
+        if call.record.out.size < LEAST_JOINED or call.record.out.size != (<Call>made.calls[last]).record.out.size:
+            return False
+    return True
 
 
 cdef bint _is_plain(Held tensor, tuple shape, str dtype) except -1:
@@ -150,6 +172,8 @@ cdef bint _played(Program program, PyObject **slots) except -1:
         Py_INCREF(<object>slots[program.given + i])
     if program.group != NULL and _has_no_gaps(program, slots):
         return _made_together(program, slots)
+    if program.joined and _has_no_gaps(program, slots):
+        return _made_in_one_pass(program, slots)
     for k in range(program.step_count):
         step = &program.steps[k]
         call = <Call>step.call
@@ -210,6 +234,34 @@ cdef bint _made_together(Program program, PyObject **slots) except -1:
             status = _run(own, 3, &failed, &message)
     for k in range(program.step_count):
         _memory_of(<Held>slots[program.steps[k].inputs[0]]).written = now()
+    return status == CYX_OK
+
+
+cdef bint _made_in_one_pass(Program program, PyObject **slots) except -1:
+    """The calls of a program that is `joined`."""
+    cdef cyx_call own[MOST_JOINED]
+    cdef cyx_message message
+    cdef int64_t failed = 0
+    cdef cyx_status status
+    cdef int i, k, first = program.given + <int>len(program.kept), last = program.step_count - 1
+    cdef Step *step
+    cdef Held result = _result(<Call>program.steps[last].call)
+    for k in range(program.step_count):
+        step = &program.steps[k]
+        own[k] = (<Call>step.call).record
+        own[k].inputs = own[k].own_in
+        for i in range(step.count):
+            if step.inputs[i] >= first:  # an address that names what is stored nowhere
+                own[k].own_in[i].data = &program.steps[step.inputs[i] - first]
+            else:
+                own[k].own_in[i].data = (<Held>slots[step.inputs[i]])._pointer
+        own[k].out.data = result._pointer if k == last else <void *>step
+        own[k].elided = k < last
+    own[0].group = program.step_count
+    with nogil:
+        status = _run(own, program.step_count, &failed, &message)
+    Py_INCREF(result)
+    slots[program.steps[last].place] = <PyObject *>result
     return status == CYX_OK
 
 

@@ -68,6 +68,7 @@ cdef extern from "cyx.h" nogil:
         int64_t ints[40]
         double work
         int32_t group
+        int32_t elided
         cyx_array out
         cyx_array own_in[5]
     ctypedef struct cyx_message:

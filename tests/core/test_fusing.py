@@ -772,13 +772,13 @@ def test_a_recurrence_does_not_join_the_gradients_of_its_steps(threads: int) -> 
 
 @st.composite
 def chains(draw: Any) -> Any:
-    """(shape, its calls): arithmetic, mostly on what the call before made, with arrays, numbers, columns and rows."""
-    shape = draw(st.sampled_from([(1, 256), (3, 100), (7, 73), (4, 250), (5, 128), (3, 160)]))
+    """(shape, its calls): arithmetic and functions, mostly of what the call before made, with other arrays."""
+    shape = draw(st.sampled_from([(1, 256), (3, 100), (7, 73), (4, 250), (5, 128), (3, 160), (41, 500)]))
     calls = []
     for place in range(draw(st.integers(2, 12))):
         made = place - 1 if draw(st.integers(0, 9)) else draw(st.integers(-3, place - 1))
         if made != -3 and not draw(st.integers(0, 5)):
-            calls.append((draw(st.sampled_from(["neg", "square"])), (made,)))
+            calls.append((draw(st.sampled_from(["neg", "square", "exp", "tanh", "sigmoid", "erf"])), (made,)))
             continue
         other = draw(st.sampled_from(["number", "column", "row", "array", "itself"] + ["earlier"] * (place > 0)))
         known = {"number": -3, "array": -2, "column": -4, "row": -5, "itself": made}
@@ -821,3 +821,21 @@ def test_chains_of_arithmetic_have_the_bits_of_their_calls(
         one, other = made[place], expected[place]
         np.testing.assert_array_equal(np.isnan(one), np.isnan(other))
         assert one[~np.isnan(one)].tobytes() == other[~np.isnan(other)].tobytes()
+
+
+@pytest.mark.parametrize("isa", ["avx512", "avx2", "portable"])
+@pytest.mark.parametrize("name", "sigmoid tanh erf sin cos square sqrt exp log abs".split())
+def test_the_gradient_of_a_function_has_the_same_bits_in_one_pass(name: str, isa: str) -> None:
+    """That of a large tensor is made tile by tile, those of its parts call by call."""
+
+    def gradient(values: Any, g: Any) -> Any:
+        x = cx.tensor(values, requires_grad=True)
+        for _ in range(5):  # after a few times a rule is known
+            x.grad = None
+            getattr(x, name)().backward(cx.tensor(g))
+        return x.grad.numpy()
+
+    drawn = np.abs(np.random.default_rng(3).normal(size=(2, 70_001))).astype(np.float32) + np.float32(0.001)
+    with kernels(isa, 2, skips=True):
+        parts = [gradient(*part) for part in np.array_split(drawn, 7, axis=1)]
+        assert gradient(*drawn).tobytes() == np.concatenate(parts).tobytes()

@@ -25,10 +25,13 @@ typedef struct {
     double constants[CYX_LOOP_CONSTANTS]; /* what the kernel made of its scalars, where it has any */
 } cyx_rows;
 
-/* One of a chain of float32 operations: made = made + other, and so on. FROM: other - made, OVER: other / made. NEG looks at
- * no other operand. */
+/* One of a chain of float32 operations: made = made + other, and so on. FROM: other - made, OVER: other / made. NEG and what
+ * comes behind it look at no other operand. */
 typedef struct {
-    enum { CYX_LINK_ADD, CYX_LINK_SUB, CYX_LINK_FROM, CYX_LINK_MUL, CYX_LINK_DIV, CYX_LINK_OVER, CYX_LINK_NEG } kind;
+    enum {
+        CYX_LINK_ADD, CYX_LINK_SUB, CYX_LINK_FROM, CYX_LINK_MUL, CYX_LINK_DIV, CYX_LINK_OVER,
+        CYX_LINK_NEG, CYX_LINK_EXP, CYX_LINK_TANH, CYX_LINK_SIGMOID, CYX_LINK_ERF
+    } kind;
     /* Of the other operand: as many numbers, one for all, what was made, one for each row, or one row for all. */
     enum { CYX_LINK_ARRAY, CYX_LINK_NUMBER, CYX_LINK_ITSELF, CYX_LINK_COLUMN, CYX_LINK_ROW } form;
     const float *other;

@@ -266,7 +266,9 @@ static int form_of(const cyx_walk *walk, int input, int64_t *run) {
     return inner ? CYX_LINK_ROW : CYX_LINK_COLUMN;
 }
 
-static int has_own_operand(int op) { return op == CYX_OP_neg || op == CYX_OP_square; }
+static int is_of_one(int op) {
+    return op == CYX_OP_neg || op == CYX_OP_square || op == CYX_OP_exp || op == CYX_OP_tanh || op == CYX_OP_sigmoid || op == CYX_OP_erf;
+}
 
 /* `made`: what the links before it left, or what a chain begins with. */
 static cyx_link link_of(const cyx_call *call, const char *form, const void *made, int64_t at, int64_t run, int inner) {
@@ -274,12 +276,16 @@ static cyx_link link_of(const cyx_call *call, const char *form, const void *made
     int second = call->in[0].data != made || form[0] != CYX_LINK_ARRAY, other = !second; /* which input was made */
     switch (call->op) {
     case CYX_OP_neg: link.kind = CYX_LINK_NEG; break;
+    case CYX_OP_exp: link.kind = CYX_LINK_EXP; break;
+    case CYX_OP_tanh: link.kind = CYX_LINK_TANH; break;
+    case CYX_OP_sigmoid: link.kind = CYX_LINK_SIGMOID; break;
+    case CYX_OP_erf: link.kind = CYX_LINK_ERF; break;
     case CYX_OP_add: link.kind = CYX_LINK_ADD; break;
     case CYX_OP_sub: link.kind = second ? CYX_LINK_FROM : CYX_LINK_SUB; break;
     case CYX_OP_div: link.kind = second ? CYX_LINK_OVER : CYX_LINK_DIV; break;
     default: link.kind = CYX_LINK_MUL;
     }
-    if (has_own_operand(call->op) || (call->in[other].data == made && form[other] == CYX_LINK_ARRAY)) return link;
+    if (is_of_one(call->op) || (call->in[other].data == made && form[other] == CYX_LINK_ARRAY)) return link;
     int64_t before[] = {[CYX_LINK_ARRAY] = at, [CYX_LINK_COLUMN] = run ? at / run : 0, [CYX_LINK_ROW] = 0, [CYX_LINK_NUMBER] = 0};
     link.form = form[other];
     link.other = (const float *)call->in[other].data + before[(int)form[other]];
@@ -378,7 +384,7 @@ static int can_be_link(cyx_group *g, int k, const cyx_call *call, int64_t *run) 
     const cyx_rows *rows = &g->loops[k].rows;
     int64_t own = 0;
     if (!g->loops[k].links || g->squared[k]) return 0;
-    int first = form_of(&rows->walk, 0, &own), second = has_own_operand(call->op) ? first : form_of(&rows->walk, 1, &own);
+    int first = form_of(&rows->walk, 0, &own), second = is_of_one(call->op) ? first : form_of(&rows->walk, 1, &own);
     if (first < 0 || second < 0 || (first != CYX_LINK_ARRAY && second != CYX_LINK_ARRAY)) return 0;
     if (own && *run && own != *run) return 0;
     if (own) *run = own;
@@ -443,6 +449,14 @@ static void find_streams(cyx_group *g, const cyx_call *calls) {
     if (g->streams < LEAST_STREAMS || bytes < FAR_BYTES) g->streams = 0;
 }
 
+/* Whether all is one chain, or one sum of squares, and nothing waits in a tile. */
+static int is_one_loop(const cyx_group *g, const cyx_call *calls) {
+    if (g->count == 2 && g->squared[0]) return 1;
+    for (int k = 0; k < g->count; k++)
+        if (calls[k].elided && !g->inner[k]) return 0;
+    return g->chain[0] == g->count;
+}
+
 /* Not set to zero before, as a whole: that is the larger part of a small group's work. */
 static void look_at_group(cyx_group *g, const cyx_call *calls, const cyx_table table) {
     g->table = table, g->count = calls->group, g->tiles = 0, g->element_bytes = 0, g->streams = 0, g->sums = 0, g->run = 0, g->work = 0;
@@ -461,7 +475,7 @@ static void look_at_group(cyx_group *g, const cyx_call *calls, const cyx_table t
     find_chains(g, calls);
     find_streams(g, calls);
     share_tiles(g, calls);
-    int64_t tile = g->count == 2 && g->squared[0] ? ALONE : TILE;
+    int64_t tile = is_one_loop(g, calls) ? ALONE : TILE;
     g->tile_size = g->run && g->run < tile ? tile / g->run * g->run : g->run ? g->run : tile; /* of whole runs */
 }
 

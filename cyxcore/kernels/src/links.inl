@@ -1,5 +1,5 @@
-/* Sums, differences, products and quotients of which each takes what the one before it made: see cyx_link. What is made stays in
- * registers, LINKED vectors at a time, where calls of their own would store and load it. */
+/* Arithmetic and functions of which each takes what the one before it made: see cyx_link. What is made stays in registers,
+ * LINKED vectors at a time, where calls of their own would store and load it. */
 
 enum {
     LINKED = MR >= 12 ? 8 : 4, /* with what they meet they fit the registers */
@@ -7,6 +7,16 @@ enum {
 };
 
 #define ON_ALL(...) _Pragma("GCC unroll 8") for (int i = 0; i < W; i++) __VA_ARGS__
+
+/* Of W vectors, what takes four at once. */
+#define IN_FOURS(FUNCTION)                                                                                   \
+    _Pragma("GCC unroll 2") for (int first = 0; first < W; first += 4) {                                     \
+        const int count = W < 4 ? W : 4;                                                                     \
+        __m512 own[4];                                                                                       \
+        EACH own[k] = (__m512)made[first + k];                                                               \
+        FUNCTION(own, count);                                                                                \
+        EACH made[first + k] = (V)own[k];                                                                    \
+    }
 
 /* W vectors from element `at` on, of which `left` elements are there; they are of one row, from its element `column` on. */
 static inline __attribute__((always_inline)) void make_links(const int W, const float *from, const cyx_link *links,
@@ -39,6 +49,12 @@ static inline __attribute__((always_inline)) void make_links(const int W, const 
         case CYX_LINK_DIV: ON_ALL(made[i] = made[i] / with[i]); break;
         case CYX_LINK_OVER: ON_ALL(made[i] = with[i] / made[i]); break;
         case CYX_LINK_NEG: ON_ALL(made[i] = -made[i]); break;
+#if defined(VECTOR_MATH)
+        case CYX_LINK_EXP: ON_ALL(made[i] = (V)exp_16((__m512)made[i])); break;
+        case CYX_LINK_ERF: ON_ALL(made[i] = (V)erf_16((__m512)made[i])); break;
+        case CYX_LINK_TANH: IN_FOURS(tanh_of); break;
+        case CYX_LINK_SIGMOID: IN_FOURS(sigmoid_of); break;
+#endif
         default: ON_ALL(made[i] = made[i] * with[i]);
         }
         float *out = links[k].out;
@@ -63,21 +79,31 @@ static void run_links(const float *from, const cyx_link *links, int count, int64
     }
 }
 
-#define LINKED_CALL(OP)                                                                                      \
+#define LINKED_CALL(OP, KERNEL)                                                                              \
     static cyx_status OP##_linked(const cyx_call *call) {                                                    \
-        cyx_status status = OP##_f32(call);                                                                  \
+        cyx_status status = KERNEL(call);                                                                    \
         if (cyx_asked) cyx_asked->links = run_links;                                                         \
         return status;                                                                                       \
     }
-LINKED_CALL(add)
-LINKED_CALL(sub)
-LINKED_CALL(mul)
-LINKED_CALL(div)
-LINKED_CALL(neg)
-LINKED_CALL(square)
+LINKED_CALL(add, add_f32)
+LINKED_CALL(sub, sub_f32)
+LINKED_CALL(mul, mul_f32)
+LINKED_CALL(div, div_f32)
+LINKED_CALL(neg, neg_f32)
+LINKED_CALL(square, square_f32)
+#if defined(VECTOR_MATH)
+LINKED_CALL(exp, exp_rows)
+LINKED_CALL(tanh, tanh_rows)
+LINKED_CALL(sigmoid, sigmoid_rows)
+LINKED_CALL(erf, erf_rows)
+#endif
 
 static void fill_links(cyx_table table) {
     table[CYX_OP_add][CYX_F32] = add_linked, table[CYX_OP_sub][CYX_F32] = sub_linked;
     table[CYX_OP_mul][CYX_F32] = mul_linked, table[CYX_OP_div][CYX_F32] = div_linked;
     table[CYX_OP_neg][CYX_F32] = neg_linked, table[CYX_OP_square][CYX_F32] = square_linked;
+#if defined(VECTOR_MATH)
+    table[CYX_OP_exp][CYX_F32] = exp_linked, table[CYX_OP_tanh][CYX_F32] = tanh_linked;
+    table[CYX_OP_sigmoid][CYX_F32] = sigmoid_linked, table[CYX_OP_erf][CYX_F32] = erf_linked;
+#endif
 }

@@ -12,8 +12,11 @@ typedef struct {
 #define COPY_ROW(T)                                                                                          \
     do {                                                                                                     \
         const T *from_row = (const T *)from;                                                                 \
-        T *out_row = (T *)out;                                                                               \
-        for (int64_t i = 0; i < n; i++) out_row[i] = from_row[i * stride];                                   \
+        T *out_row = (T *)out, one = *from_row;                                                              \
+        if (!stride)                                                                                         \
+            INDEPENDENT for (int64_t i = 0; i < n; i++) out_row[i] = one;                                    \
+        else                                                                                                 \
+            for (int64_t i = 0; i < n; i++) out_row[i] = from_row[i * stride];                               \
     } while (0)
 
 static void copy_row(char *out, const char *from, int64_t stride, int64_t n, int bytes) {

@@ -19,6 +19,16 @@ static void NAME(exp_row)(T *out, const T *x, T shift, int64_t n) {
     memcpy(out + i, rest, sizeof(T) * (size_t)(n - i));
 }
 
+static void NAME(log_row)(T *x, int64_t n) {
+#if defined(LOG_ROW)
+    if (sizeof(T) == sizeof(float)) {
+        LOG_ROW((float *)x, (const float *)x, 0, n);
+        return;
+    }
+#endif
+    INDEPENDENT for (int64_t i = 0; i < n; i++) x[i] = NAME(log)(x[i]);
+}
+
 #ifndef SOFTMAX_ONCE
 #define SOFTMAX_ONCE
 enum {
@@ -135,8 +145,8 @@ static void NAME(softmax_columns)(T *out, const T *x, int64_t n, int64_t inner, 
     NAME(exp_row)((T *)powers, (const T *)powers, 0, vectors * n * VN);
     for (int64_t v = 0; v < vectors; v++) {
         of_all[v] = NAME(sum_vectors)(powers + v * n, n);
-        if (logarithm) INDEPENDENT for (int j = 0; j < VN; j++) of_all[v][j] = NAME(log)(of_all[v][j]);
     }
+    if (logarithm) NAME(log_row)((T *)of_all, vectors * VN);
     for (int64_t i = 0; i < n; i++)
         for (int64_t v = 0; v < vectors; v++) {
             int64_t at = i * inner + v * VN, left = count - v * VN;
@@ -240,7 +250,8 @@ static void NAME(loss_body)(void *context, int64_t begin, int64_t end) {
             sums[r] = NAME(sum_run)(work, rows->n), of_label[r] = x[labels[first + r]] - greatest;
         }
         for (int64_t r = count; r < LOGS_AT_ONCE; r++) sums[r] = 1, of_label[r] = 0;
-        INDEPENDENT for (int64_t r = 0; r < LOGS_AT_ONCE; r++) sums[r] = NAME(log)(sums[r]) - of_label[r];
+        NAME(log_row)(sums, LOGS_AT_ONCE);
+        for (int64_t r = 0; r < LOGS_AT_ONCE; r++) sums[r] -= of_label[r];
         memcpy((T *)rows->call->out.data + first, sums, sizeof(T) * (size_t)count);
     }
 }
