@@ -1,4 +1,5 @@
-"""What a compiled function is called with: tensors, also in dicts, lists and tuples, and what decides how it runs.
+"""What a compiled function is called with: tensors, also in dicts, lists, tuples and dataclasses, and what decides how
+it runs.
 
 Arrays and lists of numbers become tensors. A number is read anew in each call and has the dtype of what it meets, until
 the function asks for its value: then numbers, integers first, are a part of the plan. So are texts, None, True and
@@ -6,6 +7,7 @@ False, and the form of what holds the tensors.
 """
 
 import copy
+import dataclasses
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -55,6 +57,9 @@ def taken_apart(given: Given, fixed: tuple[type, ...] = ()) -> tuple[list[Tensor
             return type(tree), repr(tree)
         if isinstance(tree, dict):
             return type(tree), tuple(tree), *[form(part) for part in tree.values()]
+        if _is_record(tree):
+            held = _attributes(tree)
+            return type(tree), tuple(held), *[form(part) for part in held.values()]
         if _is_held(tree):
             return type(tree), *[form(part) for part in _parts(tree)]
         kind = _kind(tree)
@@ -69,7 +74,7 @@ def taken_apart(given: Given, fixed: tuple[type, ...] = ()) -> tuple[list[Tensor
 
 
 def with_others(given: Given, others: Iterable[Any], fixed: tuple[type, ...] = ()) -> Given:
-    """The arguments with others in the places of taken_apart's tensors, in new dicts, lists and tuples."""
+    """The arguments with others in the places of taken_apart's tensors, in new dicts, lists, tuples and dataclasses."""
     rest = iter(others)
 
     def put(tree: Any) -> Any:
@@ -78,6 +83,11 @@ def with_others(given: Given, others: Iterable[Any], fixed: tuple[type, ...] = (
         if isinstance(tree, dict):
             made = copy.copy(tree)
             made.update({key: put(part) for key, part in tree.items()})
+            return made
+        if _is_record(tree):
+            made = copy.copy(tree)
+            for name, part in _attributes(tree).items():
+                object.__setattr__(made, name, put(part))  # also of one that is frozen
             return made
         if _is_held(tree):
             parts = [put(part) for part in _parts(tree)]
@@ -89,12 +99,22 @@ def with_others(given: Given, others: Iterable[Any], fixed: tuple[type, ...] = (
     return tuple([put(each) for each in given[0]]), {name: put(each) for name, each in given[1].items()}
 
 
+def _is_record(tree: Any) -> bool:
+    """Whether it is an object of a dataclass."""
+    return dataclasses.is_dataclass(tree) and not isinstance(tree, (type, Tensor, Symbol))
+
+
+def _attributes(record: Any) -> dict[str, Any]:
+    names = [field.name for field in dataclasses.fields(record) if hasattr(record, field.name)]
+    return {name: getattr(record, name) for name in (*names, *getattr(record, "__dict__", {}))}
+
+
 def _is_held(tree: Any) -> bool:
     """Whether a list or tuple holds arguments, and is not itself the numbers of a tensor."""
     if not isinstance(tree, (list, tuple)):
         return False
     held = (Tensor, Symbol, np.ndarray, dict, str, type(None))
-    return not tree or any(isinstance(part, held) or _is_held(part) for part in _parts(tree))
+    return not tree or any(isinstance(part, held) or _is_record(part) or _is_held(part) for part in _parts(tree))
 
 
 def _parts(tree: Any) -> Iterable[Any]:
@@ -113,6 +133,6 @@ def _tensor_of(value: Any, kind: type | None) -> Tensor:
         return Tensor(value, None if kind is None else "float64" if kind is float else "int64")
     except CyxError as error:
         raise GraphError(
-            "compile: expected arguments of tensors, arrays, numbers, texts and None, also in dicts, lists and tuples, "
-            f"got a {type(value).__name__} ({error})"
+            "compile: expected arguments of tensors, arrays, numbers, texts and None, also in dicts, lists, tuples and "
+            f"dataclasses, got a {type(value).__name__} ({error})"
         ) from None

@@ -40,12 +40,15 @@ from cyxcore.surroundings import Surroundings
 from cyxcore.symbols import Builder
 from cyxcore.tracing import results_of, symbolic
 
+_EVALUATING: Any = 0  # the mode of modules while a function is traced: another one than False, which it may set itself
+
 
 class _Traced(NamedTuple):
     plan: Plan
     rebuild: Callable[[tuple[Tensor, ...]], Any]  # what the function returns, of the plan's outputs
     fed: list[Any]  # for each argument what the plan reads
     draws: Draws
+    modes: list[tuple[Module, bool]]  # in which the function puts parts of modules
     kept: list[Any]
     repeat: Any  # None where a call does more than a Repeat
 
@@ -91,8 +94,8 @@ class Compiled(Repeating):
 
     def _follow(
         self, inputs: list[Tensor], given: Given, device: str, before: Before | None = None
-    ) -> tuple[Builder, Graph, Callable[[Any], Any], dict[str, Any]]:
-        """The function on symbols, and the arrays that it reads. before: what it must do again."""
+    ) -> tuple[Builder, Graph, Callable[[Any], Any], dict[str, Any], list[tuple[Module, bool]]]:
+        """The function on symbols, the arrays that it reads and the modes it sets. before: what it must do again."""
         self._seen.forget()  # what the function reads may be known otherwise afterwards
         builder = Builder(merging=False, travels=device in devices.OWN_MEMORY)
         builder.device, builder.before = device, None if before is None else before.compare
@@ -100,7 +103,7 @@ class Compiled(Repeating):
         state: dict[str, Any] = {}
         with ExitStack() as stack:
             for place, module in enumerate(self.modules):
-                stack.enter_context(symbolic(module, builder, f"{place}.", mode=False))
+                stack.enter_context(symbolic(module, builder, f"{place}.", mode=_EVALUATING))
             if self.around is not None:
                 there = stack.enter_context(self.around.symbolic(builder, device))
                 state |= {builder.nodes[symbol.node].attrs["name"]: x._data for x, symbol in there.values()}
@@ -109,16 +112,17 @@ class Compiled(Repeating):
             args, named = with_others(given, symbols, self.fixed)
             result = self.function(*args, **named)
             self._bound.check_unchanged(options)
+            modes = [(part, bool(part.training)) for part in self._bound.parts if part.training is not _EVALUATING]
         for place, module in enumerate(self.modules):
             state |= {f"{place}.{name}": array for name, array in module.arrays().items()}
         outputs, rebuild = results_of(result, "function to return tensors computed from its arguments")
         graph, builder.ended = builder.graph(*outputs), True
-        return builder, graph, rebuild, state
+        return builder, graph, rebuild, state, modes
 
     def _compare(self, before: Before, inputs: list[Tensor], given: Given, device: str) -> None:
         """Whether a trace is what it was. Raises GraphError where it is not."""
         if before.by_value == self._by_value():
-            _, graph, rebuild, _ = self._follow(inputs, given, device, before)
+            _, graph, rebuild, *_ = self._follow(inputs, given, device, before)
             before.compare_ends(graph, rebuild)
 
     def _by_value(self) -> bool:
@@ -126,7 +130,7 @@ class Compiled(Repeating):
 
     def _made(self, inputs: list[Tensor], given: Given, device: str) -> tuple[_Traced, Before]:
         """A plan, and what the function did."""
-        builder, followed, rebuild, state = self._follow(inputs, given, device)
+        builder, followed, rebuild, state, modes = self._follow(inputs, given, device)
         fed = [str(place) for place in range(len(inputs))]
         graph = evaluation_graph(followed)  # in which nothing is drawn that only training needs
         draws = [node.attrs["stream"] for node in graph.nodes if node.op == "uniform"]
@@ -135,11 +139,11 @@ class Compiled(Repeating):
         arrays, drawn = [plan.inputs[name] for name in fed], draws_of(plan, builder)
         numerics = plan.numerics if self.numerics is None else None
         short = None
-        if is_of_tensors(given) and not drawn:
+        if is_of_tensors(given) and not drawn and not modes:
             short = repeat(
                 arrays, [], [], [], [], plan.outputs, plan.program, vars(planning), rebuild, numerics, precision.current
             )
-        traced = _Traced(plan, rebuild, arrays, drawn, [*self._bound.kept(), *around], short)
+        traced = _Traced(plan, rebuild, arrays, drawn, modes, [*self._bound.kept(), *around], short)
         return traced, Before(followed, rebuild, len(followed.outputs), self._by_value())
 
     def _called(self, inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
@@ -181,7 +185,7 @@ class Compiled(Repeating):
         key = (at, numerics, kinds(tensors), form, self._seen.key(self._look))
         recent = self._plans.recent(key)
         self._watch, self._repeat = self._seen.watch, recent.repeat if recent else None
-        plan, rebuild, fed, draws, *_ = recent or self._plans.of(
+        plan, rebuild, fed, draws, modes, *_ = recent or self._plans.of(
             key,
             lambda: with_values(self.around, lambda: self._made(tensors, given, at), form.numbers),
             lambda before: self._compare(before, tensors, given, at),
@@ -190,6 +194,8 @@ class Compiled(Repeating):
             plan.backend.assign(fed[place], devices.put(tensors[place]._data, at))
         draws.fill()
         plan.run()
+        for part, is_training in modes:
+            part.training = is_training
         results = tuple(map(copy_of, plan.outputs))
         return rebuild(results)
 

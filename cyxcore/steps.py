@@ -384,12 +384,17 @@ class CompiledStep(Repeating):
             if self.around.reads_rates:
                 watch.answer(_rates, optimizer)
         watch.place(vars(devices), "_default")  # which is also the device of arrays of the host
+        known = set(map(id, held))
+        strays = [p for optimizer in self.optimizers for p in optimizer.parameters if id(p) not in known]
+        for p in strays:
+            watch.tensor(p)
         return self.device or (held[0].device if held else devices.default_device()), (
             own,
             self.around.key(),
             tuple(map(_is_training, self._bound.parts)),
             tuple(map(_is_trained, held)),
             tuple([(x.grad is None, x._hooks is None) for x in held]),
+            tuple([(id(x._data), x.requires_grad, x.grad is None, x._hooks is None) for x in strays]),
             tuple(map(_rates, self.optimizers)) if self.around.reads_rates else (),
             tuple([(*_state(optimizer), *sorted(optimizer.irregular)) for optimizer in self.optimizers]),
             *[_options(optimizer, group) for optimizer in self.optimizers for group in optimizer.param_groups],
@@ -469,6 +474,11 @@ class CompiledStep(Repeating):
             for identity, (tensor, symbol) in there.items():
                 tensors.setdefault(identity, tensor)
                 known.setdefault(identity, symbol)
+            for p in chain.from_iterable([optimizer.parameters for optimizer in self.optimizers]):
+                if id(p) not in known:  # of a module that the step does not name
+                    name = f"parameter.{len(known)}"
+                    symbol = builder.param(name, p.shape, {"kind": "zeros"}, p.requires_grad, p.dtype)
+                    known[id(p)], tensors[id(p)], symbol.tensor = symbol, p, p
             for identity, symbol in known.items():
                 held[builder.nodes[symbol.node].attrs["name"]] = tensors[identity]._data
             steppers = [
@@ -493,16 +503,17 @@ class CompiledStep(Repeating):
             parts = self._bound.parts
             modes = list(map(_is_training, parts))
             args, named = with_others(given, arguments, self.fixed)
-            result = self.function(*args, **named)
-            self._bound.check_unchanged(options)
-            if rates != (now := [_rates(optimizer) for optimizer in self.optimizers]):
+            try:
+                result = self.function(*args, **named)
+                now = [_rates(optimizer) for optimizer in self.optimizers]
+            finally:
                 for optimizer, was in zip(self.optimizers, rates, strict=True):
                     for group, rate in zip(optimizer.param_groups, was, strict=False):
-                        group["lr"] = rate
-                raise GraphError(
-                    f"compile: the function changes a learning rate, from {rates} to {now}, which only its first call "
-                    "would do; change it, or call the scheduler's step(), outside"
-                )
+                        if group["lr"] is not rate:
+                            group["lr"] = rate
+            self._bound.check_unchanged(options)
+            if rates != now:
+                raise _changes_rates(f", from {rates} to {now}")
         outputs, rebuild = results_of(result, "step to return tensors computed in it, such as its loss")
         after = [home for home in builder.gradients if home in builder.added or home in builder.waiting]
         graph = builder.graph(*outputs, *[builder.gradients[home] for home in after])
@@ -538,6 +549,7 @@ class CompiledStep(Repeating):
                     if name in plan.inputs
                 ]
         kept = [*self._bound.kept(), *self.around.kept(), *[optimizer.state for optimizer in self.optimizers]]
+        kept += [(p, p._data) for optimizer in self.optimizers for p in optimizer.parameters]
         gradients = Gradients(
             [(parameters[home], plan.inputs[name]) for home in builder.added if (name := _before(home)) in plan.inputs],
             [parameters[home] for home in after],
@@ -599,6 +611,13 @@ def _rates(optimizer: Optimizer) -> tuple[Any, ...]:
     return tuple([group["lr"] for group in optimizer.param_groups])
 
 
+def _changes_rates(how: str) -> GraphError:
+    return GraphError(
+        f"compile: the function changes a learning rate{how}, which only its first call would do; change it, or call "
+        "the scheduler's step(), outside"
+    )
+
+
 def _state(optimizer: Optimizer) -> tuple[Any, ...]:
     """Equal only as long as a step keeps its state where it was."""
     state = optimizer.state
@@ -654,6 +673,8 @@ class _Stepper:
         self._make_slot = optimizer.slot
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        if any(isinstance(rate, Symbol) for rate in _rates(self.optimizer)):
+            raise _changes_rates(" to a value that it computes or was given")
         self.steps += 1
         if self.steps > 1:
             raise GraphError("compile: an optimiser makes at most one step in a compiled function; call it twice")
@@ -711,11 +732,6 @@ def _symbolic_optimizer(
         )
     stepper = _Stepper(optimizer, place, builder, held)
     own = [group["params"] for group in optimizer.param_groups]
-    if any(id(p) not in known for parameters in own for p in parameters):
-        raise GraphError(
-            "compile: the optimiser has parameters of no module that the step uses; name the module in the step, or "
-            "step() outside of it"
-        )
     try:
         for group, parameters in zip(optimizer.param_groups, own, strict=True):
             group["params"] = [known[id(p)] for p in parameters]

@@ -39,7 +39,7 @@ class _Norm(Layer):
         """How far the running statistics are moved: momentum; without one as in the mean of all batches so far."""
         if self.momentum is not None or not self.track_running_stats:
             return 0.1 if self.momentum is None else self.momentum
-        if self.training is False:
+        if self.training == 0:  # also compiled; while a model is traced it is neither
             return 0.0
         count = self.num_batches_tracked._following() + 1.0
         self.num_batches_tracked._assign(count)

@@ -155,6 +155,31 @@ def losses_that_are_asked_whether_they_have_a_gradient(how: How) -> Any:
     return trained(how, step, model)
 
 
+@same
+def an_optimiser_of_what_the_step_does_not_use(how: How) -> Any:
+    """It has gradients from elsewhere in some calls, is frozen in others, and gets other values in one."""
+    model, other = net(), nn.Linear(2, 2)
+    optimizer = optim.Adam([*model.parameters(), *other.parameters()])
+
+    @how
+    def step(x: Any, y: Any) -> Any:
+        loss = F.cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss
+
+    found = []
+    for number in range(9):
+        if number % 3 == 1:
+            other(cx.ones(1, 2)).square().sum().backward()
+        other.bias.requires_grad_(number < 6)
+        if number == 7:
+            other.load_state_dict({name: value * 2.0 for name, value in other.state_dict().items()})
+        found.append(step(*batch(number)))
+    return found, model.state_dict(), other.state_dict()
+
+
 @refused("by a name that its code does not have")
 def a_parameter_that_is_used_and_then_trained_by_a_name_that_is_made(how: How) -> Any:
     model = net()

@@ -79,6 +79,77 @@ def adversaries_with_noise_in_one_function(how: How) -> Any:
 
 
 @same
+def a_function_that_leaves_modules_in_evaluation(how: How) -> Any:
+    model = net(nn.BatchNorm1d(16), nn.Dropout(0.5))
+    optimizer = sgd(model)
+
+    @how
+    def train(x: Any, y: Any) -> Any:
+        return update(optimizer, F.cross_entropy(model(x), y))
+
+    @how
+    def evaluate(x: Any) -> Any:
+        model.eval()
+        return model(x).argmax(1)
+
+    @how
+    def judge(x: Any) -> Any:
+        model.eval()
+        result = model(x).argmax(1)
+        model[2].train()
+        return result
+
+    found = []
+    for number in range(12):
+        x, y = batch(number)
+        if number % 2:
+            model.train()
+        found += [train(x, y), evaluate(x) if number % 4 < 2 else judge(x), [part.training for part in model.modules()]]
+    return found, model.state_dict()
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    x: Any
+    y: Any
+    weight: float = 1.0
+    name: str = "train"
+
+    def loss(self, model: Any) -> Any:
+        return F.cross_entropy(model(self.x), self.y) * self.weight
+
+
+@same
+def batches_that_are_dataclasses(how: How) -> Any:
+    model = net()
+    optimizer = sgd(model)
+
+    @how
+    def step(rows: Rows, more: list[Rows]) -> Any:
+        loss = update(optimizer, rows.loss(model) + sum(each.loss(model) for each in more))
+        return loss if rows.name == "train" else loss * 2.0
+
+    found = []
+    for number in range(6):
+        rows = Rows(*batch(number), weight=1.0 + number, name="test" if number == 3 else "train")
+        found += [step(rows, [Rows(*batch(number + 9))]), rows.weight]
+    return found, model.state_dict()
+
+
+@refused("changes a learning rate to a value that it computes or was given|changes a learning rate, from")
+def a_rate_that_is_an_argument(how: How) -> Any:
+    model = net()
+    optimizer = sgd(model)
+
+    @how
+    def step(x: Any, y: Any, lr: float) -> Any:
+        optimizer.param_groups[0]["lr"] = lr
+        return update(optimizer, F.cross_entropy(model(x), y))
+
+    return [step(*batch(number), 0.1 * number) for number in range(3)]
+
+
+@same
 def a_penalty_on_gradients(how: How) -> Any:
     judge = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 1))
     optimizer = sgd(judge)
