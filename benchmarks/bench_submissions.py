@@ -3,8 +3,7 @@
     python -m benchmarks.bench_submissions            # 5,000 jobs, 300 assignments
     python -m benchmarks.bench_submissions --quick    # 500 jobs, 30 assignments
     python -m benchmarks.bench_submissions --equal    # one job again and again; else each has a seed of its own
-    python -m benchmarks.bench_submissions --centrals 2
-    python -m benchmarks.bench_submissions --centrals 2 --central-cpu 0.2
+    python -m benchmarks.bench_submissions --centrals 2 --rounds 5    # beside one, each held to a share of a processor
 
 Targets: 5,000 durable submissions a second through one central (the broker syncs every write), more with two; from
 the submit of a job to its durable lease p50 < 2 ms, p99 < 10 ms.
@@ -15,9 +14,10 @@ are signed before the clock starts, because that is the clients' work; everythin
 broker, chain, central and the client that asks. The peer in the same run is the broker alone: the same bytes appended
 with compare-and-swap, a sync of the disk each, one at a time and from 64 tasks.
 
-With --central-cpu each central, with the process beside it, is held to that share of one processor (by the kernel: a
-cgroup of its own, for which one has to be root on Linux). So a central is the narrow place although all parts share
-this machine, and what a second and a third one add can be seen; only the submissions are measured then.
+With --centrals 2 or more, one central and so many are compared instead, in rounds of one after the other. Each
+central, with the process beside it, is held to --central-cpu of one processor, and given that before others have theirs
+(by the kernel: a cgroup of its own, for which one has to be root on Linux): so it is the narrow place although all
+parts share this machine. The same client asks both, with as much in flight.
 """
 
 import argparse
@@ -60,6 +60,7 @@ LAMPORTS_PER_JOB = 6_000_000
 LOOK_EVERY_S = 0.2
 CGROUPS = Path("/sys/fs/cgroup")
 PERIOD_US = 10_000  # in each a process may use its share: short, or whoever used it up stands still for long
+COMPARED = 3_000  # submissions: over before the first deposits are made, which make way for five seconds
 SIGNED_AT_ONCE = 5_000  # a deposit's blockhash lives for a minute, and central asks the chain about old ones
 
 
@@ -209,14 +210,14 @@ def cpu_s_of(network: LocalNetwork) -> dict[str, float]:
 
 @contextlib.contextmanager
 def held_to(share: float, pids: list[int], cgroups: Path = CGROUPS) -> Iterator[None]:
-    """Hold each of these processes, with its children, to that share of one processor. Raises CyxError where the
-    kernel does not let us.
+    """Hold each of these processes, with its children, to that share of one processor, which it is given before others
+    have theirs. Raises CyxError where the kernel does not let us.
     """
     second = (cgroups / "cgroup.controllers").exists()  # of the two interfaces that Linux has
     allowed_us = max(1_000, round(PERIOD_US * share))
-    limits = {"cpu.max": f"{allowed_us} {PERIOD_US}"}
+    limits = {"cpu.max": f"{allowed_us} {PERIOD_US}", "cpu.weight": "10000"}
     if not second:  # the period first: no quota may be above it
-        limits = {"cpu.cfs_period_us": str(PERIOD_US), "cpu.cfs_quota_us": str(allowed_us)}
+        limits = {"cpu.cfs_period_us": str(PERIOD_US), "cpu.cfs_quota_us": str(allowed_us), "cpu.shares": "262144"}
     groups = [(cgroups if second else cgroups / "cpu") / f"cyx-bench-{os.getpid()}-{pid}" for pid in pids]
     try:
         try:
@@ -244,29 +245,27 @@ def held_to(share: float, pids: list[int], cgroups: Path = CGROUPS) -> Iterator[
                 group.rmdir()
 
 
-async def submissions(network: LocalNetwork, jobs: int, equal: bool) -> tuple[Row, Row, Row]:
-    """The rate, microseconds of processor per submission that each process took while it lasted, and deposits()."""
-    async with await AsyncClient.connect(network.folder) as client:
-        job, warm_up = await ready_job(client, jobs * 2), max(200, jobs // 10)
-        asking = Generator()
-        asked = await requests_of(client, job, jobs + warm_up, equal)
-        seed = credentials.nkey_seed(credentials.USER, client.keys.child("nats"))
-        await asking.ask(Asked(network.file.client_url, client.caller, seed, asked, warm_up, IN_FLIGHT))
-        before = cpu_s_of(network)
-        found: Answered = await asking.ask("go")
-        spent = {name: used - before.get(name, 0.0) for name, used in cpu_s_of(network).items()} | {
-            "generator": found.cpu_s
-        }
-        await asking.join()
-        stored = await client.jobs(limit=1)
-        assert stored.total >= jobs, f"{stored.total} of {jobs} acknowledged jobs are there"
-        paid = await deposits(network, client)
+async def submissions(network: LocalNetwork, client: AsyncClient, jobs: int, equal: bool) -> tuple[Row, Row]:
+    """The rate, and microseconds of processor per submission that each process took while it lasted."""
+    job, warm_up = await ready_job(client, jobs * 2), max(200, jobs // 10)
+    asking = Generator()
+    asked = await requests_of(client, job, jobs + warm_up, equal)
+    seed = credentials.nkey_seed(credentials.USER, client.keys.child("nats"))
+    await asking.ask(Asked(network.file.client_url, client.caller, seed, asked, warm_up, IN_FLIGHT))
+    before = cpu_s_of(network)
+    found: Answered = await asking.ask("go")
+    spent = {name: used - before.get(name, 0.0) for name, used in cpu_s_of(network).items()} | {
+        "generator": found.cpu_s
+    }
+    await asking.join()
+    stored = await client.jobs(limit=1)
+    assert stored.total >= jobs, f"{stored.total} of {jobs} acknowledged jobs are there"
     row = {
         "submissions/s": found.per_s,
         "p50 ms": statistics.median(found.took_ms),
         "p99 ms": percentile(found.took_ms, 0.99),
     }
-    return row, {f"{name} µs": used / jobs * 1e6 for name, used in spent.items()}, paid
+    return row, {f"{name} µs": used / jobs * 1e6 for name, used in spent.items()}
 
 
 async def deposits(network: LocalNetwork, client: AsyncClient) -> Row:
@@ -420,24 +419,61 @@ def percentile(values: list[float], share: float) -> float:
     return sorted(values)[min(len(values) - 1, int(len(values) * share))]
 
 
-async def measure(jobs: int, assigned: int, centrals: int, equal: bool, share: float | None) -> dict[str, Row]:
+async def measure(jobs: int, assigned: int, equal: bool) -> dict[str, Row]:
     found: dict[str, Row] = {}
     with tempfile.TemporaryDirectory() as folder:
-        if share is not None:
-            async with LocalNetwork(Path(folder) / "load", nodes=0, centrals=centrals) as network:
-                pids = [pid for name, pid in network.process_ids.items() if name.startswith("central")]
-                with held_to(share, pids):
-                    row, spent, paid = await submissions(network, jobs, equal)
-            what = f"{centrals} central(s) at {share:g}"
-            return {what: row, "processor per submission": spent, "their deposits, afterwards": paid}
-        async with LocalNetwork(Path(folder) / "idle", nodes=0, centrals=centrals) as network:
+        async with LocalNetwork(Path(folder) / "idle", nodes=0) as network:
             found |= await assignments(network, assigned)
-        async with LocalNetwork(Path(folder) / "load", nodes=0, centrals=centrals) as network:
+        async with LocalNetwork(Path(folder) / "load", nodes=0) as network:
             found["the broker alone"] = await appends(network, jobs, b"x" * 1500)
-            row, spent, paid = await submissions(network, jobs, equal)
-            found[f"durable submissions, {centrals} central(s)"], found["processor per submission"] = row, spent
-            found["their deposits, afterwards"] = paid
+            async with await AsyncClient.connect(network.folder) as client:
+                row, spent = await submissions(network, client, jobs, equal)
+                found["durable submissions"], found["processor per submission"] = row, spent
+                found["their deposits, afterwards"] = await deposits(network, client)
     return found
+
+
+async def compare(jobs: int, centrals: int, equal: bool, share: float, rounds: int) -> dict[str, Row]:
+    """The medians of one central and of several, each held to that share of a processor; and how the rates compare."""
+    counts = (1, centrals)
+    rows: dict[int, list[tuple[Row, Row]]] = {count: [] for count in counts}
+    for number in range(rounds):
+        for count in counts if number % 2 == 0 else reversed(counts):
+            rows[count].append(await held_submissions(jobs, count, equal, share))
+    found: dict[str, Row] = {}
+    for count in counts:
+        who = f"{count} central{'s' if count > 1 else ''} at {share:g}"
+        per_s = [row["submissions/s"] for row, _ in rows[count]]
+        found[who] = medians([row for row, _ in rows[count]]) | {"least /s": min(per_s), "most /s": max(per_s)}
+        found[f"{who}, processor"] = medians([spent for _, spent in rows[count]])
+    ratios = [
+        several["submissions/s"] / one["submissions/s"]
+        for (one, _), (several, _) in zip(*(rows[count] for count in counts), strict=True)
+    ]
+    found[f"{centrals} centrals ÷ 1, of each round"] = {
+        "median": statistics.median(ratios),
+        "least": min(ratios),
+        "most": max(ratios),
+    }
+    return found
+
+
+async def held_submissions(jobs: int, centrals: int, equal: bool, share: float) -> tuple[Row, Row]:
+    """submissions() of a network whose centrals are held to a share of a processor each."""
+    with tempfile.TemporaryDirectory() as folder:
+        async with LocalNetwork(Path(folder), nodes=0, centrals=centrals) as network:
+            pids = [pid for name, pid in network.process_ids.items() if name.startswith("central")]
+            with held_to(share, pids):
+                async with await AsyncClient.connect(network.folder) as client:
+                    return await submissions(network, client, jobs, equal)
+
+
+def digits(value: float) -> int:
+    return 2 if value < 10 else 1
+
+
+def medians(rows: list[Row]) -> Row:
+    return {name: statistics.median(row[name] for row in rows) for name in rows[0]}
 
 
 def share_of_one(text: str) -> float:
@@ -451,24 +487,35 @@ def share_of_one(text: str) -> float:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="500 jobs and 30 assignments")
-    parser.add_argument("--centrals", type=int, default=1, help="how many centrals share the work")
+    parser.add_argument("--centrals", type=int, default=1, help="2 or more: compare so many with one")
     parser.add_argument(
-        "--central-cpu", type=share_of_one, metavar="SHARE", help="hold each central to this share of a processor"
+        "--central-cpu",
+        type=share_of_one,
+        default=0.2,
+        metavar="SHARE",
+        help="of a processor, to which each of the centrals that are compared is held (default: 0.2)",
     )
+    parser.add_argument("--rounds", type=int, default=3, help="of a comparison (default: 3)")
     parser.add_argument("--equal", action="store_true", help="the same job again and again; else each has its own seed")
     parser.add_argument("--json", action="store_true", help="print the figures as one JSON object")
     add_save(parser)
     options = parser.parse_args()
     jobs, assigned = (500, 30) if options.quick else (SIGNED_AT_ONCE, 300)
-    found = run(measure(jobs, assigned, options.centrals, options.equal, options.central_cpu))
+    if options.centrals > 1:
+        jobs = min(jobs, COMPARED)
+        found = run(compare(jobs, options.centrals, options.equal, options.central_cpu, options.rounds))
+        what = f"{jobs} submissions, {options.rounds} rounds"
+    else:
+        found = run(measure(jobs, assigned, options.equal))
+        what = f"{jobs} submissions, {assigned} assignments"
     figures = {what: {name: round(value, 2) for name, value in row.items()} for what, row in found.items()}
     save(options.save, figures)
     if options.json:
         print(json.dumps(figures))
         return 0
-    print(f"{jobs} submissions, {assigned} assignments, {platform.processor() or platform.machine()}")
+    print(f"{what}, {platform.processor() or platform.machine()}")
     for what, row in found.items():
-        print(f"  {what:<34}" + "   ".join(f"{name} {value:>9,.1f}" for name, value in row.items()))
+        print(f"  {what:<34}" + "   ".join(f"{name} {value:>9,.{digits(value)}f}" for name, value in row.items()))
     return 0
 
 

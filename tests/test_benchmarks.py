@@ -205,6 +205,7 @@ def test_each_process_is_held_in_a_group_of_its_own_and_let_go(tmp_path):
             [group] = (tmp_path / "cpu").iterdir()
             assert (group / "cpu.cfs_period_us").read_text() == "10000"
             assert (group / "cpu.cfs_quota_us").read_text() == "2000"
+            assert (group / "cpu.shares").read_text() == "262144"  # it is given what it may use, beside whatever runs
             assert (group / "cgroup.procs").read_text() == str(process.pid)
         assert (tmp_path / "cpu" / "cgroup.procs").read_text() == str(process.pid)
         process.communicate(b"\n")
