@@ -28,6 +28,7 @@ from cyxcore.held import Node, later
 from cyxcore.memory import Overwritten
 from cyxcore.ops import OPS
 from cyxcore.plan import Plan
+from cyxcore.rownorms import Norm, norm_of
 from cyxcore.symbols import Builder, Symbol
 from cyxcore.tape import Composed, pending_total
 
@@ -114,6 +115,16 @@ def traced(kind: Kind) -> tuple[Builder, list[Symbol], list[Symbol]]:
     return builder, symbols, results
 
 
+def _remembered(kind: Kind, needed: Collection[int], tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """What the way back is from: the tensors, but running statistics, which move on, as they are now."""
+    return tuple(
+        [
+            wrap(array_of(x).copy()) if len(x.shape) == 1 and not followed and place in needed else x
+            for place, (x, followed) in enumerate(zip(tensors, kind.followed, strict=True))
+        ]
+    )
+
+
 class _Ways:
     """The plans of a kind of calls: one there, and those back, by which gradients have a sum to be added to."""
 
@@ -135,15 +146,6 @@ class _Ways:
         if len(found[0].nodes) > MOST_OPERATIONS:
             raise Unplanned
         return found
-
-    def remembered(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """What the way back is from: the tensors, but running statistics, which move on, as they are now."""
-        return tuple(
-            [
-                wrap(array_of(x).copy()) if len(x.shape) == 1 and not followed and place in self.needed else x
-                for place, (x, followed) in enumerate(zip(tensors, self.kind.followed, strict=True))
-            ]
-        )
 
     def _small_sums(self, builder: Builder, result: Symbol) -> list[int]:
         """The nodes whose values are kept for the way back."""
@@ -186,9 +188,9 @@ class _Ways:
             known = self._backs[sums] = _Moving(self._cut(builder, found, given))
         return known
 
-    def run(self, tensors: Sequence[Tensor]) -> tuple[list[Array], list[Array]]:
-        """The results, and what is kept for the way back."""
-        found = self._there.run([array_of(tensors[place]) for _, place in self._there.names])
+    def run(self, arrays: Sequence[Array]) -> tuple[list[Array], list[Array]]:
+        """The results, and what is kept for the way back. arrays: of the tensors."""
+        found = self._there.run([arrays[place] for _, place in self._there.names])
         return found[: self.count], found[self.count :]
 
 
@@ -264,7 +266,7 @@ def remade(kind: Kind, inputs: Sequence[Tensor], start: int, step: int) -> tuple
 class _Call(Composed):
     """One call, as the operation that its result remembers."""
 
-    def __init__(self, ways: _Ways, kept: list[Array]) -> None:
+    def __init__(self, ways: _Ways | Norm, kept: list[Array]) -> None:
         self._ways, self._kept = ways, kept
 
     @property
@@ -302,9 +304,10 @@ class _Known:
 
     def __init__(self, kind: Kind) -> None:
         self.used = _used
-        self.ways: _Ways | None = None
-        with contextlib.suppress(Unplanned):
-            self.ways = _Ways(kind)
+        self.ways: _Ways | Norm | None = norm_of(kind)
+        if self.ways is None:
+            with contextlib.suppress(Unplanned):
+                self.ways = _Ways(kind)
 
 
 _ways: dict[Kind, _Known] = {}
@@ -313,7 +316,7 @@ renew_in_children(sys.modules[__name__], "_lock", "_expanding")
 _made = _used = 0
 
 
-def _ways_of(kind: Kind) -> _Ways | None:
+def _ways_of(kind: Kind) -> _Ways | Norm | None:
     global _made, _used
     with _lock:
         _used += 1
@@ -375,9 +378,11 @@ def composed(function: Function, inputs: Sequence[Any], options: tuple[Any, ...]
     if found is None or ways is None:
         return function(*inputs, *options)
     kind, tensors = found
-    arrays, kept = ways.run(tensors)
+    arrays, kept = ways.run([array_of(x) for x in tensors])
     results = [wrap(array) for array in arrays]
     if any(kind.followed):
         results[0].requires_grad = True
-        results[0]._op = Node(_Call(ways, kept), ways.remembered(tensors), {}, later(MOST_OPERATIONS + 1))
+        results[0]._op = Node(
+            _Call(ways, kept), _remembered(kind, ways.needed, tensors), {}, later(MOST_OPERATIONS + 1)
+        )
     return results[0] if ways.count == 1 else tuple(results)

@@ -52,7 +52,7 @@ cyxcore.passes cyxcore.onepass cyxcore.recompute cyxcore.accumulating cyxcore.ba
 cyxcore.plan cyxcore.retracing
 cyxcore.tape cyxcore.keys cyxcore.conversion cyxcore.forks
 cyxcore.torchtensors cyxcore.exports
-cyxcore.eager cyxcore.composed cyxcore.sequences cyxcore.creation cyxcore.fft cyxcore.signals
+cyxcore.eager cyxcore.rownorms cyxcore.composed cyxcore.sequences cyxcore.creation cyxcore.fft cyxcore.signals
 cyxcore.saving cyxcore.random cyxcore.torchfunctions
 cyxcore.data.datasets cyxcore.data.samplers cyxcore.data.collate
 cyxcore.transforms.draws cyxcore.transforms.colour cyxcore.transforms.geometry cyxcore.transforms.policies

@@ -112,7 +112,7 @@ def layer_norm(
 def _layer_norm(x: Any, weight: Any, bias: Any, count: int, eps: float) -> Any:
     axes = tuple(range(x.ndim - count, x.ndim))
     centred = x - x.mean(axes, keepdims=True)
-    result = centred / ((centred**2).mean(axes, keepdims=True) + eps).sqrt()
+    result = centred * (1.0 / (centred.square().mean(axes, keepdims=True) + eps).sqrt())
     if weight is not None:
         result = result * weight
     return result if bias is None else result + bias
@@ -128,7 +128,8 @@ def group_norm(x: Any, num_groups: int, weight: Any = None, bias: Any = None, ep
 def _group_norm(x: Any, weight: Any, bias: Any, num_groups: int, eps: float) -> Any:
     parts = x.reshape(x.shape[0], num_groups, math.prod(x.shape[1:]) // num_groups)
     centred = parts - parts.mean(2, keepdims=True)
-    return _scaled((centred / ((centred**2).mean(2, keepdims=True) + eps).sqrt()).reshape(*x.shape), weight, bias)
+    scale = 1.0 / (centred.square().mean(2, keepdims=True) + eps).sqrt()
+    return _scaled((centred * scale).reshape(*x.shape), weight, bias)
 
 
 def instance_norm(
@@ -177,7 +178,7 @@ def rms_norm(x: Any, normalized_shape: Sequence[int], weight: Any = None, eps: f
 
 def _rms_norm(x: Any, weight: Any, count: int, eps: float) -> Any:
     axes = tuple(range(x.ndim - count, x.ndim))
-    result = x / (x.square().mean(axes, keepdims=True) + eps).sqrt()
+    result = x * (1.0 / (x.square().mean(axes, keepdims=True) + eps).sqrt())
     return result if weight is None else result * weight
 
 

@@ -42,6 +42,23 @@ def draw_order(seed: int, step: int, stream: int, wide: bool, out: NDArray[Any])
 def aligned(shape: tuple[int, ...], numpy_type: int) -> NDArray[Any]: ...
 def kept_bytes() -> int: ...
 def release_kept(most_bytes: int = 0) -> None: ...
+def normalise(
+    x: NDArray[Any],
+    n: int,
+    inner: int,
+    eps: float,
+    mean: NDArray[Any] | None,
+    var: NDArray[Any],
+    weight: NDArray[Any] | None,
+    bias: NDArray[Any] | None,
+    out: NDArray[Any] | None,
+    g: NDArray[Any] | None = None,
+    before: NDArray[Any] | None = None,
+    before_first: bool = True,
+    of_weight: NDArray[Any] | None = None,
+    of_bias: NDArray[Any] | None = None,
+    given: bool = False,
+) -> None: ...
 def order_rows(x: NDArray[Any], descending: bool, out: NDArray[Any]) -> None: ...
 def set_num_threads(count: int) -> None: ...
 def get_num_threads() -> int: ...

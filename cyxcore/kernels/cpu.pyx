@@ -114,6 +114,26 @@ cdef extern from "cyx.h" nogil:
         uint64_t low
         int over
     void cyx_draw_numbers(cyx_draw *draw)
+    ctypedef struct cyx_norm:
+        int dtype
+        const void *x
+        void *mean
+        void *var
+        int given
+        const void *weight
+        const void *bias
+        void *out
+        int64_t rows
+        int64_t n
+        int64_t inner
+        int64_t channels
+        double eps
+        const void *g
+        const void *before
+        int before_first
+        void *of_weight
+        void *of_bias
+    cyx_status cyx_normalise(cyx_norm *norm)
     cyx_status cyx_order_words(uint64_t seed, uint64_t step, uint32_t stream, int wide, int64_t *out, int64_t count)
     cyx_status cyx_order_rows(const void *x, int dtype, int64_t rows, int64_t n, int descending, int64_t *out)
     cyx_message cyx_last_failure
@@ -1008,6 +1028,63 @@ def kept_bytes() -> int:
 def release_kept(size_t most_bytes=0) -> None:
     """Give all but so many bytes of it back to the system, those first that have been kept longest."""
     cyx_blocks_shrink(most_bytes)
+
+
+cdef void *_data_of(object array, int type, int64_t size, bint written=False) except? NULL:
+    """The memory of a whole array of some dtype and size, which may be written to where it is; NULL of None."""
+    if array is None:
+        return NULL
+    cdef cnp.ndarray own = array
+    cdef bint whole = cnp.PyArray_ISCARRAY(own) if written else cnp.PyArray_ISCARRAY_RO(own)
+    if cnp.PyArray_TYPE(own) != type or cnp.PyArray_SIZE(own) != size or not whole:
+        raise ValueError(f"expected a C-contiguous array of {size} numbers, got {own.dtype} {array.shape}")
+    return cnp.PyArray_DATA(own)
+
+
+def normalise(
+    cnp.ndarray x not None, int64_t n, int64_t inner, double eps, mean, cnp.ndarray var not None, weight, bias, out,
+    g=None, before=None, bint before_first=True, of_weight=None, of_bias=None, bint given=False,
+) -> None:
+    """Rows of n numbers less their means, by sqrt(var + eps), times a weight, plus a bias: from x to out; means and
+    variances to `mean` (None: no mean is taken) and `var`. Each column has a weight, or each run of `inner` numbers where
+    that is not 0: as many in turn as `weight` and `bias` have. Either may be None.
+
+    g: the gradient of the result. Then `mean` and `var` are read, and out is the gradient of x, added to `before` (before
+    what goes through the mean, or behind it); of_weight and of_bias are those of weight and bias. What is None is not
+    made.
+
+    given: the rows are the runs; `mean` and `var` are read, too, and each channel's: what its rows are shifted by, and
+    what that is multiplied by, of which of_weight is the gradient then.
+    """
+    cdef cyx_norm norm
+    cdef int type = cnp.PyArray_TYPE(x)
+    cdef int64_t size = cnp.PyArray_SIZE(x), numbers, stats
+    cdef bint made
+    cdef cyx_status status
+    if type != cnp.NPY_FLOAT32 and type != cnp.NPY_FLOAT64 or n < 1 or inner < 0 or size % n or (inner and n % inner):
+        raise ValueError(f"expected rows of {n} real numbers, in runs of {inner}, got {(<object>x).dtype} {(<object>x).shape}")
+    numbers = n
+    if inner:
+        weights = (var,) if given else (weight, bias, of_weight, of_bias)
+        numbers = max([each.size for each in weights if each is not None], default=n // inner)
+        if numbers % (n // inner) or size // inner % numbers:
+            raise ValueError(f"expected weights for all runs of {inner} numbers, got {numbers}")
+    memset(&norm, 0, sizeof(norm))
+    norm.dtype = CYX_F32 if type == cnp.NPY_FLOAT32 else CYX_F64
+    norm.rows, norm.n, norm.inner, norm.channels, norm.eps = size // n, n, inner, numbers, eps
+    norm.x, norm.out = _data_of(x, type, size), _data_of(out, type, size, True)
+    stats = numbers if given else norm.rows
+    made = g is None and not given
+    norm.mean, norm.var, norm.given = _data_of(mean, type, stats, made), _data_of(var, type, stats, made), given
+    norm.weight, norm.bias = _data_of(weight, type, numbers), _data_of(bias, type, numbers)
+    norm.g, norm.before, norm.before_first = _data_of(g, type, size), _data_of(before, type, size), before_first
+    norm.of_weight, norm.of_bias = _data_of(of_weight, type, numbers, True), _data_of(of_bias, type, numbers, True)
+    if g is None and out is None or given and (mean is None or n != inner):
+        raise ValueError("expected an array for the result, and given means for runs that are rows")
+    with nogil:
+        status = cyx_normalise(&norm)
+    if status != CYX_OK:
+        raise MemoryError("normalise: no memory left for scratch space")
 
 
 def order_rows(cnp.ndarray x, bint descending, cnp.ndarray out) -> None:

@@ -129,6 +129,26 @@ typedef struct {
     int over; /* set: a word was among the last ones, which would favour the first numbers */
 } cyx_draw;
 
+/* Rows of n numbers, each less its mean and by its standard deviation (norms.inl), beside the operations. */
+typedef struct {
+    int dtype;                 /* CYX_F32 or CYX_F64, of all arrays */
+    const void *x;             /* rows x n */
+    void *mean, *var;          /* of each row: made there, read on the way back. mean NULL: none is taken */
+    int given;                 /* set: they are given, for each channel, and var is what a row less its mean is multiplied by */
+    const void *weight, *bias; /* or NULL */
+    void *out;                 /* the result, or the gradient of x (NULL: nobody wants it) */
+    int64_t rows, n;
+    int64_t inner, channels; /* runs of `inner` numbers have one weight each, `channels` in turn; inner 0: each column has one */
+    double eps;
+    const void *g;              /* the gradient of the result; NULL on the way there */
+    const void *before;         /* what there is of the gradient of x, or NULL */
+    int before_first;           /* whether it is added before what goes through the mean */
+    void *of_weight, *of_bias;  /* their gradients, or NULL */
+    void *partial;              /* the kernel's own */
+    int64_t unit;
+    _Atomic int no_memory;
+} cyx_norm;
+
 /* orders.c: the places of random words from the least to the greatest, equal ones in their order. wide: of words of 64 bits
  * (two each, as of integers) instead of 32. */
 cyx_status cyx_order_words(uint64_t seed, uint64_t step, uint32_t stream, int wide, int64_t *out, int64_t count);
@@ -138,6 +158,7 @@ cyx_status cyx_order_rows(const void *x, int dtype, int64_t rows, int64_t n, int
 
 /* run.c */
 void cyx_draw_numbers(cyx_draw *draw);
+cyx_status cyx_normalise(cyx_norm *norm);
 int cyx_set_isa(const char *name); /* 0, or -1 where this machine lacks it */
 const char *cyx_isa(void);
 int cyx_amx(void); /* whether calls with terms are made by AMX: it is there, and so are the kernels beside it */

@@ -39,6 +39,7 @@
 #include "links.inl"
 #include "reduce.inl"
 #include "softmax.inl"
+#include "norms.inl"
 #include "gemv.inl"
 #include "gemm.inl"
 #include "triangular.inl"
@@ -95,6 +96,7 @@
 #include "parts.inl"
 #include "reduce.inl"
 #include "softmax.inl"
+#include "norms.inl"
 #include "gemv.inl"
 #include "gemm.inl"
 #include "triangular.inl"
@@ -104,6 +106,11 @@
 #include "conv2d_lanes.inl"
 
 #include "movement.inl"
+
+static cyx_status normalise(cyx_norm *norm) {
+    if (norm->dtype == CYX_F32) return norm->g ? norm_back_f32(norm) : norm_there_f32(norm);
+    return norm->g ? norm_back_f64(norm) : norm_there_f64(norm);
+}
 
 static void fill_isa(cyx_table table) {
     fill_integer(table); /* before the others, which take some cells of its own */

@@ -82,6 +82,7 @@
 
 void cyx_fill_avx512(cyx_table table) { fill_isa(table); }
 void cyx_draw_avx512(cyx_draw *draw) { draw_numbers(draw); }
+cyx_status cyx_normalise_avx512(cyx_norm *norm) { return normalise(norm); }
 #if defined(__clang__)
 #pragma clang attribute pop
 #endif

@@ -23,6 +23,7 @@ typedef struct {
     const char *name;
     void (*fill)(cyx_table table);
     void (*draw)(cyx_draw *draw);
+    cyx_status (*normalise)(cyx_norm *norm);
     int present;
     int has_amx; /* whether its machines may have AMX */
     cyx_table table;
@@ -30,10 +31,10 @@ typedef struct {
 
 /* Worst first; the last one present is the default. */
 static isa isas[] = {
-    {.name = "portable", .fill = cyx_fill_portable, .draw = cyx_draw_portable},
+    {.name = "portable", .fill = cyx_fill_portable, .draw = cyx_draw_portable, .normalise = cyx_normalise_portable},
 #if defined(__x86_64__)
-    {.name = "avx2", .fill = cyx_fill_avx2, .draw = cyx_draw_avx2},
-    {.name = "avx512", .fill = cyx_fill_avx512, .draw = cyx_draw_avx512, .has_amx = 1},
+    {.name = "avx2", .fill = cyx_fill_avx2, .draw = cyx_draw_avx2, .normalise = cyx_normalise_avx2},
+    {.name = "avx512", .fill = cyx_fill_avx512, .draw = cyx_draw_avx512, .normalise = cyx_normalise_avx512, .has_amx = 1},
 #endif
 };
 enum { ISA_COUNT = sizeof isas / sizeof isas[0] };
@@ -93,6 +94,13 @@ void cyx_draw_numbers(cyx_draw *draw) {
     uint64_t mode = cyx_float_mode_set();
     active->draw(draw);
     cyx_float_mode_restore(mode);
+}
+
+cyx_status cyx_normalise(cyx_norm *norm) {
+    uint64_t mode = cyx_float_mode_set();
+    cyx_status status = active->normalise(norm);
+    cyx_float_mode_restore(mode);
+    return status;
 }
 
 int cyx_calls_mask_gradient(const cyx_call *calls) { return cyx_masks_gradient(calls, active->table); }

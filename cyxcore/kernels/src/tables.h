@@ -10,7 +10,10 @@ void cyx_fill_avx2(cyx_table table);
 void cyx_fill_avx512(cyx_table table);
 
 void cyx_draw_portable(cyx_draw *draw);
+cyx_status cyx_normalise_portable(cyx_norm *norm);
 void cyx_draw_avx2(cyx_draw *draw);
+cyx_status cyx_normalise_avx2(cyx_norm *norm);
 void cyx_draw_avx512(cyx_draw *draw);
+cyx_status cyx_normalise_avx512(cyx_norm *norm);
 
 #endif

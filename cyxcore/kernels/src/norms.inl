@@ -1,0 +1,466 @@
+/* Rows normalised, a few at a time, which stay in the nearest cache through all passes over them: (x - mean) / sqrt(var + eps),
+ * times a weight, plus a bias; and the gradients of that. Each number goes through the operations of the compositions in
+ * cyxcore/functional/norms.py and of their gradients, in their order, and sums are the trees of reduce.inl: the bits are those
+ * of the operations one by one. */
+
+#ifndef NORMS_ONCE
+#define NORMS_ONCE
+enum {
+    NORM_BYTES = 16384,      /* of the rows that go together, of one array: half of the nearest cache */
+    NORM_BACK_BYTES = 8192,  /* the same where there are three arrays */
+    NORM_WORK = 8,           /* operations for each number */
+    UNITS_OF_A_THREAD = 4    /* of rows whose sums meet at the end */
+};
+#define LANE_ITSELF(j, h) (j)
+/* Two halves of vectors meet, h lanes apart; what was in x[i] is then in the lanes whose number has no bit h, what was in
+ * x[i + h] in the others. */
+#define MEET(x, h)                                                                                           \
+    _Pragma("GCC unroll 8") for (int i = 0; i < (h); i++) {                                                  \
+        V a = (x)[i], b = (x)[i + (h)];                                                                      \
+        (x)[i] = TWO_VECTORS(a, b, EACH_LANE(LOW_LANE, h)) + TWO_VECTORS(a, b, EACH_LANE(HIGH_LANE, h));     \
+    }
+#endif
+
+typedef struct {
+    const T *x, *g, *weight, *before; /* g: the gradient of the result, or that times the weights; before: or NULL */
+    T *out;
+    T mean, scale, slope; /* slope: by which x - mean goes into the gradient */
+    int64_t ahead; /* on the way back: how far on the next rows are, which come from memory while work is on these */
+} NAME(norm_row);
+
+/* The first n lanes, and 0 in the others. */
+static inline __attribute__((always_inline)) V NAME(kept)(V v, int64_t n) {
+    MASK place = {EACH_LANE(LANE_ITSELF, 0)};
+    return (V)((MASK)v & (place < (MASK){0} + (int)n));
+}
+
+/* What the sums are of: from element i on, of which there are `left`. */
+static inline __attribute__((always_inline)) V NAME(norm_x)(NAME(norm_row) row, int64_t i, int64_t left) {
+    return NAME(part)(row.x + i, left, 0);
+}
+static inline __attribute__((always_inline)) V NAME(norm_centred)(NAME(norm_row) row, int64_t i, int64_t left) {
+    return NAME(part)(row.x + i, left, 0) - SPLAT(row.mean);
+}
+static inline __attribute__((always_inline)) V NAME(norm_square)(NAME(norm_row) row, int64_t i, int64_t left) {
+    V centred = NAME(norm_centred)(row, i, left);
+    return centred * centred;
+}
+static inline __attribute__((always_inline)) V NAME(norm_slope)(NAME(norm_row) row, int64_t i, int64_t left) {
+    __builtin_prefetch(row.x + i + row.ahead, 0, 2), __builtin_prefetch(row.g + i + row.ahead, 0, 2);
+    return NAME(part)(row.g + i, left, 0) * NAME(norm_centred)(row, i, left);
+}
+/* The same, of a gradient that is multiplied by its weights first, and left so in `out`. */
+static inline __attribute__((always_inline)) V NAME(norm_weighing_slope)(NAME(norm_row) row, int64_t i, int64_t left) {
+    __builtin_prefetch(row.x + i + row.ahead, 0, 2), __builtin_prefetch(row.g + i + row.ahead, 0, 2);
+    V g = NAME(part)(row.g + i, left, 0) * NAME(part)(row.weight + i, left, 0), centred = NAME(norm_centred)(row, i, left);
+    NAME(put_part)(row.out + i, g, left); /* behind all loads: those wait for a store that ends in the same bits */
+    return g * centred;
+}
+static inline __attribute__((always_inline)) V NAME(norm_weighed)(NAME(norm_row) row, int64_t i, int64_t left) {
+    return NAME(part)(row.g + i, left, 0) * (NAME(norm_centred)(row, i, left) * SPLAT(row.scale));
+}
+/* The gradient but for the part that goes through the mean; it is left in `out`. */
+static inline __attribute__((always_inline)) V NAME(norm_gradient)(NAME(norm_row) row, int64_t i, int64_t left) {
+    __builtin_prefetch(row.out + i + row.ahead, 1, 2);
+    V made = NAME(part)(row.g + i, left, 0) * SPLAT(row.scale) + SPLAT(row.slope) * NAME(norm_centred)(row, i, left);
+    NAME(put_part)(row.out + i, made, left);
+    return made;
+}
+
+/* The sum of one of these in the lanes of a vector, which NAME(sum_lanes) would fold. */
+#define NORM_BLOCK(WHAT, WIDTH)                                                                              \
+    static inline V NAME(WHAT##_block##WIDTH)(NAME(norm_row) row, int64_t begin, int64_t end) {              \
+        enum { VECTORS = WIDTH / VN };                                                                       \
+        V lanes[VECTORS];                                                                                    \
+        for (int v = 0; v < VECTORS; v++) lanes[v] = (V){0};                                                 \
+        int64_t i = begin;                                                                                   \
+        for (; i + WIDTH <= end; i += WIDTH) _Pragma("GCC unroll 16") for (int v = 0; v < VECTORS; v++)      \
+                lanes[v] = lanes[v] + NAME(WHAT)(row, i + v * VN, VN);                                       \
+        for (int v = 0; v < VECTORS && i + v * VN < end; v++) {                                              \
+            int64_t left = end - i - v * VN;                                                                 \
+            V next = NAME(WHAT)(row, i + v * VN, left);                                                      \
+            lanes[v] = lanes[v] + (left < VN ? NAME(kept)(next, left) : next);                               \
+        }                                                                                                    \
+        _Pragma("GCC unroll 8") for (int half = VECTORS / 2; half; half /= 2)                                \
+            _Pragma("GCC unroll 16") for (int v = 0; v < half; v++) lanes[v] = lanes[v] + lanes[v + half];   \
+        return lanes[0];                                                                                     \
+    }
+
+#define NORM_SUM(WHAT)                                                                                       \
+    NORM_BLOCK(WHAT, 16)                                                                                     \
+    NORM_BLOCK(WHAT, 64)                                                                                     \
+    static V NAME(WHAT##_lanes)(const NAME(norm_row) * at, int64_t n) {                                      \
+        NAME(norm_row) row = *at;                                                                            \
+        if (n <= FEW_TERMS) return NAME(WHAT##_block16)(row, 0, n);                                          \
+        if (n <= RUN_BLOCK) return NAME(WHAT##_block64)(row, 0, n);                                          \
+        T tree[TREE_DEPTH];                                                                                  \
+        int height = 0;                                                                                      \
+        for (int64_t i = 0, count = 0; i < n; i += RUN_BLOCK, count++)                                       \
+            height = NAME(sum_push)(tree, height, count,                                                     \
+                                    NAME(sum_lanes)(NAME(WHAT##_block64)(row, i, n - i < RUN_BLOCK ? n : i + RUN_BLOCK))); \
+        return (V){NAME(sum_finish)(tree, height)};                                                          \
+    }
+NORM_SUM(norm_x)
+NORM_SUM(norm_square)
+NORM_SUM(norm_slope)
+NORM_SUM(norm_weighing_slope)
+NORM_SUM(norm_weighed)
+NORM_SUM(norm_gradient)
+
+/* The sums of `count` rows, of what their lanes hold, in as many lanes; folded as sum_lanes() does. */
+static inline V NAME(norm_folded)(V *lanes, int64_t count) {
+    for (int64_t r = count; r < VN; r++) lanes[r] = (V){0};
+    if (count > 4) {
+#if VN > 8
+        MEET(lanes, 8)
+#endif
+#if VN > 4
+        MEET(lanes, 4)
+#endif
+    } else {
+        for (int64_t r = 0; r < count; r++) {
+            if (VN > 8) FOLD_LANES(lanes[r], VN > 8 ? 8 : 1, ADD_V)
+            if (VN > 4) FOLD_LANES(lanes[r], VN > 4 ? 4 : 1, ADD_V)
+        }
+    }
+#if VN > 2
+    MEET(lanes, 2)
+#endif
+    MEET(lanes, 1)
+    return lanes[0];
+}
+
+/* Of each row. */
+typedef struct {
+    T mean[VN], std[VN], scale[VN];
+} NAME(norm_stats);
+
+static inline void NAME(norm_scales)(NAME(norm_stats) * stats, V var, double eps) {
+    V with = var + SPLAT((T)eps);
+    INDEPENDENT for (int r = 0; r < VN; r++)
+        stats->std[r] = sizeof(T) == sizeof(float) ? (T)__builtin_sqrtf((float)with[r]) : (T)__builtin_sqrt((double)with[r]);
+    INDEPENDENT for (int r = 0; r < VN; r++) stats->scale[r] = 1 / stats->std[r];
+}
+
+static inline int64_t NAME(norm_together)(int64_t n, int64_t bytes) {
+    int64_t count = VN;
+    while (count > 1 && count * n * (int64_t)sizeof(T) > bytes) count /= 2;
+    return count;
+}
+
+static inline __attribute__((always_inline)) void NAME(norm_apply)(NAME(norm_row) row, const T *weight, const T *bias, int64_t n,
+                                                                   const int weighed, const int shifted) {
+    int64_t i = 0;
+#define NORM_APPLY(left)                                                                                     \
+    {                                                                                                        \
+        V made = NAME(norm_centred)(row, i, left) * SPLAT(row.scale);                                               \
+        if (weighed) made = made * NAME(part)(weight + i, left, 0);                                          \
+        if (shifted) made = made + NAME(part)(bias + i, left, 0);                                            \
+        NAME(put_part)(row.out + i, made, left);                                                             \
+    }
+    _Pragma("GCC unroll 4") for (; i + VN <= n; i += VN) NORM_APPLY(VN)
+    if (i < n) NORM_APPLY(n - i)
+#undef NORM_APPLY
+}
+
+/* A run of one row with one number each as its weight and its bias: first up to where lines of the cache begin. */
+static inline void NAME(norm_apply_run)(NAME(norm_row) row, V weight, V bias, int64_t begin, int64_t end) {
+#define NORM_RUN(left) NAME(put_part)(row.out + i, NAME(norm_centred)(row, i, left) * SPLAT(row.scale) * weight + bias, left)
+    int64_t i = begin, head = (int64_t)(-(uintptr_t)(row.out + begin) / sizeof(T) % VN);
+    if (head) {
+        if (head > end - begin) head = end - begin;
+        NORM_RUN(head);
+        i += head;
+    }
+    _Pragma("GCC unroll 4") for (; i + VN <= end; i += VN) NORM_RUN(VN);
+    if (i < end) NORM_RUN(end - i);
+#undef NORM_RUN
+}
+
+static void NAME(norm_write)(const cyx_norm *norm, const NAME(norm_row) * row, int64_t r) {
+    const T *weight = norm->weight, *bias = norm->bias;
+    int64_t n = norm->n, runs = norm->inner ? n / norm->inner : 0;
+    if (runs && (weight || bias)) { /* a weight that is not there is 1, a bias -0: neither changes a bit */
+        for (int64_t k = 0, c = r % (norm->channels / runs) * runs; k < runs; k++, c++)
+            NAME(norm_apply_run)(*row, SPLAT(weight ? weight[c] : 1), SPLAT(bias ? bias[c] : (T)-0.0), k * norm->inner,
+                                 (k + 1) * norm->inner);
+    } else if (weight && bias) {
+        NAME(norm_apply)(*row, weight, bias, n, 1, 1);
+    } else if (weight) {
+        NAME(norm_apply)(*row, weight, bias, n, 1, 0);
+    } else if (bias) {
+        NAME(norm_apply)(*row, weight, bias, n, 0, 1);
+    } else {
+        NAME(norm_apply)(*row, weight, bias, n, 0, 0);
+    }
+}
+
+static void NAME(norm_body)(void *context, int64_t begin, int64_t end) {
+    const cyx_norm *norm = context;
+    int64_t n = norm->n, together = NAME(norm_together)(n, NORM_BYTES);
+    NAME(norm_row) rows[VN];
+    NAME(norm_stats) stats = {{0}, {0}, {0}};
+    V lanes[VN], terms = SPLAT((T)n);
+    for (int64_t first = begin, count; first < end; first += count) {
+        count = end - first < together ? end - first : together;
+        for (int64_t r = 0; r < count; r++) {
+            rows[r].x = (const T *)norm->x + (first + r) * n, rows[r].out = (T *)norm->out + (first + r) * n;
+            rows[r].mean = 0;
+        }
+        if (norm->mean) {
+            for (int64_t r = 0; r < count; r++) lanes[r] = NAME(norm_x_lanes)(&rows[r], n);
+            *(V *)stats.mean = NAME(norm_folded)(lanes, count) / terms;
+            for (int64_t r = 0; r < count; r++) rows[r].mean = stats.mean[r];
+            NAME(put_part)((T *)norm->mean + first, *(V *)stats.mean, count);
+        }
+        for (int64_t r = 0; r < count; r++) lanes[r] = NAME(norm_square_lanes)(&rows[r], n);
+        V var = NAME(norm_folded)(lanes, count) / terms;
+        NAME(put_part)((T *)norm->var + first, var, count);
+        NAME(norm_scales)(&stats, var, norm->eps);
+        for (int64_t r = 0; r < count; r++) {
+            rows[r].scale = stats.scale[r];
+            NAME(norm_write)(norm, &rows[r], first + r);
+        }
+    }
+}
+
+/* The gradient of a row, of whose runs each has a weight, times these, to `out`. */
+static void NAME(norm_weigh)(const cyx_norm *norm, NAME(norm_row) row, int64_t r) {
+    int64_t inner = norm->inner, runs = norm->n / inner, c = r % (norm->channels / runs) * runs;
+    for (int64_t k = 0; k < runs; k++, c++, row.g += inner, row.out += inner) {
+        V weight = SPLAT(row.weight[c]);
+        for (int64_t i = 0; i < inner; i += VN) {
+            __builtin_prefetch(row.g + i + row.ahead, 0, 2);
+            NAME(put_part)(row.out + i, NAME(part)(row.g + i, inner - i, 0) * weight, inner - i);
+        }
+    }
+}
+
+/* What is left of the gradient, behind NAME(norm_gradient): the part that goes through the mean, which is one number. */
+static inline void NAME(norm_finish)(const NAME(norm_row) * row, V through_mean, int64_t n, int before_first) {
+    T *out = row->out;
+    const T *before = row->before;
+    if (!before)
+        for (int64_t i = 0; i < n; i += VN) NAME(put_part)(out + i, NAME(part)(out + i, n - i, 0) + through_mean, n - i);
+    else if (before_first)
+        for (int64_t i = 0; i < n; i += VN)
+            NAME(put_part)(out + i, NAME(part)(before + i, n - i, 0) + NAME(part)(out + i, n - i, 0) + through_mean, n - i);
+    else
+        for (int64_t i = 0; i < n; i += VN)
+            NAME(put_part)(out + i, NAME(part)(before + i, n - i, 0) + (NAME(part)(out + i, n - i, 0) + through_mean), n - i);
+}
+
+/* The gradient of a row from whose numbers no mean was taken. */
+static inline void NAME(norm_uncentred)(const NAME(norm_row) * at, int64_t n) {
+    NAME(norm_row) row = *at;
+    for (int64_t i = 0; i < n; i += VN) {
+        V made = NAME(part)(row.g + i, n - i, 0) * SPLAT(row.scale);
+        if (row.before) made = NAME(part)(row.before + i, n - i, 0) + made;
+        NAME(put_part)(row.out + i, made + SPLAT(row.slope) * NAME(part)(row.x + i, n - i, 0), n - i);
+    }
+}
+
+/* Sums of columns begin where vectors do. */
+static inline int64_t NAME(norm_pitch)(int64_t n) { return (n + VN - 1) / VN * VN; }
+
+/* To the sums of columns what some rows add: of the gradient times what was normalised, and of the gradient. from: they are
+ * the first. */
+static inline __attribute__((always_inline)) void NAME(norm_columns)(const NAME(norm_row) * rows, const int count, T *weighed, T *sums,
+                                                                     int64_t i, int64_t left, const int from) {
+    V of_weight, of_bias;
+    if (!from) of_weight = NAME(part)(weighed + i, left, 0), of_bias = NAME(part)(sums + i, left, 0);
+    _Pragma("GCC unroll 4") for (int r = 0; r < count; r++) {
+        V g = NAME(part)(rows[r].g + i, left, 0), next = g * (NAME(norm_centred)(rows[r], i, left) * SPLAT(rows[r].scale));
+        if (from && !r) { /* not added to 0, which would lose the sign of another */
+            of_weight = next, of_bias = g;
+        } else {
+            of_weight = of_weight + next, of_bias = of_bias + g;
+        }
+    }
+    NAME(put_part)(weighed + i, of_weight, left);
+    NAME(put_part)(sums + i, of_bias, left);
+}
+
+/* The same, of a number of rows that is known here, so that what belongs to them is at hand. */
+static inline __attribute__((always_inline)) void NAME(norm_some_columns)(const NAME(norm_row) * from_rows, const int count, int64_t n,
+                                                                          T *both, const int from) {
+    NAME(norm_row) rows[4];
+    for (int r = 0; r < count; r++) rows[r] = from_rows[r];
+    int64_t i = 0;
+    for (; i + VN <= n; i += VN) NAME(norm_columns)(rows, count, both, both + NAME(norm_pitch)(n), i, VN, from);
+    if (i < n) NAME(norm_columns)(rows, count, both, both + NAME(norm_pitch)(n), i, n - i, from);
+}
+
+static void NAME(norm_add_columns)(const NAME(norm_row) * rows, int64_t count, int64_t n, T *both, int from) {
+    int64_t r = 0;
+    if (from && count >= 4)
+        NAME(norm_some_columns)(rows, 4, n, both, 1), r = 4;
+    else if (from)
+        NAME(norm_some_columns)(rows, 1, n, both, 1), r = 1;
+    for (; r + 4 <= count; r += 4) NAME(norm_some_columns)(rows + r, 4, n, both, 0);
+    for (; r < count; r++) NAME(norm_some_columns)(rows + r, 1, n, both, 0);
+}
+
+/* The sums of each run of a row, of the same two, to their places in `partial`. */
+static void NAME(norm_add_runs)(const cyx_norm *norm, NAME(norm_row) row, int64_t r) {
+    int64_t inner = norm->inner, runs = norm->n / inner;
+    T *weighed = (T *)norm->partial + r * runs, *sums = weighed + norm->rows * runs;
+    for (int64_t k = 0; k < runs; k++, row.g += inner, row.x += inner) {
+        weighed[k] = NAME(sum_lanes)(NAME(norm_weighed_lanes)(&row, inner));
+        sums[k] = NAME(sum_run)(row.g, inner);
+    }
+}
+
+/* The gradients of rows [begin, end); those of the weights are added up in `tree`, where it is not NULL, as reduce_tile()
+ * does: the rows are a subtree. */
+static void NAME(norm_back_rows)(const cyx_norm *norm, int64_t begin, int64_t end, T *tree) {
+    int64_t n = norm->n, together = NAME(norm_together)(n, NORM_BACK_BYTES), blocks = 0, height = 0, both = 2 * NAME(norm_pitch)(n);
+    if (together > BLOCK_ROWS) together = BLOCK_ROWS;
+    NAME(norm_row) rows[VN];
+    NAME(norm_stats) stats = {{0}, {0}, {0}};
+    V lanes[VN], terms = SPLAT((T)n);
+    for (int64_t first = begin, count; first < end; first += count) {
+        count = end - first < together ? end - first : together;
+        if (norm->mean) *(V *)stats.mean = NAME(part)((const T *)norm->mean + first, count, 0);
+        NAME(norm_scales)(&stats, NAME(part)((const T *)norm->var + first, count, 0), norm->eps);
+        for (int64_t r = 0; r < count; r++) {
+            NAME(norm_row) *row = &rows[r];
+            int64_t at = (first + r) * n;
+            row->x = (const T *)norm->x + at, row->g = (const T *)norm->g + at, row->out = (T *)norm->out + at;
+            row->before = norm->before ? (const T *)norm->before + at : NULL;
+            row->ahead = together * n, row->weight = norm->weight, row->mean = stats.mean[r], row->scale = stats.scale[r];
+        }
+        if (tree) {
+            int64_t done = first - begin;
+            NAME(norm_add_columns)(rows, count, n, tree + height * both, done % BLOCK_ROWS == 0);
+            if ((done + count) % BLOCK_ROWS == 0 || first + count == end) {
+                for (int64_t carry = blocks++; carry & 1; carry >>= 1, height--)
+                    NAME(sum_columns)(tree + (height - 1) * both, tree + height * both, both);
+                height++;
+            }
+        } else if (norm->partial) {
+            for (int64_t r = 0; r < count; r++) NAME(norm_add_runs)(norm, rows[r], first + r);
+        }
+        if (!norm->out) continue;
+        for (int64_t r = 0; r < count; r++) {
+            if (norm->weight && norm->inner) {
+                NAME(norm_weigh)(norm, rows[r], first + r);
+                rows[r].g = rows[r].out;
+            }
+            lanes[r] = norm->weight && !norm->inner ? NAME(norm_weighing_slope_lanes)(&rows[r], n) : NAME(norm_slope_lanes)(&rows[r], n);
+            if (norm->weight) rows[r].g = rows[r].out;
+        }
+        V std = *(V *)stats.std, slope = NAME(norm_folded)(lanes, count);
+        slope = -(slope / std * *(V *)stats.scale) * SPLAT((T)0.5) / std / terms * SPLAT((T)2);
+        for (int64_t r = 0; r < count; r++) {
+            rows[r].slope = slope[r];
+            if (norm->mean)
+                lanes[r] = NAME(norm_gradient_lanes)(&rows[r], n);
+            else
+                NAME(norm_uncentred)(&rows[r], n);
+        }
+        if (!norm->mean) continue;
+        V through_mean = -NAME(norm_folded)(lanes, count) / terms;
+        for (int64_t r = 0; r < count; r++) NAME(norm_finish)(&rows[r], SPLAT(through_mean[r]), n, norm->before_first);
+    }
+    if (tree)
+        while (--height > 0) NAME(sum_columns)(tree + (height - 1) * both, tree + height * both, both);
+}
+
+static void NAME(norm_back_body)(void *context, int64_t begin, int64_t end) {
+    NAME(norm_back_rows)(context, begin, end, NULL);
+}
+
+/* Units of rows, each with sums of columns. */
+static void NAME(norm_back_units)(void *context, int64_t begin, int64_t end) {
+    cyx_norm *norm = context;
+    int64_t both = 2 * NAME(norm_pitch)(norm->n), levels = 2;
+    for (int64_t rows = BLOCK_ROWS; rows < norm->unit; rows *= 2) levels++;
+    T *tree = cyx_scratch(1, sizeof(T) * (size_t)(both * levels));
+    if (!tree) {
+        norm->no_memory = 1;
+        return;
+    }
+    for (int64_t u = begin; u < end; u++) {
+        int64_t first = u * norm->unit, last = norm->rows - first < norm->unit ? norm->rows : first + norm->unit;
+        NAME(norm_back_rows)(norm, first, last, tree);
+        memcpy((T *)norm->partial + u * both, tree, sizeof(T) * (size_t)both);
+    }
+}
+
+static cyx_status NAME(norm_by_columns)(cyx_norm *norm) {
+    int64_t n = norm->n, both = 2 * NAME(norm_pitch)(n), least = cyx_threads() > 1 ? UNITS_OF_A_THREAD * cyx_threads() : 1;
+    for (norm->unit = BLOCK_ROWS; norm->unit * least < norm->rows; norm->unit *= 2) {}
+    int64_t units = (norm->rows + norm->unit - 1) / norm->unit;
+    T *partial = norm->partial = cyx_scratch(0, sizeof(T) * (size_t)(both * units));
+    if (!partial) return CYX_NO_MEMORY;
+    cyx_parallel(units, 1, NAME(norm_back_units), norm);
+    if (norm->no_memory) return CYX_NO_MEMORY;
+    int64_t height = 0;
+    for (int64_t u = 0; u < units; u++) {
+        if (u != height) memcpy(partial + height * both, partial + u * both, sizeof(T) * (size_t)both);
+        for (int64_t carry = u; carry & 1; carry >>= 1, height--)
+            NAME(sum_columns)(partial + (height - 1) * both, partial + height * both, both);
+        height++;
+    }
+    while (--height > 0) NAME(sum_columns)(partial + (height - 1) * both, partial + height * both, both);
+    if (norm->of_weight) memcpy(norm->of_weight, partial, sizeof(T) * (size_t)n);
+    if (norm->of_bias) memcpy(norm->of_bias, partial + both / 2, sizeof(T) * (size_t)n);
+    return CYX_OK;
+}
+
+static void NAME(norm_join_runs)(const cyx_norm *norm, const T *runs, T *out) {
+    int64_t channels = norm->channels, images = norm->rows * norm->n / norm->inner / channels;
+    T tree[TREE_DEPTH];
+    for (int64_t c = 0; out && c < channels; c++) {
+        int height = 0;
+        for (int64_t i = 0; i < images; i++) height = NAME(sum_push)(tree, height, i, runs[i * channels + c]);
+        out[c] = NAME(sum_finish)(tree, height);
+    }
+}
+
+/* Runs of channels, each less a number, times another one, plus a third. */
+static void NAME(norm_given_body)(void *context, int64_t begin, int64_t end) {
+    const cyx_norm *norm = context;
+    const T *bias = norm->bias, *mean = norm->mean, *scale = norm->var;
+    int64_t n = norm->n;
+    T *weighed = norm->partial, *sums = weighed ? weighed + norm->rows : NULL;
+    for (int64_t r = begin, c = begin % norm->channels; r < end; r++, c = c + 1 < norm->channels ? c + 1 : 0) {
+        NAME(norm_row) row = {.x = (const T *)norm->x + r * n, .mean = mean[c], .scale = scale[c]};
+        if (norm->out) row.out = (T *)norm->out + r * n;
+        if (!norm->g) {
+            NAME(norm_apply_run)(row, SPLAT((T)1), SPLAT(bias ? bias[c] : (T)-0.0), 0, n);
+            continue;
+        }
+        row.g = (const T *)norm->g + r * n;
+        if (weighed) weighed[r] = NAME(sum_lanes)(NAME(norm_slope_lanes)(&row, n)), sums[r] = NAME(sum_run)(row.g, n);
+        if (!norm->out) continue;
+        const T *before = norm->before ? (const T *)norm->before + r * n : NULL;
+        for (int64_t i = 0; i < n; i += VN) {
+            V made = NAME(part)(row.g + i, n - i, 0) * SPLAT(row.scale);
+            if (before) made = NAME(part)(before + i, n - i, 0) + made;
+            NAME(put_part)(row.out + i, made, n - i);
+        }
+    }
+}
+
+static cyx_status NAME(norm_there)(cyx_norm *norm) {
+    norm->partial = NULL;
+    cyx_parallel(norm->rows, cyx_grain(norm->rows, NORM_WORK * (double)norm->n, CYX_LEAST_WORK),
+                 norm->given ? NAME(norm_given_body) : NAME(norm_body), norm);
+    return CYX_OK;
+}
+
+static cyx_status NAME(norm_back)(cyx_norm *norm) {
+    int adds = norm->of_weight || norm->of_bias;
+    norm->partial = NULL;
+    if (adds && !norm->inner) return NAME(norm_by_columns)(norm);
+    int64_t runs = adds ? norm->rows * norm->n / norm->inner : 0;
+    if (adds && !(norm->partial = cyx_scratch(0, sizeof(T) * (size_t)(2 * runs)))) return CYX_NO_MEMORY;
+    cyx_parallel(norm->rows, cyx_grain(norm->rows, NORM_WORK * (double)norm->n, CYX_LEAST_WORK),
+                 norm->given ? NAME(norm_given_body) : NAME(norm_back_body), norm);
+    if (!adds) return CYX_OK;
+    NAME(norm_join_runs)(norm, norm->partial, norm->of_weight);
+    NAME(norm_join_runs)(norm, (const T *)norm->partial + runs, norm->of_bias);
+    return CYX_OK;
+}
