@@ -16,7 +16,6 @@ import os
 import statistics
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
@@ -25,6 +24,7 @@ import numpy as np
 
 import cyxcore as cx
 import cyxcore.functional as F
+from benchmarks.bench_kernels import torch_here
 from benchmarks.figures import add_save, save
 from cyxcore.kernels import cpu
 
@@ -143,17 +143,6 @@ def measure(works: dict[str, Work], rounds: int, budget_s: float) -> dict[str, f
     return {name: statistics.median(times) for name, times in found.items()}
 
 
-def torch_here(threads: int) -> Any:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            import torch
-    except ImportError:
-        return None
-    torch.set_num_threads(threads)
-    return torch
-
-
 def bandwidth(elements: int, torch: Any, rounds: int, budget_s: float) -> tuple[float, float]:
     """Bytes a second, of as many elements: of the fastest sum of all, and of a copy, read and written."""
     x = np.random.default_rng(0).standard_normal(elements, dtype=np.float32)
@@ -178,7 +167,7 @@ def main() -> None:
         os.environ["OPENBLAS_NUM_THREADS"] = str(options.threads)
         os.execv(sys.executable, [sys.executable, "-m", "benchmarks.bench_functions", *sys.argv[1:]])
     cpu.set_num_threads(options.threads)
-    torch = torch_here(options.threads)
+    torch = torch_here(options.threads, gradients=True)
     rounds, budget_s = (5, 0.004) if options.quick else (15, 0.02)
     read, copied = bandwidth(options.elements, torch, rounds, budget_s)
     print(f"{cpu.isa()}, {options.threads} thread(s), numpy {np.__version__}, torch {torch and torch.__version__}")

@@ -249,8 +249,8 @@ IN_TORCH: dict[str, Callable[..., Work]] = {  # op -> (torch, attributes, output
 }
 
 
-def torch_here(threads: int) -> Any:
-    """PyTorch on as many threads; None where it is not installed."""
+def torch_here(threads: int, gradients: bool = False) -> Any:
+    """PyTorch on as many threads, with or without remembering for gradients; None where it is not installed."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -258,7 +258,7 @@ def torch_here(threads: int) -> Any:
     except ImportError:
         return None
     torch.set_num_threads(threads)
-    torch.set_grad_enabled(False)
+    torch.set_grad_enabled(gradients)
     return torch
 
 
