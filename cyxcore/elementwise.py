@@ -164,7 +164,7 @@ def _clip(value: Any, min: Any, max: Any) -> Any:
         if x.dtype != value.dtype:
             raise DtypeError(f"clip: a bound of {limit.dtype} does not fit {value.dtype}; use astype on x or it")
         op, beyond, within = names
-        # `op` gives the same numbers, but shares the gradient at the bound, where in PyTorch all of it is x's.
+        # `op` gives the same numbers, but shares the gradient at the bound: here all of it is x's (PyTorch up to 2.13).
         if not is_float(x.dtype):
             value = apply(op, x, limit)
         elif isinstance(bound, (int, float)) and bound == bound:
