@@ -42,6 +42,8 @@ def main() -> int:
     held = socket.socket(fileno=int(sys.argv[2]))
     try:
         # What takes long is done before there is a model; what is loaded later has to fit into the memory of one.
+        import encodings.cp437  # noqa: F401  (of names in an archive)
+
         import numpy.random  # noqa: F401
 
         from cyxnode.serving import app, loading  # noqa: F401

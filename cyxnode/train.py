@@ -334,8 +334,9 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
 def ran_out_of_memory(error: BaseException) -> bool:
     """Whether this error, or one that it was made from, is about memory.
 
-    DuckDB has a class of its own, calls of the system have ENOMEM, and a library that finds no room to be loaded is an
-    ImportError in the words of the loader (glibc, elf/dl-load.c).
+    DuckDB has a class of its own, calls of the system have ENOMEM, a library that finds no room to be loaded is an
+    ImportError in the words of the loader (glibc, elf/dl-load.c), and where CPython has none left for the exception
+    itself, an import of a module says that it failed without one.
     """
     return any(map(_is_of_memory, causes(error)))
 
@@ -345,6 +346,8 @@ def _is_of_memory(error: BaseException) -> bool:
         return error.errno == errno.ENOMEM
     if isinstance(error, ImportError):
         return any(words in str(error).lower() for words in NO_ROOM_TO_LOAD)
+    if isinstance(error, SystemError):
+        return "without exception set" in str(error)
     return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryException"
 
 

@@ -237,6 +237,7 @@ NO_MEMORY: list[Exception] = [
     OutOfMemoryException("failed to allocate a block"),
     OSError(errno.ENOMEM, "Cannot allocate memory"),
     ImportError("numpy/random/_bounded_integers.so: cannot map zero-fill pages"),
+    SystemError("error return without exception set"),
 ]
 
 
