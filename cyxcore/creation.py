@@ -12,7 +12,7 @@ import numpy as np
 from cyxcore import dlpack, drawing
 from cyxcore.device import DEVICES, OWN_MEMORY, default_device
 from cyxcore.dtype import DEFAULTS, FLOATS, dtype_name
-from cyxcore.eager import Tensor, around, as_array, next_key, wrap
+from cyxcore.eager import Tensor, around, as_array, copy_of, next_key, wrap
 from cyxcore.elementwise import or_method, value_of
 from cyxcore.errors import DtypeError, ShapeError, SpecError
 from cyxcore.functional.basic import where
@@ -70,7 +70,8 @@ def _shape(shape: Any, more: tuple[Any, ...] = ()) -> Shape:
 @placed
 def tensor(data: Any, dtype: Any = None, requires_grad: bool = False, *, device: Any = None) -> Tensor:
     """A tensor with a copy of `data` (numbers, nested lists, an array). Python floats become float32."""
-    return Tensor(np.array(as_array(data, dtype)), requires_grad=requires_grad)
+    made = copy_of(as_array(data, dtype))
+    return made.requires_grad_() if requires_grad else made
 
 
 @placed

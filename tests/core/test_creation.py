@@ -193,3 +193,12 @@ def test_triangles_have_gradients() -> None:
     x = cx.ones(2, 2, requires_grad=True)
     cx.tril(x).sum().backward()
     assert x.grad is not None and x.grad.tolist() == [[1.0, 0.0], [1.0, 1.0]]
+
+
+@pytest.mark.parametrize("count", [1, 100, 100_000])
+def test_a_copy_begins_where_a_line_of_the_cache_does(count: int) -> None:
+    numbers = np.ones(count + 1, np.float32)
+    copies = [cx.tensor(numbers[1:]) for _ in range(3)]
+    assert [np.asarray(copy).ctypes.data % 64 for copy in copies] == [0, 0, 0]
+    copies[0][0] = 2.0
+    assert numbers[1] == 1.0
