@@ -10,9 +10,13 @@ the bookkeeping of what it changed; it is measured in CPU time of the thread, be
 machine. Nodes and jobs are random but seeded: 2 to 64 cores, 4 to 512 GiB, one node in ten with a GPU, eight regions,
 any reputation, price and speed; jobs of 0.2 to 200 GiB, some for a region.
 
-Target: p99 below 5 ms at 1,000 nodes and 10,000 waiting jobs; the cost grows no faster than the logarithm. Two peers
-decide the same in the same run: "scan" looks at every waiting job and every node (it is schedule.choose, the meaning
-of a decision), "heap" takes jobs from a heap and scores every node, as a scheduler with a priority queue does.
+Target: p99 below 5 ms at 1,000 nodes and 10,000 waiting jobs; the cost grows no faster than the logarithm. The steps of
+a decision are counted as well: the instructions that the interpreter executes, the same on every machine. Its time also
+grows with the memory of the network, which fits no cache: "one read" is what it takes to look at one waiting job at
+random, and at nothing else.
+
+Two peers decide the same in the same run: "scan" looks at every waiting job and every node (it is schedule.choose, the
+meaning of a decision), "heap" takes jobs from a heap and scores every node, as a scheduler with a priority queue does.
 """
 
 import argparse
@@ -26,7 +30,8 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from types import FrameType
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from msgspec.structs import replace
 
@@ -44,6 +49,8 @@ TARGET_P99_MS = 5.0
 TARGET_NODES = 1_000
 LARGEST_SCANNED = 1_000  # a scan of more takes too long to wait for
 JOBS_PER_NODE = 10
+COUNTED = 200  # decisions whose steps are counted, after those that are timed
+READS = 200_000  # of jobs at random, for the time of one
 GIB = 2**30
 REGIONS = ("", "eu-1", "eu-2", "us-1", "us-2", "asia-1", "asia-2", "africa-1")
 MODEL = ModelSpec(input=[4], layers=[{"kind": "Linear", "out_features": 3}])
@@ -124,16 +131,57 @@ def timed_ms(work: Callable[[], T]) -> tuple[float, T]:
     return (time.thread_time() - begun) * 1000, result
 
 
-def slots(nodes: int, decisions: int) -> list[float]:
-    """Milliseconds of decisions after a run ended, on a network that is full."""
+def counted_steps(work: Callable[[], T]) -> tuple[float, T]:
+    steps = 0
+
+    def trace(frame: FrameType, event: str, argument: object) -> Any:
+        nonlocal steps
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        steps += event == "opcode"
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        result = work()
+    finally:
+        sys.settrace(before)
+    return steps, result
+
+
+def one_read_ns(jobs: list[Job], dice: random.Random) -> float:
+    """What it takes to look at one of these jobs, at random."""
+    order = [dice.randrange(len(jobs)) for _ in range(READS)]
+
+    def look() -> None:
+        for number in order:
+            jobs[number].memory_bytes  # noqa: B018
+
+    return timed_ms(look)[0] * 1e6 / READS
+
+
+class Measured(NamedTuple):
+    """Of decisions about one network."""
+
+    ms: list[float]
+    steps: list[float]
+    one_read_ns: float
+
+    def figures(self) -> dict[str, float]:
+        return figures(self.ms) | {"p50_steps": statistics.median(self.steps)}
+
+
+def slots(nodes: int, decisions: int) -> Measured:
+    """Decisions after a run ended, on a network that is full."""
     dice = random.Random(nodes)
     known = [random_node(number, dice) for number in range(nodes)]
     jobs = [random_job(number, dice) for number in range(nodes * JOBS_PER_NODE)]
     matching = Matching()
     matching.fill(jobs, [full(node) for node in known])
     assert matching.next(0) is None
-    found = []
-    for number in range(decisions):
+    took_ms: list[float] = []
+    took_steps: list[float] = []
+    for number in range(decisions + COUNTED):
         node = dice.choice(known)
 
         def decide(node: Node = node) -> Assignment | None:
@@ -145,16 +193,17 @@ def slots(nodes: int, decisions: int) -> list[float]:
             matching.room.advance(0)
             return choice
 
-        took_ms, choice = timed_ms(decide)
-        found.append(took_ms)
+        measure, costs = (timed_ms, took_ms) if number < decisions else (counted_steps, took_steps)
+        cost, choice = measure(decide)
+        costs.append(cost)
         if choice:  # another job takes its place in the line
             matching.waits(random_job(len(jobs) + number, dice))
             matching.line.advance(0)
-    return found
+    return Measured(took_ms, took_steps, one_read_ns(jobs, dice))
 
 
-def arrivals(nodes: int, decisions: int) -> list[float]:
-    """Milliseconds of decisions after a job came, on a network that is half free, but not for those who wait."""
+def arrivals(nodes: int, decisions: int) -> Measured:
+    """Decisions after a job came, on a network that is half free, but not for those who wait."""
     dice = random.Random(nodes)
     known = [random_node(number, dice) for number in range(nodes)]
     for number in range(0, nodes, 2):  # no free node has a GPU, and every waiting job wants one
@@ -163,8 +212,9 @@ def arrivals(nodes: int, decisions: int) -> list[float]:
     matching = Matching()
     matching.fill(jobs, [full(node) if number % 2 else idle(node) for number, node in enumerate(known)])
     assert matching.next(0) is None
-    found = []
-    for number in range(decisions):
+    took_ms: list[float] = []
+    took_steps: list[float] = []
+    for number in range(decisions + COUNTED):
         job = random_job(len(jobs) + number, dice)
         job = replace(job, memory_bytes=job.memory_bytes // 16)
 
@@ -177,12 +227,13 @@ def arrivals(nodes: int, decisions: int) -> list[float]:
                 matching.room.advance(0)
             return choice
 
-        took_ms, choice = timed_ms(decide)
-        found.append(took_ms)
+        measure, costs = (timed_ms, took_ms) if number < decisions else (counted_steps, took_steps)
+        cost, choice = measure(decide)
+        costs.append(cost)
         if choice:  # the run ends, so that the network stays as it is
             matching.has_room(idle(matching.room.candidates[choice.node_id].node))
             matching.room.advance(0)
-    return found
+    return Measured(took_ms, took_steps, one_read_ns(jobs, dice))
 
 
 def peers(nodes: int, decisions: int) -> dict[str, list[float]]:
@@ -258,14 +309,16 @@ def main() -> int:
     rows: list[dict[str, Any]] = []
     for nodes in sizes:
         row: dict[str, Any] = {"nodes": nodes, "jobs": nodes * JOBS_PER_NODE}
-        row["slot"] = figures(slots(nodes, decisions))
-        row["arrival"] = figures(arrivals(nodes, decisions))
+        slot, arrival = slots(nodes, decisions), arrivals(nodes, decisions)
+        row |= {"slot": slot.figures(), "arrival": arrival.figures(), "one_read_ns": slot.one_read_ns}
         if nodes <= LARGEST_SCANNED:
             row |= {name: figures(values) for name, values in peers(nodes, peer_decisions).items()}
         rows.append(row)
     growth = {
-        name: round(fitted_exponent(sizes, [row[name]["p50_ms"] for row in rows]), 3) for name in ("slot", "arrival")
-    }
+        f"{event} {unit}": round(fitted_exponent(sizes, [row[event][f"p50_{unit}"] for row in rows]), 3)
+        for unit in ("steps", "ms")
+        for event in ("slot", "arrival")
+    } | {"one_read_ns": round(fitted_exponent(sizes, [row["one_read_ns"] for row in rows]), 3)}
     result = {"machine": machine(), "rows": rows, "fitted_exponent": growth}
     save(options.save, result)
     if options.json:
@@ -277,21 +330,21 @@ def main() -> int:
 
 def show(rows: list[dict[str, Any]], growth: dict[str, float]) -> None:
     print(f"one scheduling decision, {JOBS_PER_NODE} waiting jobs per node; {machine()}")
-    print(f"{'nodes':>8}{'jobs':>10}   {'slot p50':>9}{'p99':>8}   {'arrival p50':>12}{'p99':>8}", end="")
-    print(f"   {'scan p50':>12}{'heap p50':>12}   {'slot / log2':>12}   (µs)")
+    print(" " * 18 + f"{'slot freed':>24}{'job arrives':>27}{'scan':>12}{'heap':>9}{'one read':>12}")
+    events = f"{'p50 µs':>9}{'p99':>7}{'steps':>8}"
+    print(f"{'nodes':>8}{'jobs':>10}{events}   {events}{'p50 µs':>12}{'p50 µs':>9}{'ns':>12}")
     for row in rows:
-        slot, arrival = row["slot"], row["arrival"]
-        print(f"{row['nodes']:>8,}{row['jobs']:>10,}   {_us(slot['p50_ms'], 9)}{_us(slot['p99_ms'], 8)}", end="   ")
-        print(f"{_us(arrival['p50_ms'], 12)}{_us(arrival['p99_ms'], 8)}", end="   ")
-        print(
-            "".join(_us(row[name]["p50_ms"], 12) if name in row else f"{'-':>12}" for name in ("scan", "heap")), end=""
+        slot, arrival = (
+            f"{_us(row[event]['p50_ms'], 9)}{_us(row[event]['p99_ms'], 7)}{row[event]['p50_steps']:>8,.0f}"
+            for event in ("slot", "arrival")
         )
-        print(f"   {_us(slot['p50_ms'] / math.log2(row['nodes'] + row['jobs']), 12)}")
-    for name, exponent in growth.items():
-        print(
-            f"  {name}: cost grows like n^{exponent:.2f}"
-            f" (a logarithm over this range: n^{_logarithm(rows):.2f}; a scan: n^1)"
-        )
+        scan, heap = (_us(row[name]["p50_ms"], 0) if name in row else "-" for name in ("scan", "heap"))
+        print(f"{row['nodes']:>8,}{row['jobs']:>10,}{slot}   {arrival}{scan:>12}{heap:>9}{row['one_read_ns']:>12,.0f}")
+    logarithm = _logarithm(rows)
+    print(f"  growth, as an exponent of n (a logarithm over this range: {logarithm:.2f}; a scan: 1)")
+    for event in ("slot", "arrival"):
+        steps, time_ms = growth[f"{event} steps"], growth[f"{event} ms"]
+        print(f"    {event}: steps {steps:.2f}, time {time_ms:.2f}; the time of one read {growth['one_read_ns']:.2f}")
     for row in rows:
         if row["nodes"] == TARGET_NODES:
             for name in ("slot", "arrival"):
