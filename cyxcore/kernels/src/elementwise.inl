@@ -36,13 +36,13 @@
         ROW((float *)call->out.data + begin, (const float *)call->in[0].data + begin, 0.0f, end - begin);    \
     }                                                                                                        \
     static cyx_status NAME(const cyx_call *call) { return cyx_run_rows(call, NAME##_body); }
+CYX_COSTLY(exp_rows, EXP_ROW)
 CYX_COSTLY(log_rows, LOG_ROW)
+CYX_COSTLY(sigmoid_rows, SIGMOID_ROW)
 CYX_COSTLY(erf_rows, ERF_ROW)
 #endif
 #if defined(VECTOR_MATH)
-CYX_COSTLY(exp_rows, exp_16_row)
 CYX_COSTLY(tanh_rows, tanh_of_row)
-CYX_COSTLY(sigmoid_rows, sigmoid_of_row)
 CYX_COSTLY(sin_rows, sin_of_row)
 CYX_COSTLY(cos_rows, cos_of_row)
 #endif
@@ -139,12 +139,11 @@ static void fill_elementwise(cyx_table table) {
     FILL_FLOAT_OPS(CYX_F32, f32);
     FILL_FLOAT_OPS(CYX_F64, f64);
 #if defined(LOG_ROW)
-    table[CYX_OP_log][CYX_F32] = log_rows, table[CYX_OP_erf][CYX_F32] = erf_rows;
+    table[CYX_OP_exp][CYX_F32] = exp_rows, table[CYX_OP_log][CYX_F32] = log_rows;
+    table[CYX_OP_sigmoid][CYX_F32] = sigmoid_rows, table[CYX_OP_erf][CYX_F32] = erf_rows;
 #endif
 #if defined(VECTOR_MATH)
-    table[CYX_OP_exp][CYX_F32] = exp_rows, table[CYX_OP_tanh][CYX_F32] = tanh_rows;
-    table[CYX_OP_sigmoid][CYX_F32] = sigmoid_rows;
-    table[CYX_OP_sin][CYX_F32] = sin_rows, table[CYX_OP_cos][CYX_F32] = cos_rows;
+    table[CYX_OP_tanh][CYX_F32] = tanh_rows, table[CYX_OP_sin][CYX_F32] = sin_rows, table[CYX_OP_cos][CYX_F32] = cos_rows;
 #endif
     table[CYX_OP_where][CYX_F32] = where_f32, table[CYX_OP_where][CYX_F64] = where_f64;
     other_cast_of_bool = table[CYX_OP_cast][CYX_BOOL];

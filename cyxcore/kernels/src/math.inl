@@ -32,24 +32,30 @@ static inline double f64_of_bits(uint64_t bits) {
 
 /* ---- float32 ---- */
 
-/* e**x = 2**n e**r with |r| <= ln 2 / 2. The power of two is applied in two halves, so that results below the
- * normal numbers round once and those above become infinity. */
+/* 2 to the power of 0 to 7 eighths. */
+static const float eighths[8] = {0x1p+0f, 0x1.172b84p+0f, 0x1.306fep+0f, 0x1.4bfdaep+0f, 0x1.6a09e6p+0f,
+                                  0x1.8ace54p+0f, 0x1.ae89fap+0f, 0x1.d5818ep+0f};
+
+/* For x from -104 to 89: a number from 0.95 to 1.93, and what power of two it is times, to make e**x. x = n ln 2 / 8 + r,
+ * so e**x is 2**(n / 8), of which a table holds eight, times e**r, |r| <= ln 2 / 16. */
+MATH float power_f32(float x, int32_t *exponent) {
+    float shifted = FMA32(x, 0x1.715476p+0f, 0x1.8p20f); /* adding 1.5 * 2**20 leaves the nearest eighth in the low bits */
+    int32_t n = (int32_t)(bits_of_f32(shifted) - 0x49c00000u);
+    float k = shifted - 0x1.8p20f;
+    float r = FMA32(k, -0x1.7f7d1cp-20f, FMA32(k, -0x1.62e4p-1f, x));
+    float p = FMA32(r, FMA32(r, 0x1.555dacp-5f, 0x1.555c7ep-3f), 0.5f); /* (e**r - 1 - r) / r**2 */
+    float whole = eighths[n & 7];
+    *exponent = n >> 3;
+    return FMA32(whole, FMA32(r * r, p, r), whole);
+}
+
+/* The power of two is applied in two halves, so that results below the normal numbers round once and those above become
+ * infinity. */
 MATH float exp_f32(float x) {
     float c = x > 89.0f ? 89.0f : x;
     c = c < -104.0f ? -104.0f : c;
-    float shifted = FMA32(c, 0x1.715476p+0f,
-                          0x1.8p23f); /* adding 1.5 * 2**23 leaves the nearest integer in the low bits */
-    int32_t n = (int32_t)(bits_of_f32(shifted) - 0x4b400000u);
-    float k = shifted - 0x1.8p23f;
-    float high = FMA32(k, -0x1.62e4p-1f, c);
-    float r = FMA32(k, -0x1.7f7d1cp-20f, high);
-    float lost = FMA32(k, -0x1.7f7d1cp-20f, high - r);
-    float p = 0x1.6d1606p-10f; /* (e**r - 1 - r) / r**2, |r| <= 0.35 */
-    p = FMA32(p, r, 0x1.12106cp-7f);
-    p = FMA32(p, r, 0x1.555516p-5f);
-    p = FMA32(p, r, 0x1.5554d8p-3f);
-    p = FMA32(p, r, 0.5f);
-    float e = 1.0f + (r + FMA32(p, r * r, lost));
+    int32_t n;
+    float e = power_f32(c, &n);
     int32_t half = n >> 1;
     /* Below half the smallest number the result is 0; processors take a hundred cycles to find that by themselves. */
     uint32_t last = x < -103.98f ? 0 : (uint32_t)(n - half + 127) << 23;
@@ -99,16 +105,13 @@ MATH float tanh_f32(float x) {
     return __builtin_copysignf(y, x);
 }
 
-/* e / (e + 1) with e = e**x as in exp_f32, less the correction: a unit in the last place more or less counts little. */
+/* e / (e + 1) with e = e**x. */
 MATH float sigmoid_f32(float x) {
     float c = x > 88.0f ? 88.0f : x;
     c = c < -104.0f ? -104.0f : c;
-    float shifted = FMA32(c, 0x1.715476p+0f, 0x1.8p23f), k = shifted - 0x1.8p23f;
-    int32_t n = (int32_t)(bits_of_f32(shifted) - 0x4b400000u), half = n >> 1;
-    float r = FMA32(k, -0x1.7f7d1cp-20f, FMA32(k, -0x1.62e4p-1f, c)), z = r * r;
-    float p = FMA32(z, 0x1.6d1606p-10f, FMA32(r, 0x1.12106cp-7f, 0x1.555516p-5f));
-    p = FMA32(z, p, FMA32(r, 0x1.5554d8p-3f, 0.5f));
-    float e = 1.0f + FMA32(z, p, r);
+    int32_t n;
+    float e = power_f32(c, &n);
+    int32_t half = n >> 1;
     e = e * f32_of_bits((uint32_t)(half + 127) << 23) * f32_of_bits((uint32_t)(n - half + 127) << 23);
     float y = e / (e + 1.0f);
     return x < -1.0f ? FMA32(-y, e, e) : y; /* as in tanh_f32 */
@@ -133,33 +136,32 @@ MATH float sine_f32(float x, int shift) {
     return f32_of_bits(bits_of_f32(y) ^ sign);
 }
 
-/* Sixteen polynomials in t = a - k / 4, one around each k / 4; the last reaches to 4, from where on erf is 1. Around 0 that of
- * erf(a) - a, which has odd powers alone. */
+/* Sixteen polynomials in t = a - k s, one around each multiple of s, a little more than 4 / 15.5 and such that erf(k s) is near a
+ * float32; the last reaches to 4, from where on erf is 1. Around 0 that of erf(a) - a, which has odd powers alone. */
 static const float erf_part[6][16] = {
-    {0.0f, 0x1.1af54ep-2f, 0x1.0a7ef6p-1f, 0x1.6c1c98p-1f, 0x1.af767ap-1f, 0x1.d8865ep-1f, 0x1.eea556p-1f,
-     0x1.f92d08p-1f, 0x1.fd9ae2p-1f, 0x1.ff4048p-1f, 0x1.ffcaa8p-1f, 0x1.fff2dp-1f, 0x1.fffd1ap-1f,
-     0x1.ffff7p-1f, 0x1.ffffe8p-1f, 0x1.fffffcp-1f},
-    {0x1.06eba8p-3f, 0x1.0f5d18p+0f, 0x1.c1efccp-1f, 0x1.492e44p-1f, 0x1.a911f2p-2f, 0x1.e4653p-3f,
-     0x1.e72372p-4f, 0x1.b0552ep-5f, 0x1.529b9cp-6f, 0x1.d41438p-8f, 0x1.1d831ap-9f, 0x1.3360dcp-11f,
-     0x1.24091p-13f, 0x1.e9b67p-16f, 0x1.6a5a2ap-18f, 0x1.d8e29cp-21f},
-    {0.0f, -0x1.0f5baap-2f, -0x1.c1eep-2f, -0x1.edc46ep-2f, -0x1.a9121ap-2f, -0x1.2ecp-2f, -0x1.6d5bfap-3f,
-     -0x1.7a4bd6p-4f, -0x1.529bc2p-5f, -0x1.0749b8p-6f, -0x1.64dd6ep-8f, -0x1.a695dp-10f, -0x1.b5f20cp-12f,
-     -0x1.8dbca8p-14f, -0x1.3cdfeep-16f, -0x1.bc0264p-19f},
-    {-0x1.81265p-2f, -0x1.3c9c9ep-2f, -0x1.2bfcdcp-3f, 0x1.b6c25p-6f, 0x1.1b5f34p-3f, 0x1.571ce4p-3f,
-     0x1.1c2aeap-3f, 0x1.714aaep-4f, 0x1.8b0cep-5f, 0x1.63f032p-6f, 0x1.119c52p-7f, 0x1.69c902p-9f,
-     0x1.9da814p-11f, 0x1.9a89f6p-13f, 0x1.62a866p-15f, 0x1.0f886p-17f},
-    {0.0f, 0x1.022274p-3f, 0x1.748e8ep-3f, 0x1.3351f2p-3f, 0x1.1bcff8p-4f, -0x1.73186ap-8f, -0x1.69a6b6p-5f,
-     -0x1.885486p-5f, -0x1.1a14ep-5f, -0x1.39c52ap-6f, -0x1.1caef2p-7f, -0x1.b024b6p-9f, -0x1.1654fap-10f,
-     -0x1.33009ap-12f, -0x1.23bb8cp-14f, -0x1.d376a2p-17f},
-    {0x1.cb9d14p-4f, 0x1.4b1632p-4f, 0x1.0b60ccp-7f, -0x1.ade44cp-5f, -0x1.1986e2p-4f, -0x1.81ec9ap-5f,
-     -0x1.ec92b2p-7f, 0x1.a5842p-8f, 0x1.a97cdcp-7f, 0x1.5c8abp-7f, 0x1.92025ap-8f, 0x1.6bd992p-9f,
-     0x1.0daf16p-10f, 0x1.4ea11ap-12f, 0x1.6017eep-14f, 0x1.b9abd2p-17f}};
+    {0.0f, 0x1.246b3ep-2f, 0x1.124994p-1f, 0x1.74919ap-1f, 0x1.b6a1ecp-1f, 0x1.dd8846p-1f, 0x1.f198aep-1f,
+     0x1.faa95ap-1f, 0x1.fe3fc6p-1f, 0x1.ff7e26p-1f, 0x1.ffded2p-1f, 0x1.fff888p-1f, 0x1.fffe86p-1f, 0x1.ffffbep-1f,
+     0x1.fffff6p-1f, 0x1.fffffep-1f},
+    {0x1.06eba8p-3f, 0x1.0e291p+0f, 0x1.ba027p-1f, 0x1.3c4664p-1f, 0x1.8be56cp-2f, 0x1.b1764ap-3f, 0x1.9f1ed8p-4f,
+     0x1.5bbc98p-5f, 0x1.fd93dp-7f, 0x1.469528p-8f, 0x1.6e2674p-10f, 0x1.6711dap-12f, 0x1.34002ap-14f,
+     0x1.ce2d88p-17f, 0x1.2f4f6ap-19f, 0x1.5c377cp-22f},
+    {0.0f, -0x1.17985ap-2f, -0x1.c972e6p-2f, -0x1.eafcdp-2f, -0x1.99bab6p-2f, -0x1.1860fap-2f, -0x1.4236d6p-3f,
+     -0x1.3aeaa6p-4f, -0x1.07ad5ep-5f, -0x1.7c0eeep-7f, -0x1.d93d48p-9f, -0x1.fec42ep-11f, -0x1.f5fafep-13f,
+     -0x1.84899cp-15f, -0x1.4560f2p-17f, 0x1.07b956p-17f},
+    {-0x1.81262cp-2f, -0x1.380158p-2f, -0x1.11c1f8p-3f, 0x1.59b864p-5f, 0x1.2d7522p-3f, 0x1.5323dcp-3f,
+     0x1.084b14p-3f, 0x1.424474p-4f, 0x1.41695ap-5f, 0x1.0bee84p-6f, 0x1.7a020cp-8f, 0x1.c6d1eep-10f,
+     0x1.d523b8p-12f, 0x1.a05c5ap-14f, 0x1.3eee08p-16f, 0x1.a66d08p-19f},
+    {0.0f, 0x1.093104p-3f, 0x1.759488p-3f, 0x1.24d7a8p-3f, 0x1.d5df4cp-5f, -0x1.fcc216p-7f, -0x1.85a79ep-5f,
+     -0x1.72faa6p-5f, -0x1.eb697p-6f, -0x1.fde13p-7f, -0x1.a9e15p-8f, -0x1.1edc12p-9f, 0x1.b0c536p-15f,
+     -0x1.44b882p-13f, 0x1.e50c78p-15f, -0x1.206bdap-11f},
+    {0x1.cb6dfep-4f, 0x1.4257ccp-4f, 0x1.9a3e94p-9f, -0x1.ceac88p-5f, -0x1.145b16p-4f, -0x1.53c0cap-5f,
+     -0x1.2f4e94p-7f, 0x1.3165aap-7f, 0x1.a6b168p-7f, 0x1.2e310ap-7f, 0x1.38063ep-8f, 0x1.fac07ep-10f,
+     0x1.503c3ep-11f, 0x1.741b7ap-13f, 0x1.585ab6p-15f, 0x1.0f451p-17f}};
 
 MATH float erf_f32(float x) {
     float a = __builtin_fabsf(x);
     a = a > 4.0f ? 4.0f : a;
-    float near = a > 3.75f ? 3.75f : a;
-    float shifted = FMA32(near, 4.0f, 0x1.8p23f), k = shifted - 0x1.8p23f, t = FMA32(k, -0.25f, a);
+    float shifted = FMA32(a, 0x1.eeb6e2p+1f, 0x1.8p23f), k = shifted - 0x1.8p23f, t = FMA32(k, -0x1.08f1dep-2f, a);
     uint32_t part = bits_of_f32(shifted) & 15;
     float p = FMA32(erf_part[5][part], t, erf_part[4][part]);
     p = FMA32(p, t, erf_part[3][part]);

@@ -1,4 +1,4 @@
-/* log and erf of eight float32 at once: step by step those of math.inl, so with their bits. The compiler looks up eight numbers
+/* exp, log, sigmoid and erf of eight float32 at once: step by step those of math.inl, so with their bits. The compiler looks up eight numbers
  * in a table one by one; here they are shuffled. */
 
 #define ALL(x) _mm256_set1_ps(x)
@@ -38,10 +38,40 @@ static void log_8_row(float *out, const float *x, float shift, int64_t n) {
     for (; i < n; i++) out[i] = log_f32(x[i]);
 }
 
+/* power_f32 of numbers from -104 to 89, with its two halves of the power of two. */
+static inline __attribute__((always_inline)) __m256 power_8(__m256 x, __m256 *first, __m256 *second) {
+    __m256 shifted = _mm256_fmadd_ps(x, ALL(0x1.715476p+0f), ALL(0x1.8p20f)), k = _mm256_sub_ps(shifted, ALL(0x1.8p20f));
+    __m256 r = _mm256_fmadd_ps(k, ALL(-0x1.62e4p-1f), x);
+    r = _mm256_fmadd_ps(k, ALL(-0x1.7f7d1cp-20f), r);
+    __m256 p = _mm256_fmadd_ps(r, _mm256_fmadd_ps(r, ALL(0x1.555dacp-5f), ALL(0x1.555c7ep-3f)), ALL(0.5f));
+    __m256i part = _mm256_castps_si256(shifted), n = _mm256_sub_epi32(part, _mm256_set1_epi32(0x49c00000));
+    __m256i half = _mm256_srai_epi32(n, 4), one = _mm256_set1_epi32(127);
+    *first = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(half, one), 23));
+    half = _mm256_sub_epi32(_mm256_srai_epi32(n, 3), half);
+    *second = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(half, one), 23));
+    __m256 whole = _mm256_permutevar8x32_ps(_mm256_loadu_ps(eighths), part);
+    return _mm256_fmadd_ps(whole, _mm256_fmadd_ps(_mm256_mul_ps(r, r), p, r), whole);
+}
+
+static inline __attribute__((always_inline)) __m256 exp_8(__m256 x) {
+    __m256 first, second;
+    __m256 e = power_8(_mm256_max_ps(ALL(-104.0f), _mm256_min_ps(ALL(89.0f), x)), &first, &second);
+    second = _mm256_andnot_ps(_mm256_cmp_ps(x, ALL(-103.98f), _CMP_LT_OQ), second);
+    return _mm256_mul_ps(_mm256_mul_ps(e, first), second);
+}
+
+static inline __attribute__((always_inline)) __m256 sigmoid_8(__m256 x) {
+    __m256 first, second;
+    __m256 e = power_8(_mm256_max_ps(ALL(-104.0f), _mm256_min_ps(ALL(88.0f), x)), &first, &second);
+    e = _mm256_mul_ps(_mm256_mul_ps(e, first), second);
+    __m256 y = _mm256_div_ps(e, _mm256_add_ps(e, ALL(1.0f)));
+    return _mm256_blendv_ps(y, _mm256_fnmadd_ps(y, e, e), _mm256_cmp_ps(x, ALL(-1.0f), _CMP_LT_OQ));
+}
+
 static inline __attribute__((always_inline)) __m256 erf_8(__m256 x) {
     __m256 sign = _mm256_and_ps(x, ALL(-0.0f)), a = _mm256_min_ps(ALL(4.0f), _mm256_andnot_ps(ALL(-0.0f), x));
-    __m256 shifted = _mm256_fmadd_ps(_mm256_min_ps(ALL(3.75f), a), ALL(4.0f), ALL(0x1.8p23f));
-    __m256 k = _mm256_sub_ps(shifted, ALL(0x1.8p23f)), t = _mm256_fmadd_ps(k, ALL(-0.25f), a);
+    __m256 shifted = _mm256_fmadd_ps(a, ALL(0x1.eeb6e2p+1f), ALL(0x1.8p23f));
+    __m256 k = _mm256_sub_ps(shifted, ALL(0x1.8p23f)), t = _mm256_fmadd_ps(k, ALL(-0x1.08f1dep-2f), a);
     __m256i part = _mm256_castps_si256(shifted);
     __m256 p = _mm256_fmadd_ps(pick_8(erf_part[5], part), t, pick_8(erf_part[4], part));
     p = _mm256_fmadd_ps(p, t, pick_8(erf_part[3], part));
@@ -51,12 +81,24 @@ static inline __attribute__((always_inline)) __m256 erf_8(__m256 x) {
     return _mm256_or_ps(_mm256_andnot_ps(ALL(-0.0f), _mm256_fmadd_ps(p, t, base)), sign);
 }
 
-static void erf_8_row(float *out, const float *x, float shift, int64_t n) {
-    (void)shift;
-    int64_t i = 0;
-    for (; i + 8 <= n; i += 8) _mm256_storeu_ps(out + i, erf_8(_mm256_loadu_ps(x + i)));
-    for (; i < n; i++) out[i] = erf_f32(x[i]);
-}
+/* out = FUNCTION(x - shift). The last ones of a row are a vector, too, made elsewhere. */
+#define ROW_OF_8(FUNCTION)                                                                                   \
+    static void FUNCTION##_row(float *out, const float *x, float shift, int64_t n) {                         \
+        int64_t i = 0;                                                                                       \
+        for (; i + 8 <= n; i += 8)                                                                           \
+            _mm256_storeu_ps(out + i, FUNCTION(_mm256_sub_ps(_mm256_loadu_ps(x + i), ALL(shift))));          \
+        if (i == n) return;                                                                                  \
+        float rest[8] = {0};                                                                                 \
+        memcpy(rest, x + i, sizeof(float) * (size_t)(n - i));                                                \
+        _mm256_storeu_ps(rest, FUNCTION(_mm256_sub_ps(_mm256_loadu_ps(rest), ALL(shift))));                  \
+        memcpy(out + i, rest, sizeof(float) * (size_t)(n - i));                                              \
+    }
+
+ROW_OF_8(exp_8)
+ROW_OF_8(sigmoid_8)
+ROW_OF_8(erf_8)
 #undef ALL
+#define EXP_ROW exp_8_row
+#define SIGMOID_ROW sigmoid_8_row
 #define LOG_ROW log_8_row
 #define ERF_ROW erf_8_row

@@ -5,26 +5,34 @@
 #define ALL(x) _mm512_set1_ps(x)
 #define FMA16(a, b, c) _mm512_fmadd_ps(a, b, c)
 
+/* `magnitude`, at least 0, with the sign of x. */
+static inline __attribute__((always_inline)) __m512 signed_as_16(__m512 magnitude, __m512 x) {
+    return _mm512_castsi512_ps(_mm512_ternarylogic_epi32(_mm512_castps_si512(magnitude), _mm512_castps_si512(x),
+                                                         _mm512_set1_epi32(0x7fffffff), 0xe4)); /* third ? first : second */
+}
+
+/* power_f32, but for the power of two: scalef rounds the exponent, in eighths, down by itself. */
+static inline __attribute__((always_inline)) __m512 power_16(__m512 x, __m512 *exponent) {
+    __m512 shifted = FMA16(x, ALL(0x1.715476p+0f), ALL(0x1.8p20f)), k = _mm512_sub_ps(shifted, ALL(0x1.8p20f));
+    __m512 r = FMA16(k, ALL(-0x1.7f7d1cp-20f), FMA16(k, ALL(-0x1.62e4p-1f), x));
+    __m512 p = FMA16(r, FMA16(r, ALL(0x1.555dacp-5f), ALL(0x1.555c7ep-3f)), ALL(0.5f));
+    /* A shuffle looks at four bits: the table twice. */
+    __m512 whole = _mm512_permutexvar_ps(_mm512_castps_si512(shifted), _mm512_broadcast_f32x8(_mm256_loadu_ps(eighths)));
+    *exponent = k;
+    return FMA16(whole, FMA16(_mm512_mul_ps(r, r), p, r), whole);
+}
+
 static inline __attribute__((always_inline)) __m512 exp_16(__m512 x) {
-    __m512 c = _mm512_max_ps(ALL(-104.0f), _mm512_min_ps(ALL(89.0f), x));
-    __m512 k = _mm512_sub_ps(FMA16(c, ALL(0x1.715476p+0f), ALL(0x1.8p23f)), ALL(0x1.8p23f));
-    __m512 high = FMA16(k, ALL(-0x1.62e4p-1f), c);
-    __m512 r = FMA16(k, ALL(-0x1.7f7d1cp-20f), high);
-    __m512 lost = FMA16(k, ALL(-0x1.7f7d1cp-20f), _mm512_sub_ps(high, r));
-    __m512 p = FMA16(ALL(0x1.6d1606p-10f), r, ALL(0x1.12106cp-7f));
-    p = FMA16(p, r, ALL(0x1.555516p-5f));
-    p = FMA16(p, r, ALL(0x1.5554d8p-3f));
-    p = FMA16(p, r, ALL(0.5f));
-    __m512 e = _mm512_add_ps(ALL(1.0f), _mm512_add_ps(r, FMA16(p, _mm512_mul_ps(r, r), lost)));
+    __m512 k, e = power_16(_mm512_max_ps(ALL(-104.0f), _mm512_min_ps(ALL(89.0f), x)), &k);
     __mmask16 counts = _mm512_cmp_ps_mask(x, ALL(-103.98f), _CMP_NLT_UQ);
     return _mm512_maskz_scalef_ps(counts, e, k);
 }
 
 static inline __attribute__((always_inline)) __m512 erf_16(__m512 x) {
     __m512 a = _mm512_min_ps(ALL(4.0f), _mm512_abs_ps(x));
-    __m512 shifted = FMA16(_mm512_min_ps(ALL(3.75f), a), ALL(4.0f), ALL(0x1.8p23f));
-    __m512 k = _mm512_sub_ps(shifted, ALL(0x1.8p23f)), t = FMA16(k, ALL(-0.25f), a);
-    __m512i part = _mm512_castps_si512(shifted); /* a shuffle looks at four bits of it */
+    __m512 shifted = FMA16(a, ALL(0x1.eeb6e2p+1f), ALL(0x1.8p23f));
+    __m512 k = _mm512_sub_ps(shifted, ALL(0x1.8p23f)), t = FMA16(k, ALL(-0x1.08f1dep-2f), a);
+    __m512i part = _mm512_castps_si512(shifted);
 #define PART(power) _mm512_permutexvar_ps(part, _mm512_loadu_ps(erf_part[power]))
     __m512 p = FMA16(PART(5), t, PART(4));
     p = FMA16(p, t, PART(3));
@@ -33,20 +41,8 @@ static inline __attribute__((always_inline)) __m512 erf_16(__m512 x) {
 #undef PART
     __mmask16 far = _mm512_test_epi32_mask(part, _mm512_set1_epi32(15));
     __m512 y = FMA16(p, t, _mm512_mask_permutexvar_ps(a, far, part, _mm512_loadu_ps(erf_part[0])));
-    return _mm512_or_ps(_mm512_abs_ps(y), _mm512_and_ps(x, ALL(-0.0f)));
+    return signed_as_16(y, x);
 }
-
-/* out = FUNCTION(x - shift), the rest of a row through a mask. */
-#define ROW_OF_16(FUNCTION)                                                                                  \
-    static void FUNCTION##_row(float *out, const float *x, float shift, int64_t n) {                         \
-        int64_t i = 0;                                                                                       \
-        for (; i + 16 <= n; i += 16)                                                                         \
-            _mm512_storeu_ps(out + i, FUNCTION(_mm512_sub_ps(_mm512_loadu_ps(x + i), ALL(shift))));          \
-        if (i == n) return;                                                                                  \
-        __mmask16 rest = (__mmask16)((1u << (n - i)) - 1);                                                   \
-        _mm512_mask_storeu_ps(out + i, rest,                                                                 \
-                              FUNCTION(_mm512_sub_ps(_mm512_maskz_loadu_ps(rest, x + i), ALL(shift))));      \
-    }
 
 /* The others take `count` vectors at once, a stage of all before the next stage: so more of them are under way than the
  * processor finds by itself. x is overwritten by the results. */
@@ -79,21 +75,18 @@ STAGES tanh_of(__m512 *x, const int count) {
     EACH {
         __m512 y = _mm512_div_ps(h[k], _mm512_add_ps(h[k], ALL(1.0f)));
         y = _mm512_mask_fnmadd_ps(y, small[k], h[k], h[k]);
-        x[k] = _mm512_or_ps(y, _mm512_and_ps(x[k], ALL(-0.0f)));
+        x[k] = signed_as_16(y, x[k]);
     }
 }
 
+STAGES exp_of(__m512 *x, const int count) { EACH x[k] = exp_16(x[k]); }
+STAGES erf_of(__m512 *x, const int count) { EACH x[k] = erf_16(x[k]); }
+
 STAGES sigmoid_of(__m512 *x, const int count) {
-    __m512 c[4], n[4], e[4];
+    __m512 e[4];
     EACH {
-        c[k] = _mm512_max_ps(ALL(-104.0f), _mm512_min_ps(ALL(88.0f), x[k]));
-        n[k] = _mm512_sub_ps(FMA16(c[k], ALL(0x1.715476p+0f), ALL(0x1.8p23f)), ALL(0x1.8p23f));
-    }
-    EACH {
-        __m512 r = FMA16(n[k], ALL(-0x1.7f7d1cp-20f), FMA16(n[k], ALL(-0x1.62e4p-1f), c[k])), z = _mm512_mul_ps(r, r);
-        __m512 p = FMA16(z, ALL(0x1.6d1606p-10f), FMA16(r, ALL(0x1.12106cp-7f), ALL(0x1.555516p-5f)));
-        p = FMA16(z, p, FMA16(r, ALL(0x1.5554d8p-3f), ALL(0.5f)));
-        e[k] = _mm512_scalef_ps(_mm512_add_ps(ALL(1.0f), FMA16(z, p, r)), n[k]);
+        __m512 n, power = power_16(_mm512_max_ps(ALL(-104.0f), _mm512_min_ps(ALL(88.0f), x[k])), &n);
+        e[k] = _mm512_scalef_ps(power, n);
     }
     EACH {
         __m512 y = _mm512_div_ps(e[k], _mm512_add_ps(e[k], ALL(1.0f)));
@@ -181,32 +174,37 @@ STAGES log_of(__m512 *x, const int count) {
 STAGES sin_of(__m512 *x, const int count) { sine_anywhere(x, count, 0); }
 STAGES cos_of(__m512 *x, const int count) { sine_anywhere(x, count, 1); }
 
-#define ROW_OF_64(FUNCTION)                                                                                  \
+/* out = FUNCTION(TAKE(x)), the rest of a row through a mask. */
+#define AS_IT_IS(x) x
+#define SHIFTED(x) _mm512_sub_ps(x, ALL(shift))
+#define ROW_OF_64(FUNCTION, TAKE)                                                                            \
     static void FUNCTION##_row(float *out, const float *x, float shift, int64_t n) {                         \
         enum { count = 4 };                                                                                  \
         int64_t i = 0;                                                                                       \
         (void)shift;                                                                                         \
         for (; i + 64 <= n; i += 64) {                                                                       \
             __m512 own[4];                                                                                   \
-            EACH own[k] = _mm512_loadu_ps(x + i + 16 * k);                                                   \
+            EACH own[k] = TAKE(_mm512_loadu_ps(x + i + 16 * k));                                             \
             FUNCTION(own, 4);                                                                                \
             EACH _mm512_storeu_ps(out + i + 16 * k, own[k]);                                                 \
         }                                                                                                    \
         for (; i < n; i += 16) {                                                                             \
             __mmask16 there = n - i < 16 ? (__mmask16)((1u << (n - i)) - 1) : 0xffff;                        \
-            __m512 own = _mm512_mask_loadu_ps(ALL(1.0f), there, x + i);                                      \
+            __m512 own = TAKE(_mm512_mask_loadu_ps(ALL(1.0f), there, x + i));                                \
             FUNCTION(&own, 1);                                                                               \
             _mm512_mask_storeu_ps(out + i, there, own);                                                      \
         }                                                                                                    \
     }
 
-ROW_OF_16(exp_16)
-ROW_OF_16(erf_16)
-ROW_OF_64(log_of)
-ROW_OF_64(tanh_of)
-ROW_OF_64(sigmoid_of)
-ROW_OF_64(sin_of)
-ROW_OF_64(cos_of)
+ROW_OF_64(exp_of, SHIFTED)
+ROW_OF_64(erf_of, AS_IT_IS)
+ROW_OF_64(log_of, AS_IT_IS)
+ROW_OF_64(tanh_of, AS_IT_IS)
+ROW_OF_64(sigmoid_of, AS_IT_IS)
+ROW_OF_64(sin_of, AS_IT_IS)
+ROW_OF_64(cos_of, AS_IT_IS)
 #define VECTOR_MATH
+#define EXP_ROW exp_of_row
+#define SIGMOID_ROW sigmoid_of_row
 #define LOG_ROW log_of_row
-#define ERF_ROW erf_16_row
+#define ERF_ROW erf_of_row

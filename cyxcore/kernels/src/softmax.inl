@@ -3,9 +3,9 @@
 /* out = e**(x - shift). Whole chunks of 16, the last one padded: a row of ten costs one vector, not ten
  * scalars. */
 static void NAME(exp_row)(T *out, const T *x, T shift, int64_t n) {
-#if defined(VECTOR_MATH)
+#if defined(EXP_ROW)
     if (sizeof(T) == sizeof(float)) {
-        exp_16_row((float *)out, (const float *)x, (float)shift, n);
+        EXP_ROW((float *)out, (const float *)x, (float)shift, n);
         return;
     }
 #endif
