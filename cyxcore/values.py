@@ -61,6 +61,15 @@ def composed(function: Callable[..., Any], inputs: Sequence[Any], options: tuple
     return first._composed(function, inputs, options, elements)
 
 
+def _var(value: Any, axes: tuple[int, ...] | None, keepdims: bool, less: float) -> Any:
+    centred = value - value.mean(axes, keepdims=True)
+    if less == 0:
+        return (centred**2).mean(axes, keepdims=keepdims)
+    count = math.prod(value.shape[place] for place in value._axes(axes))
+    total = (centred**2).sum(axes, keepdims=keepdims)
+    return total * (1.0 / (count - less) if count > less else math.nan)
+
+
 def together(*values: Any) -> list["Value"]:
     """Values (numbers allowed) converted to one dtype; the highest-ranked class lifts the others."""
     first = values[0]
@@ -477,13 +486,8 @@ class Value:
         if words:
             axis, keepdims = in_words("var", axis, keepdims, words)
         value = to_inexact(self)
-        centred = value - value.mean(axis, keepdims=True)
         less = float(unbiased) if correction is None else correction
-        if less == 0:
-            return (centred**2).mean(axis, keepdims=keepdims)
-        count = math.prod(self.shape[place] for place in self._axes(axis))
-        total = (centred**2).sum(axis, keepdims=keepdims)
-        return total * (1.0 / (count - less) if count > less else math.nan)
+        return value._composed(_var, (value,), (axis if axis is None else self._axes(axis), keepdims, less))
 
     def std(
         self,

@@ -55,6 +55,11 @@ FUNCTIONS = {
         for order in (1, 2, 3, cx.inf)
         for axis in (None, 1)
     },
+    **{
+        f"var of {axis} less {less}": (lambda x, axis=axis, less=less: x.var(axis, correction=less), [(7, 5, 10)])
+        for axis in (None, -1, (0, 2))
+        for less in (0, 1)
+    },
     "cdist": (cx.cdist, [(7, 50), (9, 50)]),
     "cdist by sums": (lambda x, y: cx.cdist(x, y, 1.0), [(7, 50), (9, 50)]),
     "prelu": (F.prelu, [(7, 5, 10), (5,)]),
