@@ -104,7 +104,7 @@ def test_shared_parameters_stay_one() -> None:
             lambda x: x.sum(0, keepdims=True).broadcast_to(x.shape) / len(x),
             "depends on the batch size.*1009.*2003",
         ),
-        (lambda x: x + cx.zeros(len(x), 1), "depends on the batch size"),
+        (lambda x: x + cx.arange(len(x)).expand_dims(1), "depends on the batch size"),
         (lambda x: sum((x[i] for i in range(len(x) // 500)), x), "depends on the batch size"),
         (lambda x: x * cx.tensor([1.0], requires_grad=True), "nn.Parameter"),
         (lambda x: 3.0, "one tensor"),
@@ -115,6 +115,21 @@ def test_shared_parameters_stay_one() -> None:
 def test_what_a_graph_cannot_hold_is_said(function: Any, message: str) -> None:
     with pytest.raises((GraphError, ShapeError), match=message):
         cx.trace(function, (300,) if "buffer" in message else (2,))
+
+
+def test_states_of_zeros_for_each_row_are_those_of_any_batch() -> None:
+    class Forecast(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = nn.LSTM(3, 40, num_layers=2, batch_first=True)
+
+        def forward(self, x: Any) -> Any:
+            zeros = cx.zeros(2, x.size(0), 40)
+            return self.lstm(x, (zeros, zeros))[0][:, -1] + cx.ones(len(x), 1)
+
+    forecast, x = Forecast(), cx.randn(7, 5, 3)
+    traced = cx.Model(*cx.trace(forecast, (5, 3)))
+    assert traced.predict(x.numpy()).tobytes() == forecast(x).numpy().tobytes()
 
 
 def test_branching_on_training_is_said() -> None:
