@@ -337,13 +337,14 @@ class Api:
             prices.check(ask.price, draft.job, draft.terms.client, key, now_ms)
         charged = ask.price.max_base_units if ask.price else draft.terms.amount_base_units
         intake.refuse_unpayable(charged, self._network.spend_per_hour_base_units)
-        needed = [ask.job.dataset.sha256, *([ask.job.model.weights] if ask.job.model.weights else [])]
+        dataset, weights = ask.job.dataset, ask.job.model.weights
+        needed = [(dataset.sha256, dataset.size), *([(weights, None)] if weights else [])]
         deposit = self._deposit(caller, ask.payment, draft.terms)
         # What is not known is asked for side by side; for a job like the one before, everything is known.
         unknown: list[Awaitable[Any]] = [
-            self._fetches.owned(caller, sha256)
-            for sha256 in needed
-            if not (self._central.blobs.knows(sha256) and self._fetches.is_named(caller, sha256))
+            self._fetches.owned(caller, sha256, size)
+            for sha256, size in needed
+            if not (self._central.blobs.knows(sha256, size) and self._fetches.is_named(caller, sha256))
         ]
         signed = (await asyncio.gather(deposit, *unknown))[0] if unknown else await deposit
         if not self._afforded(draft.terms):  # last: what is refused is not charged

@@ -245,9 +245,10 @@ class Blobs:
         async with own, self._reading_back:
             yield
 
-    def knows(self, sha256: str) -> bool:
-        """Whether an artifact is known to be whole without asking the store."""
-        return self._remembered(sha256) is not None
+    def knows(self, sha256: str, size_bytes: int | None = None) -> bool:
+        """Whether an artifact (of that size) is known to be whole without asking the store."""
+        manifest = self._remembered(sha256)
+        return manifest is not None and size_bytes in (None, manifest.size)
 
     def _remembered(self, sha256: str) -> ArtifactManifest | None:
         manifest, read_at_ms = self._manifests.get(sha256, (None, 0.0))

@@ -10,7 +10,7 @@ Everybody else is told what he would be told if they were not here.
 
 from collections.abc import Collection
 
-from cyxcentral.blobs import Blobs, NotStored
+from cyxcentral.blobs import BlobError, Blobs, NotStored
 from cyxcentral.eventlog import EventLog
 from cyxnet.messages import ArtifactManifest, ArtifactRefRequest
 
@@ -27,14 +27,18 @@ class Fetches:
             raise NotStored(f"no artifact {ask.sha256} is stored here")
         return await self._blobs.manifest(ask.sha256)
 
-    async def owned(self, caller: str, sha256: str) -> ArtifactManifest:
+    async def owned(self, caller: str, sha256: str, size_bytes: int | None = None) -> ArtifactManifest:
         """The chunks of an artifact that a job of this caller is to name. Raises NotStored.
 
         What a lease opens does not count: a job opens for ever, and the lease ends.
+        size_bytes: what the job says of it. Raises BlobError for another: nodes that fetch it would seem to fail.
         """
         if not await self._owns(caller, sha256):
             raise NotStored(f"no artifact {sha256} is stored here")
-        return await self._blobs.manifest(sha256)
+        manifest = await self._blobs.manifest(sha256)
+        if size_bytes not in (None, manifest.size):
+            raise BlobError(f"artifact {sha256}: expected its size, {manifest.size} bytes, got {size_bytes}")
+        return manifest
 
     async def chunk(self, caller: str, ask: ArtifactRefRequest) -> bytes:
         """The bytes of one chunk. Raises NotStored, also for who may have no artifact that it is a part of."""

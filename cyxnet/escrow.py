@@ -299,7 +299,7 @@ def check_funds(terms: EscrowTerms, held_base_units: int, held_lamports: int) ->
         raise SettlementError(
             "insufficient_funds",
             f"deposit: expected {terms.amount_base_units} base units in {terms.client}, "
-            f"got {held_base_units}; add tokens (cyx faucet on a local network) or offer less",
+            f"got {held_base_units}; add tokens (cyx wallet --faucet AMOUNT on a local network) or offer less",
         )
     if held_lamports < DEPOSIT_LAMPORTS:
         raise SettlementError(

@@ -41,7 +41,7 @@ class SettlementError(CyxError):
 
     def __init__(self, code: ErrorCode, message: str) -> None:
         super().__init__(message)
-        self.code = code
+        self.code, self.status = code, 402 if code == "insufficient_funds" else 400
 
 
 class _Solders:

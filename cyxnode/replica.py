@@ -71,7 +71,7 @@ def serve(channel: Channel, held: socket.socket, order: Serve) -> int:
             running.run(answer(channel, held, order, served, begun_s))
         channel.send(Halted())
     except CyxError as error:
-        channel.send(failure(error, ADVICE))
+        channel.send(failure(error, ADVICE, {order.model_path: "the model"}))
     except BrokenPipeError:
         pass
     except Exception as error:

@@ -11,7 +11,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -86,7 +86,8 @@ def serve(channel: Channel, train: Train) -> int:
         for said in throttle(train(order, channel), time.monotonic):
             channel.send(said)
     except CyxError as error:
-        channel.send(failure(error))
+        names = {order.data_path: "the data", order.weights_path: "the weights", order.resume_path: "the checkpoint"}
+        channel.send(failure(error, names=names))
     except BrokenPipeError:  # the agent is gone, and with it everyone who wants to know
         return 0
     except Exception as error:
@@ -308,14 +309,19 @@ def kernel_isa(device_name: str) -> str:
     return kernels.isa() if kernels else device_name
 
 
-def failure(error: CyxError, advice: str = ADVICE) -> Failed:
-    """advice: what to do where there is not enough memory."""
+def failure(error: CyxError, advice: str = ADVICE, names: Mapping[str | None, str] | None = None) -> Failed:
+    """advice: what to do where there is not enough memory. names: of files by their paths, which stay on this machine:
+    they say nothing to who submitted the job, and much of who lends the machine.
+    """
     if ran_out_of_memory(error):
         return out_of_memory(str(error), advice)
     code, deterministic = error.code, not isinstance(error, OF_THIS_NODE)
     if isinstance(error, FormatError | DataError) and any(isinstance(e, OSError) and e.errno for e in causes(error)):
         code, deterministic = "disk_error", False  # what a disk does not read says nothing of the file
-    return Failed(code=code[:64], message=str(error)[:2000], deterministic=deterministic)
+    message = str(error)
+    for path, name in (names or {}).items():
+        message = message.replace(path[-200:], name) if path else message
+    return Failed(code=code[:64], message=message[:2000], deterministic=deterministic)
 
 
 def disk_failure(error: OSError) -> Failed:

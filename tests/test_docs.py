@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+import cyxcore as cx
 from cyxcore import device, patterns
 from cyxcore.layertable import LAYERS
 from cyxcore.nodekinds import KINDS, described
@@ -55,6 +56,7 @@ async def test_the_commands_of_the_page_about_http_work_as_they_are_printed(tmp_
     async with LocalNetwork(tmp_path / ".cyx", http=0):
         said = await asyncio.to_thread(shell, script, tmp_path)
     assert "event: end" in said and '"status":"completed"' in said
+    assert cx.load_model(tmp_path / "digits.cyxmodel").classes == [str(digit) for digit in range(10)]
 
 
 def shell(script: str, folder: Path) -> str:

@@ -307,7 +307,7 @@ async def test_a_job_that_the_signer_would_never_pay_is_neither_quoted_nor_taken
     )
     monkeypatch.setattr(api, "_deposit", lambda *_: answer(f.signed()))
     monkeypatch.setattr(api, "_afforded", lambda *_: True)
-    api._central.blobs = SimpleNamespace(knows=lambda sha256: True)
+    api._central.blobs = SimpleNamespace(knows=lambda sha256, size: True)
     asks = [
         lambda: api._quote("alice", m.QuoteRequest(job=draft.job, client=f.CLIENT)),
         lambda: api._submitted("alice", m.SubmitRequest(job=draft.job), "job-1"),
@@ -344,7 +344,7 @@ def submitting(central, monkeypatch):
     api, chain = api_of(central), Chain(f.AMOUNT * 3 // 2)
     api._network = SimpleNamespace(**NETWORK, spend_per_hour_base_units=0)
     central.world.named.add((f.job_request().dataset.sha256, "alice"))  # as its uploader he would be asked for
-    api._central.settlement, api._central.blobs = chain, SimpleNamespace(knows=lambda sha256: True)
+    api._central.settlement, api._central.blobs = chain, SimpleNamespace(knows=lambda sha256, size: True)
     monkeypatch.setattr(
         api, "_draft", lambda caller, job, job_id, *_: (None, jobfold.evolve(None, f.submitted(job_id), 0))
     )

@@ -167,6 +167,16 @@ async def test_what_a_lease_opens_can_be_named_in_no_job_of_the_nodes_own(centra
     assert await fetches.owned(NODE, data.sha256) == manifest_of(LARGE)
 
 
+async def test_a_job_that_says_another_size_of_its_data_is_refused_before_a_node_seems_to_fail_at_it(central):
+    data = await send(central, "alice", *LARGE)
+    fetches = Fetches(central.log, central.blobs, [])
+    for _ in range(2):  # read, and remembered
+        assert await fetches.owned("alice", data.sha256, data.size) == manifest_of(LARGE)
+        assert central.blobs.knows(data.sha256, data.size) and not central.blobs.knows(data.sha256, 5)
+        with pytest.raises(BlobError, match=f"expected its size, {data.size} bytes, got 5"):
+            await fetches.owned("alice", data.sha256, 5)
+
+
 async def test_the_next_node_has_the_state_to_go_on_from_and_the_jobs_client_has_all_that_came_of_it(central):
     state, model = await send(central, "node-a", b"state"), await send(central, "node-b", b"model")
     checkpoint = m.Checkpoint(step=50, steps=100, state=state)

@@ -335,7 +335,7 @@ async def test_another_program_is_not_taken_for_ours(world: World, program: str)
 async def test_too_few_tokens_are_told_before_anything_is_signed(world: World) -> None:
     with pytest.raises(SettlementError, match="expected 1000000000001 base units") as refused:
         await world.settlement.deposit_transaction(world.client, world.terms(1_000 * UNIT + 1))
-    assert refused.value.code == "insufficient_funds"
+    assert (refused.value.code, refused.value.status) == ("insufficient_funds", 402)
 
 
 async def test_too_little_sol_is_told_before_anything_is_signed(world: World) -> None:

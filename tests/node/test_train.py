@@ -82,7 +82,7 @@ async def test_bad_data_is_a_deterministic_failure(process: TrainingProcess, ord
     Path(order.data_path).write_text("a,b,label\n1,x,0\n2,3,1\n")
     (failed,) = await said_about(process, order)  # before it was ever prepared
     assert isinstance(failed, Failed) and (failed.code, failed.deterministic) == ("bad_data", True)
-    assert "x" in failed.message
+    assert failed.message.startswith("the data, column 'b', row 1: expected a number, got 'x'")  # and no path
 
 
 def test_layers_that_do_not_fit_are_refused_with_the_layer(order: Order) -> None:
