@@ -198,6 +198,11 @@ class Tensor(Held, Leaving):
         before._hooks, self._hooks = self._hooks, None
         return before
 
+    def _kept(self, *others: Any) -> "Tensor":
+        if not is_recording() or self.dtype not in DIFFERENTIABLE:
+            return self
+        return self.copy() if self._followed() or any(getattr(x, "requires_grad", False) for x in others) else self
+
     def _wrote(self) -> int:
         """Tell everybody with this memory that it was written to. Returns the time."""
         self._shared().written = time = now()

@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from cyxcore.attrs import MAX_CONST_ELEMENTS
 from cyxcore.dtype import is_integer
 from cyxcore.errors import IndexingError, ShapeError
 from cyxcore.infer import broadcast
@@ -215,10 +216,23 @@ def _gathered(value: Value, arrays: Mapping[int, Any]) -> Any:
     sizes = [value.shape[axis] for axis in places]
     moved = moved.reshape(*moved.shape[:at], math.prod(sizes), *moved.shape[at + len(places) :])
     broadcast("index", *(arrays[axis].shape for axis in places))
-    flat = arrays[places[0]]
+    flat = arrays[places[0]]  # may count from the end, and is checked with the whole
     for axis, size in zip(places[1:], sizes[1:], strict=True):
-        flat = flat * size + arrays[axis]
+        flat = flat * size + from_start(arrays[axis], size)
     return apply("take", moved, flat, axis=at)
+
+
+def from_start(indices: Any, size: int) -> Any:
+    """Indices of 0..size - 1 out of those that count from the end, for several axes made one. indices: int64.
+
+    Those of a graph are looked up among 0, 1, ... when it runs, for one beyond its axis would be in the next row.
+    Raises IndexError for a tensor with one.
+    """
+    if not indices.is_symbolic:
+        return indices._check_indices(indices, size)
+    if size > MAX_CONST_ELEMENTS:  # no graph that travels holds so many
+        return indices + (indices < 0).astype("int64") * size
+    return apply("take", indices._constant(range(size), "int64"), indices, axis=0)
 
 
 def _integer(part: Any, size: int, axis: int, shape: tuple[int, ...]) -> int:

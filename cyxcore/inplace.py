@@ -5,7 +5,7 @@ A value that has memory is an InPlace; a symbol of a graph has none, and is anot
 
 import operator
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 from cyxcore.dtype import holds_kind
@@ -28,11 +28,20 @@ class InPlace(Value):
         """Write a value of this shape and dtype, and remember where it came from."""
         raise NotImplementedError
 
-    def _in_place(self, name: str, operate: Callable[[Any, Any], Any], other: Any) -> Self:
-        """self = operate(self, other), in the memory self has."""
+    def _kept(self, *others: Any) -> Self:
+        """This value for an operation on it and others whose gradient reads it, and whose result is written over it."""
+        raise NotImplementedError
+
+    def _in_place(
+        self, name: str, operate: Callable[[Any, Any], Any], other: Any, readers: Sequence[Any] | None = None
+    ) -> Self:
+        """self = operate(self, other), in the memory self has.
+
+        readers: what else it is an operation on, where a gradient reads what self was; None: no gradient does.
+        """
         if isinstance(other, Value) and not isinstance(other, InPlace):
             return other._in_place_of(self, sys.getrefcount(self), name, operate)  # type: ignore[attr-defined]
-        result = operate(self, other)
+        result = operate(self if readers is None else self._kept(*readers), other)
         if not isinstance(result, InPlace):
             instead = f"x = x.{name[:-1]}(...)" if name.endswith("_") else "x = x ..."
             raise GraphError(f"{name}: a tensor cannot hold a value of a graph; write {instead}")
@@ -47,22 +56,22 @@ class InPlace(Value):
         return self._in_place("-=", operator.sub, other)
 
     def __imul__(self, other: Any) -> Self:
-        return self._in_place("*=", operator.mul, other)
+        return self._in_place("*=", operator.mul, other, (other,) if getattr(other, "requires_grad", False) else None)
 
     def __itruediv__(self, other: Any) -> Self:
         return self._in_place("/=", operator.truediv, other)
 
     def __ifloordiv__(self, other: Any) -> Self:
-        return self._in_place("//=", operator.floordiv, other)
+        return self._in_place("//=", operator.floordiv, other, (other,))
 
     def __imod__(self, other: Any) -> Self:
-        return self._in_place("%=", operator.mod, other)
+        return self._in_place("%=", operator.mod, other, (other,))
 
     def __ipow__(self, other: Any) -> Self:
-        return self._in_place("**=", operator.pow, other)
+        return self._in_place("**=", operator.pow, other, (other,))
 
     def __imatmul__(self, other: Any) -> Self:
-        return self._in_place("@=", operator.matmul, other)
+        return self._in_place("@=", operator.matmul, other, (other,))
 
     def __iand__(self, other: Any) -> Self:
         return self._in_place("&=", operator.and_, other)

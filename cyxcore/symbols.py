@@ -227,7 +227,7 @@ class Symbol(Placed):
             self._memory.written.append(self._layout)
             self._writes = len(self._memory.written)
 
-    def _in_place(self, name: str, operate: Callable[[Any, Any], Any], other: Any) -> Any:
+    def _in_place(self, name: str, operate: Callable[[Any, Any], Any], other: Any, readers: Any = None) -> Any:
         """x += y: whoever else has x, or a view of it, reads the new value. Of a model that is traced x = x + y."""
         if not self.is_compiled and self._is_outside():
             return operate(self, other)
@@ -489,7 +489,7 @@ class Number(Symbol):
         result = operate(*values)
         return Number(self.builder, result.node) if result.dtype == dtype else result
 
-    def _in_place(self, name: str, operate: Callable[[Any, Any], Any], other: Any) -> Any:
+    def _in_place(self, name: str, operate: Callable[[Any, Any], Any], other: Any, readers: Any = None) -> Any:
         """n += 1 makes another number, as of Python's."""
         return operate(self, other)
 

@@ -16,11 +16,13 @@ from cyxcore.gradients import Piece, Sum, input_gradients
 from cyxcore.held import Node, connect_tape, is_recording, set_recording, walk
 from cyxcore.held import now as now
 from cyxcore.memory import Overwritten, Put
+from cyxcore.values import apply
 
 if TYPE_CHECKING:
     from cyxcore.eager import Tensor
 
 DIFFERENTIABLE = frozenset(INEXACT)
+AGAIN = frozenset(("div", "maximum", "minimum"))  # results that rules read, and that are made again if written over
 
 
 class recording(ContextDecorator):
@@ -248,6 +250,8 @@ def _backwards(tensor: "Tensor", g: "Tensor") -> list[Any]:
     since, op = node.time, node.op
     wanted = [asked and _then(x, since).requires_grad for x, asked in zip(node.inputs, node.followed, strict=True)]
     known, output = [_value(x, since, op) for x in node.inputs], _value(tensor, since, op)
+    if type(output) is Overwritten and op in AGAIN:
+        output = apply(op, *known, **node.attrs)
     if type(op) is str:
         gradients = input_gradients(op, g, known, output, node.attrs, wanted)
     else:

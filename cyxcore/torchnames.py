@@ -13,6 +13,7 @@ from cyxcore.dtype import COMPLEX, FLOATS, INTEGERS, PYTORCHS, dtype_name, finfo
 from cyxcore.errors import DtypeError, ShapeError, SpecError
 from cyxcore.functional.basic import concat, stack, take_along_axis, where
 from cyxcore.hosted import written
+from cyxcore.indexing import from_start
 from cyxcore.inplace import InPlace
 from cyxcore.torchwords import Picked, in_words
 from cyxcore.values import Value, apply, composed, to_inexact, together
@@ -177,7 +178,7 @@ def _flat_places(name: str, x: Any, dim: int, index: Any) -> Any:
     """Where each place that `index` names is in the flattened x."""
     place = x._axis(dim)
     _no_longer(name, x, place, index)
-    flat: Any = x._check_indices(index.astype("int64"), x.shape[place])
+    flat: Any = from_start(index.astype("int64"), x.shape[place])
     if math.prod(x.shape[place + 1 :]) > 1:
         flat = flat * math.prod(x.shape[place + 1 :])
     beside: Any = None  # of the other axes, whose places are small until they meet the index

@@ -15,6 +15,7 @@ from cyxcore.dtype import COMPLEX, FLOATS, INTEGERS, result_type
 from cyxcore.errors import DtypeError, ShapeError, SpecError
 from cyxcore.functional.basic import concat, maximum, minimum, stack, where
 from cyxcore.hosted import hosted, is_symbolic, written
+from cyxcore.indexing import from_start
 from cyxcore.torchwords import Picked
 from cyxcore.values import Value, to_inexact
 
@@ -401,7 +402,7 @@ def index_put(x: Any, indices: Sequence[Any], values: Any, accumulate: bool = Fa
         return written(x, tuple(indices), values)
     flat: Any = 0
     for axis, index in enumerate(indices):
-        flat = flat * x.shape[axis] + x._check_indices(index.astype("int64"), x.shape[axis])
+        flat = flat * x.shape[axis] + from_start(index.astype("int64"), x.shape[axis])
     rest = x.shape[len(indices) :]
     source = values if isinstance(values, Value) else x._constant(values, x.dtype)
     rows = x.reshape(-1, *rest)

@@ -409,6 +409,53 @@ def test_every_call_draws_anew_by_values_that_are_computed() -> None:
     assert len(set(compiled)) == 3
 
 
+ROWS, COLUMNS = [0, -3, 2, -1], [-1, -4, 3, 1]  # of x (3, 4)
+
+PICKED: dict[str, Callable[..., Any]] = {
+    "arrays": lambda x, rows, columns: x[rows, columns],
+    "arrays_that_are_constant": lambda x, rows, columns: x[ROWS, COLUMNS] + x[rows, cx.tensor(COLUMNS)],
+    "arrays_apart": lambda x, rows, columns: x.reshape(3, 2, 2)[rows, :, columns.clip(-2, 1)],
+    "mask_and_array": lambda x, rows, columns: x[cx.tensor([True, False, True]), columns[:2]],
+    "index_put": lambda x, rows, columns: x.index_put((rows, columns), x[0], accumulate=True),
+    "scatter": lambda x, rows, columns: x.scatter(1, columns.reshape(1, 4)[:, :2], x * 2.0),
+    "scatter_add": lambda x, rows, columns: x.scatter_add(1, columns.reshape(1, 4), x),
+}
+
+
+@pytest.mark.parametrize("name", PICKED)
+def test_indices_that_count_from_the_end_are_the_same_compiled(name: str) -> None:
+    x, rows, columns = Given("float32").x, cx.tensor(ROWS), cx.tensor(COLUMNS)
+    plain, compiled = outcomes(PICKED[name], x, rows, columns)
+    assert compiled == plain
+    plain, compiled = outcomes(gradients(PICKED[name], (0,)), x, rows, columns)
+    assert compiled == plain
+
+
+@pytest.mark.parametrize("name", ["arrays", "index_put", "scatter", "scatter_add"])
+@pytest.mark.parametrize("beyond", [4, -5])
+def test_an_index_beyond_its_axis_is_refused_compiled(name: str, beyond: int) -> None:
+    x, rows, columns = Given("float32").x, cx.tensor([0, 1, 1, 0]), cx.tensor([beyond, 0, 0, 0])
+    for function in (PICKED[name], cx.compile(PICKED[name])):
+        with pytest.raises((IndexError, DataError), match=f"expected (-4..3|indices from -4 to 3), got .*{beyond}"):
+            function(x, rows, columns)
+
+
+def test_indices_of_an_axis_too_long_to_be_written_down_count_from_the_end() -> None:
+    x, places = cx.arange(140_000.0).reshape(2, 70_000), cx.tensor([-1, 5, -70_000])
+    plain, compiled = outcomes(lambda x, at: x[at % 2, at], x, places)
+    assert compiled == plain
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 5])
+@pytest.mark.parametrize("part", [slice(None, None, 3), slice(-1, 0, 7), slice(None, None, -4), slice(1, None, 1000)])
+def test_slices_whose_step_is_longer_than_their_axis_are_the_same_compiled(size: int, part: slice) -> None:
+    x = cx.arange(size * 3.0).reshape(size, 3)
+    plain, compiled = outcomes(lambda x: x[part] * 2.0, x)
+    assert compiled == plain
+    plain, compiled = outcomes(lambda x: cx.concat([x, x + 1.0])[part] * 2.0, x)
+    assert compiled == plain
+
+
 def test_constants_of_a_compiled_function_may_be_large() -> None:
     table = np.arange(90_000, dtype=np.float32)
     plain, compiled = outcomes(lambda x: x + table, cx.ones(90_000))

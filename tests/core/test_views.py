@@ -277,6 +277,42 @@ def test_gradients_through_writes_in_place_are_pytorchs(compute: Any) -> None:
     both(compute, (2, 3), (3,))
 
 
+def _power(xp: Any, x: Any, w: Any) -> Any:
+    y = x * 1.0
+    y **= 2.0
+    y *= w
+    y.abs_().clamp_(max=0.5)
+    return y
+
+
+def _through_sines(xp: Any, x: Any, w: Any) -> Any:
+    y = x * 1.0
+    y[:, 1:].sin_().mul_(w[1:])
+    return y.log1p_().square_()
+
+
+def _plain_by_followed(xp: Any, x: Any, w: Any) -> Any:
+    y = xp.asarray([1.0, 2.0, 3.0], dtype=xp.float64)
+    y[1:] *= w[1:]
+    y.hypot_(w)
+    return x * y
+
+
+def _ratio_written_over(xp: Any, x: Any, w: Any) -> Any:
+    y = x / (w * w + 1.0)
+    y *= 3.0
+    z = xp.maximum(x, w)
+    z[0] = 0.0
+    low = xp.minimum(x, w)
+    low.zero_()
+    return y + z + low
+
+
+@pytest.mark.parametrize("compute", [_power, _through_sines, _plain_by_followed, _ratio_written_over])
+def test_gradients_of_operations_in_place_that_read_what_they_write_over_are_pytorchs(compute: Any) -> None:
+    both(compute, (2, 3), (3,))
+
+
 def test_a_value_written_over_is_noticed_when_it_is_needed() -> None:
     x = cx.tensor([1.0, 2.0], requires_grad=True)
     y = x * 3.0

@@ -189,12 +189,11 @@ static cyx_status check_slice(cyx_call *call) {
         return bad_attribute(call, "one start, stop and step per dimension");
     for (int d = 0; d < x->ndim; d++) {
         int64_t start = starts[1 + d], stop = stops[1 + d], step = steps[1 + d], extent = x->shape[d];
-        if (step == 0 || start < -1 || start > extent || stop < -1 || stop > extent || step > extent + 1 ||
-            step < -extent - 1)
+        if (step == 0 || step == INT64_MIN || start < -1 || start > extent || stop < -1 || stop > extent)
             return bad_attribute(call, "starts and stops inside the dimension and steps other than 0");
-        int64_t length = step > 0 ? (stop - start + step - 1) / step : (start - stop - step - 1) / -step;
+        int64_t length = step > 0 ? (stop - start - 1) / step + 1 : (start - stop - 1) / -step + 1;
         if (step > 0 ? stop <= start : start <= stop) length = 0;
-        int64_t last = start + (length - 1) * step;
+        int64_t last = length ? start + (length - 1) * step : 0; /* a step may be longer than the dimension */
         if (length && (start < 0 || start >= extent || last < 0 || last >= extent))
             return bad_attribute(call, "slices inside the dimension");
         shape[d] = length;

@@ -198,7 +198,7 @@ static cyx_status slice(const cyx_call *call) {
     strides_of(x, stride);
     for (int d = 0; d < x->ndim; d++) {
         origin += starts[d] * stride[d];
-        stride[d] *= steps[d];
+        stride[d] *= call->out.shape[d] > 1 ? steps[d] : 1; /* one that is never made may be of any length */
         backwards |= steps[d] < 0;
     }
     if (cyx_asked) {
