@@ -4,6 +4,7 @@ The wallet key and the signing key are different keys of the same seed, so that 
 for the other's.
 """
 
+import functools
 import hashlib
 import os
 import secrets
@@ -51,7 +52,7 @@ class Identity:
         info = f"cyx/v1/{purpose}".encode()
         return HKDF(algorithm=hashes.SHA256(), length=32, salt=None, info=info).derive(self.seed)
 
-    @property
+    @functools.cached_property
     def public_key(self) -> str:
         """Ed25519 public key of the signing key, hex."""
         return self._signing.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw).hex()

@@ -63,6 +63,7 @@ from cyxnet.shapes import Deposit, Faucet, MakeMint, Settle, Signer, signed_by_k
 from cyxnet.wallet import Wallet, WalletError, base58_decode, sign, verify
 
 if TYPE_CHECKING:
+    from solana.rpc.models import TxOpts
     from solders.account import Account
     from solders.signature import Signature
 
@@ -473,12 +474,8 @@ class Settlement:
         fee. An error here never proves that the transaction will not land; only status() does.
         Raises SettlementError insufficient_funds, escrow_exists, expired, transaction_failed.
         """
-        from solana.rpc.commitment import Confirmed
-        from solana.rpc.models import TxOpts
-
-        options = TxOpts(skip_preflight=not preflight, preflight_commitment=Confirmed, max_retries=0)
         try:
-            return str((await self._ask("send_raw_transaction", transaction, options)).value)
+            return str((await self._ask("send_raw_transaction", transaction, _sending(preflight))).value)
         except _AlreadyLanded:
             return str(solders().VersionedTransaction.from_bytes(transaction).signatures[0])
 
@@ -778,6 +775,15 @@ class _RpcErrors(NamedTuple):
     refused: type[Exception]
     unanswered: tuple[type[Exception], ...]
     unreadable: tuple[type[Exception], ...]
+
+
+@functools.cache
+def _sending(preflight: bool) -> TxOpts:
+    """How a transaction is handed over; to make it costs as much as some of them do."""
+    from solana.rpc.commitment import Confirmed
+    from solana.rpc.models import TxOpts
+
+    return TxOpts(skip_preflight=not preflight, preflight_commitment=Confirmed, max_retries=0)
 
 
 @functools.cache

@@ -7,7 +7,7 @@ transaction or none. Production's Settlement talks to it through RpcClient in pl
 import hashlib
 import struct
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,7 +22,7 @@ from cyxnet.messages import SignedTransaction
 from cyxnet.solana import Settlement
 from cyxnet.wallet import base58_encode
 from tests.simulation.faults import FIRST_WALL_MS, Faults
-from tests.simulation.loop import Nap, ProcessLoop, Scheduler
+from tests.simulation.loop import ProcessLoop, Scheduler, nap
 from tests.simulation.wire import Process
 
 BLOCK_S = 0.25
@@ -298,7 +298,7 @@ class RpcClient:
         """Ask: the block height of the machine that answers. Raises what the real client raises."""
         if self._faults.hit("crash_at_io"):
             self._process.crash("at a question to the chain")
-        await Nap(self._process.loop, self._faults.delay_s())
+        await nap(self._process.loop, self._faults.delay_s())
         if self._faults.hit("rpc_error"):
             error = SolanaRpcException(TimeoutError("no answer"), _machine_of, self, method)
             raise error from TimeoutError("no answer")
@@ -312,10 +312,10 @@ class RpcClient:
         """The block that a machine at `height` speaks of."""
         return max(0, height - FINAL_BLOCKS) if "finalized" in str(commitment).lower() else height
 
-    async def _answered(self) -> None:
+    def _answered(self) -> Awaitable[None]:
         if self._faults.hit("crash_at_io"):
             self._process.crash("at an answer of the chain")
-        await Nap(self._process.loop, self._faults.delay_s())
+        return nap(self._process.loop, self._faults.delay_s())
 
     async def get_genesis_hash(self) -> Any:
         return SimpleNamespace(value="simulated")

@@ -22,9 +22,10 @@ chain and of the artifacts. Numbers in the messages are those of the invariants:
   R12 clocks do not end leases
 """
 
+import functools
 import hashlib
 import math
-from typing import Any
+from typing import Any, get_args
 
 from msgspec import Struct
 
@@ -45,6 +46,7 @@ from tests.simulation.nodes import node_id as node_id_of
 from tests.simulation.served import Served
 from tests.simulation.tried import Tried
 
+JOB_EVENTS, NODE_EVENTS = frozenset(get_args(m.JobEvent)), frozenset(get_args(m.NodeEvent))
 PINGS = subjects.ping("")
 PROVEN_CLIENTS = 3
 ANOTHER_HEARD_WITHIN_S = 5.0  # of a lease that another central gave
@@ -138,6 +140,7 @@ class Checks:
         self.moved: dict[str, dict[str, int]] = {}  # signature -> what each wallet gained
         self.written: set[str] = set()  # signatures whose bytes are in the log
         self.last_payload: dict[str, bytes] = {}
+        self._records: dict[int, m.Record] = {}  # by sequence, as they are decoded here
         self.chained: set[str] = set()
         self.kinds: dict[str, int] = {}
         self.at_ms = 0  # of the event that is looked at, by the log
@@ -223,9 +226,8 @@ class Checks:
 
     def came(self, central: str, subject: str) -> None:
         """A node says something to a central."""
-        tokens = subject.split(".")
-        if tokens[2] == "node":
-            self._came_s[central, tokens[3]] = self.network.scheduler.now_s
+        if node_id := _speaker(subject)[0]:
+            self._came_s[central, node_id] = self.network.scheduler.now_s
 
     def _see_silence(self, central: str, replica: str) -> None:
         """Remember when a replica has been silent for a lease in which its node spoke."""
@@ -259,6 +261,8 @@ class Checks:
 
     def silent_replicas(self) -> None:
         """I22: what answers nothing any more has lost its lease a while after the last fault."""
+        if not self.replicas:
+            return
         scheduler, centrals = self.network.scheduler, self.network.live_centrals()
         for (node_id, job_id, attempt), asked in self.replicas.items():
             job, node = self.jobs[job_id], asked.node
@@ -275,10 +279,11 @@ class Checks:
 
     def halting_runs(self) -> None:
         """I25: who works on what is paused, or was sent back, has given it back a while after the last fault."""
-        scheduler, centrals = self.network.scheduler, self.network.live_centrals()
+        scheduler = self.network.scheduler
         for job_id, job in self.jobs.items():
-            if job.lease is None or not job.funded or not (job.halts or job.standby or job.near):
+            if not (job.halts or job.standby or job.near) or job.lease is None or not job.funded:
                 continue
+            centrals = self.network.live_centrals()
             since_s = max(job.halts_s, job.lease.since_s, self.network.faults.until_s)
             looks_s = [max(since_s, each.started_s, each.loop.paused_until_s) for each in centrals]
             if scheduler.now_s > min(looks_s, default=math.inf) + _halts_within_s(job) + LOST_WITHIN_S:
@@ -288,13 +293,13 @@ class Checks:
 
     def heard(self, central: str, subject: str, now_s: float) -> None:
         """A central heard a node that it knows, at this true time. A goodbye is none: its session may be over."""
-        tokens = subject.split(".")
-        if tokens[2] != "node" or tokens[-1] == "goodbye":
+        node_id, verb = _speaker(subject)
+        if not node_id or verb == "goodbye":
             return
-        last_s, silences = self._gaps.get((central, tokens[3]), (-1e9, []))
+        last_s, silences = self._gaps.get((central, node_id), (-1e9, []))
         if now_s - last_s >= FEWEST_SILENT_S:
             silences = [*silences[-3:], (last_s, now_s)]
-        self._gaps[central, tokens[3]] = (now_s, silences)
+        self._gaps[central, node_id] = (now_s, silences)
 
     def stored(self, stored: Stored) -> None:
         if stored.seq in self.network.strange.seqs:
@@ -302,6 +307,7 @@ class Checks:
             self.network.trace("strange", f"{stored.seq} {stored.subject}", stored.payload)
             return
         record = decode(m.Record, stored.payload, MSGPACK, max_bytes=2**31)
+        self._records[stored.seq] = record
         self._chain_of_hashes(stored, record)
         about, event = subjects.last_token(stored.subject), record.event
         kind, self.at_ms, self.by = type(event).__name__, record.at_ms, record.by
@@ -312,7 +318,7 @@ class Checks:
             self._submitted(about, event)
         elif isinstance(event, m.PayoutsFrozen):
             self.fail(f"I16: payouts are frozen, and nothing differs: {event.reason}")
-        elif isinstance(event, m.NodeEvent):
+        elif type(event) in NODE_EVENTS:
             self._node(about, event, record.by)
         elif rule is not None:
             job = self.jobs.get(about)
@@ -884,12 +890,12 @@ class Checks:
         fold, records = World(), self.network.core.streams[subjects.EVENTS].messages
         ledger: dict[str, int] = {}
         for stored in records:
-            record = read(stored.payload)
+            record = self._records.get(stored.seq) or read(stored.payload)
             sha256 = hashlib.sha256(stored.payload).digest()
             why = fold.apply(stored.seq, stored.subject, record, sha256)
             strange = stored.seq in self.network.strange.seqs
             self.expect((why is not None) == strange, f"I23: event {stored.seq} counts for nothing: {why}")
-            if not strange and isinstance(record, m.Record) and isinstance(record.event, m.JobEvent):
+            if not strange and isinstance(record, m.Record) and type(record.event) in JOB_EVENTS:
                 about = subjects.last_token(stored.subject)
                 for entry in earnings.entries(fold.jobs[about], record.event):
                     ledger[entry.account] = ledger.get(entry.account, 0) + entry.amount_base_units
@@ -923,6 +929,13 @@ class Checks:
         ]
         seen = [seq for source, seq in client.seen if source == "event"]
         self.expect(sorted(seen) == wanted, f"I11: who watched {client.job_id} saw {seen}, the log has {wanted}")
+
+
+@functools.lru_cache(maxsize=1024)
+def _speaker(subject: str) -> tuple[str, str]:
+    """The node that speaks on a subject, and the verb; both empty where none does."""
+    tokens = subject.split(".")
+    return (tokens[3], tokens[-1]) if tokens[2] == "node" else ("", "")
 
 
 def _halts_within_s(job: JobModel) -> float:

@@ -16,7 +16,7 @@ from cyxnet.client import AsyncClient, Prepared
 from cyxnet.outcomes import TEMPORARY_CODES
 from tests.simulation.chain import SimSettlement
 from tests.simulation.loop import ProcessLoop
-from tests.simulation.nodes import digest, identity
+from tests.simulation.nodes import digest, identity, wallet
 from tests.simulation.wire import Process, SimBus
 
 LONG_PAUSE_S = 30.0  # whoever has the job must have given it back by then
@@ -85,6 +85,7 @@ class Client(Process):
             replica = replace(replica, serve=replace(replica.serve, seconds=seconds))
             self.job, *self.others = network.wishes.fleet(replica)
             self.job_id = replica.name
+        self.client.purse = wallet(500 + number)
         self.client._settlement = SimSettlement(self, network.chain)
         self.acknowledged = False
         self.refused: str | None = None

@@ -19,7 +19,7 @@ class Faults:
     """The dice of one seed. Each rate is drawn once, so that seeds differ in what they are bad at."""
 
     def __init__(self, dice: Random, scheduler: Scheduler, until_s: float):
-        self._dice = dice
+        self._dice, self._random = dice, dice.random
         self._scheduler = scheduler
         self.until_s = until_s
         self.chain_until_s = until_s + CHAIN_LONGER_S
@@ -60,8 +60,10 @@ class Faults:
 
     def hit(self, kind: str) -> bool:
         """Whether the fault named by one of the rates happens here and now."""
-        until_s = self.chain_until_s if kind in OF_CHAIN else self.until_s
-        if self._scheduler.now_s < until_s and self._dice.random() < getattr(self, kind):
+        now_s = self._scheduler.now_s
+        if now_s >= self.until_s and (now_s >= self.chain_until_s or kind not in OF_CHAIN):
+            return False
+        if self._random() < getattr(self, kind):
             self.counts[kind] += 1
             return True
         return False
@@ -79,8 +81,9 @@ class Faults:
 
     def date_ms(self, at_s: float) -> int:
         """How much later than at its beginning it is at a true time of the seed, by a calendar."""
-        jumped_s = at_s - self.weeks_pass_at_s if self.weeks_pass_at_s is not None else -1.0
-        return int(at_s * 1000) + (WEEKS_MS + int(jumped_s * HOURS_PER_S * HOUR_MS) if jumped_s >= 0 else 0)
+        if self.weeks_pass_at_s is None or at_s < self.weeks_pass_at_s:
+            return int(at_s * 1000)
+        return int(at_s * 1000) + WEEKS_MS + int((at_s - self.weeks_pass_at_s) * HOURS_PER_S * HOUR_MS)
 
     def clock_error_ms(self) -> int:
         """How far the wall clock of a new central is ahead, besides its hour; never when the date jumps as well."""
@@ -117,7 +120,7 @@ class Faults:
 
     def delay_s(self) -> float:
         """How long one hop takes: about a millisecond, now and then seconds."""
-        if self._scheduler.now_s < self.until_s and self._dice.random() < self.slow:
+        if self._scheduler.now_s < self.until_s and self._random() < self.slow:
             self.counts["slow"] += 1
             return self._dice.expovariate(1 / 1.5)
-        return 0.0005 + self._dice.random() * 0.002
+        return 0.0005 + self._random() * 0.002

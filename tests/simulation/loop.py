@@ -6,25 +6,25 @@ alone: callbacks of one process keep asyncio's order, timers of the same instant
 
 import asyncio
 import contextlib
-import heapq
+import itertools
 import types
 from asyncio import events
 from collections import deque
 from collections.abc import Callable, Iterator
+from heapq import heappop, heappush
 from random import Random
 from typing import Any
 
+from msgspec import Struct
 
-class Handle:
+
+class Handle(Struct, eq=False):
     """A callback that is going to be called, unless it is cancelled or its process dies."""
 
-    __slots__ = ("args", "at_s", "callback", "loop")
-
-    def __init__(self, loop: "ProcessLoop", callback: Callable[..., object], args: tuple[Any, ...], at_s: float):
-        self.loop = loop
-        self.callback: Callable[..., object] | None = callback
-        self.args = args
-        self.at_s = at_s
+    loop: "ProcessLoop"
+    callback: Callable[..., object] | None
+    args: tuple[Any, ...]
+    at_s: float = 0.0  # of a timer
 
     def cancel(self) -> None:
         self.callback = None
@@ -37,51 +37,40 @@ class Handle:
         return self.loop.local_s(self.at_s)
 
 
-class Nap(Handle):
+class Nap(Handle, eq=False):
     """What a sleeping task waits for: its timer wakes it by itself, where a future would do so a moment later.
 
     In that moment nothing else could run, for timers run when nobody is ready: no history is another one by it.
     """
 
-    __slots__ = ("_asyncio_future_blocking", "_broken_off")
-
-    def __init__(self, loop: "ProcessLoop", delay_s: float):
-        scheduler = loop.scheduler
-        self.loop = loop
-        self.callback = None
-        self.args = (self,)
-        self.at_s = scheduler.now_s + delay_s / loop.rate
-        self._asyncio_future_blocking = True  # how a task knows a future
-        self._broken_off = False
-        scheduler.later(self, self.at_s)
-
+    _asyncio_future_blocking: bool = True  # how a task knows a future
     _loop = Handle.loop  # where a task looks for the loop of a future
-
-    def __await__(self) -> Iterator["Nap"]:
-        return iter((self,))
 
     def add_done_callback(self, wake: Callable[..., object], *, context: Any = None) -> None:
         self.callback = wake
-
-    def result(self) -> None:
-        """The task asks for it when it is woken."""
-        self.args = ()  # no cycle is left to be collected
-        if self._broken_off:
-            raise asyncio.CancelledError
 
     def cancel(self, msg: Any = None) -> bool:  # type: ignore[override]
         wake, self.callback = self.callback, None
         if wake is None:
             return False
-        self._broken_off = True
-        self.loop.call_soon(wake, self)
+        self.loop.call_soon(wake, BROKEN_OFF)
         return True
+
+
+@types.coroutine
+def nap(loop: "ProcessLoop", delay_s: float) -> Iterator[Nap]:
+    """Sleep for so long on the clock of the process."""
+    scheduler = loop.scheduler
+    at_s = scheduler.now_s + delay_s / loop.rate
+    handle = Nap(loop, None, SLEPT, at_s)
+    heappush(scheduler.timers, (at_s, scheduler.dice.random(), next(scheduler.numbers), handle))
+    yield handle
 
 
 async def sleep(delay: float, result: Any = None) -> Any:
     """asyncio.sleep() on the virtual clock of the process that calls it."""
     if delay > 0:
-        await Nap(events._get_running_loop(), delay)  # type: ignore[arg-type]
+        await nap(events._get_running_loop(), delay)  # type: ignore[arg-type]
     else:
         await _turn()
     return result
@@ -101,58 +90,58 @@ class Scheduler:
         self.steps = 0
         self.stopped = False
         self.failure: str | None = None  # the first invariant that did not hold; it ends the run
-        self._ready: deque[Handle] = deque()
-        self._timers: list[tuple[float, float, int, Handle]] = []
-        self._count = 0
+        self.ready: deque[Handle] = deque()
+        self.timers: list[tuple[float, float, int, Handle]] = []  # a heap: when, the dice, a number, what
+        self.numbers = itertools.count()
 
     def fail(self, why: str) -> None:
         """An invariant does not hold. Recorded, not raised: production code catches what it did not foresee."""
         if self.failure is None:
             self.failure = f"at {self.now_s:.3f} s: {why}"
-
-    def later(self, handle: Handle, at_s: float, tie: float | None = None) -> None:
-        self._count += 1
-        if tie is None:
-            tie = self.dice.random()
-        heapq.heappush(self._timers, (at_s if at_s > self.now_s else self.now_s, tie, self._count, handle))
+            self.stopped = True
 
     def forget(self) -> None:
         """Nothing more is going to happen."""
-        self._ready.clear()
-        self._timers.clear()
+        self.ready.clear()
+        self.timers.clear()
 
-    def at(self, loop: "ProcessLoop", at_s: float, callback: Callable[..., object], *args: Any) -> None:
+    def at(self, loop: "ProcessLoop", at_s: float, callback: Callable[..., object], *args: Any) -> Handle:
         """Call back in the process of `loop` at a true time. What crosses processes goes through here."""
-        self.later(Handle(loop, callback, args, at_s), at_s)
+        handle = Handle(loop, callback, args, at_s)
+        due_s = at_s if at_s > self.now_s else self.now_s
+        heappush(self.timers, (due_s, self.dice.random(), next(self.numbers), handle))
+        return handle
 
     def run_until(self, until_s: float) -> None:
-        """Run what is due up to `until_s`, an invariant that fails, or stop()."""
-        ready, timers = self._ready, self._timers
+        """Run what is due up to `until_s`, an invariant that fails, or until somebody sets `stopped`."""
+        ready, timers, now_s, steps = self.ready, self.timers, self.now_s, 0
         before = events._get_running_loop()
         running: ProcessLoop | None = None
         try:
-            while self.failure is None and not self.stopped:
+            while not self.stopped:
                 if ready:
                     handle = ready.popleft()
                 elif timers and timers[0][0] <= until_s:
-                    self.now_s, _, _, handle = heapq.heappop(timers)
+                    now_s, _, _, handle = heappop(timers)
+                    self.now_s = now_s
                 else:
                     break
                 loop, callback = handle.loop, handle.callback
                 if callback is None or not loop.alive:
                     continue
-                if loop.paused_until_s > self.now_s:
-                    self.later(handle, loop.paused_until_s, tie=-1.0)  # in the order in which they would have run
+                if loop.paused_until_s > now_s:  # in the order in which they would have run
+                    heappush(timers, (loop.paused_until_s, -1.0, next(self.numbers), handle))
                     continue
                 if loop is not running:
                     events._set_running_loop(loop)
                     running = loop
-                self.steps += 1
+                steps += 1
                 try:
                     callback(*handle.args)
                 except Exception as error:
                     self.fail(f"{loop.name}: {type(error).__name__} in a callback: {error}")
         finally:
+            self.steps += steps
             events._set_running_loop(before)
 
 
@@ -168,14 +157,14 @@ class ProcessLoop(asyncio.AbstractEventLoop):
         self.alive = True
         self.paused_until_s = 0.0
         self.rate = rate
-        self._offset_s = offset_s
+        self.offset_s = offset_s
         self._tasks: list[asyncio.Task[Any]] = []
 
     def local_s(self, true_s: float) -> float:
-        return self._offset_s + true_s * self.rate
+        return self.offset_s + true_s * self.rate
 
     def time(self) -> float:
-        return self._offset_s + self.scheduler.now_s * self.rate
+        return self.offset_s + self.scheduler.now_s * self.rate
 
     def kill(self) -> None:
         self.alive = False
@@ -204,22 +193,17 @@ class ProcessLoop(asyncio.AbstractEventLoop):
     # -- what asyncio asks of a loop -----------------------------------------------------------------
 
     def call_soon(self, callback, *args, context=None):  # type: ignore[no-untyped-def, override]
-        handle = Handle(self, callback, args, self.scheduler.now_s)
-        self.scheduler._ready.append(handle)
+        handle = Handle(self, callback, args)
+        self.scheduler.ready.append(handle)
         return handle
 
     call_soon_threadsafe = call_soon
 
     def call_later(self, delay, callback, *args, context=None):  # type: ignore[no-untyped-def, override]
-        return self._at(self.scheduler.now_s + delay / self.rate, callback, args)
+        return self.scheduler.at(self, self.scheduler.now_s + delay / self.rate, callback, *args)
 
     def call_at(self, when, callback, *args, context=None):  # type: ignore[no-untyped-def, override]
-        return self._at((when - self._offset_s) / self.rate, callback, args)
-
-    def _at(self, at_s: float, callback: Callable[..., object], args: tuple[Any, ...]) -> Handle:
-        handle = Handle(self, callback, args, at_s)
-        self.scheduler.later(handle, at_s)
-        return handle
+        return self.scheduler.at(self, (when - self.offset_s) / self.rate, callback, *args)
 
     def create_future(self):  # type: ignore[no-untyped-def]
         return asyncio.Future(loop=self)
@@ -246,11 +230,24 @@ class ProcessLoop(asyncio.AbstractEventLoop):
         if self.alive and error is not None:
             self.scheduler.fail(f"{self.name}: {context.get('message')}: {type(error).__name__}: {error}")
 
-    def get_debug(self) -> bool:
-        return False
+    get_debug = bool  # False; asked for each task and future
 
     def is_running(self) -> bool:
         return self.alive
 
     def is_closed(self) -> bool:
         return not self.alive
+
+
+def _over(broken_off: bool) -> "asyncio.Future[None]":
+    """What the task is told that slept: a nap that is over, or was broken off."""
+    future: asyncio.Future[None] = asyncio.Future(loop=ProcessLoop(Scheduler(Random()), "nobody"))
+    if broken_off:
+        future.cancel()
+    else:
+        future.set_result(None)
+    return future
+
+
+SLEPT = (_over(False),)
+BROKEN_OFF = _over(True)

@@ -21,6 +21,7 @@ from cyxnet.bus import ApiError, BusError
 from cyxnet.codec import MSGPACK, BadMessage, encode
 from cyxnet.commands import MAX_COMMAND_BYTES, Guard, NotTaken, Trust
 from cyxnet.identity import Identity
+from cyxnet.wallet import Wallet
 from cyxnode import events as e
 from cyxnode.signing import Signing
 from cyxnode.state import State, next_wake_ms, retry_delay_ms, step
@@ -30,6 +31,7 @@ from tests.simulation.loop import ProcessLoop
 from tests.simulation.wire import Process, SimBus
 
 STEP_S = 0.4
+WORKING = ("training", "uploading")
 ROOMLESS_NODES = 2  # of the five, for one job
 REQUEST_TIMEOUT_S = 5.0
 VERBS: dict[type, str] = {
@@ -47,10 +49,12 @@ def identity(number: int) -> Identity:
     return Identity(number.to_bytes(32, "big"))
 
 
-@functools.lru_cache(maxsize=65536)
-def signature(number: int, message: bytes) -> str:
-    """Signing is a pure function and the same words are signed in many seeds."""
-    return identity(number).sign(message)
+wallet_of = functools.cache(Wallet)  # by its seed
+
+
+@functools.cache
+def wallet(number: int) -> Wallet:
+    return Wallet(identity(number).child("wallet"))
 
 
 @functools.lru_cache(maxsize=1 << 16)
@@ -104,7 +108,7 @@ class Node(Process):
         self.session = session
         self.state = State(node_id=self.node_id, session=session, max_runs=max_runs)
         self.max_runs = max_runs
-        self.signing = Signing(self.sign, "", self.wall_ms, lambda: int(self.loop.time() * 1000))
+        self.signing = Signing(self.key.sign, "", self.wall_ms, lambda: int(self.loop.time() * 1000))
         began_ms = self.wall_ms() - int(self.loop.time() * 1000)
         self.clock_ms = lambda: began_ms + int(self.loop.time() * 1000)
         self.guard = Guard(self.node_id, session, Trust(), self.clock_ms)
@@ -133,8 +137,8 @@ class Node(Process):
         self.state, actions = step(self.state, event, now_ms)
         for action in actions:
             DOERS[type(action)](self, action)
-        busy = sum(run.phase in ("training", "uploading") for run in self.state.runs.values())
-        if busy > self.max_runs:
+        runs = self.state.runs
+        if len(runs) > self.max_runs and (busy := sum(r.phase in WORKING for r in runs.values())) > self.max_runs:
             self.network.scheduler.fail(f"I12: {self.node_id} makes {busy} runs at once, at most {self.max_runs}")
         if self._timer:
             self._timer.cancel()
@@ -160,9 +164,6 @@ class Node(Process):
             if isinstance(action, e.Answer):
                 return action.reply
         raise AssertionError("a command has exactly one answer")
-
-    def sign(self, message: bytes) -> str:
-        return signature(100 + self.number, message)
 
     # -- what the state asks for ---------------------------------------------------------------------
 

@@ -10,7 +10,10 @@ from random import Random
 
 import pytest
 
-from tests.simulation import settlements
+from cyxnet import identity, solana, wallet
+from cyxnet.identity import Identity
+from cyxnet.wallet import Wallet
+from tests.simulation import settlements, signatures
 from tests.simulation.__main__ import main
 from tests.simulation.explore import explore, replay_command, results, run_one
 from tests.simulation.loop import ProcessLoop, Scheduler, sleep
@@ -111,6 +114,19 @@ def test_a_seed_that_fails_prints_the_command_that_replays_it(monkeypatch, capsy
     monkeypatch.setattr(sys, "argv", ["simulation", *command.split()[3:]])
     assert main() == 1
     assert capsys.readouterr().out.splitlines()[-1] == failure["failure"]
+
+
+def test_a_signature_that_was_not_made_here_is_looked_at():
+    who, purse = Identity(bytes(32)), Wallet(bytes(32))
+    made_elsewhere = Wallet(b"1" * 32).sign(b"yes")
+    with signatures.remembered():
+        for _ in range(2):
+            assert identity.verify(who.public_key, b"yes", who.sign(b"yes"))
+            assert not identity.verify(who.public_key, b"no", who.sign(b"yes"))
+            assert wallet.verify(Wallet(b"1" * 32).address, b"yes", made_elsewhere)
+            assert not wallet.verify(purse.address, b"yes", made_elsewhere)
+            assert solana.signed_by(purse.public_key, purse.sign(b"yes"), b"yes")
+            assert not solana.signed_by(purse.public_key, made_elsewhere, b"yes")
 
 
 def test_another_seed_has_another_history():

@@ -1,7 +1,6 @@
 """One seed: a network of two centrals, five nodes and some clients, everything that goes wrong with it, and its end."""
 
 import contextlib
-import functools
 import gc
 import hashlib
 import logging
@@ -28,7 +27,7 @@ from tests.simulation.clients import DATASET, Client
 from tests.simulation.faults import FAR_CLOCK_MS, HOUR_MS, Faults
 from tests.simulation.intruder import Intruder
 from tests.simulation.loop import ProcessLoop, Scheduler
-from tests.simulation.nodes import Node, digest, identity
+from tests.simulation.nodes import Node, digest, wallet
 from tests.simulation.replicas import Wishes
 from tests.simulation.strange import Strange
 from tests.simulation.wire import Core, Edge, Process
@@ -84,7 +83,7 @@ class Network:
         self.edge.commanded = self.intruder.saw
         self.strange = Strange(seed, self)
         self.chain.received, self.chain.executed = self.checks.received, self.checks.executed
-        self.wallets = [wallet_address(200 + number) for number in range(NODES)]
+        self.wallets = [wallet(200 + number).address for number in range(NODES)]
         self.centrals: dict[str, CentralProcess] = {}
         self.nodes: dict[int, Node] = {}
         self.lives = 0
@@ -290,7 +289,7 @@ class Network:
     def _stop_when_quiet(self) -> None:
         self.checks.silent_replicas()
         self.checks.halting_runs()
-        self.scheduler.stopped = self.quiet()
+        self.scheduler.stopped |= self.quiet()
         self.scheduler.at(self.chaos, self.scheduler.now_s + 0.25, self._stop_when_quiet)
 
     def run(self) -> None:
@@ -335,11 +334,6 @@ MISFORTUNES: dict[str, tuple[int, Any]] = {
     "drain": (2, Network._drain_node),
     "ban": (1, Network._ban),
 }
-
-
-@functools.cache
-def wallet_address(number: int) -> str:
-    return Wallet(identity(number).child("wallet")).address
 
 
 def _authority() -> str:

@@ -19,12 +19,13 @@ from cyxnet.codec import JSON, MAX_MESSAGE_BYTES, MSGPACK, decode, encode
 from cyxnet.connection import Message, block_of
 from cyxnet.outcomes import TEMPORARY_CODES, AppendUnknown, Conflict, Stored
 from tests.simulation.faults import FIRST_WALL_MS, Faults
-from tests.simulation.loop import Nap, ProcessLoop, Scheduler
+from tests.simulation.loop import ProcessLoop, Scheduler, nap
 
 ANSWER_TIMEOUT_S = 5.0
 COMMANDS = subjects.command("")
 ANSWERS_TO_CENTRAL = subjects.reply(subjects.CENTRAL, "")
 NOBODY_LISTENS = b"NATS/1.0 503\r\n\r\n"
+decoded = functools.lru_cache(maxsize=256)(decode)  # what two centrals hear is one object: nobody changes a message
 Route = Callable[[str, bytes, Any, Any], None]  # subject, payload, content type or block of headers, where to answer
 
 
@@ -242,9 +243,9 @@ class SimBus:
 
     async def round_trip(self) -> None:
         """There and back. Raises BusError when the link does not work in either direction."""
-        await Nap(self._loop, self._faults.delay_s() + self._faults.delay_s())
+        await nap(self._loop, self._faults.delay_s() + self._faults.delay_s())
         if self._process.deaf or self._process.mute:
-            await Nap(self._loop, 2.0)
+            await nap(self._loop, 2.0)
             raise BusError("the broker does not answer")
 
     # -- plain messages ------------------------------------------------------------------------------
@@ -321,7 +322,7 @@ class SimBus:
         data, headers = await self.request(
             subject, encode(message, content_type), content_type=content_type, timeout_s=timeout_s
         )
-        return decode(reply, data, headers["Content-Type"], max_bytes=16_000_000)
+        return decoded(reply, data, headers["Content-Type"], max_bytes=16_000_000)
 
     async def answer(
         self,
@@ -337,7 +338,7 @@ class SimBus:
             self._edge.came(self._process.name, said_on)
 
             async def work() -> bytes:
-                answer = await handler(said_on, decode(kinds, payload, content_type, max_bytes))
+                answer = await handler(said_on, decoded(kinds, payload, content_type, max_bytes))
                 if getattr(answer, "known", True):
                     self._edge.heard(self._process.name, said_on, at_s)
                 return encode(answer, content_type)
@@ -356,7 +357,7 @@ class SimBus:
     def _endpoint(self, verb: subjects.Verb, handler: Callable[[str, Any], Awaitable[Any]]) -> Route:
         def route(said_on: str, payload: bytes, content_type: str, reply: Reply | None) -> None:
             async def work() -> bytes:
-                message = payload if verb.raw_request else decode(verb.request, payload or b"{}", content_type)
+                message = payload if verb.raw_request else decoded(verb.request, payload or b"{}", content_type)
                 answer = await handler(said_on.split(".")[3], message)
                 return answer if verb.raw_reply else encode(answer, content_type)
 
@@ -392,17 +393,17 @@ class SimBus:
         assert self._core_or_none is not None, "only central is in the CORE account"
         return self._core_or_none
 
-    async def _hop(self) -> None:
+    def _hop(self) -> Awaitable[None]:
         """One way to the broker or back; a process may die at any of them."""
         if self._faults.hit("crash_at_io"):
             self._process.crash("at an I/O boundary")
-        await Nap(self._loop, self._faults.delay_s())
+        return nap(self._loop, self._faults.delay_s())
 
     async def _leader(self) -> None:
         """On the way to the leader of the stream. Raises BusError when there is none, or no answer comes."""
         await self._hop()
         if self._scheduler.now_s < self._core.away_until_s or self._faults.hit("unreadable"):
-            await Nap(self._loop, min(ANSWER_TIMEOUT_S, 0.2 + self._scheduler.dice.expovariate(1.0)))
+            await nap(self._loop, min(ANSWER_TIMEOUT_S, 0.2 + self._scheduler.dice.expovariate(1.0)))
             raise BusError("no answer from the leader of the stream")
 
     async def ensure_stream(self, name: str, stream_subjects: list[str], **options: Any) -> Any:
@@ -438,7 +439,7 @@ class SimBus:
         if self._scheduler.now_s < core.away_until_s or self._faults.hit("unknown"):
             self._some_time(messages, name, right_after)
             wait_s = ANSWER_TIMEOUT_S if self._scheduler.dice.random() < 0.3 else 0.3
-            await Nap(self._loop, wait_s)  # the time limit, or the link breaks and says so at once
+            await nap(self._loop, wait_s)  # the time limit, or the link breaks and says so at once
             raise AppendUnknown(f"no answer to the append to {messages[0][0]}")
         seqs = core.store(messages, name, right_after)
         await self._hop()
@@ -502,8 +503,8 @@ class SimBus:
                         stall_s = self._scheduler.dice.expovariate(1 / 4)
                         until_s = self._scheduler.now_s + stall_s * 1.01  # by its own clock
                         self._process.stalled_until_s = max(until_s, self._process.stalled_until_s)
-                        await Nap(self._loop, stall_s)
-                    await Nap(self._loop, self._faults.delay_s())
+                        await nap(self._loop, stall_s)
+                    await nap(self._loop, self._faults.delay_s())
                     for stored in found.messages[seen:]:
                         seen = stored.seq
                         await handler(stored)
