@@ -239,6 +239,9 @@ def _waiting_for(job: jobs.Job, candidates: list[schedule.Candidate], now_ms: in
             return f"the deposit to be final on the chain; node {job.attempts[-1].node_id} prepares the job meanwhile"
         case "leased" if job.job.serve:
             return f"node {job.attempts[-1].node_id} to fetch the model, and to load it"
+        case "leased" if job.attempts[-1].started_at_ms is None:
+            node_id = job.attempts[-1].node_id
+            return f"node {node_id} to fetch the data, to read it, and to make the first step of attempt {job.attempt}"
         case "leased":
             return f"node {job.attempts[-1].node_id} to deliver attempt {job.attempt}"
         case "checking":

@@ -1,7 +1,10 @@
 """Bytes to Structs and back. One decode() for everything that comes from outside."""
 
 import math
-from typing import Any, TypeVar
+import re
+import typing
+from collections.abc import Iterator
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -44,12 +47,39 @@ def decode(kind: type[T], payload: bytes, content_type: str = JSON, max_bytes: i
         if content_type == MSGPACK and strange(payload) & NOT_FINITE:  # walking costs more than decoding
             _refuse_non_finite(message, "$")
     except msgspec.ValidationError as error:
-        raise BadMessage(str(error)[:500]) from None
+        raise BadMessage(_retold(str(error), kind)[:500]) from None
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise BadMessage(f"expected {content_type}: {error}"[:500]) from None
     except RecursionError:
         raise BadMessage("nested too deep") from None
     return message
+
+
+def _retold(said: str, kind: Any) -> str:
+    """msgspec's sentence, with what would be right where it names only the wrong one of a few words."""
+    text, _, place = said.partition(" - at ")
+    if not text.startswith("Invalid enum value"):
+        return said
+    kinds = [kind]
+    for key in re.findall(r"\.(\w+)", place):
+        kinds = [typing.get_type_hints(one).get(key) for each in kinds for one in _parts(each) if isinstance(one, type)]
+    expected = choices(tuple(kinds))
+    return f"{text}; expected one of {', '.join(expected)} - at {place}" if expected else said
+
+
+def choices(kind: Any) -> list[str]:
+    """The values of a Literal, also of one inside a union or list, or of a tuple of types."""
+    return [str(value) for one in _parts(kind) if typing.get_origin(one) is Literal for value in typing.get_args(one)]
+
+
+def _parts(kind: Any) -> Iterator[Any]:
+    """What a type is made of: the parts of unions, lists, annotated types and tuples of types; or itself."""
+    inner = kind if isinstance(kind, tuple) else typing.get_args(kind)
+    if not inner or typing.get_origin(kind) is Literal:
+        yield kind
+    else:
+        for part in inner:
+            yield from _parts(part)
 
 
 def _refuse_non_finite(value: Any, path: str) -> None:

@@ -16,6 +16,7 @@ from msgspec import Meta, Struct
 from cyxcore.errors import SpecError
 from cyxcore.spec import DataFormat, DataSpec, OptimizerSpec, Positive, ScheduleSpec, TrainingSpec
 from cyxcore.transforms import KINDS
+from cyxnet.codec import choices
 from cyxnet.messages import CheckpointPolicy, Name
 
 MAX_FILE_BYTES = 4_000_000
@@ -192,7 +193,7 @@ def _retell(said: str, table: dict[str, Any]) -> str:
     wanted = wanted.removesuffix(" | null")  # TOML has none
     wanted = re.sub(r"\b(int|float|str|bool|array)\b", lambda word: WORDS[word[0]], wanted)
     if text.startswith("Invalid enum value"):
-        wanted = f"one of {', '.join(_choices(kind))}"
+        wanted = f"one of {', '.join(choices(kind))}"
     return f"{place or 'the file'}: expected {wanted}, got {json.dumps(value, default=str, ensure_ascii=False)[:60]}"
 
 
@@ -207,13 +208,6 @@ def _at(place: str, table: dict[str, Any]) -> tuple[Any, Any]:
         if index and isinstance(value, dict) and value.get("kind") in KINDS:
             kind = KINDS[value["kind"]]
     return kind, value
-
-
-def _choices(kind: Any) -> list[str]:
-    """The values of a Literal, also of one inside a union."""
-    if typing.get_origin(kind) is Literal:
-        return [str(value) for value in typing.get_args(kind)]
-    return [choice for inner in typing.get_args(kind) for choice in _choices(inner)]
 
 
 def one_line(error: BaseException) -> str:

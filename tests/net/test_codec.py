@@ -30,6 +30,20 @@ def test_an_unknown_field_is_refused_by_name():
         decode(m.JobRef, b'{"job_idd": "abc"}')
 
 
+@pytest.mark.parametrize(
+    ("kind", "payload", "words"),
+    [
+        (m.QuoteRequest, b'{"job": {"training": {"loss": "ce"}}}', "'ce'; expected one of cross_entropy, "),
+        (m.QuoteRequest, b'{"job": {"training": {"metrics": ["acc"]}}}', "'acc'; expected one of accuracy, "),
+        (m.QuoteRequest, b'{"job": {"training": {"schedule": {"name": "cos"}}}}', "'cos'; expected one of constant, "),
+        (m.JobListRequest, b'{"status": "done"}', "'done'; expected one of .*completed"),
+    ],
+)
+def test_of_a_wrong_word_the_right_ones_are_told(kind, payload, words):
+    with pytest.raises(BadMessage, match=f"Invalid enum value {words}.* - at `"):
+        decode(kind, payload)
+
+
 def test_a_job_id_with_a_trailing_newline_is_refused():
     with pytest.raises(BadMessage):
         decode(m.JobRef, b'{"job_id": "abc\\n"}')

@@ -5,7 +5,7 @@ import io
 import json
 import re
 from collections.abc import AsyncIterator
-from typing import cast
+from typing import Literal, cast
 
 import msgspec
 import pytest
@@ -50,7 +50,7 @@ def test_the_first_step_is_not_told_behind_an_epoch_that_was_faster() -> None:
 
 
 class Queued:
-    """A client whose job waits for a node, until its reasons are used up."""
+    """A client whose job waits for a node, and then for its first step, until its reasons are used up."""
 
     def __init__(self, reasons: list[str]) -> None:
         self.reasons, self.asked = reasons, 0
@@ -63,13 +63,15 @@ class Queued:
         reason = self.reasons.pop(0) if self.reasons else None
         if reason is None:
             self._told.set()
-        return ExplainReply(job_id=job_id, status="queued" if reason else "leased", decisions=[], waiting_for=reason)
+        status: Literal["queued", "leased"] = "queued" if reason and "free" in reason else "leased"
+        return ExplainReply(job_id=job_id, status=status, decisions=[], waiting_for=reason)
 
     async def watch(self, job_id: str) -> AsyncIterator[Update]:
-        funded, leased, *_ = updates()
+        funded, leased, _, _, started, *_ = updates()
         yield funded
-        await self._told.wait()
         yield leased
+        await self._told.wait()
+        yield started
         asked = self.asked
         for _ in range(100):  # time enough to be asked again
             await asyncio.sleep(0)
@@ -79,11 +81,11 @@ class Queued:
 async def test_who_follows_a_job_that_waits_is_told_why_each_reason_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobs, "WAIT_TOLD_S", 0.0)
     out = io.StringIO()
-    none, busy = "a node: none is online", "a free node (node-1: busy with 1 of 1 runs)"
-    client = cast(AsyncClient, Queued([none, busy, busy, none]))
+    busy, begins = "a free node (node-1: busy with 1 of 1 runs)", "node node-1-aa to fetch the data"
+    client = cast(AsyncClient, Queued([busy, begins, begins, busy]))
     followed = [update.kind async for update in jobs.watched(client, JOB, PlainScreen(out))]
-    assert followed == ["Funded", "Leased"]
-    assert out.getvalue() == f"waits     for {none}\nwaits     for {busy}\n"
+    assert followed == ["Funded", "Leased", "Started"]
+    assert out.getvalue() == f"waits     for {busy}\nwaits     for {begins}\n"
 
 
 def test_a_job_as_json_is_every_update_as_it_came() -> None:
