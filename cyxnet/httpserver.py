@@ -13,7 +13,7 @@ import ssl
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -39,6 +39,7 @@ _FRAMING = re.compile(
 )
 # A head whose lines every reader ends at the same places, and reads as the same names.
 _PLAIN = re.compile(rb"(?:\r\n[-!#$%&'*+.^_`|~0-9A-Za-z]++:[\t\x20-\x7e\x80-\xff]*+)*+\r\n")
+_HOST = re.compile(rb"\r\nhost:", re.IGNORECASE)
 PIECE_BYTES = 65_536  # of a body that is waited for before anybody is asked
 TOO_LONG = f"expected a head of at most {HEAD_BYTES} bytes"
 
@@ -131,6 +132,7 @@ class Patient(HttpToolsProtocol):
     address: str | None = None  # that it counts for; set by who has counted it already
     _head_bytes = 0  # of a head that is not whole yet, beyond the piece that it began in behind another request
     _in_head = _in_request = False  # of the bytes that came last
+    _wrong = ""  # with the head that came last
     _ended_one = False  # the bytes that came last had the end of a request
     _pipelines = False  # it has sent a request before the one before was answered
     _begun: Begun | None = None  # what is being answered without ASGI
@@ -265,8 +267,18 @@ class Patient(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._head_bytes, self._in_head = 0, False
         if len(self.url) + sum([len(name) + len(value) for name, value in self.headers]) > HEAD_BYTES:
-            raise ValueError(TOO_LONG)  # which the parser answers with 400
+            self._refuse_head(TOO_LONG)
+        hosts = sum(name == b"host" for name, _ in self.headers)
+        if hosts > 1 or (not hosts and self.parser.get_http_version() != "1.0"):
+            self._refuse_head(f"expected one Host header, got {hosts}")  # RFC 9112, section 3.2
         super().on_headers_complete()
+
+    def _refuse_head(self, why: str) -> NoReturn:
+        self._wrong = why
+        raise ValueError(why)  # which the parser answers with 400
+
+    def send_400_response(self, msg: str) -> None:
+        super().send_400_response(self._wrong or msg)
 
     def on_message_complete(self) -> None:
         self._in_request, self._ended_one = False, True
@@ -321,12 +333,13 @@ class Patient(HttpToolsProtocol):
 
 
 def body_bytes(head: bytes) -> int:
-    """How long the body behind a plain head is; -1 behind another one."""
+    """How long the body behind a plain head is; -1 behind another one. A plain one names one host."""
     known = _known_heads.get(head)
     if known is not None:
         return known
     told = _FRAMING.findall(head)
-    found = int(told[0]) if len(told) == 1 and told[0] and _PLAIN.fullmatch(head) else -1
+    is_plain = len(told) == 1 and told[0] and len(_HOST.findall(head)) == 1 and _PLAIN.fullmatch(head)
+    found = int(told[0]) if is_plain else -1
     return remember(_known_heads, head, found)
 
 

@@ -649,8 +649,27 @@ async def test_a_head_that_is_too_long_or_broken_is_refused(central):
     long = b"GET /livez HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 100_000 + b"\r\n\r\n"
     smuggled = b"POST /livez HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
     for sent in (long, smuggled, b"GET / HTTP/9.9\r\n\r\n"):
-        assert (await raw(central, sent)).startswith(b"HTTP/1.1 400")
+        said = await raw(central, sent)
+        assert said.startswith(b"HTTP/1.1 400")
+        assert (b"expected a head of at most" in said) == (sent == long)
     assert (await central.http.get("/livez")).status_code == 200
+
+
+HOSTS = {
+    "none": (b"HTTP/1.1\r\n", b"400"),
+    "none, and more headers": (b"HTTP/1.1\r\nX-Host: x\r\n", b"400"),
+    "two": (b"HTTP/1.1\r\nHost: x\r\nhost: x\r\n", b"400"),
+    "one": (b"HTTP/1.1\r\nhost: x\r\nConnection: close\r\n", b"200"),
+    "one that is empty": (b"HTTP/1.1\r\nHost:\r\nConnection: close\r\n", b"200"),
+    "none, of HTTP/1.0": (b"HTTP/1.0\r\n", b"200"),
+}
+
+
+@pytest.mark.parametrize("head, status", HOSTS.values(), ids=HOSTS)
+async def test_a_request_names_one_host(central, head, status):
+    said = await raw(central, b"GET /livez " + head + b"\r\n")
+    assert said.split(b" ")[1] == status
+    assert (b"expected one Host header, got" in said) == (status == b"400")
 
 
 async def test_connections_of_one_address_are_bounded(central):

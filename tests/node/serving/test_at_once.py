@@ -210,12 +210,17 @@ async def test_a_key_is_asked_for_and_counted():
 
 def test_a_head_that_says_how_its_connection_goes_on_is_no_plain_one():
     for line in (b"Connection: close", b"Proxy-Connection: close", b"Upgrade: h2c", b"Expect: 100-continue"):
-        assert httpserver.body_bytes(b"\r\n%b\r\nContent-Length: 7\r\n" % line) == -1
+        assert httpserver.body_bytes(b"\r\nHost: x\r\n%b\r\nContent-Length: 7\r\n" % line) == -1
+
+
+@pytest.mark.parametrize("hosts", [b"", b"\r\nHost: x\r\nHOST: y", b"\r\nX: Host:"])
+def test_a_head_without_one_host_is_no_plain_one(hosts):
+    assert httpserver.body_bytes(b"%b\r\nContent-Length: 7\r\n" % hosts) == -1
 
 
 def test_no_key_is_kept_with_the_heads_that_are_remembered():
     for name in (b"Authorization", b"cookie", b"X-Api-Key", b"api-KEY", b"Proxy-Authorization", b"X-Auth-Token"):
-        head = b"\r\n%b: Bearer secret\r\nContent-Length: 7\r\n" % name
+        head = b"\r\nHost: x\r\n%b: Bearer secret\r\nContent-Length: 7\r\n" % name
         assert httpserver.body_bytes(head) == 7
     assert not [head for head in httpserver._known_heads if b"secret" in head]
 
@@ -231,6 +236,6 @@ async def test_no_key_is_kept_by_a_server_that_asks_for_none():
 
 def test_the_heads_that_are_remembered_are_bounded():
     for number in range(2 * KEPT_HEADS):
-        head = b"\r\nX: %d\r\nContent-Length: 7\r\n" % number
+        head = b"\r\nHost: x\r\nX: %d\r\nContent-Length: 7\r\n" % number
         assert httpserver.body_bytes(head) == 7 and app._told(head) == (b"application/json", b"", None)
         assert max(len(httpserver._known_heads), len(app._known_heads)) <= KEPT_HEADS
