@@ -95,7 +95,7 @@ def split(x: Any, size: int | Sequence[int], /, *, axis: int = 0) -> list[Any]:
 def logsumexp(x: Any, /, *, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Any:
     """log(sum(exp(x))), without overflow."""
     value = to_inexact(value_of("logsumexp", x))
-    most = value.max(axis, keepdims=True)
+    most = value.detach().max(axis, keepdims=True)  # whose gradient, of the difference and of the sum, is 0
     most = where(_finite(most), most, 0.0)  # of infinities alone the difference would be NaN
     result = (value - most).exp().sum(axis, keepdims=True).log() + most
     return result if keepdims else result.squeeze(value._axes(axis))
