@@ -565,11 +565,14 @@ RULES["log_softmax"] = lambda g, x, y, a: (g - y.exp() * g.sum(a["axis"], keepdi
 
 @rule("cross_entropy_grad")
 def _cross_entropy_grad(g: Any, x: Sequence[Any], y: Any, attrs: Mapping[str, Any]) -> Sequence[Any]:
-    """Of f (softmax(logits) - one_hot(label)) per row, f being the gradient of the row's loss."""
+    """Of f (softmax(logits) - one_hot(label)) per label, f being the gradient of its loss."""
     factor, logits, labels = x
     share = apply("softmax", logits, axis=1)
     weighted = g * factor.expand_dims(1)
-    of_factor = (g * (share - apply("one_hot", labels, depth=logits.shape[1]).astype(g.dtype))).sum(1)
+    hits = apply("one_hot", labels, depth=logits.shape[1]).astype(g.dtype)
+    if logits.ndim > 2:
+        hits = hits.permute(0, logits.ndim - 1, *range(1, logits.ndim - 1))
+    of_factor = (g * (share - hits)).sum(1)
     return of_factor, share * (weighted - (weighted * share).sum(1, keepdims=True)), None
 
 

@@ -278,16 +278,16 @@ def softmax(op: str, shapes: tuple[Shape, ...], dtypes: tuple[str, ...], attrs: 
 
 
 def cross_entropy(op: str, shapes: tuple[Shape, ...], dtypes: tuple[str, ...], attrs: Attrs) -> Typed:
-    """(logits, labels), with the gradient of the rows before them in cross_entropy_grad."""
+    """(logits, labels), with the gradient of the losses before them in cross_entropy_grad."""
     logits, labels = shapes[-2:]
     accept(f"{op} labels", dtypes[-1:], INDICES)
     dtype = accept(op, dtypes[:-1], FLOATS)
-    if len(logits) != 2 or labels != logits[:1] or logits[1] == 0:
-        raise ShapeError(f"{op}: expected logits (N, classes) and labels (N,), got {logits} and {labels}")
+    if len(logits) < 2 or labels != logits[:1] + logits[2:] or logits[1] == 0:
+        raise ShapeError(f"{op}: expected logits (N, classes, ...) and labels (N, ...), got {logits} and {labels}")
     if len(shapes) == 2:
         return labels, dtype
     if shapes[0] != labels:
-        raise ShapeError(f"{op}: expected a gradient (N,) = {labels}, got {shapes[0]}")
+        raise ShapeError(f"{op}: expected a gradient of the labels' shape {labels}, got {shapes[0]}")
     return logits, dtype
 
 

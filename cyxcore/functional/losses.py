@@ -11,6 +11,8 @@ from cyxcore.functional.basic import log_softmax, looked_up, maximum, minimum, p
 from cyxcore.inplace import InPlace
 from cyxcore.values import Value, apply, composed
 
+LEAST_ABREAST = 8  # of what has its classes one below the other, which goes by columns; fewer are made rows
+
 
 def _same(name: str, a: Any, b: Any) -> None:
     """A silent broadcast in a loss is nearly always a mistake."""
@@ -49,7 +51,7 @@ def cross_entropy(
         return cross_entropy(logits.expand_dims(0), target, reduction, **options).reshape(())
     if labels.dtype in FLOATS and labels.shape == logits.shape:
         return _of_probabilities(logits, labels, reduction, weight, label_smoothing)
-    if logits.ndim > 2:
+    if logits.ndim > 2 and (label_smoothing or math.prod(labels.shape[1:]) < LEAST_ABREAST):
         rows, flat = _by_row(logits), labels.reshape(-1)
         options = {"weight": weight, "ignore_index": ignore_index, "label_smoothing": label_smoothing}
         result = cross_entropy(rows, flat, reduction, **options)
@@ -107,13 +109,13 @@ def _known(name: str, logits: Any, labels: Any, ignore_index: int | None) -> tup
         ignored = -100 if ignore_index is None and labels.is_compiled else ignore_index
         counted = None if ignored is None else labels != ignored
         labels = labels if counted is None else where(counted, labels, 0)
-        return logits._check_indices(labels, logits.shape[-1]), counted
+        return logits._check_indices(labels, logits.shape[1]), counted
     ignored = -100 if ignore_index is None else ignore_index
     least, most = _bounds(labels)
     counts: Any = labels != ignored if least <= ignored <= most else None
     if counts is None or counts.all().item():  # the plain loss is one kernel
-        return known_classes(name, labels, logits.shape[-1]), None
-    return known_classes(name, where(counts, labels, 0), logits.shape[-1]), counts
+        return known_classes(name, labels, logits.shape[1]), None
+    return known_classes(name, where(counts, labels, 0), logits.shape[1]), counts
 
 
 def _bounds(labels: Any) -> tuple[int, int]:

@@ -256,13 +256,13 @@ def _log_softmax(attrs: Mapping[str, Any], x: Array) -> Any:
 
 @kernel("cross_entropy")
 def _cross_entropy(attrs: Mapping[str, Any], logits: Array, labels: Array) -> Any:
-    return -_log_softmax({"axis": 1}, logits)[np.arange(len(labels)), labels]
+    return -np.take_along_axis(_log_softmax({"axis": 1}, logits), labels[:, None], 1)[:, 0]
 
 
 @kernel("cross_entropy_grad")
 def _cross_entropy_grad(attrs: Mapping[str, Any], g: Array, logits: Array, labels: Array) -> Any:
     result = _softmax({"axis": 1}, logits)
-    result[np.arange(len(labels)), labels] -= 1
+    np.put_along_axis(result, labels[:, None], np.take_along_axis(result, labels[:, None], 1) - 1, 1)
     return result * g[:, None]
 
 

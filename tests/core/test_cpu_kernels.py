@@ -222,12 +222,14 @@ def reduction_cases() -> Iterator[Case]:
                     {"axis": axis},
                     tolerance=1e-6 if dtype == "float32" else 1e-14,
                 )
-    for rows, classes in ((1, 1), (5, 10), (64, 150), (0, 4)):
-        labels = np.random.default_rng(3).integers(0, classes, rows)
+    several = (2, 1, 3), (3, 21, 5, 7), (2, 150, 1, 40), (2, 3, 0)
+    for rows, classes, *pixels in ((1, 1), (5, 10), (64, 150), (0, 4), *several):
+        labels = np.random.default_rng(3).integers(0, classes, (rows, *pixels))
         for dtype in FLOATS:
-            logits, tolerance = values((rows, classes), dtype), 1e-6 if dtype == "float32" else 1e-14
+            logits, tolerance = values((rows, classes, *pixels), dtype), 1e-6 if dtype == "float32" else 1e-14
             yield Case("cross_entropy", [logits, labels], tolerance=tolerance)
-            yield Case("cross_entropy_grad", [values((rows,), dtype, seed=1), logits, labels], tolerance=tolerance)
+            upstream = values(labels.shape, dtype, seed=1)
+            yield Case("cross_entropy_grad", [upstream, logits, labels], tolerance=tolerance)
 
 
 def movement_cases() -> Iterator[Case]:
@@ -363,6 +365,7 @@ BIG = [
     Case("log_softmax", [values((40, 21, 333))], {"axis": 1}),
     *[Case("cumulative_sum", [values((37, 70, 41))], {"axis": axis}) for axis in (0, 1, 2)],
     Case("cross_entropy_grad", [values((900,)), values((900, 130)), np.arange(900) % 130]),
+    Case("cross_entropy_grad", [values((9, 500)), values((9, 21, 500)), np.arange(4500).reshape(9, 500) % 21]),
     Case("matmul", [values((130, 600)), values((600, 90))], {"transpose_a": False, "transpose_b": False}),
     Case("matmul", [values((300, 1100)), values((1100, 90))], {"transpose_a": False, "transpose_b": False}),
     Case("matmul", [values((600, 130)), values((90, 600))], {"transpose_a": True, "transpose_b": True}),
@@ -1208,10 +1211,28 @@ def test_losses_of_many_rows_have_the_bits_of_each_row_alone(isa: str, dtype: st
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
+def test_losses_of_pixels_have_the_bits_of_those_of_rows(isa: str, dtype: str) -> None:
+    """Classes that lie below each other go by columns, in the lanes of vectors."""
+    for classes, pixels in ((1, 20), (2, 64), (17, 3), (21, 131), (129, 40), (1030, 19)):
+        logits, upstream = 30 * values((2, classes, pixels), dtype), values((2, pixels), dtype, seed=1)
+        logits[1, 0, 0], logits[1, -1, 1], logits[0, :, 2] = np.nan, np.inf, -np.inf
+        labels = np.arange(2 * pixels).reshape(2, pixels) * 5 % classes
+        rows = np.ascontiguousarray(logits.transpose(0, 2, 1)).reshape(-1, classes)
+        losses, gradients, of_row, of_rows = (np.empty_like(x) for x in (upstream, logits, upstream.ravel(), rows))
+        cpu.call("cross_entropy", losses, [logits, labels], {})
+        cpu.call("cross_entropy_grad", gradients, [upstream, logits, labels], {})
+        cpu.call("cross_entropy", of_row, [rows, labels.ravel()], {})
+        cpu.call("cross_entropy_grad", of_rows, [upstream.ravel(), rows, labels.ravel()], {})
+        assert same_bits(losses.ravel(), of_row)
+        assert same_bits(gradients.transpose(0, 2, 1).reshape(-1, classes), of_rows)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("op", ["softmax", "log_softmax"])
 def test_a_softmax_over_any_axis_has_the_bits_of_one_over_the_last(isa: str, dtype: str, op: str) -> None:
-    """Columns of up to 128 numbers go side by side in lanes of vectors; longer ones, and few, are turned into rows."""
-    for terms, columns in ((1, 20), (2, 64), (17, 3), (21, 131), (128, 40), (129, 40), (1030, 19), (70_000, 2)):
+    """Columns go side by side in lanes of vectors; few, and those of more than 8,192 numbers, are turned into rows."""
+    shapes = (1, 20), (2, 64), (17, 3), (21, 131), (128, 40), (129, 40), (1030, 19), (3100, 9), (70_000, 2)
+    for terms, columns in shapes:
         x = 30 * values((2, terms, columns), dtype)
         x[1, 0, 0], x[1, -1, 1], x[0, :, 2 % columns] = np.nan, np.inf, -np.inf
         rows = np.ascontiguousarray(x.transpose(0, 2, 1))

@@ -90,6 +90,15 @@ def test_a_function_and_its_gradient(name: str) -> None:
     np.testing.assert_allclose(ours.grad.numpy(), theirs.grad.numpy(), rtol=1e-4, atol=1e-5)
 
 
+def test_the_gradient_of_logsumexp_is_softmax_also_where_several_are_the_greatest() -> None:
+    x = floats(40, 30)
+    x[:, 7] = x[:, 3] = x.max(1)
+    ours = cx.tensor(x, requires_grad=True)
+    cx.logsumexp(ours, axis=1).sum().backward()
+    powers = (cx.tensor(x) - cx.tensor(x).max(1, keepdims=True)).exp()
+    assert ours.grad.numpy().tobytes() == (powers * (1.0 / powers.sum(1, keepdims=True))).numpy().tobytes()
+
+
 @pytest.mark.parametrize("name", ["logsumexp", "logsumexp of all", "split", "sizes", "scatter_add"])
 def test_a_function_traces(name: str) -> None:
     x = cx.tensor(floats(3, 5))

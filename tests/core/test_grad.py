@@ -104,6 +104,8 @@ CASES: list[tuple[str, list[np.ndarray], dict[str, Any]]] = [
     *((op, [real(2, 3, 4)], {"axis": axis}) for op in ("softmax", "log_softmax") for axis in (0, 1, 2)),
     ("cross_entropy", [real(4, 3), np.array([2, 0, 1, 1])], {}),
     ("cross_entropy_grad", [real(3), real(3, 4), np.array([1, 0, 3])], {}),
+    ("cross_entropy", [real(2, 3, 2, 2), np.array([[[2, 0], [1, 1]], [[0, 2], [0, 1]]])], {}),
+    ("cross_entropy_grad", [real(2, 2), real(2, 3, 2), np.array([[1, 0], [2, 2]])], {}),
     *((op, [apart(2, 3, 3)], {}) for op in ("inv", "det", "slogdet", "svdvals")),
     *((op, [real(3, 3)], {"full": True}) for op in ("svd", "qr")),
     *((op, [real(2, 4, 3)], {"full": False}) for op in ("svd", "qr")),

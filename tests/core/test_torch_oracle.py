@@ -193,7 +193,7 @@ def test_clipping_by_norm() -> None:
         {"weight": [0.5, 2.0, 1.0, 3.0], "ignore_index": 2, "label_smoothing": 0.2},
     ],
 )
-@pytest.mark.parametrize("extra", [(), (3,)])
+@pytest.mark.parametrize("extra", [(), (3,), (2, 5)])
 def test_cross_entropy_and_its_gradient(extra: tuple[int, ...], options: dict[str, Any], reduction: str) -> None:
     rng = np.random.default_rng(0)
     x, labels = rng.normal(size=(6, 4, *extra)).astype(np.float32), rng.integers(0, 4, (6, *extra))

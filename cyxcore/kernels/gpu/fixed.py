@@ -133,29 +133,30 @@ def _label(labels, j, inside, n, fault):
 
 
 @triton.jit
-def cross_entropy(x, labels, out, fault, rows, n, BJ: tl.constexpr, BN: tl.constexpr):
-    """Per row of logits (rows, n): log(sum(exp(x))) - x[label]."""
+def cross_entropy(x, labels, out, fault, rows, n, inner, BJ: tl.constexpr, BN: tl.constexpr):
+    """Per label of logits (rows / inner, n, inner): log(sum(exp(x))) - x[label]."""
     j = tl.program_id(0).to(tl.int64) * BJ + tl.arange(0, BJ)
     inside = j < rows
-    base = x + j * n
-    top, total = _row_statistics(base, n, 1, inside, BJ, BN)
+    base = x + j // inner * n * inner + j % inner
+    top, total = _row_statistics(base, n, inner, inside, BJ, BN)
     label = _label(labels, j, inside, n, fault)
-    picked = tl.load(base + label, mask=inside, other=0)
+    picked = tl.load(base + label * inner, mask=inside, other=0)
     tl.store(out + j, log(total) - (picked - top), mask=inside)
 
 
 @triton.jit
-def cross_entropy_grad(g, x, labels, out, fault, rows, n, BJ: tl.constexpr, BN: tl.constexpr):
-    """(softmax(x) - one_hot(label)) * g per row."""
+def cross_entropy_grad(g, x, labels, out, fault, rows, n, inner, BJ: tl.constexpr, BN: tl.constexpr):
+    """(softmax(x) - one_hot(label)) * g per label."""
     j = tl.program_id(0).to(tl.int64) * BJ + tl.arange(0, BJ)
     inside = j < rows
-    top, total = _row_statistics(x + j * n, n, 1, inside, BJ, BN)
+    start = j // inner * n * inner + j % inner
+    top, total = _row_statistics(x + start, n, inner, inside, BJ, BN)
     label = _label(labels, j, inside, n, fault)
     scale = tl.load(g + j, mask=inside, other=0)
     for k0 in range(0, n, BN):
         k = k0 + tl.arange(0, BN)
         here = inside[:, None] & (k < n)[None, :]
-        at = (j * n)[:, None] + k[None, :]
+        at = start[:, None] + k[None, :] * inner
         v = tl.load(x + at, mask=here, other=0) - top[:, None]
         share = div(exp(v), tl.zeros_like(v) + total[:, None])
         share = tl.where(label[:, None] == k[None, :], share - 1, share)

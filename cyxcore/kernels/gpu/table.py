@@ -221,18 +221,20 @@ TABLE.update(softmax=_softmax(False), log_softmax=_softmax(True))
 @row("cross_entropy")
 def _cross_entropy(rt: Runtime, out: Array, inputs: Sequence[Array], attrs: Mapping[str, Any]) -> list[Launch]:
     logits, labels = inputs
-    rows, n = logits.shape
-    bj, bn = _tile(rows, n, 1)
-    args = [logits, labels, out, rt.fault("cross_entropy"), rows, n]
+    outer, n, inner = _around(logits.shape, 1)
+    rows = outer * inner
+    bj, bn = _tile(rows, n, inner)
+    args = [logits, labels, out, rt.fault("cross_entropy"), rows, n, inner]
     return [rt.kernel(fixed.cross_entropy, (ceil_div(rows, bj),), args, {"BJ": bj, "BN": bn})]
 
 
 @row("cross_entropy_grad")
 def _cross_entropy_grad(rt: Runtime, out: Array, inputs: Sequence[Array], attrs: Mapping[str, Any]) -> list[Launch]:
     g, logits, labels = inputs
-    rows, n = logits.shape
-    bj, bn = _tile(rows, n, 1)
-    args = [g, logits, labels, out, rt.fault("cross_entropy_grad"), rows, n]
+    outer, n, inner = _around(logits.shape, 1)
+    rows = outer * inner
+    bj, bn = _tile(rows, n, inner)
+    args = [g, logits, labels, out, rt.fault("cross_entropy_grad"), rows, n, inner]
     return [rt.kernel(fixed.cross_entropy_grad, (ceil_div(rows, bj),), args, {"BJ": bj, "BN": bn})]
 
 

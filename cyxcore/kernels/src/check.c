@@ -359,9 +359,10 @@ static cyx_status check_loss(cyx_call *call) {
     int gradient = call->op == CYX_OP_cross_entropy_grad;
     const cyx_array *logits = &call->in[gradient], *labels = &call->in[1 + gradient];
     const cyx_array *rows = gradient ? &call->in[0] : &call->out;
-    if (logits->ndim != 2 || labels->ndim != 1 || labels->shape[0] != logits->shape[0] ||
-        !same_shape(rows, labels) || (gradient && !same_shape(&call->out, logits)))
-        return bad_inputs(call, "logits (N, C), labels (N,) and one loss per row");
+    int fits = logits->ndim >= 2 && labels->ndim == logits->ndim - 1 && labels->shape[0] == logits->shape[0];
+    for (int d = 1; fits && d < labels->ndim; d++) fits = labels->shape[d] == logits->shape[d + 1];
+    if (!fits || !same_shape(rows, labels) || (gradient && !same_shape(&call->out, logits)))
+        return bad_inputs(call, "logits (N, C, ...), labels (N, ...) and one loss per label");
     call->work = 12.0 * (double)logits->size;
     return CYX_OK;
 }

@@ -97,8 +97,15 @@ static inline __attribute__((always_inline)) __m256 erf_8(__m256 x) {
 ROW_OF_8(exp_8)
 ROW_OF_8(sigmoid_8)
 ROW_OF_8(erf_8)
+
+/* out = e**(x - shift) of n numbers, a multiple of 8, each less a number of its own. */
+static inline void exp_8_less(float *out, const float *x, const float *shift, int64_t n) {
+    for (int64_t i = 0; i < n; i += 8)
+        _mm256_storeu_ps(out + i, exp_8(_mm256_sub_ps(_mm256_loadu_ps(x + i), _mm256_loadu_ps(shift + i))));
+}
 #undef ALL
 #define EXP_ROW exp_8_row
+#define EXP_LESS exp_8_less
 #define SIGMOID_ROW sigmoid_8_row
 #define LOG_ROW log_8_row
 #define ERF_ROW erf_8_row

@@ -20,6 +20,13 @@ enum { BLOCK_ROWS = 32, GROUP_BLOCKS = 64, RUN_BLOCK = CYX_RUN_BLOCK, TREE_DEPTH
 #define MIN_S(a, b) ((a) <= (b) || (a) != (a) ? (a) : (b))
 #define MIN_V(a, b) SELECT(((a) <= (b)) | ((a) != (a)), a, b)
 
+/* The greater of two, in any order of NaN. */
+#if defined(QUICK_MAX)
+#define GREATER(a, b) QUICK_MAX(a, b)
+#else
+#define GREATER(a, b) SELECT((b) > (a), b, a)
+#endif
+
 /* The lanes of a vector, folded in halves. */
 #define LANES_OF(FOLD, JOIN_V)                                                                               \
     static inline T NAME(FOLD##_lanes)(V whole) {                                                            \

@@ -1,4 +1,4 @@
-/* softmax, log_softmax, and the cross-entropy of class labels with its gradient, a row at a time. */
+/* softmax, log_softmax, and the cross-entropy of class labels with its gradient, a row or some columns at a time. */
 
 /* out = e**(x - shift). Whole chunks of 16, the last one padded: a row of ten costs one vector, not ten
  * scalars. */
@@ -19,6 +19,17 @@ static void NAME(exp_row)(T *out, const T *x, T shift, int64_t n) {
     memcpy(out + i, rest, sizeof(T) * (size_t)(n - i));
 }
 
+/* out = e**(x - shift), each less a number of its own. */
+static inline void NAME(exp_less)(T *out, const T *x, const T *shift, int64_t n) {
+#if defined(EXP_LESS)
+    if (sizeof(T) == sizeof(float)) {
+        EXP_LESS((float *)out, (const float *)x, (const float *)shift, n);
+        return;
+    }
+#endif
+    INDEPENDENT for (int64_t i = 0; i < n; i++) out[i] = NAME(exp)(x[i] - shift[i]);
+}
+
 static void NAME(log_row)(T *x, int64_t n) {
 #if defined(LOG_ROW)
     if (sizeof(T) == sizeof(float)) {
@@ -35,10 +46,13 @@ enum {
     LOGS_AT_ONCE = 64,
     VANISHING = 1000, /* e**-1000 is 0 in any type */
     MOST_CLASSES = 48, /* of rows of logits that go side by side, one in each lane */
-    LANES_FOLDED = 16, /* of a sum of as few terms: reduce.inl */
-    FEW_TERMS = 128,
-    MOST_POWERS = 256,   /* vectors that columns of FEW_TERMS are made in */
-    VECTORS_ABREAST = 4, /* of columns */
+    FEW_TERMS = 128, /* of a sum in LANES_FOLDED lanes; more have LANES_OF_RUN: reduce.inl */
+    LANES_FOLDED = 16,
+    LANES_OF_RUN = 64,
+    MOST_COLUMN = 8192, /* numbers of a column that goes in a lane instead of becoming a row */
+    COLUMNS_NEAR = 4096, /* vectors of columns: half of the second cache, with what they are made of */
+    VECTORS_ABREAST = 8, /* of columns */
+    LONG_ABREAST = 4,    /* of columns of more than FEW_TERMS, whose many lanes stay in the nearest cache */
     MOST_TURNED = 1 << 16, /* elements */
     SOFTMAX_ROWS = 8,
     SOFTMAX_NEAR = 2048 /* elements of the rows that are made together: with what comes out they stay in the nearest cache */
@@ -63,6 +77,63 @@ static int64_t NAME(shown)(const T *x, T greatest, int64_t n) {
     return n;
 }
 
+/* lanes += e**(x - shift), `count` vectors at a time, as often as they go whole into n numbers. Returns how many numbers that
+ * were. The powers go to `out`, or where they are not kept to its beginning, over each other. */
+static inline __attribute__((always_inline)) int64_t NAME(add_powers)(V *lanes, T *out, const T *x, T shift, int64_t n,
+                                                                      const int count, const int kept) {
+    int64_t i = 0;
+    for (; i + count * VN <= n; i += count * VN) {
+#if defined(VECTOR_MATH)
+        if (sizeof(T) == sizeof(float)) {
+            _Pragma("GCC unroll 4") for (int v = 0; v < count; v++) {
+                __m512 made = exp_16(_mm512_sub_ps(_mm512_loadu_ps((const float *)x + i + v * VN), ALL((float)shift)));
+                if (kept) _mm512_storeu_ps((float *)out + i + v * VN, made);
+                lanes[v] += (V)made;
+            }
+            continue;
+        }
+#endif
+        T *made = out + (kept ? i : 0);
+        NAME(exp_row)(made, x + i, shift, count * VN);
+        _Pragma("GCC unroll 16") for (int v = 0; v < count; v++) lanes[v] += *(const V *)(made + v * VN);
+    }
+    return i;
+}
+
+/* The sum, in the order of sum_block16() or sum_block64(), of e**(x - shift) of n numbers. */
+#define SUM_POWERS(WIDTH)                                                                                    \
+    static inline __attribute__((always_inline)) T NAME(sum_powers##WIDTH)(T *out, const T *x, T shift,      \
+                                                                           int64_t n, const int kept) {      \
+        enum { VECTORS = WIDTH / VN };                                                                       \
+        V lanes[VECTORS];                                                                                    \
+        for (int v = 0; v < VECTORS; v++) lanes[v] = (V){0};                                                 \
+        int64_t i = NAME(add_powers)(lanes, out, x, shift, n, VECTORS, kept);                                \
+        if (i < n) {                                                                                         \
+            T *made = out + (kept ? i : 0);                                                                  \
+            NAME(exp_row)(made, x + i, shift, n - i);                                                        \
+            _Pragma("GCC unroll 16") for (int v = 0; v < VECTORS; v++) lanes[v] +=                           \
+                NAME(part)(made + v * VN, n - i - v * VN, 0);                                                \
+        }                                                                                                    \
+        _Pragma("GCC unroll 8") for (int half = VECTORS / 2; half; half /= 2)                                \
+            _Pragma("GCC unroll 16") for (int v = 0; v < half; v++) lanes[v] += lanes[v + half];             \
+        return NAME(sum_lanes)(lanes[0]);                                                                    \
+    }
+SUM_POWERS(16)
+SUM_POWERS(64)
+
+/* The same in the order of sum_run() of a row of n numbers, of which the first `shown` count. */
+static inline __attribute__((always_inline)) T NAME(sum_powers)(T *out, const T *x, T shift, int64_t n, int64_t shown,
+                                                               const int kept) {
+    if (n <= FEW_TERMS) return NAME(sum_powers16)(out, x, shift, shown, kept);
+    T tree[TREE_DEPTH];
+    int height = 0;
+    for (int64_t i = 0, count = 0; i < shown; i += RUN_BLOCK, count++) {
+        int64_t left = shown - i < RUN_BLOCK ? shown - i : RUN_BLOCK;
+        height = NAME(sum_push)(tree, height, count, NAME(sum_powers64)(out + (kept ? i : 0), x + i, shift, left, kept));
+    }
+    return height ? NAME(sum_finish)(tree, height) : 0;
+}
+
 /* Rows that follow each other, a stage of all before the next stage: within one, each stage waits for the one before. */
 static void NAME(softmax_rows)(T *out, const T *x, int64_t n, int64_t rows) {
     T greatest[SOFTMAX_ROWS], sum[SOFTMAX_ROWS];
@@ -70,27 +141,22 @@ static void NAME(softmax_rows)(T *out, const T *x, int64_t n, int64_t rows) {
     for (int64_t r = 0; r < rows; r++) greatest[r] = NAME(max_run)(x + r * n, n);
     for (int64_t r = 0; r < rows; r++) shown[r] = NAME(shown)(x + r * n, greatest[r], n);
     for (int64_t r = 0; r < rows; r++) {
-        NAME(exp_row)(out + r * n, x + r * n, greatest[r], shown[r]);
+        sum[r] = NAME(sum_powers)(out + r * n, x + r * n, greatest[r], n, shown[r], 1);
         for (int64_t i = shown[r]; i < n; i += VN) NAME(put_part)(out + r * n + i, (V){0}, n - i);
     }
-    for (int64_t r = 0; r < rows; r++) sum[r] = NAME(sum_run)(out + r * n, n);
     for (int64_t r = 0; r < rows; r++) {
-        T *row = out + r * n;
+        T *row = out + r * n, share = 1 / sum[r];
         if (!(sum[r] > 0)) shown[r] = n; /* there is NaN in it, and then in all of the row */
         for (int64_t i = 0; i < shown[r]; i += VN)
-            NAME(put_part)(row + i, NAME(part)(row + i, shown[r] - i, 0) / sum[r], shown[r] - i);
+            NAME(put_part)(row + i, NAME(part)(row + i, shown[r] - i, 0) * share, shown[r] - i);
     }
 }
 
-static void NAME(softmax_row)(T *out, const T *x, int64_t n, T *work) {
-    (void)work;
-    NAME(softmax_rows)(out, x, n, 1);
-}
+static void NAME(softmax_row)(T *out, const T *x, int64_t n) { NAME(softmax_rows)(out, x, n, 1); }
 
-static void NAME(log_softmax_row)(T *out, const T *x, int64_t n, T *work) {
-    T greatest = NAME(max_run)(x, n);
-    NAME(exp_row)(work, x, greatest, n);
-    T log_sum = NAME(log)(NAME(sum_run)(work, n));
+static void NAME(log_softmax_row)(T *out, const T *x, int64_t n) {
+    T work[LANES_OF_RUN], greatest = NAME(max_run)(x, n);
+    T log_sum = NAME(log)(NAME(sum_powers)(work, x, greatest, n, n, 0));
     INDEPENDENT for (int64_t i = 0; i < n; i++) out[i] = (x[i] - greatest) - log_sum;
 }
 
@@ -119,89 +185,117 @@ static inline __attribute__((always_inline)) void NAME(rows_to_columns)(T *to, i
     }
 }
 
-/* The sum, or the greatest, in each lane, of n <= 128 vectors in the order of sum_run() and max_run(); what these put in the
- * place of terms that are not there changes nothing. */
-#define FOLD_VECTORS(x, n, JOIN_V)                                                                           \
-    V folded[LANES_FOLDED];                                                                                  \
-    int64_t left = (n) < LANES_FOLDED ? (n) : LANES_FOLDED;                                                  \
-    for (int64_t i = 0; i < left; i++) folded[i] = (x)[i];                                                   \
-    for (int64_t i = left; i < (n); i++) folded[i % LANES_FOLDED] = JOIN_V(folded[i % LANES_FOLDED], (x)[i]); \
-    for (int64_t half = LANES_FOLDED / 2; half; half /= 2)                                                   \
-        for (int64_t i = 0; i < half && i + half < left; i++) folded[i] = JOIN_V(folded[i], folded[i + half]); \
-    return folded[0]
-static inline V NAME(sum_vectors)(const V *x, int64_t n) { FOLD_VECTORS(x, n, ADD_V); }
-static inline V NAME(max_vectors)(const V *x, int64_t n) { FOLD_VECTORS(x, n, MAX_V); }
+/* Columns go in lanes: `vectors` of them abreast, n below each other. With the bits of rows. */
 
-/* `count` columns of n <= FEW_TERMS numbers, `inner` apart, in the lanes of some vectors: with the bits of rows. */
-static void NAME(softmax_columns)(T *out, const T *x, int64_t n, int64_t inner, int64_t count, int logarithm) {
-    V powers[MOST_POWERS], greatest[VECTORS_ABREAST], of_all[VECTORS_ABREAST];
-    int64_t vectors = (count + VN - 1) / VN;
-    for (int64_t i = 0; i < n; i++)
-        for (int64_t v = 0; v < vectors; v++) powers[v * n + i] = NAME(part)(x + i * inner + v * VN, count - v * VN, 0);
-    for (int64_t v = 0; v < vectors; v++) {
-        greatest[v] = NAME(max_vectors)(powers + v * n, n);
-        for (int64_t i = 0; i < n; i++) powers[v * n + i] = powers[v * n + i] - greatest[v];
-    }
-    NAME(exp_row)((T *)powers, (const T *)powers, 0, vectors * n * VN);
-    for (int64_t v = 0; v < vectors; v++) {
-        of_all[v] = NAME(sum_vectors)(powers + v * n, n);
-    }
-    if (logarithm) NAME(log_row)((T *)of_all, vectors * VN);
+/* `count` columns of memory, `inner` apart, as `made`, and the greatest of each: a NaN may be passed over, which makes NaN
+ * of all of its column anyway. */
+static void NAME(load_columns)(V *made, V *greatest, const T *x, int64_t n, int64_t inner, int64_t count, int64_t vectors) {
     for (int64_t i = 0; i < n; i++)
         for (int64_t v = 0; v < vectors; v++) {
-            int64_t at = i * inner + v * VN, left = count - v * VN;
-            V made = logarithm ? (NAME(part)(x + at, left, 0) - greatest[v]) - of_all[v] : powers[v * n + i] / of_all[v];
-            NAME(put_part)(out + at, made, left);
+            V next = NAME(part)(x + i * inner + v * VN, count - v * VN, 0);
+            made[i * vectors + v] = next;
+            greatest[v] = i ? GREATER(greatest[v], next) : next;
+        }
+}
+
+/* The sums of e**(x - shift), which takes the place of x, or where `apart` is given goes there, over each other. */
+static inline __attribute__((always_inline)) void NAME(sum_powers_of_columns)(V *sums, V *x, const V *shift, V *apart,
+                                                                              int64_t n, int64_t vectors) {
+    const int64_t width = n <= FEW_TERMS ? LANES_FOLDED : LANES_OF_RUN;
+    V lanes[LANES_OF_RUN * LONG_ABREAST], tree[TREE_DEPTH * LONG_ABREAST];
+    int64_t height = 0;
+    for (int64_t first = 0, blocks = 0; first < n; first += RUN_BLOCK, blocks++) {
+        int64_t count = n - first < RUN_BLOCK ? n - first : RUN_BLOCK, left = count < width ? count : width;
+        for (int64_t i = 0; i < count; i++) {
+            V *row = x + (first + i) * vectors, *made = apart ? apart : row, *lane = lanes + i % width * vectors;
+            NAME(exp_less)((T *)made, (const T *)row, (const T *)shift, vectors * VN);
+            if (i < width)
+                for (int64_t v = 0; v < vectors; v++) lane[v] = made[v];
+            else
+                for (int64_t v = 0; v < vectors; v++) lane[v] += made[v];
+        }
+        for (int64_t half = width / 2; half; half /= 2)
+            for (int64_t i = 0; i < half && i + half < left; i++)
+                for (int64_t v = 0; v < vectors; v++) lanes[i * vectors + v] += lanes[(i + half) * vectors + v];
+        for (int64_t v = 0; v < vectors; v++) tree[height * vectors + v] = lanes[v];
+        height++;
+        for (int64_t carry = blocks; carry & 1; carry >>= 1, height--)
+            for (int64_t v = 0; v < vectors; v++) tree[(height - 2) * vectors + v] += tree[(height - 1) * vectors + v];
+    }
+    for (; height > 1; height--)
+        for (int64_t v = 0; v < vectors; v++) tree[(height - 2) * vectors + v] += tree[(height - 1) * vectors + v];
+    for (int64_t v = 0; v < vectors; v++) sums[v] = tree[v];
+}
+
+/* How many vectors of columns go abreast. */
+static int64_t NAME(abreast)(int64_t n) {
+    int64_t most = n <= FEW_TERMS ? VECTORS_ABREAST : LONG_ABREAST;
+    return COLUMNS_NEAR / n < 1 ? 1 : COLUMNS_NEAR / n < most ? COLUMNS_NEAR / n : most;
+}
+
+static void NAME(softmax_columns)(T *out, const T *x, int64_t n, int64_t inner, int64_t count, V *made, int logarithm) {
+    V greatest[VECTORS_ABREAST], of_all[VECTORS_ABREAST], apart[VECTORS_ABREAST];
+    int64_t vectors = (count + VN - 1) / VN;
+    NAME(load_columns)(made, greatest, x, n, inner, count, vectors);
+    NAME(sum_powers_of_columns)(of_all, made, greatest, logarithm ? apart : NULL, n, vectors);
+    if (logarithm)
+        NAME(log_row)((T *)of_all, vectors * VN);
+    else
+        for (int64_t v = 0; v < vectors; v++) of_all[v] = 1 / of_all[v];
+    for (int64_t i = 0; i < n; i++)
+        for (int64_t v = 0; v < vectors; v++) {
+            V one = made[i * vectors + v];
+            NAME(put_part)(out + i * inner + v * VN, logarithm ? (one - greatest[v]) - of_all[v] : one * of_all[v],
+                           count - v * VN);
         }
 }
 
 typedef struct {
     const cyx_call *call;
-    void (*row)(T *out, const T *x, int64_t n, T *work);
+    void (*row)(T *out, const T *x, int64_t n);
     int64_t n, inner; /* length of a row, distance between its elements */
     _Atomic int no_memory;
 } NAME(rows);
 
 static void NAME(softmax_body)(void *context, int64_t begin, int64_t end) {
     NAME(rows) *rows = context;
-    int64_t n = rows->n, inner = rows->inner;
-    int logarithm = rows->row == NAME(log_softmax_row);
-    /* Columns at a time: in lanes, or turned into rows, which are not a power of two apart. */
-    int64_t pitch = n + VN, turned = MOST_TURNED / pitch < 1 ? 1 : MOST_TURNED / pitch < VN ? MOST_TURNED / pitch : VN;
-    int64_t abreast = MOST_POWERS / n < VECTORS_ABREAST ? MOST_POWERS / n : VECTORS_ABREAST;
-    T *work = cyx_scratch(1, sizeof(T) * (size_t)(inner == 1 ? n : n + turned * pitch));
-    if (!work) {
-        rows->no_memory = 1;
-        return;
-    }
+    int64_t n = rows->n, inner = rows->inner, r = begin;
     T *out = rows->call->out.data;
     const T *x = rows->call->in[0].data;
-    int64_t together = SOFTMAX_NEAR / n < SOFTMAX_ROWS ? SOFTMAX_NEAR / n : SOFTMAX_ROWS, r = begin;
+    int logarithm = rows->row == NAME(log_softmax_row);
     if (inner == 1) {
+        int64_t together = SOFTMAX_NEAR / n < SOFTMAX_ROWS ? SOFTMAX_NEAR / n : SOFTMAX_ROWS;
         if (!logarithm)
             for (; together > 1 && r < end; r += together)
                 NAME(softmax_rows)(out + r * n, x + r * n, n, end - r < together ? end - r : together);
-        for (; r < end; r++) rows->row(out + r * n, x + r * n, n, work);
+        for (; r < end; r++) rows->row(out + r * n, x + r * n, n);
+        return;
+    }
+    /* Columns at a time: in lanes, or turned into rows, which are not a power of two apart. */
+    int64_t pitch = n + VN, turned = MOST_TURNED / pitch < 1 ? 1 : MOST_TURNED / pitch < VN ? MOST_TURNED / pitch : VN;
+    int64_t abreast = n <= MOST_COLUMN ? NAME(abreast)(n) : 0, of_lanes = abreast * VN * n, of_rows = turned * pitch;
+    T *work = cyx_scratch(1, sizeof(T) * (size_t)(of_lanes > of_rows ? of_lanes : of_rows));
+    if (!work) {
+        rows->no_memory = 1;
         return;
     }
     for (int64_t count; r < end; r += count) {
         int64_t column = r % inner, at = r / inner * n * inner + column;
         count = inner - column < end - r ? inner - column : end - r;
-        if (n <= FEW_TERMS && count >= VN / 2) {
+        if (abreast && count >= VN / 2) {
             count = count < abreast * VN ? count : abreast * VN;
-            NAME(softmax_columns)(out + at, x + at, n, inner, count, logarithm);
+            NAME(softmax_columns)(out + at, x + at, n, inner, count, (V *)work, logarithm);
             continue;
         }
-        T *turn = work + n;
         count = count < turned ? count : turned;
-        NAME(columns_to_rows)(turn, pitch, x + at, n, inner, count);
-        for (int64_t c = 0; c < count; c++) rows->row(turn + c * pitch, turn + c * pitch, n, work);
-        NAME(rows_to_columns)(out + at, inner, turn, n, pitch, count);
+        NAME(columns_to_rows)(work, pitch, x + at, n, inner, count);
+        for (int64_t c = 0; c < count; c++) rows->row(work + c * pitch, work + c * pitch, n);
+        NAME(rows_to_columns)(out + at, inner, work, n, pitch, count);
     }
 }
 
 /* ints: axis */
-static cyx_status NAME(run_softmax)(const cyx_call *call, void (*row)(T *, const T *, int64_t, T *)) {
+static cyx_status NAME(run_softmax)(const cyx_call *call, void (*row)(T *, const T *, int64_t)) {
     const cyx_array *x = &call->in[0];
     if (!x->size) return CYX_OK;
     NAME(rows) rows = {.call = call, .row = row, .n = x->ndim ? x->shape[call->ints[0]] : 1, .inner = 1};
@@ -219,10 +313,9 @@ static cyx_status NAME(log_softmax)(const cyx_call *call) {
 /* Of VN rows of logits each e**(x - the greatest), as columns, and their sums. Returns the greatest of each row. */
 static V NAME(powers_in_lanes)(V *powers, V *sums, const T *x, int64_t n) {
     NAME(rows_to_columns)((T *)powers, VN, x, n, n, VN);
-    V greatest = NAME(max_vectors)(powers, n);
-    for (int64_t i = 0; i < n; i++) powers[i] = powers[i] - greatest;
-    NAME(exp_row)((T *)powers, (const T *)powers, 0, n * VN);
-    *sums = NAME(sum_vectors)(powers, n);
+    V greatest = powers[0];
+    for (int64_t i = 1; i < n; i++) greatest = GREATER(greatest, powers[i]);
+    NAME(sum_powers_of_columns)(sums, powers, &greatest, NULL, n, 1);
     return greatest;
 }
 
@@ -230,11 +323,7 @@ static V NAME(powers_in_lanes)(V *powers, V *sums, const T *x, int64_t n) {
 static void NAME(loss_body)(void *context, int64_t begin, int64_t end) {
     NAME(rows) *rows = context;
     const int64_t *labels = rows->call->in[1].data;
-    T *work = cyx_scratch(1, sizeof(T) * (size_t)rows->n), sums[LOGS_AT_ONCE], of_label[LOGS_AT_ONCE];
-    if (!work) {
-        rows->no_memory = 1;
-        return;
-    }
+    T work[LANES_OF_RUN], sums[LOGS_AT_ONCE], of_label[LOGS_AT_ONCE];
     for (int64_t first = begin; first < end; first += LOGS_AT_ONCE) {
         int64_t count = end - first < LOGS_AT_ONCE ? end - first : LOGS_AT_ONCE, r = 0;
         const T *logits = (const T *)rows->call->in[0].data + first * rows->n;
@@ -246,8 +335,7 @@ static void NAME(loss_body)(void *context, int64_t begin, int64_t end) {
         for (; r < count; r++) {
             const T *x = logits + r * rows->n;
             T greatest = NAME(max_run)(x, rows->n);
-            NAME(exp_row)(work, x, greatest, rows->n);
-            sums[r] = NAME(sum_run)(work, rows->n), of_label[r] = x[labels[first + r]] - greatest;
+            sums[r] = NAME(sum_powers)(work, x, greatest, rows->n, rows->n, 0), of_label[r] = x[labels[first + r]] - greatest;
         }
         for (int64_t r = count; r < LOGS_AT_ONCE; r++) sums[r] = 1, of_label[r] = 0;
         NAME(log_row)(sums, LOGS_AT_ONCE);
@@ -262,38 +350,81 @@ static void NAME(loss_grad_body)(void *context, int64_t begin, int64_t end) {
     const int64_t *labels = rows->call->in[2].data;
     const T *logits = rows->call->in[1].data, *gradients = rows->call->in[0].data;
     T *results = rows->call->out.data;
-    int64_t r = begin;
-    for (; rows->n <= MOST_CLASSES && r + VN <= end; r += VN) {
+    int64_t r = begin, n = rows->n;
+    for (; n <= MOST_CLASSES && r + VN <= end; r += VN) {
         V made[MOST_CLASSES], sum, g = *(const V *)(gradients + r);
-        NAME(powers_in_lanes)(made, &sum, logits + r * rows->n, rows->n);
-        for (int64_t i = 0; i < rows->n; i++) made[i] = made[i] / sum;
+        NAME(powers_in_lanes)(made, &sum, logits + r * n, n);
+        V share = 1 / sum;
+        for (int64_t i = 0; i < n; i++) made[i] = made[i] * share;
         for (int64_t i = 0; i < VN; i++) made[labels[r + i]][i] -= 1;
-        for (int64_t i = 0; i < rows->n; i++) made[i] = made[i] * g;
-        NAME(columns_to_rows)(results + r * rows->n, rows->n, (const T *)made, rows->n, VN, VN);
+        for (int64_t i = 0; i < n; i++) made[i] = made[i] * g;
+        NAME(columns_to_rows)(results + r * n, n, (const T *)made, n, VN, VN);
     }
     for (; r < end; r++) {
-        const T *x = logits + r * rows->n;
-        T *out = results + r * rows->n, g = gradients[r];
-        NAME(exp_row)(out, x, NAME(max_run)(x, rows->n), rows->n);
-        T sum = NAME(sum_run)(out, rows->n);
-        T of_label = (out[labels[r]] / sum - 1) * g;
-        for (int64_t i = 0; i < rows->n; i += VN)
-            NAME(put_part)(out + i, NAME(part)(out + i, rows->n - i, 0) / sum * g, rows->n - i);
+        const T *x = logits + r * n;
+        T *out = results + r * n, g = gradients[r];
+        T share = 1 / NAME(sum_powers)(out, x, NAME(max_run)(x, n), n, n, 1);
+        T of_label = (out[labels[r]] * share - 1) * g;
+        for (int64_t i = 0; i < n; i += VN) NAME(put_part)(out + i, NAME(part)(out + i, n - i, 0) * share * g, n - i);
         out[labels[r]] = of_label;
+    }
+}
+
+/* The same of logits (N, C, inner): both, as columns. */
+static void NAME(loss_of_columns)(void *context, int64_t begin, int64_t end) {
+    NAME(rows) *rows = context;
+    int gradient = rows->call->op == CYX_OP_cross_entropy_grad;
+    const int64_t *labels = rows->call->in[1 + gradient].data;
+    const T *logits = rows->call->in[gradient].data, *gradients = rows->call->in[0].data;
+    T *results = rows->call->out.data;
+    int64_t n = rows->n, inner = rows->inner, abreast = NAME(abreast)(n);
+    V *made = cyx_scratch(1, sizeof(V) * (size_t)(n * abreast));
+    if (!made) {
+        rows->no_memory = 1;
+        return;
+    }
+    for (int64_t r = begin, count; r < end; r += count) {
+        int64_t column = r % inner, at = r / inner * n * inner + column;
+        count = inner - column < end - r ? inner - column : end - r;
+        count = count < abreast * VN ? count : abreast * VN;
+        int64_t vectors = (count + VN - 1) / VN;
+        V greatest[VECTORS_ABREAST], sums[VECTORS_ABREAST], apart[VECTORS_ABREAST];
+        NAME(load_columns)(made, greatest, logits + at, n, inner, count, vectors);
+        NAME(sum_powers_of_columns)(sums, made, greatest, gradient ? NULL : apart, n, vectors);
+        const T *of_labels = (const T *)made, *const most = (const T *)greatest, *of_all = (const T *)sums;
+        if (!gradient) {
+            NAME(log_row)((T *)sums, vectors * VN);
+            for (int64_t i = 0; i < count; i++)
+                results[r + i] = of_all[i] - (of_labels[labels[r + i] * vectors * VN + i] - most[i]);
+            continue;
+        }
+        for (int64_t v = 0; v < vectors; v++) sums[v] = 1 / sums[v];
+        for (int64_t i = 0; i < n; i++)
+            for (int64_t v = 0; v < vectors; v++)
+                NAME(put_part)(results + at + i * inner + v * VN,
+                               made[i * vectors + v] * sums[v] * NAME(part)(gradients + r + v * VN, count - v * VN, 0),
+                               count - v * VN);
+        for (int64_t i = 0; i < count; i++)
+            results[at + labels[r + i] * inner + i] =
+                (of_labels[labels[r + i] * vectors * VN + i] * of_all[i] - 1) * gradients[r + i];
     }
 }
 
 static cyx_status NAME(run_loss)(const cyx_call *call, const cyx_array *logits, const cyx_array *labels,
                                  cyx_body body) {
-    int64_t n = logits->shape[1];
+    int64_t n = logits->shape[1], inner = 1;
     const int64_t *label = labels->data;
-    for (int64_t i = 0; i < labels->size; i++)
+    int wrong = 0;
+    for (int64_t i = 0; i < labels->size; i++) wrong |= (uint64_t)label[i] >= (uint64_t)n;
+    for (int64_t i = 0; wrong && i < labels->size; i++)
         if (label[i] < 0 || label[i] >= n)
             return cyx_fail(CYX_BAD_DATA, "%s: expected labels from 0 to %lld, got %lld in row %lld",
                             cyx_op_names[call->op], (long long)n - 1, (long long)label[i],
                             (long long)(cyx_band * labels->size + i));
-    NAME(rows) rows = {.call = call, .n = n};
-    cyx_parallel(labels->size, cyx_grain(labels->size, 12.0 * (double)n, 100000), body, &rows);
+    for (int d = 2; d < logits->ndim; d++) inner *= logits->shape[d];
+    NAME(rows) rows = {.call = call, .n = n, .inner = inner};
+    cyx_parallel(labels->size, cyx_grain(labels->size, 12.0 * (double)n, 100000),
+                 inner > 1 ? NAME(loss_of_columns) : body, &rows);
     return rows.no_memory ? CYX_NO_MEMORY : CYX_OK;
 }
 
