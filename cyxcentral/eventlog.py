@@ -289,6 +289,10 @@ class EventLog:
         if self.world.seq < seq:
             self._refuse_when_broken()
 
+    async def broker_ms(self) -> int:
+        """The time, in Unix ms, by the clock of the log's leader: one for all centrals. Raises BusError."""
+        return await self._core.clock_ms(subjects.EVENTS)
+
     async def catch_up(self) -> None:
         """Take in everything that is stored now. What is not in the world after this did not happen before it.
 

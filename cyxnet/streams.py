@@ -5,6 +5,7 @@ import contextlib
 import functools
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
+from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -250,6 +251,14 @@ class Streams:
         assert found.time is not None
         return Stored(subject, found.seq or 0, found.data or b""), int(found.time.timestamp() * 1000)
 
+    async def clock_ms(self, stream: str) -> int:
+        """The time, in Unix ms, by the clock of the stream's leader. Raises BusError."""
+        said = msgspec.json.decode(await self._said(f"$JS.API.STREAM.INFO.{stream}", b""), type=_Dated)
+        if said.ts is None:
+            why = said.error.description if said.error else "it tells no time"
+            raise BusError(f"cannot read the clock of {stream}: {why}")
+        return int(said.ts.timestamp() * 1000)
+
     async def delete(self, stream: str, seq: int) -> bool:
         """Delete one message; False when there is none at this sequence. Raises BusError."""
         try:
@@ -364,6 +373,13 @@ class _SubjectsPage(msgspec.Struct):
 
     state: _Subjects = msgspec.field(default_factory=_Subjects)
     total: int = 0
+    error: _Failure | None = None
+
+
+class _Dated(msgspec.Struct):
+    """JetStream's answer about a stream: when it gave it."""
+
+    ts: datetime | None = None
     error: _Failure | None = None
 
 

@@ -137,8 +137,8 @@ cyxcentral.payments cyxcentral.telemetry cyxcentral.verifier cyxcentral.admissio
 cyxcentral.audit cyxcentral.reconciliation
 cyxcentral.signer cyxcentral.keys cyxcentral.operators cyxcentral.access cyxcentral.uploads cyxcentral.api
 cyxcentral.central
-cyxcentral.http cyxcentral.http.routes cyxcentral.http.openapi cyxcentral.http.tokens cyxcentral.http.gate
-cyxcentral.http.figures cyxcentral.http.events cyxcentral.http.app
+cyxcentral.http cyxcentral.http.routes cyxcentral.http.openapi cyxcentral.http.clock cyxcentral.http.tokens
+cyxcentral.http.gate cyxcentral.http.figures cyxcentral.http.events cyxcentral.http.app
 cyxcentral.program.link cyxcentral.program cyxcentral.program.__main__
 cyxcentral.localvm cyxcentral.localrpc cyxcentral.localchain cyxcentral cyxcentral.__main__
 """.split(),

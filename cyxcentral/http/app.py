@@ -27,6 +27,7 @@ from cyxcentral.access import Refused
 from cyxcentral.api import VERSION
 from cyxcentral.blobs import CHUNK_BYTES
 from cyxcentral.http import openapi
+from cyxcentral.http.clock import BrokerClock
 from cyxcentral.http.events import EventStream, follow, position
 from cyxcentral.http.figures import CONTENT_TYPE, Figures
 from cyxcentral.http.gate import OPEN_COST, Gate, Who
@@ -69,12 +70,13 @@ class Front:
         network = central.settings.network
         self._central = central
         self._limits = limits or Limits()
-        self._machine = central.events.machine
-        tokens = Tokens(central.keys, network.network_id, self._machine)
+        clock = BrokerClock(central.events.broker_ms, central.events.machine)
+        tokens = Tokens(central.keys, network.network_id, clock.now_ms, central.events.machine.token_hex)
         address = Rate(per_s=network.http_requests_per_s, burst=max(1.0, 2 * network.http_requests_per_s))
         self.gate = Gate(
             central.access,
             tokens,
+            clock,
             network.network_id,
             central.roles,
             central.world.nodes.get,
@@ -294,7 +296,7 @@ class Front:
             return Response(status_code=204, headers=_HEADERS)  # tells a browser not to come again
 
         async def still_good() -> None:
-            await self.gate.refuse_gone(who, self._machine.wall_ms() // 1000)
+            await self.gate.refuse_gone(who)
 
         pieces = follow(read, ask, self._central.recent, still_good, self.over, self._limits.ping_s)
         return EventStream(pieces, place.pop_all(), _HEADERS)

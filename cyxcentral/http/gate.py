@@ -7,6 +7,7 @@ from collections.abc import Callable
 from msgspec import Struct
 
 from cyxcentral.access import Access, Refused
+from cyxcentral.http.clock import BrokerClock
 from cyxcentral.http.tokens import NONCE_S, Tokens
 from cyxcentral.nodes import Node
 from cyxnet import messages as m
@@ -39,6 +40,7 @@ class Gate:
         self,
         access: Access,
         tokens: Tokens,
+        clock: BrokerClock,
         network_id: str,
         roles: Callable[[str], frozenset[m.Role]],
         node_of: Callable[[str], Node | None],
@@ -48,6 +50,7 @@ class Gate:
     ):
         self._access = access
         self._tokens = tokens
+        self._clock = clock
         self._network_id = network_id
         self._roles = roles
         self._node_of = node_of
@@ -73,15 +76,17 @@ class Gate:
                 ends_at_s=key.ends_at_ms // 1000,
                 requests_per_s=key.requests_per_s,
             )
+        await self._clock.look()
         claims = self._tokens.check(credential)
         session = await self._access.good(claims.sid)
         if not isinstance(session, m.HttpSession) or (session.identity, session.role) != (claims.sub, claims.role):
             raise Refused("the access token is not of this session")
         return Who(identity=claims.sub, role=claims.role, grant_id=claims.sid, is_key=False, ends_at_s=claims.exp)
 
-    async def refuse_gone(self, who: Who, now_s: int) -> None:
-        """For answers that take long. Raises Refused when the credential is not good any more."""
-        if who.ends_at_s and now_s >= who.ends_at_s:
+    async def refuse_gone(self, who: Who) -> None:
+        """For answers that take long. Raises Refused when the credential is not good any more, BusError."""
+        await self._clock.look()
+        if who.ends_at_s and self._clock.now_ms() // 1000 >= who.ends_at_s:
             raise Refused("the credential is over")
         await self._access.good(who.grant_id)
 
@@ -120,9 +125,11 @@ class Gate:
     # -- sessions ------------------------------------------------------------------------------------
 
     async def nonce(self, address: str, _: None) -> m.NonceReply:
+        await self._clock.look()
         return m.NonceReply(nonce=self._tokens.nonce(), network_id=self._network_id, expires_in=NONCE_S)
 
     async def open_session(self, address: str, ask: m.HttpSessionRequest) -> m.SessionTokens:
+        await self._clock.look()
         self._tokens.check_nonce(ask.nonce)
         if why_not := refused_session(ask, self._network_id):
             raise Refused(why_not)
@@ -139,6 +146,7 @@ class Gate:
         return self._given(*await self._access.open_session(ask.nonce, ask.identity, ask.role, ask.public_key))
 
     async def refresh(self, address: str, ask: m.RefreshRequest) -> m.SessionTokens:
+        await self._clock.look()
         return self._given(*await self._access.refresh(ask.refresh_token))
 
     def _given(self, session: m.HttpSession, refresh_token: str) -> m.SessionTokens:

@@ -47,6 +47,7 @@ class HttpCentral:
     async def open(cls, broker, limits=None, head_s=60.0, certificate=None, machine=MACHINE, **network):
         self = cls()
         small = self.small = await SmallCentral.start(broker, "central-http")
+        self.broker, small.log.machine = broker, machine
         file = network_file(**network)
         self.world, self.events, self.dispatch, self.blobs = small.world, small.log, small.dispatch, small.blobs
         self.cache, self.recent = MemoryCache(), Recent()
@@ -60,7 +61,7 @@ class HttpCentral:
         self.over_limit_ms = functools.partial(small.edge.over_limit_ms, "api")
         self.is_known = lambda identity: identity in self.world.payers
         self.handlers = Api(self).handlers()
-        self.tokens = Tokens(PLATFORM, NETWORK_ID, machine)
+        self.tokens = Tokens(PLATFORM, NETWORK_ID, MACHINE.wall_ms, machine.token_hex)
         try:
             await self.access.open()
             self.front = Front(self, limits or Limits())

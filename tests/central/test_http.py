@@ -135,10 +135,10 @@ async def test_a_nonce_is_good_once_and_for_a_minute(central):
     codes = [(await central.http.post("/v1/sessions", json=ask)).status_code for _ in range(2)]
     assert codes == [201, 401]
     from cyxcentral.http.tokens import Tokens
-    from cyxcentral.machine import MACHINE, Machine
+    from cyxcentral.machine import MACHINE
     from tests.central.http_central import PLATFORM
 
-    old = Tokens(PLATFORM, NETWORK_ID, Machine(wall_ms=lambda: MACHINE.wall_ms() - 62_000)).nonce()
+    old = Tokens(PLATFORM, NETWORK_ID, lambda: MACHINE.wall_ms() - 62_000, MACHINE.token_hex).nonce()
     late = await central.http.post("/v1/sessions", json=builtins(session_request(ALICE, NETWORK_ID, old)))
     assert late.status_code == 401 and "ask for a new one" in late.text
 

@@ -8,6 +8,7 @@ import json
 import time
 
 import jwt
+import msgspec
 import pytest
 import pytest_asyncio
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -15,10 +16,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from msgspec.structs import replace
 
+from cyxcentral.http.clock import LOOKED_MS, BrokerClock
 from cyxcentral.http.routes import ROUTES
 from cyxcentral.http.tokens import LEEWAY_S, TOKEN_S
+from cyxcentral.machine import MACHINE, Machine
 from cyxnet.broker import Broker, Passwords
-from cyxnet.credentials import as_client
+from cyxnet.credentials import as_client, session_request
+from cyxnet.outcomes import BusError
 from cyxnet.subjects import VERBS, may_ask
 from tests.central.http_central import ALICE, BOB, OPERATOR, PLATFORM, HttpCentral, bearer
 from tests.doorkeeper import CENTRAL
@@ -383,6 +387,46 @@ async def test_a_token_is_good_no_longer_than_its_session(central, left_s):
     claims = parts_of(token)[1]
     assert lasts_s == claims["exp"] - claims["iat"] <= min(left_s, TOKEN_S)
     assert lasts_s >= min(left_s, TOKEN_S) - 1
+
+
+@pytest.mark.parametrize("hours", [-1, 1])
+async def test_what_one_central_gives_is_good_at_another_whose_clock_is_hours_off(central, hours):
+    # each refused the tokens and nonces of the other, as not good yet or as over
+    wrong = Machine(wall_ms=lambda: MACHINE.wall_ms() + hours * 3_600_000)
+    async with HttpCentral.open(central.broker, machine=wrong) as other:
+        for giving, asked in ((central, other), (other, central)):
+            tokens = await giving.log_in(BOB)
+            for one in (giving, asked):
+                answer = await one.http.get("/v1/nodes", headers=bearer(tokens["access_token"]))
+                assert answer.status_code == 200, answer.text
+            drawn = (await giving.http.post("/v1/sessions/nonce")).json()
+            ask = msgspec.to_builtins(session_request(BOB, drawn["network_id"], drawn["nonce"]))
+            assert (await asked.http.post("/v1/sessions", json=ask)).status_code == 201
+            used = {"refresh_token": tokens["refresh_token"]}
+            assert (await asked.http.post("/v1/sessions/refresh", json=used)).status_code == 200
+
+
+async def test_the_clock_of_the_broker_is_heard_once_a_minute_and_goes_on_while_it_is_not():
+    here_ms, heard = [0.0], iter([5_000, BusError("no answer"), 9_000_000])
+
+    async def ask():
+        if isinstance(said := next(heard), BusError):
+            raise said
+        return said
+
+    clock, told = BrokerClock(ask, Machine(monotonic_ms=lambda: here_ms[0], wall_ms=lambda: 0)), []
+    for here_ms[0] in (0.0, 1.0, LOOKED_MS - 1.0, LOOKED_MS, 2 * LOOKED_MS - 1.0, 2 * LOOKED_MS):
+        await clock.look()
+        told.append(clock.now_ms())
+    assert told == [5_000, 5_001, 64_999, 65_000, 124_999, 9_000_000]
+
+
+async def test_a_clock_that_was_never_heard_is_none(central):
+    async def ask():
+        return await central.small.core.clock_ms("NO_SUCH_STREAM")
+
+    with pytest.raises(BusError, match="cannot read the clock of NO_SUCH_STREAM: stream not found"):
+        await BrokerClock(ask, MACHINE).look()
 
 
 async def test_nobody_is_answered_without_a_credential_but_where_one_gets_it(central):
