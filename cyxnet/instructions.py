@@ -41,7 +41,9 @@ class SettlementError(CyxError):
 
     def __init__(self, code: ErrorCode, message: str) -> None:
         super().__init__(message)
-        self.code, self.status = code, 402 if code == "insufficient_funds" else 400
+        self.code = code
+        if code == "insufficient_funds":
+            self.status = 402  # of all others cyxnet.outcomes knows it
 
 
 class _Solders:
