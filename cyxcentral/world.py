@@ -147,6 +147,8 @@ class World:
             self._matching = Matching(self._weights, self._unproven)
             waiting = [self.jobs[job_id] for job_id in self.active if self._waits(job_id)]
             self._matching.fill(waiting, [self.candidate(node_id) for node_id in self.nodes])
+        elif not (self._changed_jobs or self._changed_nodes):  # mostly: dispatch asks for it again and again
+            return self._matching
         else:
             for job_id in sorted(self._changed_jobs):  # the same in every process
                 if self._waits(job_id):
@@ -452,7 +454,8 @@ class World:
 
     def runs_of(self, node_id: str) -> list[jobs.Job]:
         """The jobs whose lease a node holds."""
-        return [self.jobs[job_id] for job_id in sorted(self.held.get(node_id, ()))]
+        held = self.held.get(node_id)
+        return [self.jobs[job_id] for job_id in sorted(held)] if held else []
 
     def needed_by(self, node_id: str) -> set[str]:
         """SHA-256 of the artifacts that the jobs need whose lease a node holds; of who is no node, none."""
@@ -460,7 +463,7 @@ class World:
 
     def leased(self) -> list[jobs.Job]:
         """Every job whose lease a node holds."""
-        return [self.jobs[job_id] for held in self.held.values() for job_id in sorted(held)]
+        return [self.jobs[job_id] for held in self.held.values() if held for job_id in sorted(held)]
 
     def serves(self, node_id: str, job_id: str, attempt: int) -> str | None:
         """The deployment that a node may answer for by its lease of this attempt; None when it holds none such."""
