@@ -83,7 +83,10 @@ def dtype_name(dtype: object) -> str:
                 f"dtype: expected one of {', '.join(ALL)}, got the number {dtype}; sizes are given to cx.empty: "
                 "cx.empty(2, 3), where PyTorch has Tensor(2, 3)"
             )
-        raise DtypeError(f"dtype: expected one of {', '.join(ALL)}, got {dtype!r}; convert the array with astype first")
+        remedy = "convert the array with astype first"
+        if name == "object":  # of a DataFrame, mostly
+            remedy = "make numbers of what is text, a date or missing first: cx.preprocessing, docs/tutorials/tables.md"
+        raise DtypeError(f"dtype: expected one of {', '.join(ALL)}, got {dtype!r}; {remedy}")
     return str(name)
 
 

@@ -85,6 +85,7 @@ INSTEAD = {
 # Names of PyTorch's that are no modules: the same.
 NAMES_INSTEAD = {
     "nn.DataParallel": _ONE_DEVICE,
+    "onnx.export": "cx.onnx.save(path, *cx.trace(model, shape_of_one_sample)) writes the file",
     "optim.SparseAdam": "no gradient is sparse here; use Adam",
     "nn.SyncBatchNorm": "a process uses one device: BatchNorm2d is in step with itself",
     "set_default_device": "say device= where a tensor is made, or x.to(device)",

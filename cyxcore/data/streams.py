@@ -167,7 +167,7 @@ class TableStream(IterableDataset):
         for name, cell in zip([self.target] if target else self.feature_names, rows[n], strict=True):
             if not _is_number(cell, allow_missing):
                 got = "an empty cell" if cell is None or cell == "" else shown(str(cell))
-                remedy = "fill it in, remove the row, or leave the column out"
+                remedy = "fill it in, remove the row, or leave the column out (of categories: 0 and 1 for each)"
                 if got == "an empty cell" and not target:
                     remedy = 'fill it in, or use missing="nan"'
                 raise defect(self.path, "a number", got, remedy, column=name, row=first + n)

@@ -11,5 +11,8 @@ Nothing here needs the onnx package. docs/onnx.md lists the operators.
 from cyxcore.onnx.exporting import save, to_bytes
 from cyxcore.onnx.importing import OnnxModel, load, load_bytes, to_graph
 from cyxcore.onnx.table import OPERATORS
+from cyxcore.torchpaths import below
 
 __all__ = ["OPERATORS", "OnnxModel", "load", "load_bytes", "save", "to_bytes", "to_graph"]
+
+__getattr__ = below("onnx")

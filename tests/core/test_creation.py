@@ -139,6 +139,7 @@ def test_from_dlpack_shares_memory_and_copies_when_asked() -> None:
         (lambda: cx.meshgrid(cx.zeros(2), indexing="yx"), SpecError, 'expected indexing "xy" or "ij"'),
         (lambda: cx.meshgrid(cx.zeros(2, 2)), ShapeError, "expected vectors of one dtype"),
         (lambda: cx.zeros(2, dtype="int7"), DtypeError, "int7"),
+        (lambda: cx.tensor(np.array(["Bern", 1], object)), DtypeError, "make numbers of what is text"),
         (lambda: cx.asarray(np.array(["a"])), DtypeError, "expected one of"),
     ],
 )
