@@ -376,6 +376,8 @@ RULES: dict[str, Rule] = {
     "take": _take,
     "softmax": _along,
     "log_softmax": _along,
+    "softmax_grad": _along,
+    "log_softmax_grad": _along,
     "max_pool2d": _all,
     "max_pool2d_grad": _all,
     "avg_pool2d": _all,

@@ -559,8 +559,25 @@ def _take_along(g: Any, x: Sequence[Any], y: Any, attrs: Mapping[str, Any]) -> S
 
 # softmax and losses -------------------------------------------------------------------------------
 
-RULES["softmax"] = lambda g, x, y, a: (y * (g - (g * y).sum(a["axis"], keepdims=True)),)
-RULES["log_softmax"] = lambda g, x, y, a: (g - y.exp() * g.sum(a["axis"], keepdims=True),)
+RULES["softmax"] = lambda g, x, y, a: (apply("softmax_grad", g, y, axis=a["axis"]),)
+RULES["log_softmax"] = lambda g, x, y, a: (apply("log_softmax_grad", g, y, axis=a["axis"]),)
+
+
+@rule("softmax_grad")
+def _softmax_grad(g: Any, x: Sequence[Any], y: Any, attrs: Mapping[str, Any]) -> Sequence[Any]:
+    """Of y (u - sum(u y)), u being the gradient of softmax's result y."""
+    upstream, share = x
+    axis = attrs["axis"]
+    total, own = ((each * share).sum(axis, keepdims=True) for each in (upstream, g))
+    return share * (g - own), g * (upstream - total) - upstream * own
+
+
+@rule("log_softmax_grad")
+def _log_softmax_grad(g: Any, x: Sequence[Any], y: Any, attrs: Mapping[str, Any]) -> Sequence[Any]:
+    """Of u - e**y sum(u), u being the gradient of log_softmax's result y."""
+    upstream, logarithm = x
+    axis, weighted = attrs["axis"], g * logarithm.exp()
+    return g - weighted.sum(axis, keepdims=True), -(weighted * upstream.sum(axis, keepdims=True))
 
 
 @rule("cross_entropy_grad")

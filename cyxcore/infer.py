@@ -273,7 +273,10 @@ def one_hot(op: str, shapes: tuple[Shape, ...], dtypes: tuple[str, ...], attrs: 
 
 
 def softmax(op: str, shapes: tuple[Shape, ...], dtypes: tuple[str, ...], attrs: Attrs) -> Typed:
+    """x, or the gradient of a result and that result in softmax_grad."""
     check_axis(op, attrs["axis"], shapes[0])
+    if shapes[0] != shapes[-1]:
+        raise ShapeError(f"{op}: expected a gradient of the result's shape {shapes[-1]}, got {shapes[0]}")
     return shapes[0], accept(op, dtypes, FLOATS)
 
 

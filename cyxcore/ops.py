@@ -243,6 +243,8 @@ def _rows() -> list[Op]:
         ),
         row("softmax", "nn", 1, infer.softmax, 14, **_AXIS),
         row("log_softmax", "nn", 1, infer.softmax, 14, **_AXIS),
+        row("softmax_grad", "nn", 2, infer.softmax, 4, **_AXIS),
+        row("log_softmax_grad", "nn", 2, infer.softmax, 12, **_AXIS),
         row("cross_entropy", "nn", 2, infer.cross_entropy, _per_input(14)),
         row("cross_entropy_grad", "nn", 3, infer.cross_entropy, 16),
         row("uniform", "random", 1, infer.uniform, 20, shape=Attr(kind.shape), stream=Attr(kind.natural)),

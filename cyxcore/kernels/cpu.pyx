@@ -221,7 +221,7 @@ _SCHEMAS = {
     "conv2d_grad_weight": (*_CONV, ("weight_shape", "list")),
     "max_pool2d": _POOL, "max_pool2d_grad": _POOL, "avg_pool2d": _POOL,
     "avg_pool2d_grad": (*_POOL, ("input_shape", "list")),
-    "softmax": _AXIS, "log_softmax": _AXIS,
+    "softmax": _AXIS, "log_softmax": _AXIS, "softmax_grad": _AXIS, "log_softmax_grad": _AXIS,
     "uniform": (("shape", "list"), ("stream", "int")),
     "sgd_update": (("weight_decay", "float"),),
     "momentum": (("momentum", "float"), ("weight_decay", "float")),

@@ -254,6 +254,16 @@ def _log_softmax(attrs: Mapping[str, Any], x: Array) -> Any:
     return centred - np.log(np.exp(centred).sum(attrs["axis"], keepdims=True))
 
 
+@kernel("softmax_grad")
+def _softmax_grad(attrs: Mapping[str, Any], g: Array, y: Array) -> Any:
+    return y * (g - (g * y).sum(attrs["axis"], keepdims=True))
+
+
+@kernel("log_softmax_grad")
+def _log_softmax_grad(attrs: Mapping[str, Any], g: Array, y: Array) -> Any:
+    return g - np.exp(y) * g.sum(attrs["axis"], keepdims=True)
+
+
 @kernel("cross_entropy")
 def _cross_entropy(attrs: Mapping[str, Any], logits: Array, labels: Array) -> Any:
     return -np.take_along_axis(_log_softmax({"axis": 1}, logits), labels[:, None], 1)[:, 0]

@@ -222,6 +222,8 @@ def reduction_cases() -> Iterator[Case]:
                     {"axis": axis},
                     tolerance=1e-6 if dtype == "float32" else 1e-14,
                 )
+                inputs = [values(shape, dtype), values(shape, dtype, seed=1)]
+                yield Case(f"{op}_grad", inputs, {"axis": axis}, tolerance=1e-5 if dtype == "float32" else 1e-13)
     several = (2, 1, 3), (3, 21, 5, 7), (2, 150, 1, 40), (2, 3, 0)
     for rows, classes, *pixels in ((1, 1), (5, 10), (64, 150), (0, 4), *several):
         labels = np.random.default_rng(3).integers(0, classes, (rows, *pixels))
@@ -363,6 +365,11 @@ BIG = [
     Case("softmax", [values((700, 130))], {"axis": 1}),
     Case("softmax", [values((130, 1100))], {"axis": 0}),
     Case("log_softmax", [values((40, 21, 333))], {"axis": 1}),
+    *[
+        Case(op, [values((9, 130, 41)), values((9, 130, 41), seed=1)], {"axis": axis})
+        for op in ("softmax_grad", "log_softmax_grad")
+        for axis in (0, 1, 2)
+    ],
     *[Case("cumulative_sum", [values((37, 70, 41))], {"axis": axis}) for axis in (0, 1, 2)],
     Case("cross_entropy_grad", [values((900,)), values((900, 130)), np.arange(900) % 130]),
     Case("cross_entropy_grad", [values((9, 500)), values((9, 21, 500)), np.arange(4500).reshape(9, 500) % 21]),
@@ -1242,6 +1249,24 @@ def test_a_softmax_over_any_axis_has_the_bits_of_one_over_the_last(isa: str, dty
         assert same_bits(got, expected.transpose(0, 2, 1))
         cpu.call(op, x, [x], {"axis": 1})
         assert same_bits(x, got)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("terms", [1, 16, 33, 129, 1100])
+def test_gradients_of_softmax_have_the_bits_of_their_operations_one_by_one(isa: str, dtype: str, terms: int) -> None:
+    def made(op: str, *inputs: Array, **attrs: Any) -> Array:
+        shape = tuple(1 if axis in attrs.get("axes", ()) else size for axis, size in enumerate(inputs[0].shape))
+        out = np.empty(shape, dtype)
+        cpu.call(op, out, list(inputs), attrs)
+        return out
+
+    for shape, axis in (((5, terms), 1), ((2, terms, 3), 1), ((terms, 300), 0)):
+        g, y = values(shape, dtype), values(shape, dtype, seed=1)
+        sums = {"axes": (axis,), "keepdims": True}
+        total = made("sum", made("mul", g, y), **sums)
+        assert same_bits(made("softmax_grad", g, y, axis=axis), made("mul", y, made("sub", g, total)))
+        spread = made("mul", made("exp", y), made("sum", g, **sums))
+        assert same_bits(made("log_softmax_grad", g, y, axis=axis), made("sub", g, spread))
 
 
 FAULTS = """

@@ -102,6 +102,7 @@ CASES: list[tuple[str, list[np.ndarray], dict[str, Any]]] = [
     ("avg_pool2d", [real(1, 2, 5, 5)], OVER),
     ("avg_pool2d_grad", [real(2, 2, 3, 3)], {**POOL, "input_shape": (2, 2, 5, 6)}),
     *((op, [real(2, 3, 4)], {"axis": axis}) for op in ("softmax", "log_softmax") for axis in (0, 1, 2)),
+    *((f"{op}_grad", [real(2, 3, 4), real(2, 3, 4)], {"axis": 1}) for op in ("softmax", "log_softmax")),
     ("cross_entropy", [real(4, 3), np.array([2, 0, 1, 1])], {}),
     ("cross_entropy_grad", [real(3), real(3, 4), np.array([1, 0, 3])], {}),
     ("cross_entropy", [real(2, 3, 2, 2), np.array([[[2, 0], [1, 1]], [[0, 2], [0, 1]]])], {}),

@@ -125,6 +125,28 @@ def softmax(x, out, outputs, n, inner, LOG: tl.constexpr, BJ: tl.constexpr, BN: 
 
 
 @triton.jit
+def softmax_grad(g, y, out, outputs, n, inner, LOG: tl.constexpr, BJ: tl.constexpr, BN: tl.constexpr):
+    """y (g - sum(g y)) of softmax y, or g - e**y sum(g) of log_softmax y, over the middle axis of (outer, n, inner)."""
+    j = tl.program_id(0).to(tl.int64) * BJ + tl.arange(0, BJ)
+    inside = j < outputs
+    start = (j // inner) * n * inner + j % inner
+    totals = tl.zeros([BJ, BN], out.dtype.element_ty)
+    for k0 in range(0, n, BN):
+        k = k0 + tl.arange(0, BN)
+        here = inside[:, None] & (k < n)[None, :]
+        at = start[:, None] + k[None, :] * inner
+        term = tl.load(g + at, mask=here, other=0)
+        totals += term if LOG else term * tl.load(y + at, mask=here, other=0)
+    total = tl.reduce(totals, 1, plus)[:, None]
+    for k0 in range(0, n, BN):
+        k = k0 + tl.arange(0, BN)
+        here = inside[:, None] & (k < n)[None, :]
+        at = start[:, None] + k[None, :] * inner
+        upstream, own = tl.load(g + at, mask=here, other=0), tl.load(y + at, mask=here, other=0)
+        tl.store(out + at, upstream - exp(own) * total if LOG else own * (upstream - total), mask=here)
+
+
+@triton.jit
 def _label(labels, j, inside, n, fault):
     label = tl.load(labels + j, mask=inside, other=0)
     wrong = inside & ((label < 0) | (label >= n))

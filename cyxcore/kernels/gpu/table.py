@@ -215,7 +215,19 @@ def _softmax(logarithm: bool) -> Row:
     return prepare
 
 
+def _softmax_grad(logarithm: bool) -> Row:
+    def prepare(rt: Runtime, out: Array, inputs: Sequence[Array], attrs: Mapping[str, Any]) -> list[Launch]:
+        outer, n, inner = _around(out.shape, attrs["axis"])
+        bj, bn = _tile(outer * inner, n, inner)
+        args = [*inputs, out, outer * inner, n, inner]
+        constants = {"LOG": logarithm, "BJ": bj, "BN": bn}
+        return [rt.kernel(fixed.softmax_grad, (ceil_div(outer * inner, bj),), args, constants)]
+
+    return prepare
+
+
 TABLE.update(softmax=_softmax(False), log_softmax=_softmax(True))
+TABLE.update(softmax_grad=_softmax_grad(False), log_softmax_grad=_softmax_grad(True))
 
 
 @row("cross_entropy")

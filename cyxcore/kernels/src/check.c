@@ -401,7 +401,9 @@ static rule rule_of(int op) {
     case CYX_OP_conv2d_grad_input:
     case CYX_OP_conv2d_grad_weight: return check_conv2d;
     case CYX_OP_softmax:
-    case CYX_OP_log_softmax: return check_softmax;
+    case CYX_OP_log_softmax:
+    case CYX_OP_softmax_grad:
+    case CYX_OP_log_softmax_grad: return check_softmax;
     case CYX_OP_cross_entropy:
     case CYX_OP_cross_entropy_grad: return check_loss;
     case CYX_OP_uniform: return check_uniform;

@@ -29,6 +29,7 @@ typedef enum { CYX_F32, CYX_F64, CYX_I64, CYX_I32, CYX_BOOL, CYX_U8, CYX_U64, CY
                                         conv2d, 2, 2) X(conv2d_grad_input, 2, 2) X(conv2d_grad_weight, 2, 2) \
                                         X(max_pool2d, 1, 1) X(max_pool2d_grad, 2, 2) X(avg_pool2d, 1, 1)     \
                                             X(avg_pool2d_grad, 1, 1) X(softmax, 1, 1) X(log_softmax, 1, 1)   \
+                                                X(softmax_grad, 2, 2) X(log_softmax_grad, 2, 2)              \
                                                 X(cross_entropy, 2, 2) X(cross_entropy_grad, 3, 3)           \
                                                     X(uniform, 1, 1) X(sgd_update, 3, 3) X(momentum, 3, 3)   \
                                                         X(nesterov_update, 4, 4) X(axpy_update, 3, 3)        \

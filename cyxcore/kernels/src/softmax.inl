@@ -53,6 +53,7 @@ enum {
     COLUMNS_NEAR = 4096, /* vectors of columns: half of the second cache, with what they are made of */
     VECTORS_ABREAST = 8, /* of columns */
     LONG_ABREAST = 4,    /* of columns of more than FEW_TERMS, whose many lanes stay in the nearest cache */
+    GRADIENTS_ABREAST = 16, /* the same, of which nothing is kept near: as memory is fetched ahead */
     MOST_TURNED = 1 << 16, /* elements */
     SOFTMAX_ROWS = 8,
     SOFTMAX_NEAR = 2048 /* elements of the rows that are made together: with what comes out they stay in the nearest cache */
@@ -198,6 +199,20 @@ static void NAME(load_columns)(V *made, V *greatest, const T *x, int64_t n, int6
         }
 }
 
+/* sum_push() and sum_finish() of vectors. */
+static inline __attribute__((always_inline)) int64_t NAME(push_sums)(V *tree, int64_t height, int64_t blocks, const V *sums,
+                                                                     int64_t vectors) {
+    for (int64_t v = 0; v < vectors; v++) tree[height * vectors + v] = sums[v];
+    for (; blocks & 1; blocks >>= 1, height--)
+        for (int64_t v = 0; v < vectors; v++) tree[(height - 1) * vectors + v] += tree[height * vectors + v];
+    return height + 1;
+}
+static inline __attribute__((always_inline)) void NAME(finish_sums_of_columns)(V *sums, V *tree, int64_t height, int64_t vectors) {
+    for (; height > 1; height--)
+        for (int64_t v = 0; v < vectors; v++) tree[(height - 2) * vectors + v] += tree[(height - 1) * vectors + v];
+    for (int64_t v = 0; v < vectors; v++) sums[v] = tree[v];
+}
+
 /* The sums of e**(x - shift), which takes the place of x, or where `apart` is given goes there, over each other. */
 static inline __attribute__((always_inline)) void NAME(sum_powers_of_columns)(V *sums, V *x, const V *shift, V *apart,
                                                                               int64_t n, int64_t vectors) {
@@ -217,14 +232,9 @@ static inline __attribute__((always_inline)) void NAME(sum_powers_of_columns)(V 
         for (int64_t half = width / 2; half; half /= 2)
             for (int64_t i = 0; i < half && i + half < left; i++)
                 for (int64_t v = 0; v < vectors; v++) lanes[i * vectors + v] += lanes[(i + half) * vectors + v];
-        for (int64_t v = 0; v < vectors; v++) tree[height * vectors + v] = lanes[v];
-        height++;
-        for (int64_t carry = blocks; carry & 1; carry >>= 1, height--)
-            for (int64_t v = 0; v < vectors; v++) tree[(height - 2) * vectors + v] += tree[(height - 1) * vectors + v];
+        height = NAME(push_sums)(tree, height, blocks, lanes, vectors);
     }
-    for (; height > 1; height--)
-        for (int64_t v = 0; v < vectors; v++) tree[(height - 2) * vectors + v] += tree[(height - 1) * vectors + v];
-    for (int64_t v = 0; v < vectors; v++) sums[v] = tree[v];
+    NAME(finish_sums_of_columns)(sums, tree, height, vectors);
 }
 
 /* How many vectors of columns go abreast. */
@@ -295,19 +305,95 @@ static void NAME(softmax_body)(void *context, int64_t begin, int64_t end) {
 }
 
 /* ints: axis */
-static cyx_status NAME(run_softmax)(const cyx_call *call, void (*row)(T *, const T *, int64_t)) {
+static cyx_status NAME(run_softmax)(const cyx_call *call, void (*row)(T *, const T *, int64_t), cyx_body body) {
     const cyx_array *x = &call->in[0];
     if (!x->size) return CYX_OK;
     NAME(rows) rows = {.call = call, .row = row, .n = x->ndim ? x->shape[call->ints[0]] : 1, .inner = 1};
     for (int d = (int)call->ints[0] + 1; d < x->ndim; d++) rows.inner *= x->shape[d];
     int64_t count = x->size / rows.n;
-    cyx_parallel(count, cyx_grain(count, 12.0 * (double)rows.n, 100000), NAME(softmax_body), &rows);
+    cyx_parallel(count, cyx_grain(count, 12.0 * (double)rows.n, 100000), body, &rows);
     return rows.no_memory ? CYX_NO_MEMORY : CYX_OK;
 }
 
-static cyx_status NAME(softmax)(const cyx_call *call) { return NAME(run_softmax)(call, NAME(softmax_row)); }
-static cyx_status NAME(log_softmax)(const cyx_call *call) {
-    return NAME(run_softmax)(call, NAME(log_softmax_row));
+/* The gradient of softmax y from that of its result, y (g - the sum of g y), and of log_softmax, g - e**y (the sum of g): as
+ * the operations one by one make it. */
+static void NAME(softmax_grad_row)(T *out, const T *g, const T *y, int64_t n) {
+    T products[RUN_BLOCK], tree[TREE_DEPTH];
+    int height = 0;
+    for (int64_t first = 0, blocks = 0; first < n; first += RUN_BLOCK, blocks++) {
+        int64_t count = n - first < RUN_BLOCK ? n - first : RUN_BLOCK;
+        for (int64_t i = 0; i < count; i += VN)
+            NAME(put_part)(products + i, NAME(part)(g + first + i, count - i, 0) * NAME(part)(y + first + i, count - i, 0),
+                           count - i);
+        T sum = n <= FEW_TERMS ? NAME(sum_block16)(products, count) : NAME(sum_block64)(products, count);
+        height = NAME(sum_push)(tree, height, blocks, sum);
+    }
+    T sum = NAME(sum_finish)(tree, height);
+    for (int64_t i = 0; i < n; i += VN)
+        NAME(put_part)(out + i, NAME(part)(y + i, n - i, 0) * (NAME(part)(g + i, n - i, 0) - sum), n - i);
+}
+
+static void NAME(log_softmax_grad_row)(T *out, const T *g, const T *y, int64_t n) {
+    T powers[RUN_BLOCK], sum = NAME(sum_run)(g, n);
+    for (int64_t first = 0; first < n; first += RUN_BLOCK) {
+        int64_t count = n - first < RUN_BLOCK ? n - first : RUN_BLOCK;
+        NAME(exp_row)(powers, y + first, 0, count);
+        for (int64_t i = 0; i < count; i += VN)
+            NAME(put_part)(out + first + i,
+                           NAME(part)(g + first + i, count - i, 0) - NAME(part)(powers + i, count - i, 0) * sum, count - i);
+    }
+}
+
+/* Of `count` columns of n numbers, `inner` apart. */
+static void NAME(softmax_grad_columns)(T *out, const T *g, const T *y, int64_t n, int64_t inner, int64_t count, int logarithm) {
+    V sums[GRADIENTS_ABREAST], tree[TREE_DEPTH * GRADIENTS_ABREAST], powers[GRADIENTS_ABREAST];
+    int64_t vectors = (count + VN - 1) / VN, height = 0;
+    for (int64_t first = 0, blocks = 0; first < n; first += BLOCK_ROWS, blocks++) {
+        for (int64_t i = first; i < n && i < first + BLOCK_ROWS; i++)
+            for (int64_t v = 0; v < vectors; v++) {
+                int64_t at = i * inner + v * VN, left = count - v * VN;
+                V term = NAME(part)(g + at, left, 0);
+                if (!logarithm) term *= NAME(part)(y + at, left, 0);
+                if (i == first)
+                    sums[v] = term;
+                else
+                    sums[v] += term;
+            }
+        height = NAME(push_sums)(tree, height, blocks, sums, vectors);
+    }
+    NAME(finish_sums_of_columns)(sums, tree, height, vectors);
+    for (int64_t i = 0; i < n; i++) {
+        if (logarithm) NAME(exp_row)((T *)powers, y + i * inner, 0, count);
+        for (int64_t v = 0; v < vectors; v++) {
+            int64_t at = i * inner + v * VN, left = count - v * VN;
+            V one = NAME(part)(g + at, left, 0);
+            if (logarithm)
+                one = one - powers[v] * sums[v];
+            else
+                one = NAME(part)(y + at, left, 0) * (one - sums[v]);
+            NAME(put_part)(out + at, one, left);
+        }
+    }
+}
+
+static void NAME(softmax_grad_body)(void *context, int64_t begin, int64_t end) {
+    NAME(rows) *rows = context;
+    int logarithm = rows->call->op == CYX_OP_log_softmax_grad;
+    const T *g = rows->call->in[0].data, *y = rows->call->in[1].data;
+    T *out = rows->call->out.data;
+    int64_t n = rows->n, inner = rows->inner, most = GRADIENTS_ABREAST * VN;
+    for (int64_t r = begin, count = 1; r < end; r += count) {
+        int64_t column = r % inner, at = r / inner * n * inner + column;
+        if (inner > 1) {
+            count = inner - column < end - r ? inner - column : end - r;
+            count = count < most ? count : most;
+            NAME(softmax_grad_columns)(out + at, g + at, y + at, n, inner, count, logarithm);
+        } else if (logarithm) {
+            NAME(log_softmax_grad_row)(out + at, g + at, y + at, n);
+        } else {
+            NAME(softmax_grad_row)(out + at, g + at, y + at, n);
+        }
+    }
 }
 
 /* Of VN rows of logits each e**(x - the greatest), as columns, and their sums. Returns the greatest of each row. */
@@ -435,7 +521,18 @@ static cyx_status NAME(cross_entropy_grad)(const cyx_call *call) {
     return NAME(run_loss)(call, &call->in[1], &call->in[2], NAME(loss_grad_body));
 }
 
+static cyx_status NAME(softmax)(const cyx_call *call) {
+    return NAME(run_softmax)(call, NAME(softmax_row), NAME(softmax_body));
+}
+static cyx_status NAME(log_softmax)(const cyx_call *call) {
+    return NAME(run_softmax)(call, NAME(log_softmax_row), NAME(softmax_body));
+}
+static cyx_status NAME(softmax_grad)(const cyx_call *call) {
+    return NAME(run_softmax)(call, NULL, NAME(softmax_grad_body));
+}
+
 static void NAME(fill_softmax)(cyx_table table) {
+    table[CYX_OP_softmax_grad][DTYPE] = table[CYX_OP_log_softmax_grad][DTYPE] = NAME(softmax_grad);
     table[CYX_OP_softmax][DTYPE] = NAME(softmax), table[CYX_OP_log_softmax][DTYPE] = NAME(log_softmax);
     table[CYX_OP_cross_entropy][DTYPE] = NAME(cross_entropy);
     table[CYX_OP_cross_entropy_grad][DTYPE] = NAME(cross_entropy_grad);
