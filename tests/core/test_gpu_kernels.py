@@ -49,8 +49,9 @@ def test_kernels_compile_within_what_a_device_has(
     from cyxcore.kernels.gpu import table
 
     rt = Compiled(arch)
-    for op in ("add", "where", "adam_update", "sum", "argmax", "softmax", "softmax_grad", "cross_entropy_grad", "take_grad",
-               "conv2d", "conv2d_grad_input", "conv2d_grad_weight", "max_pool2d_grad", "uniform"):  # fmt: skip
+    for op in ("add", "where", "adam_update", "sum", "argmax", "softmax", "softmax_grad", "cross_entropy_grad",
+               "take_grad", "conv2d", "conv2d_grad_input", "conv2d_grad_weight", "max_pool2d_grad",
+               "uniform"):  # fmt: skip
         for case in [case for case in CASES[op] if case.expected().size][:COMPILED_PER_OP]:
             out = np.empty(case.expected().shape, case.expected().dtype)
             table.launches(rt, op, out, [np.array(x, order="C") for x in case.inputs], case.attrs)
