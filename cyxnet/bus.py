@@ -44,6 +44,7 @@ CANCEL_AGAIN_S = 0.05
 FIRST_ERROR_GRACE_S = 0.5  # nats-py would try the first connection for ever
 REQUEST_TIMEOUT_S = 5.0
 MAX_REQUESTS_IN_FLIGHT = 1024  # of which one caller gets half at the most
+WHY_NOT_IN = "it is banned, has too many connections, or this is not the key it is known by"  # a broker says no more
 DISCOVERY = Rate(per_s=5, burst=30)  # answers into one inbox, and into all: they are large, and the asker is unknown
 DISCOVERY_BY_ALL = Rate(per_s=200, burst=400)
 DISCOVERY_PATIENCE = Rate(per_s=1_000, burst=1_000)  # with questions beyond that: then it is closed for a while
@@ -114,7 +115,9 @@ class Bus(Streams):
                 failed.set()
             if bus and credentials and is_refusal(error) and not refused.is_set():
                 refused.set()
-                log.warning("%s does not let %s in any more; it is asked again and again", shown, credentials.id)
+                log.warning(
+                    "%s does not let %s in any more: %s; it is asked again and again", shown, credentials.id, WHY_NOT_IN
+                )
             log.debug("broker: %s", error)
 
         async def on_disconnect() -> None:
@@ -631,10 +634,7 @@ def _not_connected(shown: str, why: str, untrusted: list[str], credentials: Cred
             f"{shown}: its certificate is not trusted ({untrusted[0]}); is network.json that of this network?"
         )
     if credentials and is_refusal(why):
-        return NotAdmitted(
-            f"{shown} does not let {credentials.id} in: it is banned, has too many connections, or this is not "
-            "the key it is known by"
-        )
+        return NotAdmitted(f"{shown} does not let {credentials.id} in: {WHY_NOT_IN}")
     if credentials and "timeout" in why.lower():
         why = "no central lets anybody in"
     return BusError(f"no Cyx broker answers at {shown} ({why}); is `cyx up` running?")

@@ -23,11 +23,12 @@ from typing import NoReturn
 
 from cyxcore.errors import CyxError
 from cyxnet import amounts, config, lifetime, tls
-from cyxnet.bus import Bus
+from cyxnet.bus import Bus, NotAdmitted
 from cyxnet.credentials import Credentials, as_node
 from cyxnet.identity import ed25519_key
 from cyxnode import hardware
 from cyxnode.agent import ROOM_AGAIN_BYTES, Agent, Settings
+from cyxnode.errors import NodeError
 from cyxnode.home import Home, open_home, running, slug
 from cyxnode.process import Launch, Pool
 
@@ -152,6 +153,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         home = open_home(args.dir, args.name)
         try:
             return lifetime.run(serve(args, home, begun_s))
+        except NotAdmitted as error:
+            raise NodeError(f"{error}; which, and until when: python -m cyxnode why --name {home.name}") from None
         finally:
             home.close()
     except CyxError as error:

@@ -697,7 +697,7 @@ async def test_a_banned_node_is_thrown_out_at_once_and_let_in_when_it_is_pardone
     with pytest.raises(NotAdmitted):
         await join(ONE)
     async with asyncio.timeout(60):
-        while f"does not let {ONE.id} in any more" not in caplog.text:
+        while f"does not let {ONE.id} in any more: it is banned, has " not in caplog.text:
             await edge.round_trip()
     gate.nodes[ONE.id] = known
     async with asyncio.timeout(60):

@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 import cyxcore
+from cyxcentral.admission import Refused
 from cyxcore.spec import TrainingSpec
 from cyxnet import identity, tls
 from cyxnet.broker import Broker
@@ -103,6 +104,18 @@ async def test_a_second_node_of_the_same_name_is_refused_in_one_line(central: Fa
         f"cyxnode: error: a node named 'desk' runs already (process {first.pid}); "
         "choose another --name, or leave it out to take a free one"
     ]
+
+
+async def test_who_starts_a_node_that_is_not_let_in_is_told_where_to_ask_why(
+    central: FakeCentral, run_node: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.doorkeeper.decide", lambda *_, **__: Refused(reason="banned"))
+    process = await run_node("--name", "desk")
+    _, errors = await asyncio.wait_for(process.communicate(), WAIT_S)
+    assert process.returncode == 1
+    said = errors.decode().splitlines()[-1]
+    assert "it is banned, has too many connections, or " in said
+    assert said.endswith("; which, and until when: python -m cyxnode why --name desk")
 
 
 async def test_a_node_killed_outright_leaves_no_training_process(central: FakeCentral, run_node: Start) -> None:
