@@ -187,8 +187,8 @@ class ProcessLoop(asyncio.AbstractEventLoop):
         self._tasks.clear()
 
     def pause(self, seconds: float) -> None:
-        """SIGSTOP for so long: messages and timers pile up."""
-        self.paused_until_s = self.scheduler.now_s + seconds
+        """SIGSTOP for so long: messages and timers pile up. Who is stopped already goes on when the longer is over."""
+        self.paused_until_s = max(self.paused_until_s, self.scheduler.now_s + seconds)
 
     # -- what asyncio asks of a loop -----------------------------------------------------------------
 

@@ -217,6 +217,19 @@ def test_a_stopped_process_catches_up_in_order(scheduler):
     assert seen == [0, 1, 2, 3, 4]
 
 
+def test_who_is_stopped_twice_goes_on_when_the_longer_stop_is_over(scheduler):
+    loop, seen = ProcessLoop(scheduler, "process"), []
+    chaos = ProcessLoop(scheduler, "chaos")
+    loop.call_at(2.0, seen.append, "a timer that was put off")
+    loop.call_at(10.0, seen.append, "one that was not")
+    scheduler.at(chaos, 1.0, loop.pause, 60.0)
+    scheduler.at(chaos, 3.0, loop.pause, 5.0)
+    scheduler.run_until(60)
+    assert seen == []
+    scheduler.run_until(100)
+    assert seen == ["a timer that was put off", "one that was not"]
+
+
 def test_a_task_that_fails_unseen_fails_the_run(scheduler):
     loop = ProcessLoop(scheduler, "process")
     loop.call_soon(lambda: 1 / 0)
