@@ -337,12 +337,13 @@ def _div(g: Any, x: Sequence[Any], y: Any, attrs: Mapping[str, Any]) -> Sequence
 
 @rule("pow")
 def _pow(g: Any, x: Sequence[Any], y: Any, attrs: Mapping[str, Any]) -> Sequence[Any]:
-    """d a^b = b a^(b-1) da + a^b log(a) db; the second is 0 where a is 0 and b is not negative, as in
-    torch.
+    """d a^b = b a^(b-1) da + a^b log(a) db; the first is 0 where b is 0 (a^-1 of 0 is none), the second where a is 0
+    and b is not negative, as in torch.
     """
     a, b = x
     safe = apply("where", a != 0 if a.dtype in COMPLEX else a > 0, a, a * 0.0 + 1.0)
-    return g * b * apply("pow", a, b - 1.0), g * y * safe.log()
+    less = apply("where", b == 0, b + 1.0, b - 1.0)
+    return g * b * apply("pow", a, less), g * y * safe.log()
 
 
 @rule("maximum", "minimum")

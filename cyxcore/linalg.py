@@ -24,7 +24,7 @@ from cyxcore.functional.basic import stack
 from cyxcore.infer import broadcast
 from cyxcore.infermatrix import matrices, unpacked
 from cyxcore.torchwords import worded
-from cyxcore.values import apply, composed, of_one_dtype, sum_dtype, to_inexact
+from cyxcore.values import apply, composed, of_one_dtype, root, sum_dtype, to_inexact
 
 __all__ = (
     "cholesky cross det diagonal eig eigh eigvals eigvalsh inv matmul matrix_norm matrix_power matrix_rank "
@@ -204,7 +204,7 @@ def vector_norm(
 
 def _vector_norm(value: Any, ord: float, axes: tuple[int, ...], keepdims: bool) -> Any:
     if ord == 2 and value.dtype in FLOATS:
-        return _root(apply("sum", value.square(), axes=axes, keepdims=keepdims))
+        return root(apply("sum", value.square(), axes=axes, keepdims=keepdims))
     size = elementwise.abs(value)
     if ord == math.inf or ord == -math.inf:
         if ord > 0 and math.prod(value.shape[place] for place in axes) == 0:
@@ -215,16 +215,10 @@ def _vector_norm(value: Any, ord: float, axes: tuple[int, ...], keepdims: bool) 
     if ord == 1:
         return apply("sum", size, axes=axes, keepdims=keepdims)
     if ord == 2:
-        return _root(apply("sum", size * size, axes=axes, keepdims=keepdims))
+        return root(apply("sum", size * size, axes=axes, keepdims=keepdims))
     powers = apply("pow", size, size._constant(float(ord), size.dtype))
     total = apply("sum", powers, axes=axes, keepdims=keepdims)
     return apply("pow", total, total._constant(1.0 / ord, total.dtype))
-
-
-def _root(total: Any) -> Any:
-    """sqrt with gradient 0 at 0."""
-    zero = total == 0.0
-    return apply("where", zero, total, apply("where", zero, total + 1.0, total).sqrt())
 
 
 def matrix_norm(x: Any, /, *, keepdims: bool = False, ord: float | str | None = "fro") -> Any:

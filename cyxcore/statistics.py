@@ -10,7 +10,7 @@ from cyxcore.dtype import dtype_name
 from cyxcore.elementwise import or_method, value_of
 from cyxcore.errors import AxisError, ShapeError
 from cyxcore.functional.basic import concat
-from cyxcore.values import Value, apply, sum_dtype
+from cyxcore.values import Value, apply, root, sum_dtype
 
 __all__ = "all any count_nonzero cumulative_prod cumulative_sum diff max mean min prod std sum var".split()
 
@@ -56,8 +56,8 @@ def var(x: Any, /, *, axis: Axis = None, correction: float = 0.0, keepdims: bool
 
 @or_method
 def std(x: Any, /, *, axis: Axis = None, correction: float = 0.0, keepdims: bool = False) -> Any:
-    """The square root of var()."""
-    return var(x, axis=axis, correction=correction, keepdims=keepdims).sqrt()
+    """The square root of var(). The gradient of equal elements is 0."""
+    return root(var(x, axis=axis, correction=correction, keepdims=keepdims))
 
 
 def _or_pair(function: Any) -> Any:

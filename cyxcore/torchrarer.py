@@ -164,17 +164,17 @@ def adjoint(x: Any) -> Any:
 
 
 def cov(x: Any, *, correction: int = 1) -> Any:
-    """The covariances of variables (rows) over observations (columns); of a vector its variance."""
+    """The covariances of variables (rows) over observations (columns); of a vector or one row its variance."""
     rows = x.reshape(1, -1) if x.ndim < 2 else x
     centred = rows - rows.mean(1, keepdims=True)
     result = centred @ centred.mT / float(max(rows.shape[1] - correction, 0) or math.nan)
-    return result.reshape(()) if x.ndim < 2 else result
+    return result.reshape(()) if rows.shape[0] == 1 else result
 
 
 def corrcoef(x: Any) -> Any:
     """Pearson's correlations of variables (rows) over observations (columns)."""
     found = cov(x)
-    if x.ndim < 2:
+    if not found.ndim:
         return found / found
     spread = linalg.diagonal(found).sqrt()
     return found / spread.expand_dims(0) / spread.expand_dims(1)

@@ -153,6 +153,12 @@ def logic_or_bits(op: str, *values: Any) -> Any:
     return apply(_LOGIC[op] if values[0].dtype == "bool" else op, *values)
 
 
+def root(total: Any) -> Any:
+    """The square root of a sum of squares: its gradient to them is 0 where all are 0."""
+    zero = total == 0.0
+    return apply("where", zero, total, apply("where", zero, total + 1.0, total).sqrt())
+
+
 def to_inexact(value: Any) -> Any:
     """The value as floats (or complex numbers): integers and bools become float32."""
     return value if value.dtype in INEXACT else value.astype("float32")
@@ -496,8 +502,8 @@ class Value:
         correction: float | None = None,
         **words: Any,
     ) -> Self:
-        """The square root of var()."""
-        return self.var(axis, keepdims, correction, **words).sqrt()
+        """The square root of var(). The gradient of equal elements is 0."""
+        return root(self.var(axis, keepdims, correction, **words))
 
     def max(self, axis: int | Sequence[int] | None = None, keepdims: bool = False, **words: Any) -> Any:
         """The largest; NaN if there is one. With `dim` as in PyTorch: (values, indices) along that axis.

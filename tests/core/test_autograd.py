@@ -336,6 +336,15 @@ def test_a_gradient_in_a_compiled_function_is_that_of_tensors(name: str) -> None
     assert [one.numpy().tobytes() for one in compiled] == [one.numpy().tobytes() for one in plain]
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_polynomial_has_its_gradient_at_zero(compiled: bool) -> None:
+    powers = cx.tensor([0.0, 1.0, 2.0])
+    for polynomial in (lambda x: (x**0 + x**1 + x**2).sum(), lambda x: (x[:, None] ** powers).sum()):
+        grad = cx.grad(polynomial)
+        found = (cx.compile(grad) if compiled else grad)(cx.tensor([0.0, 3.0, -1.0]))
+        assert found.tolist() == [1.0, 7.0, -1.0]
+
+
 def test_an_infinite_argument_that_is_not_used_has_the_gradient_0() -> None:
     assert cx.grad(lambda a, b: a.sum(), argnums=1)(cx.tensor([1.0]), cx.tensor([float("inf")])).tolist() == [0.0]
 

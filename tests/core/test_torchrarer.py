@@ -43,7 +43,7 @@ CALLS: dict[str, Callable[..., Any]] = {
     "kron": lambda m, x, y, c: m.kron(x[:2, :2], y[0]),
     "logdet": lambda m, x, y, c: m.logdet(x @ x.mT),
     "adjoint": lambda m, x, y, c: c.adjoint() + c.mH,
-    "cov": lambda m, x, y, c: [m.cov(x), m.cov(x[0]), m.corrcoef(y), x.cov(correction=0)],
+    "cov": lambda m, x, y, c: [m.cov(x), m.cov(x[0]), m.cov(x[:1]), m.corrcoef(y), x.cov(correction=0)],
     "nansum": lambda m, x, y, c: [m.nansum(m.tensor(HOLES)), m.tensor(HOLES).nanmean(1)],
     "aminmax": lambda m, x, y, c: m.aminmax(x, dim=1, keepdim=True),
     "cummax": lambda m, x, y, c: [*m.cummax(c, 1), *c.cummin(dim=2)],

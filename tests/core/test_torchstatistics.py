@@ -262,6 +262,16 @@ def test_gradients_are_pytorchs(name: str) -> None:
         np.testing.assert_allclose(got[each].numpy(), other.numpy(), rtol=2e-4, atol=2e-5, err_msg=each)
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_deviation_of_equal_numbers_has_gradient_zero(compiled: bool) -> None:
+    x = np.array([[2.0, 2.0, 2.0], [1.0, 2.0, 4.0]], np.float32)
+    theirs = torch.tensor(x, requires_grad=True)
+    theirs.std(dim=1).sum().backward()
+    grad = cx.grad(lambda x: x.std(dim=1).sum())
+    found = (cx.compile(grad) if compiled else grad)(cx.tensor(x))
+    np.testing.assert_allclose(found.numpy(), theirs.grad.numpy(), rtol=1e-5)
+
+
 def test_std_and_var_divide_by_n_unless_dim_or_a_word_says_otherwise() -> None:
     """The method and the function do the same; PyTorch's without a word differs, as the tutorial says."""
     x, wide = cx.asarray(X), X.astype(np.float64)
