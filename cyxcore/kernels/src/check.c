@@ -312,7 +312,7 @@ static cyx_status check_conv2d(cyx_call *call) {
         if (i[7] != 4 || memcmp(i + 8, named->shape, 4 * sizeof(int64_t)))
             return bad_attribute(call, "the shape attribute to be the output's");
     }
-    if (x->shape[1] != w->shape[1] * groups || w->shape[0] % groups)
+    if (x->shape[1] % groups || x->shape[1] / groups != w->shape[1] || w->shape[0] % groups)
         return bad_inputs(call, "x (N, C, H, W) and w (O, C / groups, KH, KW) with O a multiple of groups");
     if (!between(w->shape + 2, 2, 1, INT32_MAX) || !between(x->shape + 2, 2, 0, INT32_MAX))
         return bad_inputs(call, "a kernel of at least 1 x 1");

@@ -174,9 +174,8 @@ MATH float erf_f32(float x) {
 
 /* 2**n (1 + value) for |n| <= 2046, rounded once. The shift is logical: AVX2 has no other on 64 bits. */
 MATH double scale_f64(double value, int64_t n) {
-    int64_t half = (int64_t)((uint64_t)(n + 4096) >> 1) - 2048;
-    return value * f64_of_bits((uint64_t)(half + 1023) << 52) *
-           f64_of_bits((uint64_t)(n - half + 1023) << 52);
+    uint64_t whole = (uint64_t)n, half = ((whole + 4096) >> 1) - 2048; /* of a NaN n may be anything */
+    return value * f64_of_bits((half + 1023) << 52) * f64_of_bits((whole - half + 1023) << 52);
 }
 
 /* e**(x + low) for |low| far below x. */

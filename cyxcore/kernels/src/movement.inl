@@ -300,7 +300,7 @@ static void concat_body(void *context, int64_t begin, int64_t end) {
             const char *from = (const char *)x->data + first * bytes;
             if (bytes == 4)
                 for (int64_t row = 0; row < stop - first; row++)
-                    *(uint32_t *)(to + row * j->line) = ((const uint32_t *)from)[row];
+                    memcpy(to + row * j->line, from + 4 * row, 4);
             else if (bytes == 8)
                 for (int64_t row = 0; row < stop - first; row++)
                     memcpy(to + row * j->line, from + 8 * row, 8);
