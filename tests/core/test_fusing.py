@@ -772,13 +772,13 @@ def test_a_recurrence_does_not_join_the_gradients_of_its_steps(threads: int) -> 
 
 @st.composite
 def chains(draw: Any) -> Any:
-    """(shape, its calls): arithmetic and functions, mostly of what the call before made, with other arrays."""
+    """(shape, its calls): arithmetic and functions of what the call before made, earlier ones, and other arrays."""
     shape = draw(st.sampled_from([(1, 256), (3, 100), (7, 73), (4, 250), (5, 128), (3, 160), (41, 500)]))
     calls = []
-    for place in range(draw(st.integers(2, 12))):
-        made = place - 1 if draw(st.integers(0, 9)) else draw(st.integers(-3, place - 1))
+    for place in range(draw(st.integers(2, 16))):
+        made = place - 1 if draw(st.integers(0, 2)) else draw(st.integers(-3, place - 1))
         if made != -3 and not draw(st.integers(0, 5)):
-            calls.append((draw(st.sampled_from(["neg", "square", "exp", "tanh", "sigmoid", "erf"])), (made,)))
+            calls.append((draw(st.sampled_from("neg square exp log tanh sigmoid erf relu".split())), (made,)))
             continue
         other = draw(st.sampled_from(["number", "column", "row", "array", "itself"] + ["earlier"] * (place > 0)))
         known = {"number": -3, "array": -2, "column": -4, "row": -5, "itself": made}
@@ -791,11 +791,21 @@ def chains(draw: Any) -> Any:
 
 
 @settings(max_examples=150, deadline=None)
-@given(chains(), st.sampled_from(["avx512", "avx2", "portable"]), st.integers(0, 2**12 - 1))
+@given(chains(), st.sampled_from(["avx512", "avx2", "portable"]), st.integers(0, 2**16 - 1))
 def test_chains_of_arithmetic_have_the_bits_of_their_calls(
     chain: tuple[tuple[int, int], list[tuple[str, tuple[int, ...]]]], isa: str, kept: int
 ) -> None:
-    shape, calls = chain
+    check_chain(*chain, isa, kept)
+
+
+@pytest.mark.parametrize("isa", ["avx512", "avx2", "portable"])
+def test_more_results_may_wait_in_a_chain_than_it_has_places_for(isa: str) -> None:
+    waiting = [("mul", (-1, place - 1)) for place in range(12)]
+    check_chain((7, 73), [*waiting, *[("add", (place, 11 + place)) for place in range(12)]], isa, 0)
+
+
+def check_chain(shape: tuple[int, int], calls: list[tuple[str, tuple[int, ...]]], isa: str, kept: int) -> None:
+    """That the calls have the bits in one group that they have one by one. kept: of which results, by bits."""
     size, rng = shape[0] * shape[1], np.random.default_rng(shape)
     sources = {-1: rng.normal(size=shape), -2: rng.normal(size=shape), -3: np.array([0.75])}
     sources |= {-4: rng.normal(size=(shape[0], 1)), -5: rng.normal(size=shape[1:])}
@@ -839,3 +849,20 @@ def test_the_gradient_of_a_function_has_the_same_bits_in_one_pass(name: str, isa
     with kernels(isa, 2, skips=True):
         parts = [gradient(*part) for part in np.array_split(drawn, 7, axis=1)]
         assert gradient(*drawn).tobytes() == np.concatenate(parts).tobytes()
+
+
+@pytest.mark.parametrize("isa", ["avx512", "avx2", "portable"])
+@pytest.mark.parametrize("name", ["gelu", "gelu tanh", "silu", "softplus"])
+def test_an_activation_has_the_same_bits_in_one_pass(name: str, isa: str) -> None:
+    """There and back, that of a large tensor is made in one pass, those of its parts call by call."""
+
+    def both(values: Any, g: Any) -> Any:
+        x = cx.tensor(values, requires_grad=True)
+        y = F.gelu(x, approximate="tanh") if name == "gelu tanh" else getattr(F, name)(x)
+        y.backward(cx.tensor(g))
+        return np.stack([y.numpy(), x.grad.numpy()])
+
+    drawn = np.random.default_rng(3).normal(0, 3, size=(2, 70_001)).astype(np.float32)
+    with kernels(isa, 2, skips=True):
+        parts = [both(*part) for part in np.array_split(drawn, 7, axis=1)]
+        assert both(*drawn).tobytes() == np.concatenate(parts, axis=1).tobytes()

@@ -25,17 +25,28 @@ typedef struct {
     double constants[CYX_LOOP_CONSTANTS]; /* what the kernel made of its scalars, where it has any */
 } cyx_rows;
 
-/* One of a chain of float32 operations: made = made + other, and so on. FROM: other - made, OVER: other / made. NEG and what
+/* An operand of a link: as many numbers, one for all, what was made, one for each row, one row for all, or what an earlier
+ * link of the chain kept. */
+typedef struct {
+    enum { CYX_LINK_ARRAY, CYX_LINK_NUMBER, CYX_LINK_ITSELF, CYX_LINK_COLUMN, CYX_LINK_ROW, CYX_LINK_KEPT } form;
+    short slot;         /* of what was kept */
+    short ahead;        /* whether an array is fetched before it is read: the first of a chain */
+    const float *array; /* of the others but what was made */
+} cyx_operand;
+
+enum { CYX_LINK_SLOTS = 6 };
+
+/* One of a chain of float32 operations: made = first + other, and so on. FROM: other - first, OVER: other / first. NEG and what
  * comes behind it look at no other operand. */
 typedef struct {
     enum {
         CYX_LINK_ADD, CYX_LINK_SUB, CYX_LINK_FROM, CYX_LINK_MUL, CYX_LINK_DIV, CYX_LINK_OVER,
         CYX_LINK_NEG, CYX_LINK_EXP, CYX_LINK_TANH, CYX_LINK_SIGMOID, CYX_LINK_ERF
     } kind;
-    /* Of the other operand: as many numbers, one for all, what was made, one for each row, or one row for all. */
-    enum { CYX_LINK_ARRAY, CYX_LINK_NUMBER, CYX_LINK_ITSELF, CYX_LINK_COLUMN, CYX_LINK_ROW } form;
-    const float *other;
-    float *out; /* where what is made goes; NULL: only the next of the chain reads it */
+    cyx_operand first; /* CYX_LINK_ITSELF: what the link before made; an array; or kept */
+    cyx_operand other; /* CYX_LINK_ITSELF: the first operand */
+    int keep;          /* the slot in which what is made waits for later links, or -1 */
+    float *out;        /* where what is made goes, too; NULL: only the chain reads it */
 } cyx_link;
 
 /* Where a kernel that is asked for its loop, instead of being run, leaves it: see fused.c. */
@@ -49,9 +60,9 @@ typedef struct {
     void (*pack)(const cyx_call *call, void *packed);
     int64_t packed_bytes;
     int masks; /* of a gradient: whether what a ReLU's mask leaves of it can be made at once (cyx_masks_gradient) */
-    /* Of what can be one of a chain: makes all of it, for n elements, beginning with those of `from`. run: the length of
-     * rows, where operands go by rows, else 0; column: where in its row the first element is. */
-    void (*links)(const float *from, const cyx_link *links, int count, int64_t n, int64_t run, int64_t column);
+    /* Of what can be one of a chain: makes all of it, for n elements. run: the length of rows, where operands go by rows,
+     * else 0; column: where in its row the first element is. */
+    void (*links)(const cyx_link *links, int count, int64_t n, int64_t run, int64_t column);
 } cyx_loop;
 extern __thread cyx_loop *cyx_asked;
 void cyx_ask(const cyx_call *call, const cyx_table table, cyx_loop *loop);

@@ -178,7 +178,8 @@ static cyx_status run_joined(const cyx_call *calls, const cyx_table table) {
 }
 
 enum { ALONE = 16384 }; /* elements; of a group of one loop */
-enum { TILE = 512 }; /* elements; eight tiles of float32 take half of the first-level cache, and what is read from outside the rest */
+enum { TILE = 1024 }; /* elements; four tiles of float32 take half of the first-level cache, and what is read from outside the rest */
+enum { TILES_APART = 192 }; /* bytes between tiles: a load waits for a store whose address ends in the same twelve bits */
 
 /* Arrays that a group goes through, and their bytes together, from which on the group fetches the next tile itself: the processor
  * follows fewer by itself, as far as a page, and better. */
@@ -200,8 +201,9 @@ struct cyx_group {
     int chain[CYX_MAX_GROUP];  /* how many calls from this one on are links of one chain; 0: it is none */
     int64_t chain_run[CYX_MAX_GROUP]; /* the length of the rows by which a chain's operands go, or 0 */
     char squared[CYX_MAX_GROUP]; /* whether a call is not made: the sum behind it, which alone reads it, squares its terms */
-    char inner[CYX_MAX_GROUP]; /* whether only the next link reads the output */
-    char form[CYX_MAX_GROUP][2]; /* of a link's inputs: see form_of() */
+    char inner[CYX_MAX_GROUP]; /* whether only links of its own chain read the output */
+    signed char keep[CYX_MAX_GROUP]; /* the slot of such an output that another than the next link reads, or -1 */
+    cyx_operand input[CYX_MAX_GROUP][2]; /* of a link: the forms and slots of its inputs */
     int tiles, element_bytes, streams;
     stream stream[MOST_STREAMS];
     int64_t tile_size; /* elements */
@@ -267,13 +269,23 @@ static int form_of(const cyx_walk *walk, int input, int64_t *run) {
 }
 
 static int is_of_one(int op) {
-    return op == CYX_OP_neg || op == CYX_OP_square || op == CYX_OP_exp || op == CYX_OP_tanh || op == CYX_OP_sigmoid || op == CYX_OP_erf;
+    return op == CYX_OP_neg || op == CYX_OP_square || op == CYX_OP_exp || op == CYX_OP_tanh ||
+           op == CYX_OP_sigmoid || op == CYX_OP_erf;
 }
 
-/* `made`: what the links before it left, or what a chain begins with. */
-static cyx_link link_of(const cyx_call *call, const char *form, const void *made, int64_t at, int64_t run, int inner) {
-    cyx_link link = {.form = CYX_LINK_ITSELF, .out = inner ? NULL : (float *)call->out.data + at};
-    int second = call->in[0].data != made || form[0] != CYX_LINK_ARRAY, other = !second; /* which input was made */
+/* A link that begins with element `at`. */
+static cyx_link link_of(const cyx_call *call, const cyx_operand *input, int64_t at, int64_t run) {
+    cyx_link link = {.first = input[0], .other = {.form = CYX_LINK_ITSELF}};
+    int of_one = is_of_one(call->op), second = 0; /* whether the first operand is the call's second input */
+    if (!of_one) {
+        second = input[0].form != CYX_LINK_ITSELF && input[1].form == CYX_LINK_ITSELF;
+        second |= input[0].form != CYX_LINK_ARRAY && input[0].form != CYX_LINK_KEPT && input[0].form != CYX_LINK_ITSELF;
+        if (call->in[0].data != call->in[1].data || input[0].form != input[1].form) link.other = input[!second];
+        link.first = input[second];
+    }
+    int64_t before[] = {[CYX_LINK_ARRAY] = at, [CYX_LINK_COLUMN] = run ? at / run : 0, [CYX_LINK_KEPT] = 0};
+    link.first.array = (const float *)call->in[second].data + before[link.first.form];
+    if (!of_one) link.other.array = (const float *)call->in[!second].data + before[link.other.form];
     switch (call->op) {
     case CYX_OP_neg: link.kind = CYX_LINK_NEG; break;
     case CYX_OP_exp: link.kind = CYX_LINK_EXP; break;
@@ -285,22 +297,20 @@ static cyx_link link_of(const cyx_call *call, const char *form, const void *made
     case CYX_OP_div: link.kind = second ? CYX_LINK_OVER : CYX_LINK_DIV; break;
     default: link.kind = CYX_LINK_MUL;
     }
-    if (is_of_one(call->op) || (call->in[other].data == made && form[other] == CYX_LINK_ARRAY)) return link;
-    int64_t before[] = {[CYX_LINK_ARRAY] = at, [CYX_LINK_COLUMN] = run ? at / run : 0, [CYX_LINK_ROW] = 0, [CYX_LINK_NUMBER] = 0};
-    link.form = form[other];
-    link.other = (const float *)call->in[other].data + before[(int)form[other]];
     return link;
 }
 
 static void run_chain(const cyx_group *g, const cyx_call *calls, int first, int64_t at, int64_t stop) {
     cyx_link links[CYX_MAX_GROUP];
-    const void *from = calls[first].in[g->form[first][0] != CYX_LINK_ARRAY].data, *made = from;
     int64_t run = g->chain_run[first];
     for (int k = 0; k < g->chain[first]; k++) {
-        links[k] = link_of(&calls[first + k], g->form[first + k], made, at, run, g->inner[first + k]);
-        made = calls[first + k].out.data;
+        const cyx_call *call = &calls[first + k];
+        links[k] = link_of(call, g->input[first + k], at, run);
+        links[k].keep = g->keep[first + k];
+        links[k].out = g->inner[first + k] ? NULL : (float *)call->out.data + at;
     }
-    g->loops[first].links((const float *)from + at, links, g->chain[first], stop - at, run, run ? at % run : 0);
+    links[0].first.ahead = 1; /* the other calls of a tile are between this chain and itself */
+    g->loops[first].links(links, g->chain[first], stop - at, run, run ? at % run : 0);
 }
 
 static const cyx_array *array_of(const stream *s, const cyx_call *calls) {
@@ -323,7 +333,7 @@ static void group_body(void *context, int64_t begin, int64_t end) {
     const cyx_group *g = running->made;
     cyx_call own[CYX_MAX_GROUP];
     cyx_rows rows[CYX_MAX_GROUP];
-    int64_t tile_bytes = g->tile_size * g->element_bytes;
+    int64_t tile_bytes = g->tile_size * g->element_bytes + TILES_APART;
     char *tiles = cyx_scratch(1, (size_t)(g->tiles * tile_bytes + 1));
     if (!tiles) {
         running->no_memory = 1;
@@ -340,7 +350,7 @@ static void group_body(void *context, int64_t begin, int64_t end) {
         int64_t next = end - stop < g->tile_size ? end : stop + g->tile_size;
         for (int k = 0, first = 0; k < g->count; k++) {
             /* Loops count from the start of the whole array: element `at` is the tile's first. */
-            if (own[k].elided)
+            if (own[k].elided && !g->inner[k])
                 own[k].out.data = tiles + g->tile[k] * tile_bytes - at * cyx_dtype_bytes[own[k].out.dtype];
             for (int i = 0; i < own[k].in_count; i++)
                 if (g->made_by[k][i] >= 0 && !g->squared[g->made_by[k][i]]) own[k].in[i].data = own[g->made_by[k][i]].out.data;
@@ -366,7 +376,7 @@ static void share_tiles(cyx_group *g, const cyx_call *calls) {
         for (int i = 0; i < calls[k].in_count; i++)
             if (g->made_by[k][i] >= 0) last[g->made_by[k][i]] = k;
     for (int k = 0; k < g->count; k++) {
-        if (calls[k].elided && !g->squared[k]) {
+        if (calls[k].elided && !g->squared[k] && !g->inner[k]) {
             int tile = 0, bytes = cyx_dtype_bytes[calls[k].out.dtype];
             while (taken[tile]) tile++;
             taken[tile] = 1;
@@ -375,7 +385,7 @@ static void share_tiles(cyx_group *g, const cyx_call *calls) {
             if (bytes > g->element_bytes) g->element_bytes = bytes;
         }
         for (int made = 0; made <= k; made++) /* only now: nothing is written over what the same call reads */
-            if (calls[made].elided && !g->squared[made] && last[made] == k) taken[g->tile[made]] = 0;
+            if (calls[made].elided && !g->squared[made] && !g->inner[made] && last[made] == k) taken[g->tile[made]] = 0;
     }
 }
 
@@ -388,15 +398,8 @@ static int can_be_link(cyx_group *g, int k, const cyx_call *call, int64_t *run) 
     if (first < 0 || second < 0 || (first != CYX_LINK_ARRAY && second != CYX_LINK_ARRAY)) return 0;
     if (own && *run && own != *run) return 0;
     if (own) *run = own;
-    g->form[k][0] = (char)first, g->form[k][1] = (char)second;
+    g->input[k][0] = (cyx_operand){.form = (unsigned)first}, g->input[k][1] = (cyx_operand){.form = (unsigned)second};
     return 1;
-}
-
-/* Whether a call takes what the one before it made. */
-static int goes_on(const cyx_group *g, const cyx_call *calls, int k) {
-    for (int i = 0; i < calls[k].in_count; i++)
-        if (g->form[k][i] == CYX_LINK_ARRAY && calls[k].in[i].data == calls[k - 1].out.data) return 1;
-    return 0;
 }
 
 /* Squares of float32 or float64 that are only summed up are made where the sum reads what they are of. */
@@ -410,27 +413,56 @@ static void find_squares(cyx_group *g, const cyx_call *calls) {
     }
 }
 
-/* A call alone is a chain where an operand goes by rows: its own loop would look for each row. */
+/* Of links [first, stop): where they find what others of them made. */
+static void find_operands(cyx_group *g, const cyx_call *calls, int first, int stop) {
+    int last[CYX_MAX_GROUP], taken[CYX_LINK_SLOTS] = {0}; /* the last that reads an output; whether a slot is in use */
+    for (int k = first; k < stop; k++) {
+        last[k] = 0;
+        for (int later = k + 1; later < g->count; later++)
+            for (int i = 0; i < calls[later].in_count; i++)
+                if (g->made_by[later][i] == k) last[k] = later;
+    }
+    for (int k = first; k < stop; k++) {
+        for (int i = 0; i < calls[k].in_count; i++) {
+            cyx_operand *input = &g->input[k][i];
+            if (input->form != CYX_LINK_ARRAY) continue;
+            int made_by = g->made_by[k][i];
+            if (k > first && calls[k].in[i].data == calls[k - 1].out.data)
+                input->form = CYX_LINK_ITSELF;
+            else if (made_by >= first && g->inner[made_by])
+                input->form = CYX_LINK_KEPT, input->slot = g->keep[made_by];
+        }
+        for (int made = first; made < k; made++) /* only what is made is stored: it may be where an operand was */
+            if (g->keep[made] >= 0 && last[made] == k) taken[g->keep[made]] = 0;
+        g->inner[k] = calls[k].elided && last[k] && last[k] < stop;
+        if (!g->inner[k] || last[k] == k + 1) continue;
+        int slot = 0;
+        while (slot < CYX_LINK_SLOTS && taken[slot]) slot++;
+        if (slot < CYX_LINK_SLOTS)
+            taken[slot] = 1, g->keep[k] = (signed char)slot;
+        else
+            g->inner[k] = 0; /* it waits in a tile */
+    }
+}
+
+/* A call alone is a chain where an operand goes by rows: its own loop would look for each row. Otherwise chains are for AVX-512:
+ * with shorter vectors a link takes longer than what a loop of its own loads and stores. */
 static void find_chains(cyx_group *g, const cyx_call *calls) {
+    int wide = !strcmp(cyx_isa(), "avx512");
+    for (int k = 0; k < g->count; k++) g->chain[k] = 0, g->inner[k] = 0, g->keep[k] = -1;
     for (int first = 0, k; first < g->count; first = k) {
         int64_t run = 0;
         k = first + 1;
         int links = can_be_link(g, first, &calls[first], &run);
         for (; links && k < g->count; k++) {
             int64_t with = run;
-            if (!can_be_link(g, k, &calls[k], &with) || !goes_on(g, calls, k)) break;
+            if (!can_be_link(g, k, &calls[k], &with)) break;
             run = with;
         }
-        g->chain[first] = links && (k > first + 1 || run) ? k - first : 0, g->chain_run[first] = run;
+        if (!links || (!run && (k == first + 1 || !wide))) continue;
+        g->chain[first] = k - first, g->chain_run[first] = run;
+        find_operands(g, calls, first, k);
     }
-    for (int k = 0; k < g->count; k++) {
-        g->inner[k] = (char)(calls[k].elided && k + 1 < g->count);
-        for (int later = k + 2; later < g->count; later++)
-            for (int i = 0; i < calls[later].in_count; i++)
-                if (g->made_by[later][i] == k) g->inner[k] = 0;
-    }
-    for (int first = 0; first < g->count; first += g->chain[first] ? g->chain[first] : 1)
-        g->inner[first + (g->chain[first] ? g->chain[first] - 1 : 0)] = 0;
 }
 
 /* What goes through memory: arrays as large as the group's, which it does not keep in its tiles, each once. */
