@@ -536,13 +536,18 @@ def test_a_small_product_has_the_bits_of_its_rows_in_a_tall_one(isa: str, dtype:
         (61, 130, 35),
         (128, 64, 48),
         (6, 3, 0),
+        (64, 64, 10),  # of a turned B with fewer columns than a vector has lanes
+        (32, 130, 2),
+        (96, 45, 3),
+        (64, 33, 6),
     ]:
         a, b = values((m, k), dtype), values((k, n), dtype, seed=1)
-        for ta in (False, True):
+        tall = Case("matmul", [np.tile(a, (40, 1)), b], {"transpose_a": False, "transpose_b": False}).run()
+        for ta, tb in itertools.product((False, True), repeat=2):
             left = np.ascontiguousarray(a.T) if ta else a
-            small = Case("matmul", [left, b], {"transpose_a": ta, "transpose_b": False}).run()
-            tall = Case("matmul", [np.tile(a, (40, 1)), b], {"transpose_a": False, "transpose_b": False}).run()
-            assert same_bits(small, np.ascontiguousarray(tall[:m])), (m, k, n, ta)
+            right = np.ascontiguousarray(b.T) if tb else b
+            small = Case("matmul", [left, right], {"transpose_a": ta, "transpose_b": tb}).run()
+            assert same_bits(small, np.ascontiguousarray(tall[:m])), (m, k, n, ta, tb)
 
 
 @pytest.mark.parametrize("case", BIG, ids=lambda case: f"{case.op}-{'x'.join(map(str, case.inputs[0].shape))}")

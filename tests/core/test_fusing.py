@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import cyxcore as cx
@@ -452,6 +452,8 @@ def product_and_sum(
     relu=st.booleans(),
     threads=st.integers(1, 3),
 )
+@example(shape=(64, 10, 64), other="row", batch=0, turned=(False, True), first=False, relu=True, threads=1)
+@example(shape=(32, 3, 33), other="whole", batch=0, turned=(False, True), first=True, relu=False, threads=1)
 @settings(max_examples=60, deadline=None)
 def test_a_product_and_a_sum_made_at_once_have_the_bits_of_both(
     isa: str,

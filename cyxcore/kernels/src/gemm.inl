@@ -41,6 +41,7 @@ enum {
     TALL_ROWS = 8, /* of blocks of three vectors, */
     WIDE = 48,     /* for products of as many columns at most */
     THIN_ROWS = 8,        /* up to which a product by a transposed matrix reads that where it lies */
+    LEAST_IDLE = 16,      /* terms of all lanes: what a few columns leave idle, if turning A shall take less */
     SMALL_TAIL = 2048,    /* elements of a panel of B that is not whole, in a small product */
     NEAR_RESULT = 1 << 16, /* elements of a result to which products are added */
     APART = 16 /* elements between packed panels, so that they do not meet in the same lines of the cache */
@@ -614,6 +615,7 @@ static int NAME(multiply_small)(const NAME(product) * p) {
     uint32_t heights = (uint32_t)(m + MR - 1) / MR;
     int64_t height = ((uint32_t)m + heights - 1) / heights, a_step = p->a_transposed ? 1 : p->a_row;
 #if MR >= 12
+    if (m % TALL_ROWS == 0 && n > VN) height = TALL_ROWS; /* as fast as MR, and with registers left for what becomes of a block */
     if (!p->b_transposed && n % (3 * VN) == 0 && n <= WIDE && m % TALL_ROWS == 0) { /* as many sums, and no block with one vector alone */
         for (int64_t column = 0; column < n; column += 3 * VN)
             for (int64_t r = 0; r < m; r += TALL_ROWS) {
@@ -638,6 +640,30 @@ static int NAME(multiply_small)(const NAME(product) * p) {
             NAME(run_block)(p->a_transposed ? NAME(packed_kernels) : NAME(rows_kernels), m - r < height ? m - r : height,
                             columns, p->a + r * a_step, p->a_row, packed ? panel : p->b + column, packed ? NR : p->b_row,
                             p->c + r * n + column, n, k, 0, &ending);
+        }
+    }
+    return 1;
+}
+
+/* A small product of fewer columns than a vector has lanes: the rows of the turned B take the place of the first factor, and those
+ * of A, which are turned for it, lie in the lanes; so does what comes out, until it is turned back. The sums are the same, and no
+ * lane is idle. 0: it is not one. */
+static int NAME(multiply_few_columns)(const NAME(product) * p) {
+    int64_t m = p->m, n = p->n, k = p->k;
+    if (p->packed || p->lines || p->a_transposed || !p->b_transposed || n < 2 || n > MR) return 0;
+    if ((VN - n) * k < LEAST_IDLE * VN || k > BLOCK_K || m % NR || m * k > DIRECT_B_SIZE) return 0;
+    if (NAME(threads_for)(m, n, k) > 1) return 0;
+    T *panel = cyx_scratch(0, sizeof(T) * (size_t)(k * NR));
+    if (!panel) return 0;
+    T sums[MR * NR], rows[VN * VN];
+    for (int64_t first = 0; first < m; first += NR) {
+        NAME(pack_panel)(p->a + first * k, k, 1, panel, k, NR);
+        NAME(rows_kernels)[n - 1][NV - 1](p->b, k, panel, NR, sums, NR, k, 0, NO_ENDING);
+        for (int64_t r = 0; r < NR; r += VN) {
+            NAME(ending) ending;
+            NAME(end_at)(&ending, &p->ending, first + r, 0);
+            NAME(transpose_square)(sums + r, NR, rows, VN, n);
+            NAME(end_rows)(rows, VN, p->c + (first + r) * n, n, VN, n, &ending);
         }
     }
     return 1;
@@ -794,7 +820,8 @@ static cyx_status NAME(matmul)(const cyx_call *call) {
          .b_transposed = (int)call->ints[1],
          .adds = call->adding && cyx_band > 0};
     if (call->adding) return NAME(multiply)(&p);
-    if (!cyx_asked && a->ndim == 2 && b->ndim == 2 && m > 1 && n > 1 && one && NAME(multiply_small)(&p))
+    if (!cyx_asked && a->ndim == 2 && b->ndim == 2 && m > 1 && n > 1 && one &&
+        (NAME(multiply_few_columns)(&p) || NAME(multiply_small)(&p)))
         return CYX_OK;
     cyx_array stacks[2] = {NAME(stack_of)(a), NAME(stack_of)(b)}, results = NAME(stack_of)(out);
     if (cyx_asked) { /* what a stretch may pack for all of its bands */
