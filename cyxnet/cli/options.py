@@ -247,6 +247,13 @@ def curves(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--log", action="store_true", help="by factors: a loss that falls from 2 to 0.01 is seen to its end"
     )
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="draw into FILE.svg, .png or .pdf, in place of what it holds (needs matplotlib: pip install 'cyx[plot]')",
+    )
 
 
 def get(parser: argparse.ArgumentParser) -> None:

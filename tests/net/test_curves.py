@@ -5,12 +5,13 @@ import contextlib
 import io
 import json
 from collections.abc import AsyncIterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
-from cyxcore.errors import SpecError
+from cyxcore.errors import MissingExtra, SpecError
 from cyxnet import messages as m
 from cyxnet.cli import curves
 from cyxnet.cli.screen import JsonScreen, PlainScreen, Screen
@@ -47,7 +48,12 @@ class Client:
 
 
 async def told(
-    monkeypatch: pytest.MonkeyPatch, *jobs: str, of: str | None = None, as_json: bool = False, **client: Any
+    monkeypatch: pytest.MonkeyPatch,
+    *jobs: str,
+    of: str | None = None,
+    as_json: bool = False,
+    output: Path | None = None,
+    **client: Any,
 ) -> str:
     @contextlib.asynccontextmanager
     async def connected(args: argparse.Namespace) -> AsyncIterator[Client]:
@@ -56,7 +62,9 @@ async def told(
     monkeypatch.setattr(curves, "connected", connected)
     out = io.StringIO()
     screen: Screen = JsonScreen(out) if as_json else PlainScreen(out)
-    assert await curves.curves(argparse.Namespace(jobs=jobs, of=of, log=False, json=as_json), screen) == 0
+    assert (
+        await curves.curves(argparse.Namespace(jobs=jobs, of=of, log=False, json=as_json, output=output), screen) == 0
+    )
     return out.getvalue()
 
 
@@ -95,6 +103,29 @@ async def test_any_metric_is_drawn_the_best_by_what_is_better_of_it(monkeypatch:
 async def test_programs_have_the_epochs_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     [curve] = json.loads(await told(monkeypatch, "a", as_json=True))["curves"]
     assert curve["job_id"] == "a-1" and [each["epoch"] for each in curve["epochs"]] == [1, 2, 3, 4]
+
+
+async def test_a_drawing_goes_into_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib.pyplot", reason="the extra plot is not installed")
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    file = tmp_path / "curves.svg"
+    for job in ("a", "b-2"):  # the second takes the place of the first
+        assert await told(monkeypatch, job, output=file) == f"{file}\n"
+        assert "<svg" in file.read_text()
+    [curve] = json.loads(await told(monkeypatch, "a", as_json=True, output=tmp_path / "a.png"))["curves"]
+    assert curve["job_id"] == "a-1" and (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+async def test_a_file_that_cannot_be_drawn_is_told_before_a_job_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with pytest.raises(SpecError, match=r"a.txt: expected a name that ends in .svg or .png or .pdf, got '.txt'"):
+        await told(monkeypatch, "nobody", output=tmp_path / "a.txt")
+    with pytest.raises(SpecError, match="there is no folder"):
+        await told(monkeypatch, "nobody", output=tmp_path / "none" / "a.svg")
+    monkeypatch.setattr("cyxnet.cli.curves.importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MissingExtra, match=r"--output: the package matplotlib is missing; pip install 'cyx\[plot\]'"):
+        await told(monkeypatch, "nobody", output=tmp_path / "a.svg")
 
 
 async def test_nothing_to_draw_and_too_much_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
