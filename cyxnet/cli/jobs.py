@@ -148,7 +148,7 @@ def _result(view: m.JobView, sort: str) -> str:
     Of several values that of the sorting, or the first of WORTH.
     """
     if view.status == "leased":
-        return f"{percent(view.progress)} done"
+        return "serves" if view.deployment else f"{percent(view.progress)} done"
     if view.summary is None:
         return ""
     for worth in WORTH.values() if sort == "submitted" else [WORTH[sort]]:
@@ -180,7 +180,8 @@ def _facts_of(view: m.JobView) -> list[list[str]]:
         ("charged at most", view.price_base_units and cyx(view.price_base_units)),
         ("attempt", attempt if view.attempt else None),
         ("node", view.node_name or view.node_id),
-        ("progress", percent(view.progress) if view.status == "leased" else None),
+        ("replica of", view.deployment),
+        ("progress", percent(view.progress) if view.status == "leased" and not view.deployment else None),
         ("priority", view.priority),
         ("checkpoint", view.checkpoint and _checkpoint(view.checkpoint)),
         ("check", view.check),

@@ -39,6 +39,8 @@ def undecoded(error: Exception, body: bytes) -> Refused:
     param = ".".join(part for part in (place[1] if place else "", name[1] if name else "") if part)
     if unknown:
         said = f"{param}: there is no such option here, and none is dropped in silence; leave it out"
+    elif param == "model":
+        said += "; GET /v1/models names the one that is served"
     return Refused("bad_message", said, 400, param or None)
 
 

@@ -5,10 +5,11 @@ import io
 import json
 import re
 from collections.abc import AsyncIterator
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from cyxcore.wording import human_bytes, human_duration, sparkline
 from cyxnet.bus import BusError
@@ -296,20 +297,33 @@ def test_a_sparkline_fits_its_width() -> None:
     assert sparkline([1.0, 1.0]) == "▁▁" and sparkline([]) == ""
 
 
+def a_job(**changes: Any) -> JobView:
+    plain = JobView(
+        job_id=JOB,
+        name="a",
+        status="completed",
+        client="c",
+        amount_base_units=1,
+        attempt=1,
+        max_attempts=3,
+        submitted_at_ms=1,
+    )
+    return replace(plain, **changes)
+
+
+def test_a_replica_serves_and_no_share_of_it_is_done() -> None:
+    # it was "0.0 % done" for as long as it served
+    trains = a_job(status="leased", progress=0.5)
+    serves = a_job(status="leased", deployment="digits-0123456789ab")
+    assert [jobs._result(view, "submitted") for view in (trains, serves)] == ["50.0 % done", "serves"]
+    facts, others = dict(jobs._facts_of(serves)), dict(jobs._facts_of(trains))
+    assert "progress" not in facts and facts["replica of"] == "digits-0123456789ab"
+    assert others["progress"] == "50.0 %" and "replica of" not in others
+
+
 def test_nodes_of_one_name_are_told_apart_by_their_ids() -> None:
     def of(node_id: str | None, name: str | None) -> JobView:
-        return JobView(
-            job_id=JOB,
-            name="a",
-            status="completed",
-            client="c",
-            amount_base_units=1,
-            attempt=1,
-            max_attempts=3,
-            submitted_at_ms=1,
-            node_id=node_id,
-            node_name=name,
-        )
+        return a_job(node_id=node_id, node_name=name)
 
     views = [of("node-1-aa", "node-1"), of("node-2-bb", "node-2"), of("node-1-aa", "node-1"), of(None, None)]
     assert node_names(views) == {"node-1-aa": "node-1", "node-2-bb": "node-2"}

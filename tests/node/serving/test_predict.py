@@ -167,6 +167,15 @@ async def test_what_is_wrong_with_a_request_names_the_field(http, body, param, s
     assert (answer.status_code, error["param"]) == (400, param) and said in error["message"]
 
 
+@pytest.mark.parametrize("model", [b"", b',"model":7'])
+async def test_who_names_no_model_is_told_where_its_name_stands(http, model):
+    answer = await http.post("/v1/embeddings", content=b'{"input":[1,2,3,4]%b}' % model, headers=JSON_TYPE)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (400, "model")
+    assert "`model`" in error["message"] or "$.model" in error["message"]
+    assert error["message"].endswith("; GET /v1/models names the one that is served")
+
+
 async def test_paths_and_methods_that_are_not_there(http):
     asked = [("GET", "/", 404, None), ("GET", "/v1/predict", 405, "POST"), ("DELETE", "/v1/model", 405, "GET")]
     for method, path, status, allowed in asked:
