@@ -121,7 +121,7 @@ def _checkpointed(data: Fields) -> str:
 def _lost(data: Fields) -> str:
     if data["code"] in ("paused", "node_stopped"):
         return f"attempt {data['attempt']} stopped as asked: {data['reason']}"
-    again = "another node may try"
+    again = "it is tried again while attempts are left"
     if data.get("deterministic"):
         again = "the same would happen elsewhere" if data.get("sole") else "another node has to confirm it"
     return f"attempt {data['attempt']} ended without a model ({data['code']}): {data['reason']}; {again}"

@@ -62,7 +62,7 @@ def updates() -> list[Update]:
 TRAIN_SCREEN = f"""\
 funded    the amount is in escrow; {SIGNATURE}
 node      node-1-aa takes attempt 1, best of 2, score 0.873 (device 1.00 × 0.5, queue 1.00 × 0.5)
-lost      attempt 1 ended without a model (process_died): SIGKILL; another node may try
+lost      attempt 1 ended without a model (process_died): SIGKILL; it is tried again while attempts are left
 node      node-1-aa takes attempt 2, best of 2, score 0.873 (device 1.00 × 0.5, queue 1.00 × 0.5)
 training  attempt 2 made its first step
 epoch     1/2  loss 0.9123  accuracy 78.1 %  validation loss 0.5120  41,234 samples/s
