@@ -28,7 +28,7 @@ from cyxcore.spec import BatchMetrics, EpochMetrics
 from cyxnet import messages as m
 from cyxnet import subjects
 from cyxnet.bus import ApiError
-from cyxnet.codec import JSON, BadMessage, decode
+from cyxnet.codec import JSON, MAX_DEPTH_AROUND, BadMessage, decode
 from cyxnet.escrow import DEADLINE_S, Funds, escrow_terms, with_signed_deadline
 from cyxnet.wallet import Wallet
 
@@ -415,7 +415,7 @@ class Api:
         cached = await self._central.cache.get(key)
         if cached is not None:
             with contextlib.suppress(BadMessage):  # garbage in the cache costs this recomputation
-                view = decode(m.JobView, cached, JSON)
+                view = decode(m.JobView, cached, JSON, max_depth=MAX_DEPTH_AROUND)
                 if views.is_fresh(view, job, node):
                     return view
         latest = await self._latest(job.job_id)

@@ -7,8 +7,8 @@ from msgspec import Struct
 
 from cyxcentral.world import UnknownEvent
 from cyxnet import messages as m
-from cyxnet.codec import MSGPACK, BadMessage, decode
-from cyxnet.scan import BEYOND_63_BITS, strange
+from cyxnet.codec import MAX_DEPTH_AROUND, MSGPACK, BadMessage, decode
+from cyxnet.scan import BEYOND_63_BITS, NOT_FINITE, strange
 
 LARGEST = 2**63 - 1  # that the ledger can hold
 # Events that hold nothing but text, whole numbers, bytes and what was decoded once already: as they are encoded, they
@@ -41,7 +41,7 @@ def read(payload: bytes, plain: bool | None = None) -> m.Record | BadMessage:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         pass  # it is said below
     try:
-        record = decode(m.Record, payload, MSGPACK, max_bytes=2**31)
+        record = decode(m.Record, payload, MSGPACK, max_bytes=2**31, max_depth=MAX_DEPTH_AROUND)
         if strange(payload) & BEYOND_63_BITS:
             _refuse_too_large(msgspec.msgpack.decode(payload))
         return record
@@ -51,7 +51,7 @@ def read(payload: bytes, plain: bool | None = None) -> m.Record | BadMessage:
 
 def is_plain(payload: bytes) -> bool:
     """Whether a message needs no second look once it is decoded: it holds nothing that msgspec lets through."""
-    return not strange(payload)
+    return not strange(payload) & (NOT_FINITE | BEYOND_63_BITS)
 
 
 def is_read_as(record: m.Record, payload: bytes) -> bool:

@@ -21,7 +21,7 @@ import msgspec
 import nats.errors
 
 from cyxnet import openapi, subjects, tls
-from cyxnet.codec import JSON, MAX_MESSAGE_BYTES, MSGPACK, BadMessage, decode, encode
+from cyxnet.codec import JSON, MAX_DEPTH_AROUND, MAX_MESSAGE_BYTES, MSGPACK, BadMessage, decode, encode
 from cyxnet.config import addresses
 from cyxnet.connection import Connection, Message, Take, block_of, is_refusal
 from cyxnet.credentials import Credentials
@@ -407,7 +407,7 @@ class Bus(Streams):
         data, headers = await self.request(
             subject, encode(message, content_type), content_type=content_type, timeout_s=timeout_s
         )
-        return decode(reply, data, headers.get("Content-Type", content_type), max_bytes=16_000_000)
+        return decode(reply, data, headers.get("Content-Type", content_type), 16_000_000, MAX_DEPTH_AROUND)
 
     async def answer(
         self,

@@ -22,7 +22,7 @@ from cyxnet import messages as m
 from cyxnet.artifacts import Advance
 from cyxnet.bus import ApiError, Bus
 from cyxnet.caller import RETRY_DELAYS_S, new_request_id
-from cyxnet.codec import MSGPACK, decode
+from cyxnet.codec import MAX_DEPTH_AROUND, MSGPACK, decode
 from cyxnet.config import DEFAULT_FOLDER, SESSION_S, read_network
 from cyxnet.credentials import as_client
 from cyxnet.deployments import Deployments
@@ -239,7 +239,8 @@ class AsyncClient(Submitter):
 
         async def on_live(subject: str, payload: bytes, headers: dict[str, str]) -> None:
             if arrived.qsize() < MOST_LIVE:  # of who does not read on: the rest comes with a page
-                arrived.put_nowait(decode(m.Update, payload, headers.get("Content-Type", MSGPACK)))
+                kind = headers.get("Content-Type", MSGPACK)
+                arrived.put_nowait(decode(m.Update, payload, kind, max_depth=MAX_DEPTH_AROUND))
 
         merge, quiet, ended = Merge(), 0, False
         subscription = await self.bus.subscribe(subjects.update(job_id), on_live)

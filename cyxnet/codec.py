@@ -9,11 +9,14 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from cyxcore.errors import CyxError
-from cyxnet.scan import NOT_FINITE, strange
+from cyxnet.scan import NOT_FINITE, TOO_DEEP, json_is_deep, strange
 
 T = TypeVar("T")
 JSON, MSGPACK = "application/json", "application/msgpack"
 MAX_MESSAGE_BYTES = 1_000_000
+# Lists and maps, each in the one before. What Python takes differs by its version and by who calls; all are to agree.
+MAX_DEPTH = 100  # of a question; a model as data goes some ten deep
+MAX_DEPTH_AROUND = 128  # of what holds a part of a question: an answer, an event
 
 _DECODERS: dict[tuple[str, Any], Any] = {}
 
@@ -28,11 +31,17 @@ def encode(message: Any, content_type: str = MSGPACK) -> bytes:
     return msgspec.json.encode(message) if content_type == JSON else msgspec.msgpack.encode(message)
 
 
-def decode(kind: type[T], payload: bytes, content_type: str = JSON, max_bytes: int = MAX_MESSAGE_BYTES) -> T:
+def decode(
+    kind: type[T],
+    payload: bytes,
+    content_type: str = JSON,
+    max_bytes: int = MAX_MESSAGE_BYTES,
+    max_depth: int = MAX_DEPTH,
+) -> T:
     """Decode `payload` as `kind`, or raise BadMessage. Never any other exception.
 
-    Caps bytes before parsing, refuses unknown content types and non-finite floats (msgspec reads NaN from
-    MessagePack), and catches what msgspec lets through: RecursionError and UnicodeDecodeError.
+    Caps bytes before parsing, refuses unknown content types, non-finite floats (msgspec reads NaN from MessagePack) and
+    what is nested deeper than max_depth, and catches what msgspec lets through: RecursionError and UnicodeDecodeError.
     """
     if len(payload) > max_bytes:
         raise BadMessage(f"expected at most {max_bytes} bytes, got {len(payload)}")
@@ -42,9 +51,12 @@ def decode(kind: type[T], payload: bytes, content_type: str = JSON, max_bytes: i
     if decoder is None:
         module = msgspec.json if content_type == JSON else msgspec.msgpack
         decoder = _DECODERS[content_type, kind] = module.Decoder(kind)
+    found = strange(payload, max_depth) if content_type == MSGPACK else TOO_DEEP * json_is_deep(payload, max_depth)
+    if found & TOO_DEEP:
+        raise BadMessage(f"nested too deep: expected lists and objects to go at most {max_depth} deep")
     try:
         message = decoder.decode(payload)
-        if content_type == MSGPACK and strange(payload) & NOT_FINITE:  # walking costs more than decoding
+        if found & NOT_FINITE:  # walking costs more than decoding
             _refuse_non_finite(message, "$")
     except msgspec.ValidationError as error:
         raise BadMessage(_retold(str(error), kind)[:500]) from None

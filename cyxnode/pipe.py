@@ -24,7 +24,7 @@ from cyxcore.spec import (
     TrainingSpec,
     TrainingSummary,
 )
-from cyxnet.codec import MSGPACK, BadMessage, decode, encode
+from cyxnet.codec import MAX_DEPTH_AROUND, MSGPACK, BadMessage, decode, encode
 
 MAX_FRAME_BYTES = 16_000_000  # an Order carries a whole graph
 LENGTH_BYTES = 4
@@ -214,7 +214,7 @@ async def read_said(stream: asyncio.StreamReader) -> Said | None:
         if not error.partial:
             return None
         raise BadMessage(f"the pipe ended within a frame, after {len(error.partial)} bytes") from None
-    said: Said = decode(Said, payload, MSGPACK, MAX_FRAME_BYTES)  # type: ignore[arg-type]
+    said: Said = decode(Said, payload, MSGPACK, MAX_FRAME_BYTES, MAX_DEPTH_AROUND)  # type: ignore[arg-type]
     return said
 
 
@@ -243,7 +243,7 @@ class Channel:
         head = self._read(LENGTH_BYTES)
         if len(head) < LENGTH_BYTES:
             return None
-        told: Told = decode(Told, self._read(_length(head)), MSGPACK, MAX_FRAME_BYTES)  # type: ignore[arg-type]
+        told: Told = decode(Told, self._read(_length(head)), MSGPACK, MAX_FRAME_BYTES, MAX_DEPTH_AROUND)  # type: ignore[arg-type]
         return told
 
     def wait_go(self) -> bool:

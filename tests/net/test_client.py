@@ -274,9 +274,9 @@ async def test_a_cancel_that_meets_an_update_is_not_lost(
     await central.emit(JOB, "Leased", {"attempt": 1})
     await told.wait()  # told live: it waits for the next one now
 
-    def decode_and_cancel(*arguments: Any) -> Any:
+    def decode_and_cancel(*arguments: Any, **more: Any) -> Any:
         asyncio.get_running_loop().call_soon(watching.cancel)  # right behind the update that this returns
-        return decode(*arguments)
+        return decode(*arguments, **more)
 
     monkeypatch.setattr("cyxnet.client.decode", decode_and_cancel)
     await central.emit(JOB, "Started", {"attempt": 1})

@@ -94,6 +94,19 @@ def test_deep_nesting_is_refused():
         decode(m.ModelSpec, b'{"layers": [{"a": ' + b"[" * 5000 + b"]" * 5000 + b"}]}", JSON)
 
 
+@pytest.mark.parametrize("content_type", [JSON, MSGPACK])
+def test_how_deep_a_message_may_go_is_the_same_with_every_python(content_type):
+    def message(depth: int) -> bytes:
+        value: object = 1
+        for _ in range(depth - 3):  # in the list of layers, which are in an object
+            value = [value]
+        return encode({"input": [4], "layers": [{"kind": value}]}, content_type)
+
+    assert decode(m.ModelSpec, message(100), content_type).layers
+    with pytest.raises(BadMessage, match="at most 100 deep"):
+        decode(m.ModelSpec, message(101), content_type)
+
+
 def test_an_unknown_content_type_is_refused():
     with pytest.raises(BadMessage, match="Content-Type"):
         decode(m.JobRef, b"{}", "text/html")

@@ -1,4 +1,4 @@
-"""What numbers a MessagePack message holds, found without decoding it."""
+"""What a message holds that msgspec lets through, found without decoding it."""
 
 import math
 import struct
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cyxnet.scan import BEYOND_63_BITS, NOT_FINITE, strange
+from cyxnet.scan import BEYOND_63_BITS, NOT_FINITE, TOO_DEEP, json_is_deep, strange
 
 LIKE_NAN, LIKE_LARGE = b"\xcb\x7f\xf8" + bytes(6), b"\xcf" + b"\xff" * 8
 NUMBERS = st.integers(-(2**63), 2**64 - 1) | st.floats() | st.floats(width=32)
@@ -63,6 +63,36 @@ def test_what_follows_lists_and_maps_of_any_length_is_found(count):
         assert strange(payload) == 0 and strange(payload[:-1] + LIKE_NAN) == NOT_FINITE
 
 
+def nested(value):
+    """How many lists and maps are in each other; of JSON, where an empty one counts as well, and of MessagePack."""
+    if not isinstance(value, list | dict):
+        return 0, 0
+    inner = [nested(each) for each in (value.values() if isinstance(value, dict) else value)]
+    return 1 + max((json for json, _ in inner), default=0), 1 + max((other for _, other in inner), default=-1)
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.integers(-9, 9) | st.text('[]{}\\"a', max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text('[]{}\\"a'), inner, max_size=4),
+)
+
+
+@settings(deadline=None)
+@given(value=JSON_VALUES)
+def test_what_goes_deeper_than_it_may_is_found_and_nothing_else(value):
+    of_json, of_msgpack = nested(value)
+    as_json, as_msgpack = msgspec.json.encode(value), msgspec.msgpack.encode(value)
+    for deepest in range(8):
+        assert json_is_deep(as_json, deepest) == (of_json > deepest)
+        assert strange(as_msgpack, deepest) == (TOO_DEEP if of_msgpack > deepest else 0)
+
+
+def test_numbers_within_what_is_too_deep_are_found_and_what_follows_it():
+    payload = b"\x92" * 100_000 + b"\xc0" + LIKE_NAN + b"\xc0" * 99_999
+    assert strange(payload) == NOT_FINITE | TOO_DEEP
+    assert strange(b"\x91" * 128 + b"\xc0") == 0 and strange(b"\x91" * 129 + b"\xc0") == TOO_DEEP
+
+
 def test_numbers_of_every_width_are_passed_over_whole():
     for value in (0, 127, 128, 255, 256, 65_535, 65_536, 2**32 - 1, 2**32, 2**63 - 1, -1, -32, -33, -129, -(2**63)):
         assert strange(msgspec.msgpack.encode([value, 1.5])) == 0
@@ -103,3 +133,5 @@ def test_lengths_beyond_what_is_there_are_not_believed():
 def test_what_is_no_bytes_is_not_looked_into(value):
     with pytest.raises(TypeError, match="expected bytes"):
         strange(value)
+    with pytest.raises(TypeError, match="expected bytes"):
+        json_is_deep(value)
