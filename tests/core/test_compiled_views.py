@@ -53,7 +53,7 @@ def methods_in_place(model: Any, optimizer: Any, x: Any) -> Any:
 @same
 def views_of_what_is_written(model: Any, optimizer: Any, x: Any) -> Any:
     h = x * 2.0
-    views = [h[0], h.T, h[1:3].reshape(-1), h[:, 1:3], h.detach(), h.reshape(2, 10), h.flip(0)]
+    views = [h[0], h.T, h[1:3].reshape(-1), h[:, 1:3], h.detach(), h.reshape(2, 10), h[::-1]]
     h += 1.0
     return train(model, optimizer, loss_of(model, h)), [view * 1.0 for view in views]
 
@@ -61,7 +61,7 @@ def views_of_what_is_written(model: Any, optimizer: Any, x: Any) -> Any:
 @same
 def copies_of_what_is_written(model: Any, optimizer: Any, x: Any) -> Any:
     h = x * 2.0
-    copies = [h.clone(), h.T.reshape(-1), h.T.contiguous(), h[:, 1:].reshape(-1)]
+    copies = [h.clone(), h.T.reshape(-1), h.T.contiguous(), h[:, 1:].reshape(-1), h.flip(0), h.fliplr()]
     h += 1.0
     return train(model, optimizer, loss_of(model, h)), copies
 

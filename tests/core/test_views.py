@@ -144,6 +144,13 @@ def test_what_shares_memory_and_what_does_not() -> None:
         assert not own.shares_memory(x)
 
 
+def test_what_is_flipped_is_a_copy_as_in_pytorch() -> None:
+    x = cx.tensor([[1.0, 2.0], [3.0, 4.0]])
+    for flipped in (x.flip(0), x.fliplr(), x.flipud(), cx.flip(x), x.rot90(2)):
+        flipped[...] = 9.0
+    assert x.tolist() == [[1.0, 2.0], [3.0, 4.0]]
+
+
 def test_assigning_a_view_of_itself_reads_before_it_writes() -> None:
     x, theirs = cx.arange(5), np.arange(5)
     x[1:], theirs[1:] = x[:-1], theirs[:-1].copy()
