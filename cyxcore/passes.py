@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from cyxcore.dtype import COMPLEX, IN_GRAPHS, is_float
+from cyxcore.dtype import COMPLEX, IN_GRAPHS, INEXACT, is_float
 from cyxcore.graph import Graph, Inferred, Node
 from cyxcore.infer import Shape, broadcast
 from cyxcore.ops import OPS, OWN_GRADIENT
@@ -328,8 +328,10 @@ def _cast(builder: Builder, node: Node, inputs: list[Symbol], shape: Shape) -> S
 
 
 def _reduce(builder: Builder, node: Node, inputs: list[Symbol], shape: Shape) -> Symbol | None:
-    """Over no axis."""
-    return None if node.attrs["axes"] else inputs[0]
+    """Over no axis. A sum begins at 0, so that of -0.0 it is 0.0."""
+    if node.attrs["axes"]:
+        return None
+    return inputs[0] + 0.0 if node.op in ("sum", "mean") and inputs[0].dtype in INEXACT else inputs[0]
 
 
 def _matmul(builder: Builder, node: Node, inputs: list[Symbol], shape: Shape) -> Symbol | None:

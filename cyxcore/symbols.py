@@ -201,8 +201,14 @@ class Symbol(Placed):
         """x.name(...) of x that is updated: what reads it from here on reads the new value."""
         if name not in _FILLS:
             return self._take(name, getattr(self, name[:-1])(*given, **options))
-        value = self.builder.lift(given[0] if given else 0)
-        return self._take(name, (value.astype(self.dtype) if name == "copy_" else value).broadcast_to(self.shape))
+        builder = self.builder
+        value = builder.lift(given[0] if given else False if self.dtype == "bool" else 0)
+        value = (value.astype(self.dtype) if name == "copy_" else value).broadcast_to(self.shape)
+        if (builder.recording is None or builder.recording()) and self.requires_grad:
+            check_fits(name, self, value)
+            everywhere = builder.constant(True).broadcast_to(self.shape)  # what was there gets zeros, as of a tensor
+            value = builder.apply("where", [everywhere, value.astype(self.dtype), self.up_to_date()], {})
+        return self._take(name, value)
 
     def _take(self, name: str, value: "Symbol") -> "Symbol":
         owner = self._owner(name)

@@ -93,6 +93,19 @@ def written_with_a_gradient(model: Any, optimizer: Any, x: Any) -> Any:
 
 
 @same
+def filled_with_a_gradient(model: Any, optimizer: Any, x: Any) -> Any:
+    found = []
+    for fill in (lambda h: h.fill_(2.0), lambda h: h.zero_(), lambda h: h.copy_(model[1].bias * x[:, :1])):
+        h = model[0](x)
+        fill(h)
+        optimizer.zero_grad()
+        loss_of(model[1], h).backward()
+        found.append([None if p.grad is None else p.grad * 1.0 for p in model.parameters()])
+    mask = x > 0
+    return found, mask.zero_()
+
+
+@same
 def written_unrecorded_with_a_gradient(model: Any, optimizer: Any, x: Any) -> Any:
     h = model[0](x)
     before = h.sum()
