@@ -315,9 +315,13 @@ class Tensor(Held, Leaving):
             )
         if type(self._data) is np.ndarray and not self._data.flags.writeable:
             raise DataError("assignment: this memory is read-only, it belongs to somebody else; change a copy()")
-        array = value.detach().copy()._data if value.shares_memory(self) else value._data
+        if value.shares_memory(self):
+            with recording(tracked):
+                value = value.copy()  # of what it is, and came from, before it is written to
+        elif tracked:
+            value._refresh()
         before = base._as_it_was() if tracked else None
-        self._write(basic, arrays or {}, array)
+        self._write(basic, arrays or {}, value._data)
         now = self._wrote()
         if before is None:
             return

@@ -897,6 +897,12 @@ def parameters_in_a_set_a_dict_and_by_their_ids(how: How) -> Any:
     return [step(*batch(n)) for n in range(3)], model.state_dict()
 
 
+@same
+def sums_over_no_axis(how: How) -> Any:
+    step = how(lambda x: (x.sum(), x.mean(), x.expand_dims(0).sum(()), x.amax()))
+    return [step(cx.tensor(value)) for value in (-0.0, 0.0, float("inf"), -3.0)]
+
+
 @pytest.mark.parametrize("name", PROGRAMS.equal)
 def test_a_compiled_program_is_the_plain_one(name: str) -> None:
     assert run(PROGRAMS.equal[name], cx.compile) == run(PROGRAMS.equal[name], plain)

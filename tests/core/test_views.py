@@ -266,6 +266,30 @@ def _view_before_history(xp: Any, x: Any, w: Any) -> Any:
     return row * x
 
 
+def _onto_itself(xp: Any, x: Any, w: Any) -> Any:
+    y = x * 1.0
+    y[...] = y
+    row = y[1]
+    row.copy_(row)
+    row *= w
+    return y * y
+
+
+def _exchanged(xp: Any, x: Any, w: Any) -> Any:
+    y = x * 1.0
+    y[0], y[1] = y[1], y[0]  # the second view shows what the first write left there
+    return y * w
+
+
+def _older_view_as_a_source(xp: Any, x: Any, w: Any) -> Any:
+    y = x * 1.0
+    row, z = y[1], xp.zeros(3, dtype=xp.float64)
+    y *= w
+    z[:] = row
+    y[0] = row
+    return y * z
+
+
 @pytest.mark.parametrize(
     "compute",
     [
@@ -278,6 +302,9 @@ def _view_before_history(xp: Any, x: Any, w: Any) -> Any:
         _reshaped,
         _masked_read,
         _view_before_history,
+        _onto_itself,
+        _exchanged,
+        _older_view_as_a_source,
     ],
 )
 def test_gradients_through_writes_in_place_are_pytorchs(compute: Any) -> None:
