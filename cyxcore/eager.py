@@ -185,11 +185,11 @@ class Tensor(Held, Leaving):
         view.since = memory.put
         if not view.base.requires_grad:
             return
-        before, now = self._as_it_was(), view.base
+        before, base = self._as_it_was(), view.base
         with recording(True):
             for op, attrs in view.steps:
-                now = now._apply(op, [now], dict(attrs))
-        self._op, self.requires_grad = Node(Put(None), (before, now), {}, memory.put), True
+                base = base._apply(op, [base], dict(attrs))
+        self._op, self.requires_grad = Node(Put(None), (before, base), {}, now()), True
 
     def _as_it_was(self) -> "Tensor":
         """What this tensor remembers, as a tensor whose values are gone."""

@@ -93,6 +93,16 @@ def written_with_a_gradient(model: Any, optimizer: Any, x: Any) -> Any:
 
 
 @same
+def three_gradients_one_of_them_of_an_older_view(model: Any, optimizer: Any, x: Any) -> Any:
+    h = model[0](x)
+    view = h.reshape(1, 5, 3)
+    h.mul_(0.7)
+    later = h.sin()
+    loss = h.square().mean() + (view * 1.7).cos().mean() + later.tanh().mean()  # in the order in which they are read
+    return train(model, optimizer, loss), model[0].weight.grad * 1.0
+
+
+@same
 def filled_with_a_gradient(model: Any, optimizer: Any, x: Any) -> Any:
     found = []
     for fill in (lambda h: h.fill_(2.0), lambda h: h.zero_(), lambda h: h.copy_(model[1].bias * x[:, :1])):
