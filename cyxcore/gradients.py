@@ -337,12 +337,12 @@ def _div(g: Any, x: Sequence[Any], y: Any, attrs: Mapping[str, Any]) -> Sequence
 
 @rule("pow")
 def _pow(g: Any, x: Sequence[Any], y: Any, attrs: Mapping[str, Any]) -> Sequence[Any]:
-    """d a^b = b a^(b-1) da + a^b log(a) db; the first is 0 where b is 0 (a^-1 of 0 is none), the second where a is 0
-    and b is not negative, as in torch.
+    """d a^b = b a^(b-1) da + a^b log(a) db; the first is 0 where b is 0 (also of a that is 0, infinite or NaN), the
+    second where a is 0 and b is not negative, as in torch.
     """
     a, b = x
     safe = apply("where", a != 0 if a.dtype in COMPLEX else a > 0, a, a * 0.0 + 1.0)
-    less = apply("where", b == 0, b + 1.0, b - 1.0)
+    less = apply("where", b == 0, b, b - 1.0)  # a^0 is 1 of any a
     return g * b * apply("pow", a, less), g * y * safe.log()
 
 

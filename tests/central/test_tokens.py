@@ -391,7 +391,7 @@ async def test_a_token_is_good_no_longer_than_its_session(central, left_s):
 
 @pytest.mark.parametrize("hours", [-1, 1])
 async def test_what_one_central_gives_is_good_at_another_whose_clock_is_hours_off(central, hours):
-    # each refused the tokens and nonces of the other, as not good yet or as over
+    # by its own clock each would refuse what the other gives, as not good yet or as over
     wrong = Machine(wall_ms=lambda: MACHINE.wall_ms() + hours * 3_600_000)
     async with HttpCentral.open(central.broker, machine=wrong) as other:
         for giving, asked in ((central, other), (other, central)):

@@ -1,5 +1,6 @@
 """Gradients as functions: derivatives of derivatives, along directions, of one's own making, and recomputed."""
 
+import math
 import threading
 from typing import Any
 
@@ -343,6 +344,14 @@ def test_a_polynomial_has_its_gradient_at_zero(compiled: bool) -> None:
         grad = cx.grad(polynomial)
         found = (cx.compile(grad) if compiled else grad)(cx.tensor([0.0, 3.0, -1.0]))
         assert found.tolist() == [1.0, 7.0, -1.0]
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("exponent", [0, cx.zeros(4)], ids=["number", "tensor"])
+def test_a_power_of_nought_is_the_same_everywhere(exponent: Any, compiled: bool) -> None:
+    grad = cx.grad(lambda x: (x**exponent).sum())
+    x = cx.tensor([0.0, math.inf, -math.inf, math.nan])
+    assert (cx.compile(grad) if compiled else grad)(x).tolist() == [0.0, 0.0, 0.0, 0.0]
 
 
 def test_an_infinite_argument_that_is_not_used_has_the_gradient_0() -> None:

@@ -312,7 +312,7 @@ def a_job(**changes: Any) -> JobView:
 
 
 def test_a_replica_serves_and_no_share_of_it_is_done() -> None:
-    # it was "0.0 % done" for as long as it served
+    # its progress is 0 for as long as it serves
     trains = a_job(status="leased", progress=0.5)
     serves = a_job(status="leased", deployment="digits-0123456789ab")
     assert [jobs._result(view, "submitted") for view in (trains, serves)] == ["50.0 % done", "serves"]
