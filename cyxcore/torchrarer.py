@@ -26,13 +26,13 @@ Function = Callable[..., Any]
 
 
 def clamp_min(x: Any, min: Any) -> Any:
-    """x where it is larger than `min`."""
-    return maximum(x, min)
+    """x where it is larger than `min`, in the dtype of both; at the bound the gradient is x's, as clamp's."""
+    return elementwise.clip(elementwise._pair("clamp_min", x, min)[0], min=min)
 
 
 def clamp_max(x: Any, max: Any) -> Any:
-    """x where it is smaller than `max`."""
-    return minimum(x, max)
+    """x where it is smaller than `max`, in the dtype of both; at the bound the gradient is x's, as clamp's."""
+    return elementwise.clip(elementwise._pair("clamp_max", x, max)[0], max=max)
 
 
 def fmax(x: Any, other: Any) -> Any:

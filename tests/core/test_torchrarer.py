@@ -24,6 +24,7 @@ PLACES = np.array([[0, 2, 1, 0], [2, 0, 0, 1]], np.int64)
 # Of a library m and tensors x, y, cube of it.
 CALLS: dict[str, Callable[..., Any]] = {
     "clamp_min": lambda m, x, y, c: x.clamp_min(0.1) + x.clamp_max(0.3),
+    "clamp_min at the bound": lambda m, x, y, c: x.clamp_min(x.detach()) + (x * 2.0).clamp_max((x * 2.0).detach()),
     "fmax": lambda m, x, y, c: [m.fmax(m.tensor(HOLES), y.detach()), m.fmin(m.tensor(HOLES), y.detach())],
     "degrees": lambda m, x, y, c: x.deg2rad() + m.rad2deg(y),
     "float_power": lambda m, x, y, c: x.abs().float_power(1.5),
