@@ -97,6 +97,7 @@ class SystemClock:
 
 def _open_database(path: Path) -> sqlite3.Connection:
     """Open and lock the chain's database. The lock is SQLite's own, so it dies with the process."""
+    database = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         database = sqlite3.connect(path, timeout=0.0, isolation_level=None, check_same_thread=False)
@@ -106,6 +107,8 @@ def _open_database(path: Path) -> sqlite3.Connection:
         database.execute("BEGIN IMMEDIATE")  # takes the write lock, which EXCLUSIVE mode then keeps
         database.execute("COMMIT")
     except (sqlite3.Error, OSError) as error:
+        if database:
+            database.close()
         if path.parent.exists() and not path.parent.is_dir():
             raise ChainError(f"chain: expected a folder, {path.parent} is a file; give another --dir") from None
         if "locked" in str(error):

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import contextlib
 import http.client
 import json
 import random
@@ -622,5 +623,6 @@ def test_killed_at_work_the_chain_has_every_acknowledged_payment(tmp_path: Path,
 
 
 def test_nobody_else_can_write_the_database_of_a_running_chain(running: Process, tmp_path: Path) -> None:
-    with pytest.raises(sqlite3.OperationalError, match="locked"):
-        sqlite3.connect(tmp_path / "chain.db", timeout=0).execute("DELETE FROM landed")
+    with contextlib.closing(sqlite3.connect(tmp_path / "chain.db", timeout=0)) as other:
+        with pytest.raises(sqlite3.OperationalError, match="locked"):
+            other.execute("DELETE FROM landed")
