@@ -18,6 +18,16 @@ cdef extern from "lanes.h":
     void lanes_good(const uint8_t *keys, const uint8_t *signatures, const uint8_t *hashes, uint8_t *good) nogil
     void lanes_on_curve(const uint8_t *encoded, uint8_t *found) nogil
 
+cdef extern from *:
+    """
+    #if defined(__x86_64__)
+    #define cyx_leave_mmx() __builtin_ia32_emms()
+    #else
+    #define cyx_leave_mmx() ((void)0)
+    #endif
+    """
+    void cyx_leave_mmx()
+
 PRESENT = bool(lanes_begin())  # of this processor
 ORDER = 2**252 + 27742317777372353535851937790883648493  # of the base point
 
@@ -76,3 +86,10 @@ def on_curve(list encoded):
             lanes_on_curve(points, right)
         found += [right[lane] != 0 for lane in range(len(some))]
     return found
+
+
+def leave_mmx():
+    """To be called after LiteSVM ran a program: its compiled code leaves the MMX registers in use, which are those of the
+    x87, and until they are given back NumPy's floor division and remainder of floats give NaN in this thread.
+    """
+    cyx_leave_mmx()

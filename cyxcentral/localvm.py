@@ -32,6 +32,7 @@ from solders.system_program import ID as SYSTEM_PROGRAM
 from solders.transaction import SanitizeError, VersionedTransaction
 from solders.transaction_metadata import FailedTransactionMetadata, TransactionMetadata
 
+from cyxcentral.curve import leave_mmx
 from cyxcentral.program import program
 from cyxcore.errors import CyxError
 from cyxnet.escrow import LAMPORTS_PER_SIGNATURE, LOCAL_PROGRAM, MEMO_PROGRAM
@@ -299,6 +300,7 @@ class Chain:
         if obstacle is None and not skip_preflight:
             self.set_machine_clock()
             simulated = self.svm.simulate_transaction(transaction)
+            leave_mmx()
             if isinstance(simulated, FailedTransactionMetadata):
                 raise preflight_failure(error_of(simulated), simulated.meta())
         if obstacle is not None and not skip_preflight:
@@ -323,6 +325,7 @@ class Chain:
         before = [self.svm.get_balance(key) or 0 for key in keys]
         self.set_machine_clock()
         result = self.svm.send_transaction(transaction)
+        leave_mmx()
         after = [self.svm.get_balance(key) or 0 for key in keys]
         failed = isinstance(result, FailedTransactionMetadata)
         # A cluster takes the fee of a transaction that fails while running and drops one that cannot

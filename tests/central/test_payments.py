@@ -7,6 +7,7 @@ import selectors
 import time
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from msgspec.structs import replace
 
@@ -150,6 +151,13 @@ async def test_a_deposit_that_landed_before_the_crash_funds_the_job(lab):
     lab.payments().resume()
     await lab.until("queued")
     assert await kinds_of(lab.central) == ["Submitted", "Funded"]
+
+
+async def test_numpy_divides_right_after_the_chain_ran_a_program(lab):
+    # LiteSVM leaves the MMX registers in use, by which NumPy's division had no room: NaN
+    event = await lab.submitted()
+    await lab.chain.finish(event.deposit)
+    assert np.float64(0.935) // np.float64(0.25) == 3.0
 
 
 async def test_a_settlement_that_landed_before_the_crash_is_not_signed_again(lab):

@@ -15,6 +15,8 @@ from solders.token import ID as TOKEN
 from solders.transaction import VersionedTransaction
 from solders.transaction_metadata import FailedTransactionMetadata, TransactionMetadata
 
+from cyxcentral.curve import leave_mmx
+
 LOADER = Pubkey.from_string("BPFLoaderUpgradeab1e11111111111111111111111")
 RENT = Pubkey.from_string("SysvarRent111111111111111111111111111111111")
 CLOCK = Pubkey.from_string("SysvarC1ock11111111111111111111111111111111")
@@ -60,6 +62,7 @@ class Machine:
 
     def land(self, transaction: VersionedTransaction) -> TransactionMetadata:
         result = self.svm.send_transaction(transaction)
+        leave_mmx()
         if isinstance(result, FailedTransactionMetadata):
             raise Refused(result)
         return result
