@@ -110,6 +110,7 @@ class GraphLearner:
         # Classes cannot be mixed, but the loss of both can; numbers are mixed themselves.
         self._two_targets = self._augment is not None and self._augment.mixes and spec.loss == "cross_entropy"
         self._learning_rate = spec.optimizer.learning_rate
+        self.in_step = False  # whether an update is being written, or was no whole or usable one
         self._plans: dict[int, Plan] = {}
         self._resumed = resume is not None
         self._batch_rows = _batch_rows(len(self.x), spec.batch_size)
@@ -169,6 +170,7 @@ class GraphLearner:
         plan.inputs["learning_rate"][...] = self._learning_rate
         plan.inputs["step"][...] = step
         plan.key[1] = step
+        self.in_step = True
         plan.run()
         loss = float(plan.outputs[0])
         if not math.isfinite(loss):
@@ -177,6 +179,7 @@ class GraphLearner:
                 f"{self._learning_rate}, "
                 "or normalised inputs"
             )
+        self.in_step = False
         return loss, float(plan.outputs[1]) if objective(self.spec.loss).right else None
 
     def steps(self, at: Position, epochs: int, judged: Sequence[float]) -> Iterator[Stepped]:

@@ -252,11 +252,11 @@ class Trainer:
     def _close_epoch(self, metrics: EpochMetrics) -> None:
         best = self.monitor.of(self.history[self._best_epoch - 1]) if self._best_epoch else self.monitor.worst
         better = self._best_epoch == 0 or self.monitor.better(self.monitor.of(metrics), best)
+        if better or self.keep == "last":
+            self.weights = self.learner.delivered()  # first, as it may find no memory
+            self.delivered_epoch = self.epoch
         if better:
             self._best_epoch = self.epoch
-        if better or self.keep == "last":
-            self.weights = self.learner.delivered()
-            self.delivered_epoch = self.epoch
         self.learner.end_epoch(self._rows, checkpoints.judged(metrics))
         self.history.append(metrics)
         self.epoch += 1

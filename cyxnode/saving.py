@@ -49,6 +49,9 @@ class Saver:
             why = error.strerror or str(error)
             yield NotSaved(message=f"the checkpoint of step {step} cannot be written to this node's disk: {why}")
             return
+        except MemoryError:
+            yield NotSaved(message=f"there is no memory to write the checkpoint of step {step}")
+            return
         self._newest = path
         write_ms = (time.perf_counter() - begun_s) * 1000
         yield Saved(step=step, steps=self._trainer.steps, file=path.name, write_ms=write_ms)

@@ -2,7 +2,8 @@
 
 It is started before there is a job and makes itself warm: imports, kernels, and one tiny model trained to the
 end, so that the first step of a real job comes at once. Then it prepares exactly one job, waits for the word to
-begin, trains it, and ends. Between two steps it listens: told to halt, it leaves a checkpoint.
+begin, trains it, and ends. Between two steps it listens: told to halt, it leaves a checkpoint, and so it does when an
+error comes.
 """
 
 import errno
@@ -13,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import msgspec
 
@@ -21,6 +22,9 @@ from cyxcore.errors import CheckpointError, CyxError, DataError, DivergedError, 
 from cyxcore.spec import BatchMetrics, DataSpec, EpochMetrics, ModelSpec, TrainingSpec, TrainingSummary
 from cyxnode import sandbox
 from cyxnode.pipe import Batch, Channel, Done, Epoch, Failed, Halted, Order, Prepared, Ready, Said
+
+if TYPE_CHECKING:
+    from cyxnode.saving import Saver
 
 BATCH_INTERVAL_S = 0.25  # at most four batches a second are told, besides the very first
 DEVICE_HOST_BYTES = 4 * 2**30  # what a driver and the compiler of its kernels take of the host's memory at most
@@ -153,7 +157,10 @@ def prepare(order: Order) -> Job:
 
 
 def train(order: Order, ear: Ear) -> Iterator[Said]:
-    """Prepare, wait for the word to begin, train, save the model. Yields all that happens, last Done or Halted."""
+    """Prepare, wait for the word to begin, train, save the model. Yields all that happens, last Done or Halted.
+
+    What was learned outlives an error: where the last step is whole, it is raised after a checkpoint of that.
+    """
     from cyxnode.saving import Saver
 
     job = prepare(order)
@@ -166,8 +173,21 @@ def train(order: Order, ear: Ear) -> Iterator[Said]:
     if not ear.wait_go():
         yield Halted(step=trainer.step, steps=trainer.steps)
         return
-    saver, at_steps = Saver(trainer, Path(order.out_path).parent, order.every_steps, order.every_s), set(order.at_steps)
-    summary = None
+    saver = Saver(trainer, Path(order.out_path).parent, order.every_steps, order.every_s)
+    try:
+        yield from train_on(order, job, ear, saver)
+    except DivergedError:
+        raise  # to go on from there would diverge again
+    except Exception:
+        # Judging an epoch comes between its last step and the checkpoint of that, which others compare with theirs.
+        if not trainer.learner.in_step and trainer.batch != trainer.learner.batches:
+            yield from saver.save()
+        raise
+
+
+def train_on(order: Order, job: Job, ear: Ear, saver: "Saver") -> Iterator[Said]:
+    """train() from the first step on."""
+    trainer, at_steps, summary = job.trainer, set(order.at_steps), None
     for said in trainer.run():
         if isinstance(said, TrainingSummary):
             summary = finite(said)

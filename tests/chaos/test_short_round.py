@@ -1,4 +1,4 @@
-"""A short round of chaos in every run of the tests: a dozen kills under two dozen jobs, one network, a fixed seed."""
+"""A short round of chaos in every run of the tests: thirty kills under a hundred jobs, one network, a fixed seed."""
 
 import os
 
@@ -7,12 +7,12 @@ import pytest
 from tests.chaos import report
 from tests.chaos.chaos import Options, play
 
-SHORT = Options(seed=20, kills=12, jobs=24, nodes=3, clients=3, mean_gap_s=0.8)
+SHORT = Options(seed=20, kills=30, jobs=100, nodes=3, clients=3, mean_gap_s=0.8)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(240)
-async def test_nothing_is_lost_doubled_or_stuck_when_a_dozen_processes_are_killed(tmp_path):
+@pytest.mark.timeout(600)
+async def test_nothing_is_lost_doubled_or_stuck_when_thirty_processes_are_killed(tmp_path):
     timeline = []
     outcome, evidence = await play(tmp_path, SHORT, timeline.append)
     said = [f"seed {SHORT.seed}, {os.cpu_count()} processors", *timeline]

@@ -1,9 +1,11 @@
 """Real training that is interrupted and goes on: the same model, to the byte."""
 
 import asyncio
+import itertools
 import math
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, get_args
 
 import numpy as np
@@ -11,10 +13,11 @@ import psutil
 import pytest
 from msgspec.structs import replace
 
-from cyxcore import checkpoint, layers
-from cyxcore.errors import CheckpointError
+from cyxcore import checkpoint, layers, schedules
+from cyxcore.errors import CheckpointError, DivergedError
 from cyxcore.objectives import training_step
 from cyxcore.spec import DataSpec, ModelSpec, OptimizerSpec, TrainingSpec
+from cyxcore.training import Trainer
 from cyxnet.messages import CheckpointPolicy, Needs, Pause, RunCheckpoint
 from cyxnode.pipe import Done, Failed, Go, Halt, Halted, NotSaved, Order, Prepared, Said, Saved
 from cyxnode.process import Launch, TrainingProcess
@@ -145,6 +148,68 @@ def test_a_disk_that_is_full_is_told_and_training_goes_on(order: Order, monkeypa
     told = [one.message for one in said if isinstance(one, NotSaved)]
     assert told[0] == "the checkpoint of step 5 cannot be written to this node's disk: No space left on device"
     assert isinstance(said[-1], Done)
+
+
+def failing_at(call: int, method: Callable[..., Any], error: Exception) -> Callable[..., Any]:
+    """The method, which raises at one of its calls."""
+    calls = itertools.count(1)
+
+    def sometimes(*given: Any, **options: Any) -> Any:
+        if next(calls) == call:
+            raise error
+        return method(*given, **options)
+
+    return sometimes
+
+
+def saved_until(error: Exception, order: Order) -> list[int]:
+    """The steps of the checkpoints that a run leaves which ends with the error."""
+    steps, said = [], train(order, Told())
+    with pytest.raises(type(error)) as caught:
+        while True:
+            one = next(said)
+            steps += [one.step] if isinstance(one, Saved) else []
+    assert caught.value is error
+    return steps
+
+
+@pytest.mark.parametrize(
+    ("what", "call", "step"),
+    [("cyxcore.schedules.factor", 7, 6), ("cyxcore.schedules.factor", 9, 8), ("cyxcore.model.save_model", 1, 12)],
+)
+def test_an_error_leaves_a_checkpoint_from_which_the_same_bytes_come(
+    order: Order, monkeypatch: pytest.MonkeyPatch, what: str, call: int, step: int
+) -> None:
+    whole, error = model_bytes(order), MemoryError()
+    with monkeypatch.context() as patched:
+        patched.setattr(what, failing_at(call, resolve_name(what), error))
+        assert saved_until(error, order) == [step]
+    assert model_bytes(replace(order, resume_path=str(Path(order.out_path).with_name(f"checkpoint-{step}")))) == whole
+
+
+@pytest.mark.parametrize(
+    ("what", "call", "error"),
+    [
+        ("cyxcore.plan.Plan.run", 7, MemoryError()),  # within a step: who knows what it has written
+        ("cyxcore.evaluation.Evaluator.evaluate", 2, MemoryError()),  # others have the checkpoint after the judging
+        ("cyxnode.train.finite", 7, DivergedError("training: the loss became nan")),
+    ],
+)
+def test_an_error_leaves_no_checkpoint_that_would_be_of_no_use(
+    order: Order, monkeypatch: pytest.MonkeyPatch, what: str, call: int, error: Exception
+) -> None:
+    owner, _, name = what.rpartition(".")
+    monkeypatch.setattr(resolve_name(owner), name, failing_at(call, resolve_name(what), error))
+    assert saved_until(error, order) == []
+
+
+def test_no_memory_for_a_checkpoint_after_an_error_hides_the_error_from_nobody(
+    order: Order, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = OSError(28, "No space left on device")
+    monkeypatch.setattr("cyxcore.training.Trainer.checkpoint", failing_at(1, Trainer.checkpoint, MemoryError()))
+    monkeypatch.setattr("cyxcore.schedules.factor", failing_at(7, schedules.factor, error))
+    assert saved_until(error, order) == []
 
 
 def test_a_checkpoint_of_another_job_is_refused(order: Order) -> None:
