@@ -69,9 +69,9 @@ def decode(
 
 def _retold(said: str, kind: Any) -> str:
     """msgspec's sentence, with what would be right where it names only the wrong one of a few words."""
-    text, _, place = said.partition(" - at ")
-    if not text.startswith("Invalid enum value"):
+    if not said.startswith("Invalid enum value"):
         return said
+    text, _, place = said.rpartition(" - at ")
     kinds = [kind]
     for key in re.findall(r"\.(\w+)", place):
         kinds = [typing.get_type_hints(one).get(key) for each in kinds for one in _parts(each) if isinstance(one, type)]

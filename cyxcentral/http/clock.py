@@ -22,6 +22,8 @@ class BrokerClock:
 
     async def look(self) -> None:
         """Hear it again when the last time is a while ago. Raises BusError where it was never heard."""
+        if self._told_ms is not None and self._looking.locked():
+            return  # what was heard before is good enough while somebody else asks
         async with self._looking:
             if self._told_ms is not None and self._machine.monotonic_ms() - self._looked_at < LOOKED_MS:
                 return

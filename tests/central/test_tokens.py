@@ -421,6 +421,25 @@ async def test_the_clock_of_the_broker_is_heard_once_a_minute_and_goes_on_while_
     assert told == [5_000, 5_001, 64_999, 65_000, 124_999, 9_000_000]
 
 
+async def test_while_one_asks_for_the_clock_again_the_others_go_by_what_was_heard():
+    here_ms, answer = [0.0], asyncio.get_running_loop().create_future()
+    answer.set_result(5_000)
+
+    async def ask():
+        return await answer
+
+    clock = BrokerClock(ask, Machine(monotonic_ms=lambda: here_ms[0], wall_ms=lambda: 0))
+    await clock.look()
+    here_ms[0], answer = float(LOOKED_MS), asyncio.get_running_loop().create_future()
+    asks = asyncio.create_task(clock.look())
+    await asyncio.sleep(0)
+    await asyncio.wait_for(clock.look(), 60.0)
+    assert not asks.done() and clock.now_ms() == 65_000
+    answer.set_result(66_000)
+    await asks
+    assert clock.now_ms() == 66_000
+
+
 async def test_a_clock_that_was_never_heard_is_none(central):
     async def ask():
         return await central.small.core.clock_ms("NO_SUCH_STREAM")

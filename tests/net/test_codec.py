@@ -37,6 +37,7 @@ def test_an_unknown_field_is_refused_by_name():
         (m.QuoteRequest, b'{"job": {"training": {"metrics": ["acc"]}}}', "'acc'; expected one of accuracy, "),
         (m.QuoteRequest, b'{"job": {"training": {"schedule": {"name": "cos"}}}}', "'cos'; expected one of constant, "),
         (m.JobListRequest, b'{"status": "done"}', "'done'; expected one of .*completed"),
+        (m.JobListRequest, b'{"status": "a - at b"}', "'a - at b'; expected one of .*completed"),
     ],
 )
 def test_of_a_wrong_word_the_right_ones_are_told(kind, payload, words):
