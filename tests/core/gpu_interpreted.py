@@ -20,7 +20,7 @@ from cyxcore.objectives import training_step
 from cyxcore.plan import Plan
 from cyxcore.spec import ModelSpec, OptimizerSpec, TrainingSpec
 from tests.core.gpu_runtimes import Interpreted
-from tests.core.test_cpu_kernels import CASES, Case
+from tests.core.kernelcases import CASES, Case
 
 Array = np.ndarray[Any, Any]
 

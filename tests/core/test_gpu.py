@@ -15,7 +15,7 @@ from cyxcore.objectives import training_step
 from cyxcore.plan import Plan
 from cyxcore.spec import OptimizerSpec, TrainingSpec
 from cyxcore.training import Trainer
-from tests.core.test_cpu_kernels import CASES, Case
+from tests.core.kernelcases import CASES, Case
 from tests.core.test_training import Rows
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("gpu")]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from cyxcore.ops import KERNEL_OPS
-from tests.core.test_cpu_kernels import CASES
+from tests.core.kernelcases import CASES
 
 WITHOUT_TRITON = importlib.util.find_spec("triton") is None
 needs_triton = pytest.mark.skipif(WITHOUT_TRITON, reason="triton is not installed: pip install 'cyx[gpu-test]'")

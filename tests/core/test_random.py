@@ -13,7 +13,7 @@ import cyxcore as cx
 from cyxcore import variates
 from cyxcore.errors import DtypeError, ShapeError, SpecError
 from cyxcore.kernels import cpu
-from tests.core.test_cpu_kernels import machine_isas
+from tests.core.kernelcases import machine_isas
 
 COUNT = 20_000
 EULER = 0.5772156649015329

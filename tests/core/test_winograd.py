@@ -11,7 +11,7 @@ import cyxcore as cx
 from cyxcore import functional as F
 from cyxcore import nn, optim
 from cyxcore.kernels import cpu
-from tests.core.test_cpu_kernels import ISAS, Array
+from tests.core.kernelcases import ISAS, Array
 
 SHAPES = [  # images, channels, outputs, height, width, padding, groups
     (2, 16, 16, 8, 8, (1, 1), 1),

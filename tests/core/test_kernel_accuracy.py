@@ -1,0 +1,202 @@
+"""How far a kernel is from the true value: functions, powers, long sums, and Philox with its published answer."""
+
+import math
+import multiprocessing
+from collections.abc import Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cyxcore.kernels import cpu, reference
+from cyxcore.kernels.philox import philox4x32
+from tests.core.kernelcases import FLOATS, Array, Case
+
+pytestmark = pytest.mark.usefixtures("own_machine")
+
+
+DENSE = {"exp": 88.0, "log": 3e38, "tanh": 9.5, "sigmoid": 90.0, "erf": 4.2, "sin": 1e5, "cos": 1e5}
+
+
+@pytest.fixture(scope="module")
+def fresh_process() -> Iterator[Executor]:
+    """Where extended precision can be trusted: an embedded chain leaves its process' x87 registers in disorder."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as executor:
+        yield executor
+
+
+def units_off(op: str, x: Array, got: Array) -> float:
+    """The largest error of `got` in units in the last place, judged in float64 (x87 extended for float64)."""
+    wide: Any = x.astype(np.float64 if x.dtype == np.float32 else np.longdouble)
+    if op == "sigmoid":
+        true = np.asarray(1 / (1 + np.exp(-wide)))
+    elif op == "erf":
+        true = np.array([math.erf(v) for v in wide])
+    else:
+        functions = {"exp": np.exp, "log": np.log, "tanh": np.tanh, "sin": np.sin, "cos": np.cos}
+        true = np.asarray(functions[op](wide))
+    unit = np.spacing(np.abs(true).astype(x.dtype)).astype(true.dtype)
+    return float((np.abs(got.astype(true.dtype) - true) / unit).max())
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("op", sorted(DENSE))
+def test_a_transcendental_function_is_within_two_units_in_the_last_place(
+    op: str, dtype: str, fresh_process: Executor
+) -> None:
+    if dtype == "float64" and np.finfo(np.longdouble).nmant < 63:
+        pytest.skip("needs extended precision to judge float64")
+    rng = np.random.default_rng(11)
+    if op == "log":
+        x = np.exp(rng.uniform(-87, 88, 40_000)).astype(dtype)
+    else:
+        x = np.concatenate([rng.uniform(-DENSE[op], DENSE[op], 20_000), rng.normal(0, 1, 20_000)]).astype(dtype)
+    got = np.empty_like(x)
+    cpu.call(op, got, [x], {})
+    allowed = 2.0 if op != "erf" or dtype == "float32" else 3.0  # math.erf itself is off by one in float64
+    assert fresh_process.submit(units_off, op, x, got).result() <= allowed
+
+
+@pytest.mark.parametrize("op", sorted(set(DENSE) - {"erf"}))  # math.erf would take long
+def test_every_four_thousandth_float32_has_its_function_within_two_units(op: str, fresh_process: Executor) -> None:
+    """From the least denormal to infinity and the NaNs, of both signs."""
+    x = np.arange(0, 2**32, 4001, dtype=np.uint32).view(np.float32)
+    x = np.concatenate([x, np.array([0.0, -0.0, math.inf, -math.inf, math.nan], np.float32)])
+    got = np.empty_like(x)
+    cpu.call(op, got, [x], {})
+    with np.errstate(all="ignore"):
+        true = np.asarray(reference.KERNELS[op]({}, x.astype(np.float64)))
+        odd = ~np.isfinite(true.astype(np.float32))
+        np.testing.assert_array_equal(got[odd], true[odd].astype(np.float32))
+    assert fresh_process.submit(units_off, op, x[~odd], got[~odd]).result() <= 2.0
+
+
+@pytest.mark.parametrize(
+    ("op", "x", "units"),
+    [
+        ("exp", -87.74549102783203, "0.93"),
+        ("log", 0.9836542010307312, "1.24"),
+        ("tanh", 0.23814699053764343, "1.86"),
+        ("sigmoid", -1.9471776485443115, "1.87"),
+        ("erf", 0.12938559055328369, "1.29"),
+        ("sin", 931878.125, "1.67"),
+        ("cos", 993335.5, "1.81"),
+    ],
+)
+def test_the_largest_error_of_a_function_is_the_one_that_is_written_down(
+    op: str, x: float, units: str, fresh_process: Executor
+) -> None:
+    """Of every float32 there is: docs/numerics.md. Its bits are those of every processor."""
+    at = np.array([x], np.float32)
+    got = np.empty_like(at)
+    cpu.call(op, got, [at], {})
+    assert f"{fresh_process.submit(units_off, op, at, got).result():.2f}" == units
+
+
+@pytest.mark.parametrize(
+    ("op", "x", "true"),
+    [
+        ("sin", 1e22, -0.8522008497671888),
+        ("cos", 1e22, 0.5232147853951389),
+        ("sin", 2.0**1000, -0.15920170308624246),
+        ("sin", math.pi, 1.2246467991473532e-16),
+        ("cos", math.pi / 2, 6.123233995736766e-17),
+        ("exp", 709.0, 8.218407461554972e307),
+        ("exp", -745.0, 5e-324),
+        ("log", 5e-324, -744.4400719213812),
+        ("erf", 1e-300, 1.1283791670955126e-300),
+    ],
+)
+def test_a_known_value_far_out_is_met(op: str, x: float, true: float) -> None:
+    got = np.empty(1)
+    cpu.call(op, got, [np.array([x])], {})
+    assert got[0] == pytest.approx(true, rel=3e-16)
+
+
+POWERS = [
+    (2.0, 0.5),
+    (-2.0, 3.0),
+    (-2.0, 2.5),
+    (0.0, -1.0),
+    (-0.0, -3.0),
+    (1.0, math.nan),
+    (math.nan, 0.0),
+    (-1.0, math.inf),
+    (0.5, -math.inf),
+    (math.inf, -2.0),
+    (-math.inf, 3.0),
+    (1.0000001, 1e7),
+    (10.0, 300.0),
+    (10.0, 400.0),
+    (3.7, -500.5),
+]
+
+
+@pytest.mark.parametrize(("base", "exponent"), POWERS)
+def test_a_power_is_what_c_says(base: float, exponent: float) -> None:
+    got = np.empty(1)
+    cpu.call("pow", got, [np.array([base]), np.array([exponent])], {})
+    with np.errstate(all="ignore"):
+        true = np.power(np.float64(base), np.float64(exponent))
+    np.testing.assert_allclose(got[0], true, rtol=2.3e-16)
+
+
+@pytest.mark.parametrize("exponents", [None, -1.0, 1.5, 3.0])
+def test_powers_of_float32_are_what_c_says_among_others(isa: str, exponents: float | None) -> None:
+    known = np.array([*POWERS, *((0.05 * k, 0.1 * k - 5.0) for k in range(1, 131))], np.float32)
+    bases, each = np.ascontiguousarray(known.T)
+    exponent = each if exponents is None else np.array(exponents, np.float32)
+    got = np.empty_like(bases)
+    cpu.call("pow", got, [bases, exponent], {})
+    with np.errstate(all="ignore"):
+        true = np.power(bases.astype(np.float64), exponent.astype(np.float64)).astype(np.float32)
+    np.testing.assert_allclose(got, true, rtol=1.2e-7)
+    np.testing.assert_array_equal(np.signbit(got[got == 0.0]), np.signbit(true[true == 0.0]))
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("op", ["sin", "tanh", "erf", "sqrt", "neg", "abs", "floor"])
+def test_zero_keeps_the_sign_numpy_gives_it(op: str, dtype: str) -> None:
+    case = Case(op, [np.array([0.0, -0.0] * 20, dtype)])
+    expected = case.inputs[0] if op == "erf" else case.expected()
+    np.testing.assert_array_equal(np.signbit(case.run()), np.signbit(expected))
+
+
+def test_a_long_sum_in_float32_keeps_six_digits() -> None:
+    x = np.full(2_000_000, 0.1, np.float32)
+    out = np.empty((), np.float32)
+    cpu.call("sum", out, [x], {"axes": (0,), "keepdims": False})
+    assert float(out) == pytest.approx(float(x.astype(np.float64).sum()), rel=1e-6)
+
+
+# Philox ---------------------------------------------------------------------------------------------------
+
+# Random123 1.14, kat_vectors: philox4x32 10: counter (4 words), key (2 words), result (4 words)
+PHILOX = [
+    ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+    (
+        (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+        (0xA4093822, 0x299F31D0),
+        (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+    ),
+]
+
+
+def test_random_numbers_are_philox_with_its_published_answer() -> None:
+    counter, key, words = PHILOX[0]
+    out = np.empty(4, np.float32)
+    cpu.call("uniform", out, [np.array([0, 0], np.uint64)], {"shape": (4,), "stream": 0})
+    assert (counter, key) == ((0, 0, 0, 0), (0, 0))
+    np.testing.assert_array_equal(out, np.array([w >> 8 for w in words], np.float32) * np.float32(2**-24))
+
+
+def test_key_stream_and_step_are_where_the_definition_puts_them() -> None:
+    seed, step, stream = 0x299F31D0_A4093822, 0x03707344_13198A2E, 0x85A308D3
+    out = np.empty((1 << 16) + 4, np.float32)
+    cpu.call("uniform", out, [np.array([seed, step], np.uint64)], {"shape": out.shape, "stream": stream})
+    counter = np.array([1 << 14, stream, step & 0xFFFFFFFF, step >> 32], np.uint32)
+    words = philox4x32(counter, (seed & 0xFFFFFFFF, seed >> 32))
+    np.testing.assert_array_equal(out[-4:], (words >> np.uint32(8)).astype(np.float32) * np.float32(2**-24))
+    answer = philox4x32(np.array(PHILOX[1][0], np.uint32), PHILOX[1][1])
+    assert tuple(int(w) for w in answer) == PHILOX[1][2]
