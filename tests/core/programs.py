@@ -6,6 +6,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 import cyxcore as cx
+from cyxcore import functional as F
 from cyxcore import nn, optim
 
 How = Callable[[Any], Any]  # compiles a step, or leaves it as it is
@@ -73,3 +74,20 @@ def update(optimizer: optim.Optimizer, loss: Any) -> Any:
     loss.backward()
     optimizer.step()
     return loss
+
+
+def train(
+    how: How,
+    model: nn.Module,
+    output: Callable[[Any], Any],
+    before: Callable[[int], Any] = lambda number: None,
+    calls: int = 6,
+) -> list[Any]:
+    """A step of cross-entropy in calls; before(number of the call) changes something outside."""
+    optimizer = sgd(model)
+    step = how(lambda x, y: update(optimizer, F.cross_entropy(output(x), y)))
+    found = []
+    for number in range(calls):
+        before(number)
+        found.append(step(*batch(number)))
+    return [found, model.state_dict()]
