@@ -53,11 +53,11 @@ def is_fresh(view: m.JobView, job: jobs.Job, node: nodes.Node | None) -> bool:
 
 
 def progress(job: jobs.Job, latest: dict[str, Any] | None) -> float:
-    """Share of the epochs that the current attempt has behind it."""
+    """Share of its steps that a job has behind it: what its checkpoint holds, where no attempt has told of more."""
     if job.completed:
         return 1.0
     if job.status != "leased" or not latest or latest.get("attempt") != job.attempt:
-        return 0.0
+        return min(1.0, job.checkpoint.step / max(1, job.checkpoint.steps)) if job.checkpoint else 0.0
     epochs = max(1, int(latest.get("epochs", 1)))
     if "batch" in latest:
         return min(1.0, (latest["epoch"] - 1 + latest["batch"] / max(1, latest["batches"])) / epochs)

@@ -674,9 +674,10 @@ def _refusal(status: str, headers: dict[str, str], data: bytes) -> ApiError:
 
 
 def _describe(verb: subjects.Verb) -> dict[str, str]:
-    """Endpoint metadata for $SRV.INFO: what it is for and the JSON Schema of its request."""
+    """Endpoint metadata for $SRV.INFO: what it is for, the JSON Schema of its request and the name of its answer's."""
     about = {
         "about": verb.about,
+        "reply": verb.reply.__name__,
         "caller": "the * in the subject is your caller id: letters, digits, - and _",
     }
     if verb.raw_request:

@@ -59,7 +59,7 @@ def decode(
         if found & NOT_FINITE:  # walking costs more than decoding
             _refuse_non_finite(message, "$")
     except msgspec.ValidationError as error:
-        raise BadMessage(_retold(str(error), kind)[:500]) from None
+        raise BadMessage(retold(str(error), kind)[:500]) from None
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise BadMessage(f"expected {content_type}: {error}"[:500]) from None
     except RecursionError:
@@ -67,7 +67,7 @@ def decode(
     return message
 
 
-def _retold(said: str, kind: Any) -> str:
+def retold(said: str, kind: Any) -> str:
     """msgspec's sentence, with what would be right where it names only the wrong one of a few words."""
     if not said.startswith("Invalid enum value"):
         return said

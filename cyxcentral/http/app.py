@@ -35,7 +35,7 @@ from cyxcentral.http.routes import EVENT_STREAM, ROUTES, Route
 from cyxcentral.http.tokens import Tokens
 from cyxnet import messages as m
 from cyxnet.bus import COSTS_ONE_MORE_BYTES
-from cyxnet.codec import JSON, MAX_MESSAGE_BYTES, BadMessage, decode
+from cyxnet.codec import JSON, MAX_MESSAGE_BYTES, BadMessage, decode, retold
 from cyxnet.outcomes import ApiError, BusError, refusal, refuse_encoded
 from cyxnet.ratelimit import Places, Rate, household
 from cyxnet.subjects import Verb, may_ask
@@ -365,4 +365,4 @@ def _converted(fields: dict[str, Any], verb: Verb, strict: bool) -> Any:
     try:
         return msgspec.convert(fields, verb.request, strict=strict)
     except (msgspec.MsgspecError, RecursionError, OverflowError) as error:
-        raise BadMessage(str(error)[:500]) from None
+        raise BadMessage(retold(str(error), verb.request)[:500]) from None

@@ -1,9 +1,13 @@
 """The OpenAPI 3.1 document of the table of routes, made of the same Structs that decode the requests. Pure."""
 
+import json
+import typing
+from importlib.metadata import version
 from typing import Any
 
 from cyxcentral.http.routes import EVENT_STREAM, ROUTES, Route
-from cyxnet.messages import ErrorBody
+from cyxcore.spec import BatchMetrics, EpochMetrics
+from cyxnet.messages import ErrorBody, HardwareMetrics, JobEvent, Update
 from cyxnet.openapi import finished, own_schema, reference, schemas_of
 
 JSON, BYTES = "application/json", "application/octet-stream"
@@ -26,9 +30,20 @@ PROBES = {
 }
 
 
+# What `data` of an Update is, by its kind: an event has its name, and these have theirs.
+EVENTS = typing.get_args(JobEvent)
+METRICS = {"batch": BatchMetrics, "epoch": EpochMetrics, "hardware": HardwareMetrics}
+
+
 def document(version: str) -> dict[str, Any]:
     """What is served at /openapi.json."""
     kinds = {kind for route in ROUTES for kind in (route.asks.request, route.asks.reply) if kind not in _PLAIN}
+    schemas = schemas_of([*kinds, ErrorBody, *EVENTS, *METRICS.values()])
+    metrics = ", ".join(f"{name}: {kind.__name__}" for name, kind in METRICS.items())
+    schemas[Update.__name__]["properties"]["data"] = {
+        "description": f"Of an event, the schema that `kind` names; of telemetry, {metrics}, and its attempt.",
+        "anyOf": [reference(kind) for kind in (*EVENTS, *METRICS.values())],
+    }
     paths: dict[str, dict[str, Any]] = {}
     for route in ROUTES:
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(route)
@@ -46,7 +61,7 @@ def document(version: str) -> dict[str, Any]:
             },
             "paths": paths,
             "components": {
-                "schemas": schemas_of([*kinds, ErrorBody]),
+                "schemas": schemas,
                 "securitySchemes": {
                     "bearer": {
                         "type": "http",
@@ -69,7 +84,8 @@ def _security(scheme: str | None) -> list[dict[str, list[str]]]:
 def _operation(route: Route) -> dict[str, Any]:
     verb, answer = route.asks, _content(route.asks.reply)
     if route.path == EVENT_STREAM:
-        answer["text/event-stream"] = {"schema": {"type": "string"}}
+        lines = "`event`: kind, `data`: an Update as JSON, `id`: the place behind it, for Last-Event-ID; at last `end`"
+        answer["text/event-stream"] = {"schema": {"type": "string", "description": lines}}
     said: dict[str, Any] = {
         "operationId": f"{verb.name}:{route.path}" if route.verb == "key.revoke" else verb.name,
         "summary": verb.about,
@@ -80,7 +96,9 @@ def _operation(route: Route) -> dict[str, Any]:
         | {str(status): _refusal(about) for status, about in STATUSES.items()},
     }
     if route.method == "POST" and verb.request is not type(None):
-        said["requestBody"] = {"required": not route.in_path, "content": _content(verb.request, route.in_path)}
+        content = _content(verb.request, route.in_path)
+        must = not route.in_path or bool(content[JSON]["schema"]["required"])
+        said["requestBody"] = {"required": must, "content": content}
     return said
 
 
@@ -104,9 +122,14 @@ def _content(kind: Any, in_path: list[str] | None = None) -> dict[str, Any]:
     if in_path:  # those are not said twice
         own = own_schema(kind)
         left = {name: field for name, field in own["properties"].items() if name not in in_path}
-        schema = {"type": "object", "properties": left, "additionalProperties": False}
+        required = [name for name in own.get("required", []) if name in left]
+        schema = {"type": "object", "properties": left, "required": required, "additionalProperties": False}
     return {JSON: {"schema": schema}}
 
 
 def _refusal(about: str) -> dict[str, Any]:
     return {"description": about, "content": _content(ErrorBody)}
+
+
+if __name__ == "__main__":  # for who speaks NATS and has no HTTP to ask: python -m cyxcentral.http.openapi
+    print(json.dumps(document(version("cyx")), indent=1))

@@ -147,8 +147,10 @@ def _result(view: m.JobView, sort: str) -> str:
 
     Of several values that of the sorting, or the first of WORTH.
     """
-    if view.status == "leased":
-        return "serves" if view.deployment else f"{percent(view.progress)} done"
+    if view.status == "leased" and view.deployment:
+        return "serves"
+    if view.status == "leased" or (view.status in ("paused", "queued") and view.checkpoint):
+        return f"{percent(view.progress)} done"
     if view.summary is None:
         return ""
     for worth in WORTH.values() if sort == "submitted" else [WORTH[sort]]:

@@ -130,7 +130,11 @@ class PriorityRequest(Request, kw_only=True, frozen=True):
 
 
 class JobView(Struct, kw_only=True, omit_defaults=True):
-    """A job as a reader sees it."""
+    """A job as a reader sees it.
+
+    attempt: 0 until a node has it. progress: from 0 to 1; of a job that no node trains, what its checkpoint holds.
+    latest: the newest metrics of a batch or epoch. error: why it ended so, or why its last attempt did.
+    """
 
     job_id: str
     name: str
@@ -141,7 +145,7 @@ class JobView(Struct, kw_only=True, omit_defaults=True):
     max_attempts: int
     node_id: str | None = None
     node_name: str | None = None
-    progress: float = 0.0  # 0..1, of the current attempt
+    progress: float = 0.0
     latest: dict[str, Any] | None = None  # the newest metrics
     error: str | None = None
     model: ArtifactRef | None = None

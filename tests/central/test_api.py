@@ -52,6 +52,17 @@ async def test_of_a_job_that_a_node_has_is_said_whether_it_makes_steps_yet(centr
         assert f"node {NODE} {words}" in (reply.waiting_for or "")
 
 
+def test_a_job_is_as_far_as_what_is_stored_of_it_where_no_attempt_has_told_of_more():
+    paused = f.job_after(f.FUNDED, f.leased(), f.STARTED, f.checkpointed(step=25), f.PAUSED, f.lost(code="paused"))
+    assert (paused.status, views.progress(paused, {"attempt": 1, "epoch": 9, "epochs": 10})) == ("paused", 0.25)
+    again = f.job_after(
+        *(f.FUNDED, f.leased(), f.checkpointed(step=25), f.PAUSED, f.lost(code="paused"), f.RESUMED),
+        f.leased(attempt=2, resume=f.checkpoint(25)),
+    )
+    assert views.progress(again, {"attempt": 1, "epoch": 9, "epochs": 10}) == 0.25
+    assert views.progress(again, {"attempt": 2, "epoch": 3, "epochs": 10}) == 0.3
+
+
 async def test_a_cancel_that_is_repeated_because_its_answer_was_lost_is_no_error(central):
     await central.job("job-1")
     api, ask = api_of(central), m.CancelRequest(job_id="job-1", reason="changed my mind")

@@ -10,6 +10,7 @@ import re
 import ssl
 import subprocess
 import sys
+from typing import get_args
 
 import httpx
 import msgspec
@@ -257,6 +258,8 @@ async def test_every_no_has_one_shape_and_a_fitting_status(central):
         answer = await central.http.request(method, path, content=body, headers=mine)
         assert (answer.status_code, answer.json()["err_code"]) == (status, code), (method, path, answer.text)
         assert set(answer.json()) <= {"err_code", "message", "retry_after_ms"}
+    word = await central.http.get("/v1/jobs?status=done", headers=mine)
+    assert "'done'; expected one of funding, queued," in word.json()["message"]
     kind = await central.http.post("/v1/jobs", content=b"{}", headers=mine | {"Content-Type": "text/xml"})
     assert (kind.status_code, kind.json()["err_code"]) == (415, "bad_content_type")
     for path in ("/v1/jobs", "/v1/artifacts/chunks"):
@@ -318,6 +321,22 @@ async def test_the_document_describes_exactly_what_is_served(central):
     operations = [each for path in document["paths"].values() for each in path.values()]
     ids = [each["operationId"] for each in operations if "operationId" in each]
     assert len(set(ids)) == len(ids)
+    body = document["paths"]["/v1/jobs/{job_id}/priority"]["post"]["requestBody"]
+    assert body["required"] and body["content"]["application/json"]["schema"]["required"] == ["priority"]
+
+
+async def test_the_document_has_the_fields_of_what_happens_to_a_job(central):
+    schemas = (await central.http.get("/openapi.json")).json()["components"]["schemas"]
+    told = {each["$ref"].rsplit("/", 1)[-1] for each in schemas["Update"]["properties"]["data"]["anyOf"]}
+    assert told == {kind.__name__ for kind in get_args(m.JobEvent)} | {
+        "BatchMetrics",
+        "EpochMetrics",
+        "HardwareMetrics",
+    }
+    assert "node_base_units" in schemas["Settled"]["properties"]
+    assert "validation_loss" in schemas["EpochMetrics"]["properties"]
+    printed = subprocess.run([sys.executable, "-m", "cyxcentral.http.openapi"], capture_output=True, check=True).stdout
+    assert json.loads(printed)["components"]["schemas"] == schemas
 
 
 # -- events ------------------------------------------------------------------------------------------

@@ -254,6 +254,7 @@ async def test_verbs_are_served_to_any_caller_and_discoverable(edge, client):
     [endpoint] = info["endpoints"]
     assert endpoint["subject"] == "cyx.v1.api.*.job.status"
     assert "job_id" in endpoint["metadata"]["request_schema"]
+    assert endpoint["metadata"]["reply"] == "JobView"
 
 
 async def test_slow_requests_of_one_verb_run_side_by_side(edge, client):

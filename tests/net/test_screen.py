@@ -17,7 +17,7 @@ from cyxnet.cli import jobs
 from cyxnet.cli.screen import JsonScreen, LiveScreen, PlainScreen, clean, open_screen
 from cyxnet.client import AsyncClient
 from cyxnet.display import Tally, human_age, node_names, tell
-from cyxnet.messages import ExplainReply, JobView, Update
+from cyxnet.messages import ArtifactRef, Checkpoint, ExplainReply, JobView, Update
 from tests.net.recorded import JOB, SIGNATURE, TRAIN_SCREEN, updates
 
 # -- what a person reads --------------------------------------------------------------------------------
@@ -309,6 +309,13 @@ def a_job(**changes: Any) -> JobView:
         submitted_at_ms=1,
     )
     return replace(plain, **changes)
+
+
+def test_how_far_a_job_is_that_waits_with_a_checkpoint() -> None:
+    stored = Checkpoint(step=1, steps=4, state=ArtifactRef(sha256="a" * 64, size=1))
+    views = [a_job(status=status, progress=0.25, checkpoint=stored) for status in ("paused", "queued", "cancelled")]
+    assert [jobs._result(view, "submitted") for view in views] == ["25.0 % done", "25.0 % done", ""]
+    assert jobs._result(a_job(status="queued"), "submitted") == ""
 
 
 def test_a_replica_serves_and_no_share_of_it_is_done() -> None:
