@@ -337,8 +337,9 @@ def described(
     function: Function, inputs: Sequence[Any], options: tuple[Any, ...], dtypes: Collection[str] = DTYPES
 ) -> tuple[Kind, list[Tensor]] | None:
     """The kind of a call, and its tensors; None where it has none: an option that may change, an empty tensor, ..."""
-    if not all(isinstance(x, FIXED) for x in options):
-        return None
+    for option in options:
+        if not isinstance(option, FIXED):
+            return None
     tensors: list[Tensor] = []
     places: list[int | None] = []
     for x in inputs:

@@ -369,7 +369,8 @@ def cumprod(x: Any, dim: int | None = None, dtype: Any = None, *, axis: int | No
 
 def norm(x: Any, p: float | str = 2, dim: Any = None, keepdim: bool = False) -> Any:
     """The p-norm of all elements, or along axes; "fro" is the 2-norm."""
-    return linalg.vector_norm(to_inexact(x), axis=dim, keepdims=keepdim, ord=2 if p == "fro" else float(p))
+    value = to_inexact(x)
+    return composed(linalg._vector_norm, (value,), (2.0 if p == "fro" else float(p), value._axes(dim), keepdim))
 
 
 def dist(x: Any, other: Any, p: float = 2) -> Any:

@@ -54,7 +54,8 @@ def worded(function: Any, words: Mapping[str, str], places: str = "") -> Any:
 
     @functools.wraps(function)
     def call(x: Any, /, *given: Any, **options: Any) -> Any:
-        options = {words.get(name, name): value for name, value in options.items()}
+        if not words.keys().isdisjoint(options):
+            options = {words.get(name, name): value for name, value in options.items()}
         if order:
             options = dict(zip(order, given, strict=False)) | options
             given = given[len(order) :]

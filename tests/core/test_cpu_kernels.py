@@ -247,7 +247,7 @@ def test_the_first_greatest_is_found_wherever_it_lies(isa: str, dtype: str) -> N
     cpu.set_isa(isa)
     dice = np.random.default_rng(5)
     odd = [0.0, -0.0, -math.inf, math.inf, math.nan]
-    for n in (1, 2, 63, 64, 65, 1023, 1024, 1025, 2500):
+    for n in (1, 2, 63, 64, 65, 100, 250, 1000, 1023, 1024, 1025, 2500):
         for high in (2, 4, 1000):
             x = dice.integers(0, high, (3, n, 1)).astype(dtype)
             if dtype.startswith("float"):

@@ -283,13 +283,20 @@ static void NAME(fold_runs)(void *context, int64_t begin, int64_t end) {
 /* The folds of all runs meet, in the order of reduce_runs. */
 static void NAME(join_runs)(const NAME(reduction) * r, const T *folds) {
     const cyx_reduce_plan *plan = &r->plan;
+    if (plan->terms == 1) { /* each is an output */
+        for (int64_t o = 0; o < plan->outputs; o++) r->out[o] = r->divisor == 1 ? folds[o] : folds[o] / r->divisor;
+        return;
+    }
     T tree[TREE_DEPTH];
+    /* A division for each takes as long as its sum. */
+    int64_t step = plan->reduced_count == 1 ? plan->reduced_stride[0] / plan->inner : 0;
     for (int64_t o = 0; o < plan->outputs; o++) {
         const T *first = folds + cyx_offset_of(o, plan->kept_count, plan->kept, plan->kept_stride) / plan->inner;
         int height = 0;
         for (int64_t t = 0; t < plan->terms; t++) {
-            int64_t offset = cyx_offset_of(t, plan->reduced_count, plan->reduced, plan->reduced_stride);
-            height = r->fold->push(tree, height, t, first[offset / plan->inner]);
+            int64_t place = t * step;
+            if (!step) place = cyx_offset_of(t, plan->reduced_count, plan->reduced, plan->reduced_stride) / plan->inner;
+            height = r->fold->push(tree, height, t, first[place]);
         }
         T value = r->fold->finish(tree, height);
         r->out[o] = r->divisor == 1 ? value : value / r->divisor;
@@ -472,34 +479,66 @@ static cyx_status NAME(add_band)(const NAME(reduction) * r, const cyx_call *call
     return CYX_OK;
 }
 
-/* The first place of the greatest of a run. */
-static int64_t NAME(place_of)(const T *x, int64_t n, T greatest) {
-    int64_t i = 0;
+/* The place of the first greatest of n <= RUN_BLOCK numbers, or of the first NaN: the greatest of each of a few parts, then
+ * its place in the first part that has the greatest of all. Parts have one length, the last ones overlap, and nothing is
+ * branched on that the numbers decide: a guess would be wrong once a row, and the next row wait for it. */
+static int64_t NAME(argmax_block)(const T *x, int64_t n) {
 #if defined(NOT_LESS)
-    const V limit = SPLAT(greatest);
-    for (; i + 4 * VN <= n; i += 4 * VN) {
-        uint64_t bits = 0;
-        _Pragma("GCC unroll 4") for (int v = 0; v < 4; v++) bits |= (uint64_t)NOT_LESS(*(const V *)(x + i + v * VN), limit) << v * VN;
-        if (bits) return i + __builtin_ctzll(bits);
+    enum { PARTS = 4, STEP = 4 * VN };
+    if (n >= STEP) {
+        int64_t length = (n + PARTS * STEP - 1) / (PARTS * STEP) * STEP, start[PARTS];
+        V best[PARTS], greatest;
+        UNORDERED odd = {0};
+        for (int p = 0; p < PARTS; p++) {
+            V lanes[4];
+            start[p] = p * length < n - length ? p * length : n - length;
+            for (int v = 0; v < 4; v++) lanes[v] = SPLAT(-INF);
+            for (int64_t i = start[p]; i < start[p] + length; i += STEP)
+                _Pragma("GCC unroll 2") for (int v = 0; v < 4; v += 2) {
+                    V one = *(const V *)(x + i + v * VN), two = *(const V *)(x + i + (v + 1) * VN);
+                    lanes[v] = QUICK_MAX(lanes[v], one), lanes[v + 1] = QUICK_MAX(lanes[v + 1], two);
+                    NOTE_UNORDERED(odd, one, two);
+                }
+            lanes[0] = QUICK_MAX(lanes[0], lanes[1]), lanes[2] = QUICK_MAX(lanes[2], lanes[3]);
+            best[p] = QUICK_MAX(lanes[0], lanes[2]);
+            greatest = p ? QUICK_MAX(greatest, best[p]) : best[p];
+        }
+        if (!ANY_UNORDERED(odd)) {
+            if (VN > 8) FOLD_LANES(greatest, VN > 8 ? 8 : 1, QUICK_MAX)
+            if (VN > 4) FOLD_LANES(greatest, VN > 4 ? 4 : 1, QUICK_MAX)
+            if (VN > 2) FOLD_LANES(greatest, VN > 2 ? 2 : 1, QUICK_MAX)
+            FOLD_LANES(greatest, 1, QUICK_MAX)
+            int64_t first = start[PARTS - 1], place = 0;
+            for (int p = PARTS - 2; p >= 0; p--) first = NOT_LESS(best[p], greatest) ? start[p] : first;
+            for (int64_t i = first + length - STEP; i >= first; i -= STEP) {
+                uint64_t bits = 0;
+                _Pragma("GCC unroll 4") for (int v = 0; v < 4; v++)
+                    bits |= (uint64_t)NOT_LESS(*(const V *)(x + i + v * VN), greatest) << v * VN;
+                place = bits ? i + __builtin_ctzll(bits) : place;
+            }
+            return place;
+        }
     }
 #endif
-    while (x[i] != greatest) i++;
+    T greatest = NAME(max_run)(x, n);
+    int64_t i = 0;
+    if (greatest == greatest)
+        while (x[i] != greatest) i++;
+    else
+        while (x[i] == x[i]) i++;
     return i;
 }
 
-/* The place of the first greatest, or of the first NaN: the greatest of each block, then its place in the first block that has
- * the greatest of all. */
+/* The same of any run: of the first block that has the greatest of all, or a NaN. */
 static int64_t NAME(argmax_run)(const T *x, int64_t n) {
     T best = -INF;
     int64_t block = 0;
-    for (int64_t first = 0; first < n; first += RUN_BLOCK) {
+    for (int64_t first = 0; n > RUN_BLOCK && first < n; first += RUN_BLOCK) {
         T greatest = NAME(max_run)(x + first, n - first < RUN_BLOCK ? n - first : RUN_BLOCK);
-        if (greatest > best) best = greatest, block = first;
-        if (greatest == greatest) continue;
-        while (x[first] == x[first]) first++;
-        return first;
+        if (greatest > best || greatest != greatest) best = greatest, block = first;
+        if (greatest != greatest) break;
     }
-    return block + NAME(place_of)(x + block, n - block, best);
+    return block + NAME(argmax_block)(x + block, n - block < RUN_BLOCK ? n - block : RUN_BLOCK);
 }
 
 /* As a member of a group: the sum of each run, and of those the outputs, in the order of reduce_runs. A run that is too long
