@@ -1,3 +1,6 @@
+from pathlib import Path
+from types import SimpleNamespace
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -5,7 +8,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from cyxcentral import nodes, schedule, views
-from cyxcentral.central import StartError, configured_weights
+from cyxcentral.central import Central, Settings, StartError
 from cyxnet import messages as m
 from cyxnet.config import NetworkFile
 from tests.central import facts as f
@@ -140,11 +143,29 @@ def test_weights_that_cannot_be_used_are_refused_with_the_reason(configured, sai
     assert str(refused.value).startswith(said)
 
 
-def test_central_does_not_start_with_weights_that_cannot_be_used():
+def central_with(weights):
+    """A central that is not started: its network, and nobody it could reach."""
     roles = dict.fromkeys(("client_url", "node_url", "edge_url", "core_url", "monitor_url", "chain_url"), "")
-    network = NetworkFile(network_id="n", weights={"speed": 1.0}, **roles)
+    network = NetworkFile(network_id="n", weights=weights, **roles)
+    keys = SimpleNamespace(child=lambda name: bytes(32), commander=None)
+    settings = Settings(network=network, keys=Path(), state=Path())
+    return Central(settings, None, None, SimpleNamespace(), SimpleNamespace(), keys)
+
+
+async def test_central_decides_by_the_weights_of_its_network():
+    fast, cheap = (
+        candidate("fast", price_per_hour_base_units=9 * 10**9),
+        candidate("cheap", hardware={"flops_per_s": 1.0}),
+    )
+    for weights, best in (({}, "fast"), ({"price": 9.0}, "cheap")):
+        matching = central_with(weights).world.matching
+        matching.fill([JOB], [fast, cheap])
+        assert [choice.node_id for choice in matching.plan(10_000)] == [best]
+
+
+async def test_central_does_not_start_with_weights_that_cannot_be_used():
     with pytest.raises(StartError, match=r"network\.json: weights: expected some of .*, got speed; correct it"):
-        configured_weights(network)
+        central_with({"speed": 1.0})
 
 
 # -- nodes that are not proven -----------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from cyxnet import messages as m
 from cyxnet import subjects
 from cyxnet.broker import Broker, Passwords
 from cyxnet.bus import ApiError, Bus, BusError
-from cyxnet.caller import retry_pause_s
+from cyxnet.caller import Caller, retry_pause_s
 from cyxnet.client import AsyncClient, NoModel
 from cyxnet.codec import decode
 from cyxnet.config import ConfigError
@@ -274,6 +274,20 @@ async def test_a_job_without_a_model_says_why(central: FakeCentral, client: Asyn
 async def test_when_nobody_serves_the_error_says_so_after_every_try(client: AsyncClient) -> None:
     with pytest.raises(BusError, match="nobody serves"):
         await client.info()
+
+
+async def test_what_nobody_answers_is_asked_again_after_1_2_4_8_and_16_s(
+    client: AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses_s: list[float] = []
+
+    async def pause(seconds: float) -> None:
+        pauses_s.append(seconds)
+
+    monkeypatch.setattr(client.bus, "pause", pause)
+    with pytest.raises(BusError, match="nobody serves"):
+        await Caller(client.bus, client.keys, client.caller).info()
+    assert pauses_s == [0.1, 1, 2, 4, 8, 16]  # the first for who has just missed a central that comes up
 
 
 async def test_each_long_pause_before_another_try_is_told(client: AsyncClient) -> None:
