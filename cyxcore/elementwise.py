@@ -84,39 +84,39 @@ def _inexact_binary(op: str, x1: Any, x2: Any) -> Any:
 # arithmetic ---------------------------------------------------------------------------------------
 
 
-def add(x1: Any, x2: Any, /, *, alpha: float = 1) -> Any:
-    """x1 + alpha * x2, broadcast; of bools logical_or."""
-    return binary("add", *_pair("add", x1, x2 if alpha == 1 else x2 * alpha))
+def add(x: Any, /, other: Any, *, alpha: float = 1) -> Any:
+    """x + alpha * other, broadcast; of bools logical_or."""
+    return binary("add", *_pair("add", x, other if alpha == 1 else other * alpha))
 
 
-def subtract(x1: Any, x2: Any, /) -> Any:
-    """x1 - x2, broadcast."""
-    return _binary("sub", x1, x2)
+def subtract(x: Any, /, other: Any) -> Any:
+    """x - other, broadcast."""
+    return _binary("sub", x, other)
 
 
-def multiply(x1: Any, x2: Any, /) -> Any:
-    """x1 * x2, broadcast; of bools logical_and."""
-    return binary("mul", *_pair("mul", x1, x2))
+def multiply(x: Any, /, other: Any) -> Any:
+    """x * other, broadcast; of bools logical_and."""
+    return binary("mul", *_pair("mul", x, other))
 
 
-def divide(x1: Any, x2: Any, /) -> Any:
-    """x1 / x2; integers divide to float32."""
-    return _inexact_binary("div", x1, x2)
+def divide(x: Any, /, other: Any) -> Any:
+    """x / other; integers divide to float32."""
+    return _inexact_binary("div", x, other)
 
 
-def floor_divide(x1: Any, x2: Any, /) -> Any:
-    """The whole number below x1 / x2. Integers divided by zero give 0."""
-    return _binary("floor_divide", x1, x2)
+def floor_divide(x: Any, /, other: Any) -> Any:
+    """The whole number below x / other. Integers divided by zero give 0."""
+    return _binary("floor_divide", x, other)
 
 
-def remainder(x1: Any, x2: Any, /) -> Any:
-    """x1 - floor_divide(x1, x2) * x2, of the sign of x2."""
-    return _binary("remainder", x1, x2)
+def remainder(x: Any, /, other: Any) -> Any:
+    """x - floor_divide(x, other) * other, of the sign of other."""
+    return _binary("remainder", x, other)
 
 
-def pow(x1: Any, x2: Any, /) -> Any:
-    """x1 to the power x2. Raises DataError for an integer to a negative integer power."""
-    return power(*_pair("pow", x1, x2))
+def pow(x: Any, /, exponent: Any) -> Any:
+    """x to the power exponent. Raises DataError for an integer to a negative integer power."""
+    return power(*_pair("pow", x, exponent))
 
 
 def negative(x: Any, /) -> Any:
@@ -177,19 +177,19 @@ def _clip(value: Any, min: Any, max: Any) -> Any:
 _BELOW, _ABOVE = ("maximum", "less", "greater_equal"), ("minimum", "greater", "less_equal")
 
 
-def hypot(x1: Any, x2: Any, /) -> Any:
-    """sqrt(x1² + x2²) without overflow on the way."""
-    return _inexact_binary("hypot", x1, x2)
+def hypot(x: Any, /, other: Any) -> Any:
+    """sqrt(x² + other²) without overflow on the way."""
+    return _inexact_binary("hypot", x, other)
 
 
-def copysign(x1: Any, x2: Any, /) -> Any:
-    """|x1| with the sign of x2."""
-    return _inexact_binary("copysign", x1, x2)
+def copysign(x: Any, /, other: Any) -> Any:
+    """|x| with the sign of other."""
+    return _inexact_binary("copysign", x, other)
 
 
-def nextafter(x1: Any, x2: Any, /) -> Any:
-    """The float next to x1 towards x2."""
-    return _inexact_binary("nextafter", x1, x2)
+def nextafter(x: Any, /, other: Any) -> Any:
+    """The float next to x towards other."""
+    return _inexact_binary("nextafter", x, other)
 
 
 # rounding -----------------------------------------------------------------------------------------
@@ -248,9 +248,9 @@ def log10(x: Any, /) -> Any:
     return _inexact("log10", x)
 
 
-def logaddexp(x1: Any, x2: Any, /) -> Any:
-    """log(exp(x1) + exp(x2)) without overflow."""
-    return _inexact_binary("logaddexp", x1, x2)
+def logaddexp(x: Any, /, other: Any) -> Any:
+    """log(exp(x) + exp(other)) without overflow."""
+    return _inexact_binary("logaddexp", x, other)
 
 
 def sqrt(x: Any, /) -> Any:
@@ -288,9 +288,9 @@ def atan(x: Any, /) -> Any:
     return _inexact("atan", x)
 
 
-def atan2(x1: Any, x2: Any, /) -> Any:
-    """The angle of the point (x2, x1), in radians."""
-    return _inexact_binary("atan2", x1, x2)
+def atan2(x: Any, /, other: Any) -> Any:
+    """The angle of the point (other, x), in radians."""
+    return _inexact_binary("atan2", x, other)
 
 
 def sinh(x: Any, /) -> Any:
@@ -344,34 +344,34 @@ def conj(x: Any, /) -> Any:
 # comparison and logic -----------------------------------------------------------------------------
 
 
-def equal(x1: Any, x2: Any, /) -> Any:
-    """x1 == x2, broadcast; bool."""
-    return _binary("equal", x1, x2)
+def equal(x: Any, /, other: Any) -> Any:
+    """x == other, broadcast; bool."""
+    return _binary("equal", x, other)
 
 
-def not_equal(x1: Any, x2: Any, /) -> Any:
-    """x1 != x2, broadcast; bool."""
-    return _binary("not_equal", x1, x2)
+def not_equal(x: Any, /, other: Any) -> Any:
+    """x != other, broadcast; bool."""
+    return _binary("not_equal", x, other)
 
 
-def less(x1: Any, x2: Any, /) -> Any:
-    """x1 < x2, broadcast; bool."""
-    return _binary("less", x1, x2)
+def less(x: Any, /, other: Any) -> Any:
+    """x < other, broadcast; bool."""
+    return _binary("less", x, other)
 
 
-def less_equal(x1: Any, x2: Any, /) -> Any:
-    """x1 <= x2, broadcast; bool."""
-    return _binary("less_equal", x1, x2)
+def less_equal(x: Any, /, other: Any) -> Any:
+    """x <= other, broadcast; bool."""
+    return _binary("less_equal", x, other)
 
 
-def greater(x1: Any, x2: Any, /) -> Any:
-    """x1 > x2, broadcast; bool."""
-    return _binary("greater", x1, x2)
+def greater(x: Any, /, other: Any) -> Any:
+    """x > other, broadcast; bool."""
+    return _binary("greater", x, other)
 
 
-def greater_equal(x1: Any, x2: Any, /) -> Any:
-    """x1 >= x2, broadcast; bool."""
-    return _binary("greater_equal", x1, x2)
+def greater_equal(x: Any, /, other: Any) -> Any:
+    """x >= other, broadcast; bool."""
+    return _binary("greater_equal", x, other)
 
 
 def _truth(name: str, x: Any) -> Any:
@@ -391,34 +391,34 @@ def logical_not(x: Any, /) -> Any:
     return apply("logical_not", _truth("logical_not", x))
 
 
-def logical_and(x1: Any, x2: Any, /) -> Any:
+def logical_and(x: Any, /, other: Any) -> Any:
     """Whether both are true, broadcast; numbers are true that are not zero."""
-    return apply("logical_and", *_truths("logical_and", x1, x2))
+    return apply("logical_and", *_truths("logical_and", x, other))
 
 
-def logical_or(x1: Any, x2: Any, /) -> Any:
+def logical_or(x: Any, /, other: Any) -> Any:
     """Whether one of both is true, broadcast; numbers are true that are not zero."""
-    return apply("logical_or", *_truths("logical_or", x1, x2))
+    return apply("logical_or", *_truths("logical_or", x, other))
 
 
-def logical_xor(x1: Any, x2: Any, /) -> Any:
+def logical_xor(x: Any, /, other: Any) -> Any:
     """Whether exactly one of both is true, broadcast; numbers are true that are not zero."""
-    return apply("not_equal", *_truths("logical_xor", x1, x2))
+    return apply("not_equal", *_truths("logical_xor", x, other))
 
 
-def bitwise_and(x1: Any, x2: Any, /) -> Any:
+def bitwise_and(x: Any, /, other: Any) -> Any:
     """Bit by bit on integers, logical_and on bools."""
-    return logic_or_bits("bitwise_and", *_pair("bitwise_and", x1, x2))
+    return logic_or_bits("bitwise_and", *_pair("bitwise_and", x, other))
 
 
-def bitwise_or(x1: Any, x2: Any, /) -> Any:
+def bitwise_or(x: Any, /, other: Any) -> Any:
     """Bit by bit on integers, logical_or on bools."""
-    return logic_or_bits("bitwise_or", *_pair("bitwise_or", x1, x2))
+    return logic_or_bits("bitwise_or", *_pair("bitwise_or", x, other))
 
 
-def bitwise_xor(x1: Any, x2: Any, /) -> Any:
+def bitwise_xor(x: Any, /, other: Any) -> Any:
     """Bit by bit on integers, logical_xor on bools."""
-    return logic_or_bits("bitwise_xor", *_pair("bitwise_xor", x1, x2))
+    return logic_or_bits("bitwise_xor", *_pair("bitwise_xor", x, other))
 
 
 def bitwise_invert(x: Any, /) -> Any:
@@ -426,14 +426,14 @@ def bitwise_invert(x: Any, /) -> Any:
     return logic_or_bits("bitwise_invert", value_of("bitwise_invert", x))
 
 
-def bitwise_left_shift(x1: Any, x2: Any, /) -> Any:
-    """x1 << x2 of integers, broadcast."""
-    return _binary("bitwise_left_shift", x1, x2)
+def bitwise_left_shift(x: Any, /, other: Any) -> Any:
+    """x << other of integers, broadcast."""
+    return _binary("bitwise_left_shift", x, other)
 
 
-def bitwise_right_shift(x1: Any, x2: Any, /) -> Any:
+def bitwise_right_shift(x: Any, /, other: Any) -> Any:
     """Signed numbers keep their sign."""
-    return _binary("bitwise_right_shift", x1, x2)
+    return _binary("bitwise_right_shift", x, other)
 
 
 def isnan(x: Any, /) -> Any:

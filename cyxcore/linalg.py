@@ -65,9 +65,9 @@ def _pair(name: str, x1: Any, x2: Any) -> Sequence[Any]:
     return of_one_dtype(value_of(name, x1), value_of(name, x2))
 
 
-def matmul(x1: Any, x2: Any, /) -> Any:
-    """x1 @ x2: (..., M, K) @ (..., K, N), a vector at either place."""
-    left, right = _pair("matmul", x1, x2)
+def matmul(x: Any, /, other: Any) -> Any:
+    """x @ other: (..., M, K) @ (..., K, N), a vector at either place."""
+    left, right = _pair("matmul", x, other)
     return left @ right
 
 
@@ -120,17 +120,17 @@ def vecdot(x1: Any, x2: Any, /, *, axis: int = -1) -> Any:
     return apply("sum", product, axes=(product._axis(axis),), keepdims=False)
 
 
-def outer(x1: Any, x2: Any, /) -> Any:
+def outer(x: Any, /, vec2: Any) -> Any:
     """Each element of a vector times each of another: (M,), (N,) -> (M, N)."""
-    left, right = _pair("outer", x1, x2)
+    left, right = _pair("outer", x, vec2)
     if left.ndim != 1 or right.ndim != 1:
         raise ShapeError(f"outer: expected vectors, got {left.shape} and {right.shape}")
     return left.reshape(-1, 1) * right.reshape(1, -1)
 
 
-def cross(x1: Any, x2: Any, /, *, axis: int = -1) -> Any:
+def cross(x: Any, /, other: Any, *, axis: int = -1) -> Any:
     """The vector product along an axis of size 3; the other axes broadcast."""
-    left, right = _pair("cross", x1, x2)
+    left, right = _pair("cross", x, other)
     rank = min(left.ndim, right.ndim)
     if not -rank <= axis < rank or left.shape[axis] != 3 or right.shape[axis] != 3:
         raise ShapeError(f"cross: expected size 3 on axis {axis}, got {left.shape} and {right.shape}")

@@ -15,7 +15,7 @@ from cyxcore.functional.basic import concat, stack, take_along_axis, where
 from cyxcore.hosted import written
 from cyxcore.indexing import from_start
 from cyxcore.inplace import InPlace
-from cyxcore.torchwords import Picked, in_words
+from cyxcore.torchwords import Picked, in_words, worded
 from cyxcore.values import Value, apply, composed, to_inexact, together
 
 Function = Callable[..., Any]
@@ -497,11 +497,11 @@ def xlogy(x: Any, other: Any) -> Any:
     return where(away, 0.0, value * where(away, 1.0, others).log())
 
 
-def dot(x: Any, other: Any) -> Any:
+def dot(x: Any, tensor: Any) -> Any:
     """The sum of products of two vectors."""
-    if x.ndim != 1 or other.ndim != 1:
-        raise ShapeError(f"dot: expected two vectors, got {x.shape} and {other.shape}")
-    return x @ other
+    if x.ndim != 1 or tensor.ndim != 1:
+        raise ShapeError(f"dot: expected two vectors, got {x.shape} and {tensor.shape}")
+    return x @ tensor
 
 
 def equal_all(x: Any, other: Any) -> bool:
@@ -615,7 +615,8 @@ _RENAMED: dict[str, Function] = {
     **{"mul": elementwise.multiply, "true_divide": elementwise.divide, "neg": elementwise.negative},
     **{"eq": elementwise.equal, "ne": elementwise.not_equal, "lt": elementwise.less, "le": elementwise.less_equal},
     **{"gt": elementwise.greater, "ge": elementwise.greater_equal, "bitwise_not": elementwise.bitwise_invert},
-    **{"mm": linalg.matmul, "bmm": linalg.matmul, "mv": linalg.matmul, "inverse": linalg.inv},
+    **dict.fromkeys(("mm", "bmm"), worded(linalg.matmul, {"mat2": "other"})),
+    **{"mv": worded(linalg.matmul, {"vec": "other"}), "inverse": linalg.inv},
     **{"movedim": manipulation.moveaxis, "take_along_dim": take_along_dim},
     **{"softmax": functional.softmax, "log_softmax": functional.log_softmax},
 }

@@ -28,7 +28,9 @@ WRITTEN = (
 ).split()
 
 # Of which the gradient does not read what x was, that of mul only where the other factor is asked for its own.
-UNREAD = frozenset("add sub subtract mul div divide true_divide neg relu exp sqrt sigmoid tanh masked_fill".split())
+UNREAD = frozenset(
+    "add sub subtract mul multiply div divide true_divide neg relu exp sqrt sigmoid tanh masked_fill".split()
+)
 
 WHOLE = {"bool": 2, "bfloat16": 2**8, "float16": 2**11, "float32": 2**24, "float64": 2**53}  # how far each holds them
 
@@ -241,8 +243,9 @@ class InMemory(InPlace):
 
 def _written(name: str) -> Callable[..., Any]:
     def method(self: InMemory, *args: Any, **options: Any) -> Any:
-        is_read = name not in UNREAD or name == "mul" and any(getattr(x, "requires_grad", False) for x in args)
-        readers = (*args, *options.values()) if is_read else None
+        others = (*args, *options.values())
+        is_asked = name in ("mul", "multiply") and any(getattr(x, "requires_grad", False) for x in others)
+        readers = others if is_asked or name not in UNREAD else None
         return self._in_place(f"{name}_", lambda x, _: getattr(x, name)(*args, **options), None, readers)
 
     method.__doc__ = f"x.{name}(...) in the memory of x; x itself."

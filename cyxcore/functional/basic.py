@@ -216,14 +216,14 @@ def where(condition: Any, x1: Any = None, x2: Any = None, /) -> Any:
     return apply("where", condition, left, right)
 
 
-def maximum(x1: Any, x2: Any, /) -> Any:
+def maximum(x: Any, /, other: Any) -> Any:
     """The larger of both, broadcast; NaN where one is NaN. Of bools logical_or."""
-    return binary("maximum", x1, x2)
+    return binary("maximum", x, other)
 
 
-def minimum(x1: Any, x2: Any, /) -> Any:
+def minimum(x: Any, /, other: Any) -> Any:
     """The smaller of both, broadcast; NaN where one is NaN. Of bools logical_and."""
-    return binary("minimum", x1, x2)
+    return binary("minimum", x, other)
 
 
 def concat(arrays: Any, /, axis: int | None = 0, *, dim: int | None = None) -> Any:

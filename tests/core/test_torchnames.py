@@ -156,6 +156,18 @@ CALLS: dict[str, Callable[..., Any]] = {
     "data": lambda m, x, y, c: x.data * 2,
     "tril_indices": lambda m, x, y, c: m.tril_indices(3, 4, -1),
     "as_tensor": lambda m, x, y, c: m.as_tensor([1.0, 2.0]),
+    "pow by its word": lambda m, x, y, c: [x.pow(exponent=2), m.pow(y, exponent=3), x.float_power(exponent=2)],
+    "products by their words": lambda m, x, y, c: [x.mm(mat2=y.t()), c.bmm(mat2=c.mT), x.mv(vec=y[0])],
+    "matmul by its word": lambda m, x, y, c: c.matmul(other=y.t()),
+    "vectors by their words": lambda m, x, y, c: [x[0].dot(tensor=y[0]), x[0].outer(vec2=y[0])],
+    "cross by its word": lambda m, x, y, c: x.t().cross(other=y.t(), dim=1),
+}
+# Of two tensors, the second of which may be given by name.
+WITH_OTHER = "add atan2 copysign div eq fmod ge gt hypot le logaddexp lt maximum minimum mul ne remainder sub"
+MORE_WITH_OTHER = "divide logical_and logical_or logical_xor multiply subtract true_divide xlogy"
+CALLS |= {
+    f"{name} by its word": lambda m, x, y, c, name=name: [getattr(x, name)(other=y), getattr(m, name)(y, other=y * 2)]
+    for name in f"{WITH_OTHER} {MORE_WITH_OTHER}".split()
 }
 
 
@@ -209,6 +221,19 @@ def test_what_is_written_in_place(name: str) -> None:
     assert WRITES[name](cx, ours) is ours or name == "of a part"
     WRITES[name](torch, theirs)
     np.testing.assert_allclose(ours.numpy(), theirs.numpy(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["mul_", "multiply_", "div_", "true_divide_", "pow_", "atan2_"])
+def test_the_gradient_of_a_factor_is_that_of_what_was_there_before_it_was_written(name: str) -> None:
+    """Of all of these the other one's gradient reads what x was."""
+    for given in (lambda y: ((y,), {}), lambda y: ((), {"exponent" if name == "pow_" else "other": y})):
+        gradients = []
+        for m in (cx, torch):
+            x, y = m.tensor(np.abs(X) + 0.5), m.tensor(Y, requires_grad=True)
+            args, options = given(y)
+            getattr(x, name)(*args, **options).sum().backward()
+            gradients.append(y.grad.numpy())
+        np.testing.assert_allclose(*gradients, rtol=1e-5)
 
 
 def test_gradients_flow_through_what_is_written() -> None:
