@@ -284,7 +284,8 @@ class Access:
     async def _key_new(self, caller: str, ask: m.KeyNewRequest) -> m.NewKey:
         await self.open()
         if ask.role not in self._roles(caller):
-            raise ApiError("not_allowed", f"{caller} may not be {ask.role}: ask for a key of another role", 403)
+            who = " (its operators stand in every central's network.json)" if ask.role == "operator" else ""
+            raise ApiError("not_allowed", f"{caller} may not be {ask.role} here{who}: ask for another role", 403)
         if len(self._of.get(caller, ())) >= KEYS_PER_IDENTITY + SESSIONS_PER_IDENTITY:
             raise ApiError("too_many_keys", f"{caller} has too many keys; revoke some, and wait a day", 409)
         now_ms, secret = self._machine.wall_ms(), self._machine.token_hex(32)

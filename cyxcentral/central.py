@@ -166,6 +166,7 @@ class Central:
         Raises StartError, BusError, LedgerError, LogError or SettlementError: one line each, nothing half-started.
         """
         network = settings.network
+        _refuse_missing(network)
         _refuse_plain_text(network)
         if 0 < network.checkpoints_kept_s < SHORTEST_KEPT_S:
             raise StartError(
@@ -442,6 +443,12 @@ class Central:
         await self.cache.close()
         await self.settlement.close()
         await self.keys.close()
+
+
+def _refuse_missing(network: NetworkFile) -> None:
+    needed = ("core_url", "edge_url", "monitor_url", "chain_url")
+    if missing := [name for name in needed if not getattr(network, name)]:
+        raise StartError(f"network.json: central needs {', '.join(needed)}; missing: {', '.join(missing)}")
 
 
 def _refuse_plain_text(network: NetworkFile) -> None:

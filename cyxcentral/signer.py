@@ -100,7 +100,9 @@ def _no(error: Exception) -> No:
     """Why nothing is signed. signer_gone: what was asked may be right, and be signed later."""
     if isinstance(error, CyxError):
         return No(error.code, str(error))
-    return No("signer_gone" if isinstance(error, OSError) else "signer_refused", f"{type(error).__name__}: {error}")
+    if isinstance(error, OSError):  # only the journal is a file
+        return No("signer_gone", f"the signer cannot write its signed.jsonl ({error.strerror or error})")
+    return No("signer_refused", f"{type(error).__name__}: {error}")
 
 
 ASKED, ANSWERED = msgspec.msgpack.Decoder(Ask), msgspec.msgpack.Decoder(Answer)

@@ -98,6 +98,10 @@ class Bus(Streams):
         anybody in. Raises BusError when nobody answers there, NotAdmitted when one is refused,
         NotTrusted when the broker shows another certificate, TlsError for plain text to another machine.
         """
+        if not url:
+            raise BusError(
+                "network.json names no broker; write its address there, as client_url (for a node: node_url)"
+            )
         tls.refuse_plain_text(url, "the broker")
         encrypted = "tls://" in url
         urls, shown = url.split(","), addresses(url)

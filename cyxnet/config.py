@@ -42,12 +42,12 @@ class NetworkFile(Struct, kw_only=True):
     """
 
     network_id: str
-    client_url: str  # account EDGE, for clients; who they are says their key
-    node_url: str  # account EDGE, for nodes; likewise
-    edge_url: str  # account EDGE, for central
-    core_url: str  # account CORE, for central
-    monitor_url: str  # of each broker, with commas between: where /varz and /healthz are
-    chain_url: str
+    client_url: str = ""  # account EDGE, for clients; who they are says their key
+    node_url: str = ""  # account EDGE, for nodes; likewise
+    edge_url: str = ""  # account EDGE, for central
+    core_url: str = ""  # account CORE, for central
+    monitor_url: str = ""  # of each broker, with commas between: where /varz and /healthz are
+    chain_url: str = ""
     mint: str = ""  # the token of a public chain; on a local one central makes it
     escrow_program: str = ""  # where a public chain has the escrow program; a local one has it at a known place
     heartbeat_ms: AtLeastOne = 10_000

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from msgspec.structs import replace
 
 from cyxcentral.central import Central, Settings, StartError
 from cyxnet.broker import BrokerError, Passwords, binary, configuration
@@ -51,6 +52,12 @@ async def start(monitor_url, folder):
     network = network_of(monitor_url)
     write_network(folder, network)
     await Central.start(Settings(network=network, keys=folder, state=folder / "state"))
+
+
+async def test_a_central_names_the_addresses_that_it_lacks(tmp_path):
+    lacking = replace(network_of(""), core_url="")
+    with pytest.raises(StartError, match="missing: core_url, monitor_url$"):
+        await Central.start(Settings(network=lacking, keys=tmp_path, state=tmp_path / "state"))
 
 
 async def test_one_broker_of_several_that_does_not_sync_is_refused_by_its_address(broker, lax, tmp_path):

@@ -51,6 +51,8 @@ def test_a_port_in_use_is_one_clear_error(broker, tmp_path):
 async def test_nobody_at_the_address_is_one_clear_error():
     with pytest.raises(BusError, match="no Cyx broker answers at 127.0.0.1:1 .*is `cyx up` running"):
         await Bus.connect("nats://client:x@127.0.0.1:1", name="test")
+    with pytest.raises(BusError, match="network.json names no broker; write its address there, as client_url"):
+        await Bus.connect("", name="test")
 
 
 async def test_a_wrong_password_is_one_clear_error(broker):
