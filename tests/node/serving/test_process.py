@@ -16,6 +16,7 @@ import pytest
 
 from cyxcore.errors import SpecError
 from cyxcore.model import load_model
+from cyxnode.serving.__main__ import main
 from tests.node.serving.models import mlp, samples
 
 
@@ -128,7 +129,16 @@ async def test_the_collector_of_garbage_looks_through_no_model(file, monkeypatch
         (["FILE", "--name", "../x"], "--name: expected letters"),
     ],
 )
-def test_what_cannot_be_served_is_one_line_and_status_2(file, options, said):
-    words = [str(file) if word == "FILE" else word for word in options]
-    ended = subprocess.run(command(*words), capture_output=True, text=True, timeout=60)
-    assert ended.returncode == 2 and said in ended.stderr and len(ended.stderr.splitlines()) == 1, ended.stderr
+def test_what_cannot_be_served_is_one_line_and_status_2(file, options, said, capsys, caplog):
+    try:
+        status = main([str(file) if word == "FILE" else word for word in options])
+    except SystemExit as ended:  # of the parser
+        status = ended.code
+    complaint = capsys.readouterr().err
+    assert status == 2 and said in complaint and len(complaint.splitlines()) == 1, complaint
+    assert not caplog.records
+
+
+def test_a_process_that_cannot_serve_ends_with_one_line_and_status_2(file):
+    ended = subprocess.run(command(file, "--cert", "x.pem"), capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stderr) == (2, "cyx: --cert and --key belong together\n")
