@@ -546,16 +546,46 @@ def _concat(g: Any, x: Sequence[Any], y: Any, attrs: Mapping[str, Any]) -> Seque
     return parts
 
 
+SUMMED_IN_ORDER = 32  # terms of a sum over rows that are added in order, before their sums meet: kernels/src/reduce.inl
+MOST_HITS = 1 << 32  # elements
+PASS_ELEMENTS = 25_000  # that take as long as the few calls for a block of terms
+
+
 @rule("take_along")
 def _take_along(g: Any, x: Sequence[Any], y: Any, attrs: Mapping[str, Any]) -> Sequence[Any]:
-    """Each gradient goes to the row its index named: one_hot(indices) weighted by g, summed over the taken
-    axis.
+    """Each gradient goes to the place its index named. Those of one place are added as in a sum over the taken axis of
+    one_hot(indices) weighted by g, but in order where that would have more than MOST_HITS elements.
     """
-    axis, size = attrs["axis"], x[0].shape[attrs["axis"]]
-    hits = apply("one_hot", x[1], depth=size).astype(g.dtype)  # (..., taken, ..., size)
-    spread = (hits * g.expand_dims(g.ndim)).sum(axis)  # (... without axis, size)
-    order = [*range(axis), spread.ndim - 1, *range(axis, spread.ndim - 1)]
-    return spread.permute(*order), None
+    axis, size, taken = attrs["axis"], x[0].shape[attrs["axis"]], g.shape[attrs["axis"]]
+    hits = g.size * size
+    blocks = range(0, taken, SUMMED_IN_ORDER if hits <= MOST_HITS else taken)
+    if size == 1 or hits <= len(blocks) * (x[0].size + PASS_ELEMENTS):
+        weighted = apply("one_hot", x[1], depth=size).astype(g.dtype) * g.expand_dims(g.ndim)  # (..., taken, ..., size)
+        spread = weighted.sum(axis)  # (... without axis, size)
+        return spread.permute(*range(axis), spread.ndim - 1, *range(axis, spread.ndim - 1)), None
+    return _summed_where_taken(g, x[1], x[0].shape, axis, blocks), None
+
+
+def _summed_where_taken(g: Any, indices: Any, shape: tuple[int, ...], axis: int, blocks: range) -> Any:
+    """The same in `shape`: each block of the taken axis is added up where it belongs, and then blocks are in pairs."""
+    places = apply("where", indices < 0, indices + shape[axis], indices) * math.prod(shape[axis + 1 :])
+    for along, count in enumerate(shape):  # in all of x, flattened
+        if along != axis and count > 1:
+            steps = [step * math.prod(shape[along + 1 :]) for step in range(count)]
+            places = places + places._constant(steps, "int64").reshape(count, *(1,) * (len(shape) - along - 1))
+    sums: list[Any] = []
+    for block, start in enumerate(blocks):
+        bounds = [[0, n] for n in g.shape]
+        bounds[axis] = [start, min(start + blocks.step, g.shape[axis])]
+        part, at = (_cut(each, *zip(*bounds, strict=True)).reshape(-1) for each in (g, places))
+        sums.append(apply("take_grad", part, at, axis=0, size=math.prod(shape)))
+        while block & 1:
+            last = sums.pop()
+            sums[-1], block = sums[-1] + last, block >> 1
+    while len(sums) > 1:
+        last = sums.pop()
+        sums[-1] = sums[-1] + last
+    return sums[0].reshape(*shape)
 
 
 # softmax and losses -------------------------------------------------------------------------------

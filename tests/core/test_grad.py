@@ -217,6 +217,43 @@ def test_gradients_add_up_over_uses_and_calls() -> None:
     assert x.grad is not None and x.grad.tolist() == [7.0, 9.0]
 
 
+@pytest.mark.parametrize(
+    ("shape", "axis", "taken"),
+    [
+        ((3, 40, 5), 1, 2100),
+        ((3, 40, 5), 0, 70),
+        ((7, 50), 1, 333),
+        ((1000,), 0, 5000),
+        ((9, 1), 1, 200),
+        ((4, 9), 1, 0),
+    ],
+)
+def test_gradients_of_places_add_up_as_in_a_sum_of_masks(
+    shape: tuple[int, ...], axis: int, taken: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Block by block it is made without the masks, whose elements are as many as the places times the size."""
+    dice = np.random.default_rng(3)
+    places = dice.integers(-shape[axis], shape[axis], (*shape[:axis], taken, *shape[axis + 1 :]))
+    values, upstream = (dice.standard_normal(each, np.float32) for each in (shape, places.shape))
+    found = []
+    for pass_elements in (0, 1 << 60):
+        monkeypatch.setattr("cyxcore.gradients.PASS_ELEMENTS", pass_elements)
+        x = cx.tensor(values, requires_grad=True)
+        F.take_along_axis(x, cx.tensor(places), axis).backward(cx.tensor(upstream))
+        assert x.grad is not None
+        found.append(x.grad.numpy())
+    np.testing.assert_allclose(*found, atol=1e-4)
+    assert found[0].tobytes() == found[1].tobytes() or cx.default_device() != "cpu"
+
+
+def test_many_places_of_many_elements_have_a_gradient() -> None:
+    """A mask of each place would take 40 gigabytes."""
+    places = np.arange(100_000) * 7 % 100_000
+    x = cx.zeros(100_000, requires_grad=True)
+    F.take_along_axis(x, cx.tensor(places), 0).backward(cx.tensor(places.astype(np.float32)))
+    assert x.grad is not None and x.grad.tolist() == list(range(100_000))
+
+
 def test_a_long_chain_needs_no_recursion() -> None:
     x = start = Tensor(1.0, requires_grad=True)
     for _ in range(2000):
