@@ -98,6 +98,23 @@ async def test_who_goes_on_although_refused_is_reported_once_and_not_heard_any_m
     assert edge._nc.unread > 100  # not even taken apart
 
 
+async def test_heartbeats_of_a_node_that_floods_drown_those_of_no_other(edge, broker):
+    heard, honest = [], await Bus.connect(broker.url("edge"), name="honest", inbox=subjects.inbox("honest"))
+
+    async def beat(subject, said):
+        heard.append(subject.split(".")[3])
+        return {}
+
+    edge.limit({"node": Rate(per_s=0.01, burst=3)})
+    await edge.answer(subjects.node("*", "heartbeat"), dict, beat, strangers=True)
+    for _ in range(5_000):
+        edge._nc.send(subjects.node("flood", "heartbeat"), b"{}", reply=f"{subjects.inbox('flood')}.x")
+    await edge.round_trip()
+    assert await honest.ask(subjects.node("honest", "heartbeat"), {}, dict) == {}
+    await honest.close()
+    assert heard == [*["flood"] * 3, "honest"]
+
+
 async def test_metrics_of_who_sends_too_many_are_passed_over_and_nobody_elses(edge, broker):
     heard, floods = [], []
 
