@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from cyxcentral import earnings, jobfold, jobrules, jobs, money
+from cyxcentral import earnings, jobfold, jobrules, jobs, money, views
 from cyxnet import messages as m
 from tests.central import facts as f
 
@@ -189,6 +189,23 @@ def test_the_last_attempt_lost_is_a_refund():
     assert job.payees == ()
 
 
+def test_each_loss_doubles_the_back_off_up_to_16_s():
+    events, rests = [], []
+    for attempt in range(1, 9):
+        events += [f.leased(attempt), f.lost(attempt)]
+        job = jobfold.evolve(None, f.submitted(max_attempts=10), 0)
+        for event in (f.FUNDED, *events):
+            job = jobfold.evolve(job, event, 7_000)
+        rests.append(job.not_before_ms - 7_000)
+    assert rests == [0, 1_000, 2_000, 4_000, 8_000, 16_000, 16_000, 16_000]
+
+
+def test_a_job_that_failed_says_why_and_where_its_last_checkpoint_is():
+    job = f.job_after(f.FUNDED, f.leased(), f.checkpointed(step=40), f.lost(deterministic=True, sole=True))
+    view = views.job_view(job, None, None)
+    assert (job.outcome, view.error, view.checkpoint) == ("failed", "it died", f.checkpoint(40))
+
+
 def test_a_fault_that_two_nodes_find_is_the_jobs_own_and_not_tried_again():
     first = f.job_after(f.FUNDED, f.leased(), f.lost(deterministic=True))
     assert (first.status, first.outcome) == ("queued", None)
@@ -211,7 +228,7 @@ def test_refusals_in_a_row_rest_longer_and_longer():
         events += [f.leased(number), f.lost(number, code="refused")]
         job = f.job_after(*events)
         rests.append(job.not_before_ms - job.changed_at_ms)
-    assert rests == list(jobfold.BACKOFF_MS[:4])
+    assert rests == [0, 1_000, 2_000, 4_000]
 
 
 def test_one_node_cannot_confirm_itself():
