@@ -57,7 +57,10 @@ PEERS = {
     "celery": Peer(module="celery_peer", packages=celery_peer.PACKAGES, kills=["kill default", "kill durable"]),
     "dask": Peer(module="dask_peer", packages=dask_peer.PACKAGES, kills=["kill workers", "kill scheduler"]),
     "ray": Peer(
-        module="ray_peer", packages=ray_peer.PACKAGES, kills=["kill workers", "kill raylet"], why_not=ray_peer.why_not
+        module="ray_peer",
+        packages=ray_peer.PACKAGES,
+        kills=["kill workers", "kill raylet", "kill driver"],
+        why_not=ray_peer.why_not,
     ),
     "cyx": Peer(module="cyx_peer", packages=cyx_peer.PACKAGES, kills=["kill"]),
 }

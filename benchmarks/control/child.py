@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import importlib
 import importlib.metadata
+import multiprocessing
 import os
 import signal
 import socket
@@ -134,6 +135,25 @@ def kill_while_it_works(cluster: Cluster, faults: list[Fault], wanted: int, stru
         if (now := cluster.done()) != count:
             count, moved = now, time.monotonic()
             struck.last_s = moved - begun
+
+
+def kill_who_submitted(
+    submit: Callable[..., None], wanted: int, path: Path, *given: object, once: Callable[[], bool] = lambda: True
+) -> list[str]:
+    """kill -9 a process that runs submit(path, *given), when it has told of so many in the file and `once` is true.
+
+    submit appends a line for each submission that was acknowledged, and does not return. Returns these lines.
+    """
+    told = Lines(path)
+    client = multiprocessing.get_context("spawn").Process(target=submit, args=(str(path), *given))
+    client.start()
+    while (count := told.count()) < wanted or not once():
+        if client.exitcode is not None:
+            raise RuntimeError(f"the client ended (exit {client.exitcode}) after {count} of {wanted} submissions")
+        time.sleep(0.01)
+    client.kill()
+    client.join()
+    return told.read()
 
 
 def missing(modules: dict[str, str]) -> list[str]:

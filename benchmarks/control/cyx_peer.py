@@ -1,8 +1,10 @@
 """Cyx: a local network with its default settings, driven through the public client."""
 
 import asyncio
+import contextlib
 import functools
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -35,6 +37,7 @@ from cyxnet.codec import MSGPACK, encode
 from cyxnet.escrow import build_deposit, escrow_address
 from cyxnet.lifetime import fastest_loop
 from cyxnet.local import LocalNetwork
+from cyxnet.outcomes import BusError
 
 PACKAGES: dict[str, str] = {}
 EXAMPLE = child.ROOT / "examples" / "digits.toml"
@@ -204,9 +207,16 @@ class Network:
         deadline = time.monotonic() + READY_TIMEOUT_S
         while LocalNetwork.running(folder) is None or not (folder / "network.json").exists():
             self._still_starting(deadline)
-        self.client = Client(folder)
+        while (client := self._connected(folder)) is None:
+            self._still_starting(deadline)
+        self.client = client
         while not self.client.info().nodes_online:  # it asks again while nobody answers
             self._still_starting(deadline)
+
+    def _connected(self, folder: Path) -> Client | None:
+        with contextlib.suppress(BusError):  # the broker is there, and central not yet
+            return Client(folder)
+        return None
 
     def _still_starting(self, deadline: float) -> None:
         if time.monotonic() > deadline or self.process.poll() is not None:
@@ -241,15 +251,21 @@ class Network:
         return [job_id for job_id, status, _ in rows if status == "completed"]
 
 
+def _submit(told: str, folder: Path, jobs: int) -> None:
+    """The client of a kill run."""
+    client, job = Client(folder), _tiny_job(KILL_EPOCHS)
+    for _ in range(jobs):
+        child.append(told, client.submit(job).id)
+    signal.pause()
+
+
 def kills(scale: Scale, seed: int, folder: Path) -> Iterator[Report]:
     yield Progress("cyx up")
-    network = Network(folder / "net")
+    network, told = Network(folder / "net"), folder / "acknowledged"
     network.client.faucet(FAUCET_BASE_UNITS, FAUCET_LAMPORTS)
-    job, acknowledged = _tiny_job(KILL_EPOCHS), []
-    for number in range(scale.jobs):
-        yield Progress(f"submitting job {number + 1} of {scale.jobs}")
-        acknowledged.append(network.client.submit(job).id)
-    struck = child.Struck(Counter(), 0.0)
+    yield Progress(f"submitting {scale.jobs} jobs")
+    acknowledged = child.kill_who_submitted(_submit, scale.jobs, told, folder / "net", scale.jobs)
+    struck = child.Struck(Counter({"client": 1}), 0.0)
     faults = plan_faults([*VICTIMS], scale.faults, scale.fault_gap_s, seed)
     yield from child.kill_while_it_works(network, faults, scale.jobs, struck)
     found = tally(acknowledged, network.payments())

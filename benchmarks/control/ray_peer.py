@@ -8,6 +8,7 @@ import ctypes
 import fcntl
 import logging
 import os
+import signal
 import socket
 import struct
 import subprocess
@@ -54,8 +55,21 @@ def why_not() -> str | None:
     return f"it would listen on all interfaces, and no private network can be made here ({said[-1] if said else '?'})"
 
 
+def connect(port: int) -> Any:
+    """This process as the driver of the head there."""
+    import ray
+
+    ray.init(
+        address=f"127.0.0.1:{port}",
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        _node_ip_address="127.0.0.1",
+    )
+    return ray
+
+
 class Ray:
-    """A head, perhaps with worker nodes, and this process as the driver."""
+    """A head, perhaps with worker nodes, in a network of this process and what it starts."""
 
     def __init__(self, folder: Path, cpus: int, dashboard: bool = False):
         enter_private_network()
@@ -80,17 +94,6 @@ class Ray:
         self._start("--address", f"127.0.0.1:{self.port}", "--num-cpus", 2)
         self.raylet = child.matching("/raylet/raylet ")[-1]
 
-    def connect(self) -> Any:
-        import ray
-
-        ray.init(
-            address=f"127.0.0.1:{self.port}",
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            _node_ip_address="127.0.0.1",
-        )
-        return ray
-
     def strike(self, victim: str) -> bool:
         """kill -9; a killed raylet's node is started again, as a supervisor would."""
         if victim == "raylet":
@@ -112,7 +115,7 @@ class Ray:
 def speed(scale: Scale, seed: int, folder: Path) -> Iterator[Report]:
     yield Progress("starting a head")
     cluster = Ray(folder, cpus=2, dashboard=True)
-    ray = cluster.connect()
+    ray = connect(cluster.port)
     remote_noop, remote_stamp = ray.remote(noop), ray.remote(stamp)
     ray.get([remote_noop.remote(number) for number in range(20)])
     yield Progress("starts of tasks")
@@ -169,11 +172,47 @@ def _jobs(cluster: Ray, scale: Scale) -> Iterator[Report]:
         yield Start(system=system, values_ms=values[1:], means=isolated)  # the first one warms up
 
 
+def _drive(told: str, port: int, scale: Scale, path: str) -> None:
+    """The driver of a run in which that is killed."""
+    remote_work = connect(port).remote(work)
+    handles = []
+    for number in range(scale.tasks):
+        handles.append(remote_work.remote(number, scale.task_ms, path))
+        child.append(told, str(number))
+    signal.pause()
+
+
+def kill_driver(scale: Scale, seed: int, folder: Path) -> Iterator[Report]:
+    """Who submitted goes, everything else stays."""
+    yield Progress("starting a head and a node")
+    cluster = Ray(folder, cpus=0)
+    cluster.add_node()
+    path, told = str(cluster.lines.path), folder / "acknowledged"
+    acknowledged = child.kill_who_submitted(
+        _drive, scale.tasks, told, cluster.port, scale, path, once=lambda: cluster.done() >= scale.tasks // 3
+    )
+    struck = child.Struck(Counter({"driver": 1}), 0.0)
+    yield from child.kill_while_it_works(cluster, [], scale.tasks, struck)
+    found = tally(acknowledged, cluster.lines.read())
+    yield Kills(
+        system="Ray, kill of the driver",
+        unit="tasks",
+        acknowledged=len(acknowledged),
+        faults=dict(struck.faults),
+        lost=len(found.missing),
+        stuck=0,
+        repeated=found.repeated,
+        extra=found.extra,
+        last_effect_s=struck.last_s,
+        means="as it comes: once, when a third was done; tasks belong to who called",
+    )
+
+
 def kills(victims: list[str], scale: Scale, seed: int, folder: Path) -> Iterator[Report]:
     yield Progress("starting a head and a node")
     cluster = Ray(folder, cpus=0)
     cluster.add_node()
-    ray = cluster.connect()
+    ray = connect(cluster.port)
     remote_work, path = ray.remote(work), str(cluster.lines.path)
     ray.get(remote_work.remote(-1, 0, path))
     cluster.lines.path.write_text("")
@@ -204,7 +243,12 @@ def _killing(*victims: str) -> Callable[[Scale, int, Path], Iterator[Report]]:
 
 
 def main() -> int:
-    measures = {"speed": speed, "kill workers": _killing("worker"), "kill raylet": _killing("worker", "raylet")}
+    measures = {
+        "speed": speed,
+        "kill workers": _killing("worker"),
+        "kill raylet": _killing("worker", "raylet"),
+        "kill driver": kill_driver,
+    }
     return child.main(["ray"], measures)
 
 
