@@ -253,7 +253,7 @@ def peers(nodes: int, decisions: int) -> dict[str, list[float]]:
         def scan() -> str | None:
             for job in sorted(jobs, key=schedule.place):
                 if any(schedule.refusal(job, candidate) is None for candidate in room.values()):
-                    return schedule.choose(job, room.values(), weights)[0]
+                    return schedule.choose(job, room.values(), weights, 0)[0]
             return None
 
         def heap() -> str | None:

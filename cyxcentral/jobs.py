@@ -299,10 +299,19 @@ def tried(job: Job) -> int:
     """
     since = itertools.takewhile(lambda attempt: not _has_worked(attempt), reversed(job.attempts))
     return sum(
-        (attempt.lost is None or not (attempt.lost.code in UNCOUNTED or attempt.lost.discards))
+        not (attempt.lost and not _failed(attempt.lost))
         and not (attempt.rejected and attempt.rejected.node_id != attempt.node_id)
         for attempt in (since if job.job.serve else job.attempts)
     )
+
+
+def _failed(lost: m.LeaseLost) -> bool:
+    return not (lost.code in UNCOUNTED or lost.discards)
+
+
+def failed_on(job: Job) -> frozenset[str]:
+    """The nodes on which a try failed that counts."""
+    return frozenset(attempt.node_id for attempt in job.attempts if attempt.lost and _failed(attempt.lost))
 
 
 def _has_worked(attempt: Attempt) -> bool:

@@ -65,7 +65,7 @@ class Matching:
                 job = self._waiting[job_id]
                 if best := self._best(job):
                     return Assignment(job_id=job_id, node_id=best[0].node.node_id, explanation=self._explain(job, best))
-                aside.append(job)  # the nodes with room are those where it ran out of memory: the next one's turn
+                aside.append(job)  # the nodes with room are those where it failed before: the next one's turn
                 self.line.leave(job_id)
             return None
         finally:
@@ -131,7 +131,7 @@ class Matching:
         return list(islice(self.room.ranked(job), schedule.shown(len(self.room.candidates))))
 
     def _explain(self, job: Job, best: list[Candidate]) -> dict[str, object]:
-        room = self.room
+        room, held = self.room, self.room.held_back(job)
         return schedule.explanation(
-            job, best, room.candidates.values(), self.weights, room.refused(job), room.free_nodes
+            job, best, room.candidates.values(), self.weights, room.refused(job, held), room.free_nodes, held
         )

@@ -70,6 +70,7 @@ class Room:
         self._away_counts: Counter[str] = Counter()
         self._cores: Counter[int] = Counter()  # of the nodes in the trees
         self._changed: set[str] = set()
+        self._now_ms = 0
         self._bans: list[tuple[int, str]] = []  # heap of (banned_until_ms, node id); outdated ones are skipped
 
     def put(self, candidate: Candidate) -> None:
@@ -82,6 +83,7 @@ class Room:
 
     def advance(self, now_ms: int) -> None:
         """Take in what changed, and the bans that are over."""
+        self._now_ms = now_ms
         while self._bans and self._bans[0][0] <= now_ms:
             until_ms, node_id = heapq.heappop(self._bans)
             candidate = self.candidates[node_id]
@@ -156,12 +158,15 @@ class Room:
                     yield self.candidates[node_id]
         fresh = [candidate for candidate in checkers if candidate.node.node_id not in before]
         yield from sorted(fresh, key=lambda candidate: schedule.preference(job, candidate, self._weights))
-        last = [self.candidates[node_id] for node_id in before if node_id in self._placed]
+        last = [self.candidates[node_id] for node_id in before - self.held_back(job) if node_id in self._placed]
         able = [candidate for candidate in last if schedule.refusal(job, candidate) is None]
         yield from sorted(able, key=lambda candidate: schedule.preference(job, candidate, self._weights))
 
-    def refused(self, job: Job) -> dict[str, int]:
-        """How many nodes cannot take the job, by what they lack; as schedule.lacking counts them."""
+    def held_back(self, job: Job) -> frozenset[str]:
+        return schedule.held_back(job, self.candidates.values(), self._now_ms)
+
+    def refused(self, job: Job, held: Collection[str]) -> dict[str, int]:
+        """How many nodes cannot take the job, by what they lack; as schedule.choose counts them."""
         needs = job.job.needs
         cuda = needs.device == "cuda"
         with_gpu = sum(tree.size(self._trees.get((True, None, strange))) for strange in (False, True))
@@ -174,6 +179,7 @@ class Room:
             schedule.FEW_CORES: sum(n for cores, n in self._cores.items() if cores < needs.cores),
             schedule.LITTLE_MEMORY: sum(tree.size(each) - tree.count_below(each, too_little) for each in every),
             schedule.NOT_PROVEN: tree.size(every[True]) if self._for_proven(job) else 0,
+            schedule.FAILED_THERE: sum(node_id in self._placed for node_id in held),
         }
         return {reason: number for reason, number in counts.items() if number}
 

@@ -14,11 +14,12 @@ import zlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, datetime
+from itertools import islice
 
 import msgspec
 from msgspec import Struct
 
-from cyxcentral.jobs import Job, ran_out_on, worth_base_units, wronged
+from cyxcentral.jobs import Job, failed_on, ran_out_on, worth_base_units, wronged
 from cyxcentral.nodes import PROVEN_CLIENTS, UNBANNED_REPUTATION, Node, proofs, proven
 from cyxcore.errors import CyxError
 from cyxnet.amounts import format_cyx
@@ -27,6 +28,8 @@ SLOW_FLOPS, FAST_FLOPS = 1e9, 1e12  # where the device term begins and where it 
 HALF_PRICE_BASE_UNITS = 1_000_000_000  # per hour: the price term of it is one half (1 CYX)
 AGING_MS = 600_000  # a level of priority is worth ten minutes of waiting, so nobody waits for ever
 TRIAL_EVERY = 20  # one job of so many goes to nodes that are not proven first: else they never had a chance to be
+ELSEWHERE_MS = 60_000  # so long after its back-off a job whose try failed waits for a node where none did,
+ELSEWHERE_NODES = 1_000  # if one of so many could take it
 SHOWN = 20  # an explanation names every node of a network of so many,
 SHOWN_OF_MANY = 5  # and of a larger one the best
 
@@ -187,6 +190,27 @@ def ever_fits(job: Job, node: Node) -> bool:
     return node.online and _unfit(job, node) is None
 
 
+def held_back(job: Job, candidates: Iterable[Candidate], now_ms: int) -> frozenset[str]:
+    """The nodes that do not get the job yet, because a try of it failed there and another node could take it once that
+    has room: a node where everything fails at once is always free, and would use up all tries.
+
+    Not for ever, as the others may be busy for days; and no replica waits, as many people wait for it. A job whose
+    back-off is not over by our clock got it from another central's, so nothing can be told from that.
+    """
+    failed = failed_on(job)
+    if not failed or job.job.serve or job.job.needs.node_id:
+        return frozenset()
+    if not job.not_before_ms <= now_ms < job.not_before_ms + ELSEWHERE_MS:
+        return frozenset()
+    others = (candidate for candidate in candidates if candidate.node.node_id not in failed)
+    return failed if any(_could(job, other) for other in islice(others, ELSEWHERE_NODES)) else frozenset()
+
+
+def _could(job: Job, candidate: Candidate) -> bool:
+    node = candidate.node
+    return ever_fits(job, node) and not node.draining and not for_proven(job, candidate.limit_base_units)
+
+
 def away(candidate: Candidate) -> str | None:
     """Why a node can take no job at all now, in one word; None when it has a free run."""
     if not candidate.node.online:
@@ -217,6 +241,7 @@ def lacking(job: Job, candidate: Candidate) -> list[str]:
 
 
 NOT_PROVEN = "not proven, and the job worth too much for that"
+FAILED_THERE = "a try of it failed there, and another node may take it soon"
 NO_GPU, FEW_CORES, LITTLE_MEMORY = "no CUDA GPU", "too few cores", "too little memory free"
 OTHER_NODE = "another node is asked for"
 
@@ -316,14 +341,18 @@ def preference(job: Job, candidate: Candidate, weights: Weights) -> tuple[bool, 
     )
 
 
-def choose(job: Job, candidates: Iterable[Candidate], weights: Weights) -> tuple[str | None, dict[str, object]]:
+def choose(
+    job: Job, candidates: Iterable[Candidate], weights: Weights, now_ms: int
+) -> tuple[str | None, dict[str, object]]:
     """The best node for one job, and why."""
     everyone = list(candidates)
-    able = [candidate for candidate in everyone if refusal(job, candidate) is None]
+    held = held_back(job, everyone, now_ms)
+    able = [each for each in everyone if refusal(job, each) is None and each.node.node_id not in held]
     able.sort(key=lambda candidate: preference(job, candidate, weights))
     refused = Counter(reason for candidate in everyone for reason in lacking(job, candidate))
-    free = sum(away(candidate) is None for candidate in everyone)
-    why = explanation(job, able[: shown(len(everyone))], everyone, weights, refused, free)
+    free = [candidate.node.node_id for candidate in everyone if away(candidate) is None]
+    refused += Counter({FAILED_THERE: len(held.intersection(free))})
+    why = explanation(job, able[: shown(len(everyone))], everyone, weights, refused, len(free), held)
     return (able[0].node.node_id if able else None), why
 
 
@@ -339,6 +368,7 @@ def explanation(
     weights: Weights,
     refused: Mapping[str, int],
     free_nodes: int,
+    held: Collection[str],
 ) -> dict[str, object]:
     """A decision in numbers: the best candidates by their scores, and how many nodes lack what.
 
@@ -347,12 +377,17 @@ def explanation(
     """
     lines = [scored(job, candidate, weights) for candidate in best]
     for candidate in everyone if len(everyone) <= SHOWN else ():
-        if why_not := refusal(job, candidate):
+        if why_not := refusal_beside(job, candidate, held):
             lines.append({"node_id": candidate.node.node_id, "name": candidate.node.name, "refused": why_not})
     why: dict[str, object] = {"candidates": lines, "free_nodes": free_nodes, "refused": dict(sorted(refused.items()))}
     if best:
         why = {"score": lines[0]["score"], "terms": lines[0]["terms"], **why}
     return why
+
+
+def refusal_beside(job: Job, candidate: Candidate, held: Collection[str]) -> str | None:
+    """Why this node does not get this job now, also where it could take it. held: what `held_back` says."""
+    return refusal(job, candidate) or (FAILED_THERE if candidate.node.node_id in held else None)
 
 
 def scored(job: Job, candidate: Candidate, weights: Weights) -> dict[str, object]:
@@ -380,7 +415,7 @@ def assign(
             continue
         if all(away(candidate) for candidate in room.values()):
             break
-        node_id, why = choose(job, room.values(), weights)
+        node_id, why = choose(job, room.values(), weights, now_ms)
         if node_id is None:
             continue
         chosen.append(Assignment(job_id=job.job_id, node_id=node_id, explanation=why))

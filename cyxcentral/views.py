@@ -183,7 +183,8 @@ def waiting_prospect(
 ) -> m.Prospect:
     """A job that waits, as it is for one node. why: what a decision about it would see now."""
     rests_ms = max(0, job.not_before_ms - now_ms)
-    if refused := schedule.refusal(job, candidate):
+    held = [line["node_id"] for line in why["candidates"] if line.get("refused") == schedule.FAILED_THERE]
+    if refused := schedule.refusal_beside(job, candidate, held):
         return m.Prospect(job_id=job.job_id, refused=refused, rests_ms=rests_ms)
     own, best = schedule.scored(job, candidate, weights), next(iter(why["candidates"]), None)
     return m.Prospect(job_id=job.job_id, rests_ms=rests_ms, own=own, best=best)
@@ -225,7 +226,8 @@ def _waiting_for(job: jobs.Job, candidates: list[schedule.Candidate], now_ms: in
             why_not = (schedule.refusal(job, found[0]) or "free") if found else "offline"
             return f"node {wanted}, which is asked for and no other ({why_not})"
         case "queued":
-            why = [f"{c.node.name}: {schedule.refusal(job, c) or 'free'}" for c in candidates[:10]]
+            held = schedule.held_back(job, candidates, now_ms)
+            why = [f"{c.node.name}: {schedule.refusal_beside(job, c, held) or 'free'}" for c in candidates[:10]]
             lift = LIFT if any(schedule.for_proven(job, c.limit_base_units) for c in candidates) else ""
             return "a free node (" + "; ".join(why) + ")" + lift
         case "leased" if job.job.serve and job.halts:

@@ -874,3 +874,15 @@ async def test_a_lease_of_a_node_that_is_not_proven_says_so_and_the_next_one_wai
     await central.dispatch._assign_waiting()
     assert [central.world.jobs[each].status for each in ("job-1", "job-2")] == ["leased", "queued"]
     assert central.world.jobs["job-1"].attempts[0].explanation[dispatch.ALONE] == 10 * f.AMOUNT
+
+
+async def test_a_job_whose_try_failed_waits_for_a_node_that_is_busy_and_then_waits_no_longer(central, monkeypatch):
+    for node_id in (NODE, "node-b"):
+        await central.say(subjects.node_event(node_id), f.registered(node_id))
+    await central.job("job-1", f.FUNDED, f.leased(node_id="node-b"))
+    await central.job("job-2", f.FUNDED, f.leased(node_id=NODE), f.lost())
+    await central.dispatch._assign_waiting()
+    assert central.world.jobs["job-2"].status == "queued"
+    monkeypatch.setattr(schedule, "ELSEWHERE_MS", 0)  # the minute is over; nothing has happened
+    await central.dispatch._assign_waiting()
+    assert central.world.jobs["job-2"].current.node_id == NODE

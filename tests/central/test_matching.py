@@ -197,7 +197,7 @@ def test_a_back_off_ends_though_the_clock_is_set_back():
 
 def test_a_job_goes_to_no_node_where_it_ran_out_of_memory_and_lets_the_next_one_pass():
     out = m.LeaseLost(attempt=1, code="out_of_memory", reason="too little", memory_bytes=2**20)
-    lost = replace(worlds.lost_on("node-a"), lost=out)
+    lost = replace(worlds.lost_on("node-a", "died"), lost=out)
     first = replace(job(), attempts=(lost,))
     second = replace(job(), job_id="job-2", submitted_at_ms=5)
     made = matching_of([first, second], [node()])

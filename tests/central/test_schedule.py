@@ -23,8 +23,8 @@ def candidate(node_id="node-a", active_runs=0, **changes):
     return schedule.Candidate(node=node, active_runs=active_runs, memory_free_bytes=node.hardware.memory_bytes)
 
 
-def choose(*candidates, job=JOB):
-    return schedule.choose(job, candidates, WEIGHTS)[0]
+def choose(*candidates, job=JOB, now_ms=0):
+    return schedule.choose(job, candidates, WEIGHTS, now_ms)[0]
 
 
 def test_no_node_no_choice():
@@ -57,6 +57,48 @@ def test_a_node_that_lost_the_job_before_is_the_last_resort():
     assert choose(candidate("node-a"), job=job) == "node-a"
 
 
+LOST = f.job_after(f.FUNDED, f.leased(1, "node-a"), f.lost())
+BUSY = candidate("node-b", active_runs=1)
+
+
+def test_a_job_whose_try_failed_waits_a_minute_for_a_busy_node_before_it_goes_there_again():
+    # a node where everything fails at once is always free: it had used up all tries of a job
+    ends_ms = LOST.not_before_ms + schedule.ELSEWHERE_MS
+    for now_ms, chosen in ((LOST.not_before_ms, None), (ends_ms - 1, None), (ends_ms, "node-a")):
+        assert choose(candidate("node-a"), BUSY, job=LOST, now_ms=now_ms) == chosen
+    _, why = schedule.choose(LOST, [candidate("node-a"), BUSY], WEIGHTS, LOST.not_before_ms)
+    assert why["candidates"][0]["refused"] == "a try of it failed there, and another node may take it soon"
+    assert why["refused"] == {schedule.FAILED_THERE: 1, "busy": 1}
+    again = f.job_after(f.FUNDED, f.leased(1, "node-a"), f.lost(), f.leased(2, "node-b"), f.lost(2))
+    assert choose(candidate("node-a"), candidate("node-b"), job=again, now_ms=again.not_before_ms) == "node-a"
+
+
+def named(job, **needs):
+    return replace(job, job=replace(job.job, needs=m.Needs(**needs)))
+
+
+@pytest.mark.parametrize(
+    ("job", "other"),
+    [
+        (LOST, candidate("node-b", active_runs=1, hardware={"memory_bytes": 2**20})),
+        (LOST, replace(BUSY, node=replace(BUSY.node, online=False))),
+        (LOST, replace(BUSY, node=replace(BUSY.node, draining=True))),
+        (LOST, replace(BUSY, limit_base_units=1)),
+        (named(LOST, node_id="node-a"), BUSY),
+        (replace(LOST, not_before_ms=LOST.not_before_ms + 3_600_000), BUSY),  # of a central whose clock is ahead
+        (f.job_after(f.FUNDED, f.leased(1, "node-a"), f.lost(code="node_stopped")), BUSY),
+    ],
+    ids=["too small", "offline", "draining", "not proven", "a node is asked for", "another clock", "no failure"],
+)
+def test_it_does_not_wait_where_no_other_node_could_take_it_or_its_try_did_not_fail(job, other):
+    assert choose(candidate("node-a"), other, job=job, now_ms=LOST.not_before_ms) == "node-a"
+
+
+def test_no_replica_waits_for_another_node():
+    replica = replace(LOST, job=f.serve_request())
+    assert choose(candidate("node-a"), BUSY, job=replica, now_ms=LOST.not_before_ms) == "node-a"
+
+
 def test_an_assignment_takes_room_from_the_next_job():
     first, second = JOB, replace(JOB, job_id="job-2", submitted_at_ms=1)
     assignments = schedule.assign([second, first], {"node-a": candidate()}, WEIGHTS, 10_000)
@@ -70,7 +112,7 @@ def test_a_job_in_back_off_waits():
 
 
 def test_a_small_network_is_explained_node_by_node_with_terms_or_refusal():
-    _, why = schedule.choose(JOB, [candidate("a"), candidate("b", active_runs=1)], WEIGHTS)
+    _, why = schedule.choose(JOB, [candidate("a"), candidate("b", active_runs=1)], WEIGHTS, 0)
     able, busy = why["candidates"]
     assert set(able["terms"]) == {"device", "memory", "reputation", "location", "queue", "price"}
     assert busy["refused"] == "busy with 1 of 1 runs"
@@ -116,7 +158,7 @@ def test_a_banned_node_is_refused_with_the_end_of_its_ban():
 def test_equal_scores_are_decided_by_free_memory_and_then_by_the_name():
     no_memory = schedule.Weights(memory=0.0)
     small, large = candidate("a", hardware={"memory_bytes": 2**33}), candidate("b", hardware={"memory_bytes": 2**34})
-    assert schedule.choose(JOB, [small, large], no_memory)[0] == "b"
+    assert schedule.choose(JOB, [small, large], no_memory, 0)[0] == "b"
     assert choose(candidate("b"), candidate("a")) == "a"
 
 
@@ -231,7 +273,7 @@ def test_a_job_that_was_lost_once_goes_to_proven_nodes_first():
     )
     proven = schedule.Candidate(node=slow, active_runs=0, memory_free_bytes=slow.hardware.memory_bytes)
     assert choose(stranger(), proven) == stranger().node.node_id
-    lost = replace(JOB, attempts=(worlds.lost_on("node-y"),))
+    lost = replace(JOB, attempts=(worlds.lost_on("node-y", "died"),))
     assert choose(stranger(), proven, job=lost) == "node-z"
     assert choose(stranger(), job=lost) == stranger().node.node_id, "where nobody is proven, nothing stands still"
 

@@ -55,14 +55,21 @@ def job(dice, number, nodes=12):
         not_before_ms=dice.choice([0, 0, NOW_MS // 2, NOW_MS * 2]),
     )
     if dice.random() < 0.3:
-        lost = [lost_on(f"node-{dice.randrange(nodes)}") for _ in range(2)]
+        lost = [lost_on(f"node-{dice.randrange(nodes)}", dice.choice(["died", "node_stopped"])) for _ in range(2)]
         made = replace(made, attempts=tuple(lost))
     return made
 
 
-def lost_on(node_id):
+def lost_on(node_id, code):
     return jobs.Attempt(
-        number=1, node_id=node_id, session="0" * 32, wallet="w", lease_ms=1, leased_at_ms=0, explanation={}
+        number=1,
+        node_id=node_id,
+        session="0" * 32,
+        wallet="w",
+        lease_ms=1,
+        leased_at_ms=0,
+        explanation={},
+        lost=f.lost(code=code),
     )
 
 
