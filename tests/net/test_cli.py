@@ -779,6 +779,7 @@ async def test_a_job_is_kept_while_no_broker_answers_quoted_and_paid_when_one_do
     write_network(tmp_path, NetworkFile(network_id="fake", monitor_url="", chain_url="", **roles))
     stopped.stop()
     monkeypatch.setattr("cyxnet.cli.submitting.RETRY_DELAYS_S", (0.0, 0.0, 0.0))
+    monkeypatch.setattr("cyxnet.bus.FIRST_ERROR_GRACE_S", 0.05)
     cyx, job = Run(tmp_path, capsys), str(EXAMPLES / "diabetes.toml")
     code, _, said = await cyx("submit", job)
     assert code == 1 and said.count("trying again in 0 s") == 2 and "is kept, not lost" in said

@@ -30,6 +30,12 @@ from tests.net.fake_api import FakeCentral
 # -- following ------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def looks_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What no live message told is looked for in the log at once."""
+    monkeypatch.setattr("cyxnet.client.QUIET_S", (0.05,))
+
+
 async def test_a_job_that_has_ended_is_told_from_its_first_event(central: FakeCentral, client: AsyncClient) -> None:
     central.add_job(JOB)
     await central.emit(JOB, "Funded", {"signature": "x"})
@@ -86,6 +92,7 @@ async def test_an_update_whose_live_message_was_lost_is_told_late_and_once(
     assert [update.data.get("step") for update in told] == [1, 3, None, 2]
 
 
+@pytest.mark.usefixtures("looks_soon")
 async def test_live_updates_that_nobody_reads_fill_no_memory(
     central: FakeCentral, client: AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -106,6 +113,7 @@ async def test_live_updates_that_nobody_reads_fill_no_memory(
     assert told[-1].kind == "Settled"
 
 
+@pytest.mark.usefixtures("looks_soon")
 async def test_an_end_whose_live_message_was_lost_is_found_after_silence(
     central: FakeCentral, client: AsyncClient
 ) -> None:
@@ -133,6 +141,7 @@ async def test_a_status_that_runs_ahead_of_the_log_loses_nothing(central: FakeCe
     assert [update.kind for update in await collect(client)] == ["Funded", "Settled"]
 
 
+@pytest.mark.usefixtures("looks_soon")
 async def test_watching_goes_on_after_the_broker_was_restarted(tmp_path: Path) -> None:
     passwords = Passwords.fresh(CENTRAL)
     first = Broker.start(tmp_path / "broker", passwords)
@@ -158,6 +167,7 @@ async def test_watching_goes_on_after_the_broker_was_restarted(tmp_path: Path) -
     finally:
         await core.close()
         await system.close()
+        first.process.kill()  # it would wait for the answer about a client that came before the door stood open again
         first.stop()
 
 
