@@ -45,9 +45,7 @@ def build_transfer(
     """
     who, target, token = map(public_key, (sender.address, to, mint))
     if not target.is_on_curve():  # a token account or a program's: what is sent to an account of such a one is stuck
-        raise SettlementError(
-            "bad_address", f"{to} is the address of no wallet; name the wallet, not its token account"
-        )
+        raise no_wallet(to)
     amount = held if amount is None else amount
     if not 0 < amount <= held:
         asked = f"{format_cyx(amount)} CYX" if amount else "CYX to send"
@@ -66,3 +64,9 @@ def build_transfer(
     ]
     message = compile_message(who, calls, to_blockhash(blockhash))
     return sign_message(sender, message, last_valid_block_height)
+
+
+def no_wallet(to: str) -> SettlementError:
+    return SettlementError(
+        "bad_address", f"{to} is the address of no wallet; name the wallet, not its token account, a mint or a program"
+    )

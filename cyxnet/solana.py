@@ -57,7 +57,7 @@ from cyxnet.escrow import (
 )
 from cyxnet.httpclient import BadStatus, Poster, address
 from cyxnet.messages import EscrowTerms, Payee, SignedTransaction
-from cyxnet.moving import build_transfer
+from cyxnet.moving import build_transfer, no_wallet
 from cyxnet.refund import OpenEscrow, build_refund, read_escrow
 from cyxnet.shapes import Deposit, Faucet, MakeMint, Settle, Signer, signed_by_key
 from cyxnet.wallet import Wallet, WalletError, base58_decode, sign, verify
@@ -383,7 +383,9 @@ class Settlement:
         where `to` never held such tokens, for the rent of its account).
         """
         held, lamports = await self.token_balance(sender.address, mint), await self.sol_balance(sender.address)
-        [account] = await self._accounts([associated_address(to, mint)])
+        account, wallet = await self._accounts([associated_address(to, mint), to])
+        if wallet is not None and (wallet.executable or wallet.owner != solders().system.ID):  # a program, or a mint
+            raise no_wallet(to)
         return build_transfer(sender, mint, to, amount, held, lamports, account is None, *await self.latest_blockhash())
 
     async def deposit_transaction(

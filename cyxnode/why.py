@@ -100,7 +100,7 @@ def _lines(reply: NodeWhyReply, here: Here, now_ms: int) -> Iterator[str]:
             f"and none that may cost more than {cyx(node.limit_base_units)}."
         )
     yield ""
-    strikes = f", {node.strikes} strikes towards a ban" if node.strikes else ""
+    strikes = f", {node.strikes} strike{'s' * (node.strikes != 1)} towards a ban" if node.strikes else ""
     done = f"{node.jobs_completed} job{'s' * (node.jobs_completed != 1)} done, {node.jobs_failed} failed"
     yield f"Reputation {node.reputation:.2f} of 100 ({node.tier}){strikes}; {done}."
     for change in reversed(node.changes[-CHANGES_SHOWN:]):

@@ -162,6 +162,8 @@ async def test_what_cannot_be_sent_is_said_before_anything_is(world: World) -> N
     assert "expected CYX to send" in await refused(world.node, world.client.address, None)
     account = associated_address(world.node.address, world.mint)
     assert "not its token account" in await refused(world.client, account, UNIT)
+    for program_or_mint in ("1" * 32, world.mint):  # points of the curve, as wallets are
+        assert "is the address of no wallet" in await refused(world.client, program_or_mint, UNIT)
     await world.settlement.faucet(CENTRAL, world.mint, world.node.address, UNIT)  # a node's: no SOL came with it
     assert "0.00089588 SOL" in await refused(world.node, world.client.address, UNIT)
     assert "0.00293516 SOL" in await refused(world.node, Wallet.create().address, UNIT)

@@ -41,6 +41,8 @@ def test_an_idle_node_is_told_that_nothing_waits() -> None:
     text = said()
     assert "is online and takes jobs: 1 of 1 slots and 4.0 GB of memory are free" in text
     assert "Reputation 73.00 of 100 (normal); 3 jobs done, 1 failed" in text and "No job waits" in text
+    assert "(normal), 1 strike towards a ban; 3 jobs" in said({"strikes": 1})
+    assert "(normal), 2 strikes towards a ban; 3 jobs" in said({"strikes": 2})
 
 
 def test_a_banned_node_is_told_until_when_and_for_what() -> None:
