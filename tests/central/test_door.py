@@ -634,7 +634,7 @@ async def test_a_wrong_key_is_told_so_at_once(network, join):
 
 
 async def test_without_a_central_nobody_comes_in_and_who_is_in_stays(network, join):
-    _, door, edge = network
+    broker, door, edge = network
     inside = await join(ALICE)
     await door._system.close()
     with pytest.raises(BusError, match="no central lets anybody in"):
@@ -642,6 +642,7 @@ async def test_without_a_central_nobody_comes_in_and_who_is_in_stays(network, jo
     ears = await Ears.open(edge)
     await inside.publish(mine := subjects.api(ALICE.id, "job.list"), b"x")
     assert await ears.settle(inside) == [mine]
+    broker.process.kill()  # it would wait for the central's answer about Mallory
 
 
 def test_a_connection_ends_by_the_clock_of_its_broker():

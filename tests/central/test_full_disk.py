@@ -18,13 +18,14 @@ SMALL_BYTES = 200 * 2**20
 FULL_DISK = """
 import asyncio, os, signal, sys
 from pathlib import Path
-from cyxnet import local
+from cyxnet import broker, local
 from cyxnet.brokers import Brokers
 from cyxnet.bus import Bus, BusError
 from cyxnet.local import LocalNetwork
 
 local.CRASHES_PER_MINUTE = 1  # a disk that stays full is no reason to give up
 local.RESTART_DELAYS_S = (0.1,)
+broker.READY_TIMEOUT_S = 3.0  # without room it never is
 
 async def main(folder):
     told = asyncio.Queue()
@@ -46,6 +47,7 @@ async def main(folder):
     async with LocalNetwork(folder / "net", nodes=0, on_event=told.put_nowait) as network:
         core = await Bus.connect(network.file.core_url, name="test")
         await core.ensure_stream("TEST", ["test"])
+        core._mux._timeout_s = 1.0  # who has no room answers no append
         ballast = folder / "ballast"
         with ballast.open("wb", buffering=0) as file:
             try:
