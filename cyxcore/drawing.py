@@ -111,11 +111,23 @@ def drawn(
 ) -> Array:
     """Values by an init rule (cyxcore/attrs.py, INIT_RULES)."""
     kind = rule["kind"]
-    if kind in CONSTANTS:
-        return np.full(shape, CONSTANTS[kind], dtype)
-    if kind == "constant":
-        return np.full(shape, rule["value"], dtype)
-    if kind == "normal":
-        return normal(seed, step, stream, shape, device, std=rule["std"], dtype=dtype).astype(dtype, copy=False)
-    bound = 1.0 / math.sqrt(rule["fan_in"]) if kind == "kaiming_uniform" else rule["bound"]
-    return ((uniform(seed, step, stream, shape, device) * 2.0 - 1.0) * bound).astype(dtype)
+    values: Any
+    if kind in CONSTANTS or kind == "constant":
+        values = CONSTANTS.get(kind, rule.get("value"))
+    elif kind == "normal":
+        values = normal(seed, step, stream, shape, device, std=rule["std"], dtype=dtype)
+    else:
+        bound = 1.0 / math.sqrt(rule["fan_in"]) if kind == "kaiming_uniform" else rule["bound"]
+        values = (uniform(seed, step, stream, shape, device) * 2.0 - 1.0) * bound
+    made = _lines(shape, dtype, device)
+    made[...] = values
+    return made
+
+
+def _lines(shape: tuple[int, ...], dtype: str, device: str | None) -> Array:
+    """Memory for an array that begins with a line of the cache, as kernels read and write whole lines of parameters."""
+    kernels = compiled(device)
+    if kernels is None:
+        return np.empty(shape, dtype)
+    made: Array = kernels.aligned((math.prod(shape),), np.dtype(dtype).num).reshape(shape)
+    return made

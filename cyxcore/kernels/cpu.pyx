@@ -689,6 +689,8 @@ cdef class Program:
                     if not _joins(self._calls, elided, first, end, run):
                         break
                     run, end = own_run or run, end + 1
+                while self._updates_on(first, end, last_read, low, high):
+                    end += 3
             if end - first > 1:
                 self._calls[first].group = <int32_t>(end - first)
                 for place in range(first, end):
@@ -726,6 +728,16 @@ cdef class Program:
             if place in self._edges:
                 return False
         return cyx_adds_on(&self._calls[end - 2], &self._calls[end])
+
+    cdef bint _updates_on(self, int64_t first, int64_t end, list last_read, size_t low, size_t high):
+        """Whether the group from `first` to `end` is Adam of some parameters and goes on with that of another, of any size."""
+        cdef int64_t place, behind = end + 3
+        if behind > self._count or behind - first > CYX_MAX_GROUP or not cyx_is_adam(&self._calls[first], behind - first):
+            return False
+        for place in range(first, behind):
+            if (place >= end and place in self._edges) or self._is_elided(place, behind, last_read, low, high):
+                return False
+        return True
 
     cdef bint _masks_gradient(self, int64_t first, list last_read, size_t low, size_t high):
         """Whether four calls from `first` on can be made as one masked gradient, and nobody else reads the first three. Not

@@ -1,10 +1,22 @@
 # What the plan of a compiled call is of, as it was when the plan was chosen (cyxcore/steps.py, compiled.py).
 
+cdef extern from *:
+    """
+    /* Another one after every change of a dict. 0: this Python has none. */
+    #if PY_VERSION_HEX < 0x030C0000
+    #define version_of(dict) (((PyDictObject *)(dict))->ma_version_tag)
+    #else
+    #define version_of(dict) ((uint64_t)0)
+    #endif
+    """
+    uint64_t _version_of "version_of" (PyObject *)
+
 cdef enum Kind:
     ENTRY  # of a dict
-    CELL
     TABLE  # all values of a dict
     OPTIONS  # values of a dict, but for those that may change
+    OF_DICTS = OPTIONS  # it, and those before
+    CELL
     ITEMS  # of a list
     ATTRIBUTE
     TENSOR
@@ -20,6 +32,7 @@ cdef struct Look:
     bint has_hooks
     bint by_value
     double written
+    uint64_t version  # of a dict that was found to be as it was
 
 cdef object _ANY = object()
 
@@ -105,9 +118,21 @@ cdef class Watch:
         if self.lost:
             return False
         for i in range(self.count):
-            if not _is_still(&self.looks[i]):
+            if not _is_still_by_version(&self.looks[i]):
                 return False
         return True
+
+
+cdef inline bint _is_still_by_version(Look *look) except -1:
+    """_is_still(), which is known of a dict that nobody has changed since."""
+    if look.kind > OF_DICTS:
+        return _is_still(look)
+    if look.version and look.version == _version_of(look.of):
+        return True
+    if not _is_still(look):
+        return False
+    look.version = _version_of(look.of)
+    return True
 
 
 cdef bint _is_still(Look *look) except -1:

@@ -201,6 +201,29 @@ def test_updates_of_parameters_of_different_dtypes_are_made_apart() -> None:
     assert results[0] == results[1]
 
 
+def test_updates_of_parameters_of_different_sizes_are_one_group() -> None:
+    """One behind the other, whatever rates, numbers of steps and constants each of them has."""
+    rng = np.random.default_rng(1)
+    kinds = [(64, 0.9, 0.0, 0), (7, 0.9, 0.0, 0), (7, 0.8, 0.0, 0), (300, 0.8, 0.0, 1), (1, 0.8, 0.1, 1)]
+    numbers = [(np.full((), 0.1 + k, np.float32), np.full((), 3.0 + k, np.float32)) for k in range(2)]
+    first = [{name: rng.uniform(0.1, 1, kind[0]).astype(np.float32) for name in "pgmv"} for kind in kinds]
+    results = []
+    for together in (False, True):
+        program, kept = cpu.Program(), []
+        for each, (_, beta, decay, own) in zip(first, kinds, strict=True):
+            p, g, m, v = (each[name].copy() for name in "pgmv")
+            adam = {"beta1": beta, "beta2": 0.99, "eps": 1e-8, "decoupled_weight_decay": decay}
+            program.add("adam_m", m, [m, g, p], {"beta": beta, "weight_decay": 0.0})
+            program.add("adam_v", v, [v, g, p], {"beta": 0.99, "weight_decay": 0.0})
+            program.add("adam_update", p, [p, m, v, *numbers[own]], adam)
+            kept += [p, m, v]
+        if together:
+            assert program.fuse(MEMORY) == [(0, [True] * 15)]
+        program.run()
+        results.append([x.tobytes() for x in kept])
+    assert results[0] == results[1]
+
+
 @st.composite
 def cut_graphs(draw: Any) -> Any:
     """A graph of element-wise operations on (33, 70) matrices, many of them cut out of larger arrays."""

@@ -542,3 +542,10 @@ def test_state_lies_as_far_into_a_page_as_its_parameter_also_when_it_was_loaded(
     places = {slot._data.ctypes.data % 4096 for each in (optimizer, other) for slot in each.state[0].values()}
     assert places == {w._data.ctypes.data % 4096}
     assert other.state[0]["adam_m"].tolist() == optimizer.state[0]["adam_m"].tolist()
+
+
+def test_parameters_begin_with_a_line_of_the_cache(each_device: str) -> None:
+    if each_device != "cpu":
+        pytest.skip("its arrays lie where others put them")
+    model = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.Conv1d(5, 7, 3))
+    assert {p._data.ctypes.data % 64 for p in model.parameters()} == {0}

@@ -107,11 +107,18 @@ static double whole_power(double base, double exponent) {
         c[0] = (T)(1.0 - lr * call->floats[3]), c[1] = (T)(lr / first), c[2] = (T)(1.0 / second);            \
         c[3] = (T)call->floats[2];                                                                           \
     }                                                                                                        \
+    /* Whether that comes to the same for two parameters, as of one optimiser. */                            \
+    static int adam_alike_##S(const cyx_call *one, const cyx_call *other) {                                  \
+        return one->in[3].data == other->in[3].data && one->in[4].data == other->in[4].data &&               \
+               one->in[4].dtype == other->in[4].dtype && !memcmp(one->floats, other->floats, 4 * sizeof(double));\
+    }                                                                                                        \
     static cyx_status adam_group_##S(const cyx_call *calls) {                                                \
+        T c[CYX_LOOP_CONSTANTS] = {0};                                                                       \
         for (int32_t k = 0; k < calls->group; k += 3) {                                                      \
             adam_##S of = {update_on_##S(&calls[k]), update_on_##S(&calls[k + 1]), update_on_##S(&calls[k + 2])}; \
+            if (!k || !adam_alike_##S(&calls[k - 1], &calls[k + 2])) adam_constants_##S(&calls[k + 2], c);   \
             moment_constants_##S(&calls[k], of.m.c), moment_constants_##S(&calls[k + 1], of.v.c);            \
-            adam_constants_##S(&calls[k + 2], of.p.c);                                                       \
+            memcpy(of.p.c, c, sizeof c);                                                                     \
             int64_t size = calls[k].out.size;                                                                \
             int64_t grain = cyx_grain(size, 12, cyx_shares_finely ? FEW_UPDATED : CYX_LEAST_WORK);           \
             cyx_parallel(size, grain, adam_##S##_body, &of);                                                 \
