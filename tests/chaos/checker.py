@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import msgspec
 from msgspec import Struct
 
 from cyxnet import messages as m
@@ -195,6 +196,33 @@ def _fails_for_a_fault(evidence: Evidence) -> Broken:
                     yield about, why.said
 
 
+def _equal_jobs_are_equal(evidence: Evidence) -> Broken:
+    for (_, what), of_jobs in trained(evidence).items():
+        (first, expected), *others = of_jobs
+        for about, found in others:
+            if found != expected:
+                yield about, f"{what} is {found}, and {expected} of {first}, an equal job"
+
+
+def trained(evidence: Evidence) -> dict[tuple[bytes, str], list[tuple[str, str]]]:
+    """What came of each training, on whatever nodes and in however many parts: (all that it depends on, which state
+    or the model) -> of each job its id and the SHA-256.
+    """
+    found: dict[tuple[bytes, str], list[tuple[str, str]]] = defaultdict(list)
+    for about, history in histories(evidence):
+        first = event_of(history[0])
+        if not isinstance(first, m.Submitted):
+            continue
+        depends_on = msgspec.msgpack.encode([first.job.model, first.job.dataset, first.job.data, first.job.training])
+        for event in map(event_of, history):
+            if isinstance(event, m.Checkpointed):
+                step = f"the state after step {event.checkpoint.step}"
+                found[depends_on, step].append((about, event.checkpoint.state.sha256))
+            elif isinstance(event, m.Completed):
+                found[depends_on, "the model"].append((about, event.model.sha256))
+    return found
+
+
 # -- money -----------------------------------------------------------------------------------------------
 
 
@@ -304,6 +332,7 @@ RULES: dict[str, Callable[[Evidence], Broken]] = {
     "an ended job does not change": _the_end_is_the_end,
     "clients were told the truth": _clients_were_told_the_truth,
     "a job fails for a fault that explains it": _fails_for_a_fault,
+    "equal jobs deliver the same, however often they were interrupted": _equal_jobs_are_equal,
     "a job is paid once": _settled_once,
     "shares add up": _shares_add_up,
     "ledger and chain agree": _money_is_conserved,

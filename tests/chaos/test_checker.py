@@ -18,7 +18,8 @@ from tests.chaos.load import Told
 NODE = Identity(b"n" * 32)
 SESSION, OTHER_SESSION = "0" * 32, "1" * 32
 AMOUNT, FEE = facts.AMOUNT, facts.AMOUNT // 10
-MODEL = m.ArtifactRef(sha256="b" * 64, size=99)
+MODEL, OTHER_MODEL = (m.ArtifactRef(sha256=letter * 64, size=99) for letter in "be")
+EQUAL = "equal jobs deliver the same, however often they were interrupted"
 
 
 def completion(job_id, attempt=1, session=SESSION, key=NODE):
@@ -178,6 +179,10 @@ def log_with(position, **changes):
     return [*log[:position], replace(log[position], **changes), *log[position + 1 :]]
 
 
+def another_state(event):
+    return replace(event, checkpoint=replace(event.checkpoint, state=OTHER_MODEL))
+
+
 def crash(**changes):
     return Restart(**({"name": "chain", "ended_at_ms": 1, "ready_at_ms": 2, "killed": False} | changes))
 
@@ -226,6 +231,8 @@ FORGERIES = [
     ("a job fails for a fault that explains it", lambda: failing()),
     ("a job fails for a fault that explains it", lambda: failing(facts.lost(code="node_lost"), harms=[harm("chain")])),
     ("a job fails for a fault that explains it", lambda: truth(after_all("unpaid", *UNPAID), harms=truth().harms)),
+    (EQUAL, lambda: truth(before(DONE, m.Settled, replace(completion(DONE, 2), model=OTHER_MODEL)))),
+    (EQUAL, lambda: truth(before(DONE, m.Completed, another_state(stored(DONE, 2, 50))))),
     ("a job is paid once", lambda: truth(escrows={DONE: [landed("in-job-done")]})),
     (
         "a job is paid once",

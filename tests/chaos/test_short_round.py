@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from tests.chaos import report
+from tests.chaos import checker, report
 from tests.chaos.chaos import Options, play
 
 SHORT = Options(seed=20, kills=30, jobs=100, nodes=3, clients=3, mean_gap_s=0.8)
@@ -21,3 +21,5 @@ async def test_nothing_is_lost_doubled_or_stuck_when_thirty_processes_are_killed
     assert outcome.violations == [], "\n".join(said)
     assert sum(outcome.kills.values()) == SHORT.kills, "\n".join(said)
     assert outcome.statuses["completed"] >= SHORT.jobs // 2, "\n".join(said)  # it was work, not only waiting
+    compared = [what for (_, what), of_jobs in checker.trained(evidence).items() if len(dict(of_jobs)) > 1]
+    assert compared.count("the model") >= SHORT.jobs // 5, "\n".join(said)
