@@ -315,7 +315,7 @@ class Tensor(Held, Leaving):
             )
         if type(self._data) is np.ndarray and not self._data.flags.writeable:
             raise DataError("assignment: this memory is read-only, it belongs to somebody else; change a copy()")
-        if value.shares_memory(self):
+        if not value.size or value.shares_memory(self):  # of nothing there is no telling
             with recording(tracked):
                 value = value.copy()  # of what it is, and came from, before it is written to
         elif tracked:

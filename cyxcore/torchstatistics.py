@@ -201,7 +201,7 @@ def _extremes(own: Any, places: Any, source: Any, keep: Any, largest: bool) -> A
     best = torchrarer.index_put(self_, (row[last],), manipulation.take(bare, order, axis=0)[last])
     hit = torchrarer.index_put(self_ != self_, (places,), places._constant(True, "bool").broadcast_to(places.size))
     fold = torchrarer.maximum if largest else torchrarer.minimum
-    best = where(hit, where(keep, fold(best, self_), best), self_)
+    best = where(hit, where(keep, fold(best, self_), best) + 0, self_)  # of zeros that of no sign, as in a graph
     if not (own.requires_grad or source.requires_grad):
         return best
     ours = (self_ == best) & (keep | ~hit)
@@ -231,7 +231,8 @@ def _dense(x: Any, place: int, index: Any, src: Any, reduce: str, include_self: 
             found = found * table[:, row]
     else:
         found = table.max(1) if reduce == "amax" else table.min(1)
-    found = where(here.astype("int64").sum(1) > 0, found, kept)
+    # Which of several zeros is found depends on their order: it becomes that of no sign, as of tensors.
+    found = where(here.astype("int64").sum(1) > 0, found if reduce == "prod" else found + 0, kept)
     for axis in range(1, at.ndim):  # what the index does not reach stays
         if at.shape[axis] < first.shape[axis]:
             rest = first[(*(slice(0, n) for n in found.shape[:axis]), slice(at.shape[axis], None))]

@@ -24,9 +24,9 @@ def scaled_dot_product_attention(
 ) -> Any:
     """softmax(query keyᵀ scale + mask) value. query: (..., T, E), key: (..., S, E), value: (..., S, V).
 
-    attn_mask: bool (True: may be seen) or a float that is added, broadcast to (..., T, S). scale: 1 / sqrt(E) by
-    default. is_causal: position t sees up to t. Fewer heads of key and value than of query (axis -3) are shared,
-    unless enable_gqa is false (it is, in torch, unless it is asked for).
+    attn_mask: bool (True: may be seen) or a float that is added, broadcast to (..., T, S); what may see nothing is 0.
+    scale: 1 / sqrt(E) by default. is_causal: position t sees up to t. Fewer heads of key and value than of query
+    (axis -3) are shared, unless enable_gqa is false (it is, in torch, unless it is asked for).
     """
     if enable_gqa and query.ndim >= 3 and query.shape[-3] != key.shape[-3]:
         key, value = _shared(key, query.shape[-3]), _shared(value, query.shape[-3])
@@ -47,15 +47,26 @@ def _scaled_dot_product_attention(
 def attention_weights(
     query: Any, key: Any, attn_mask: Any = None, is_causal: bool = False, scale: float | None = None
 ) -> Any:
-    """(..., T, S): how much each position of query looks at each of key; see scaled_dot_product_attention."""
+    """(..., T, S): how much each position of query looks at each of key; see scaled_dot_product_attention.
+
+    Rows add up to 1; one that may see nothing is of zeros.
+    """
     if query.shape[-1] != key.shape[-1]:
         raise ShapeError(f"attention: expected query (..., T, E), key (..., S, E), got {query.shape} and {key.shape}")
     scores = (query * (1.0 / math.sqrt(query.shape[-1]) if scale is None else scale)) @ key.mT
-    if is_causal:
-        scores = where(causal_mask(query, query.shape[-2], key.shape[-2]), scores, NEVER)
-    if attn_mask is not None:
-        scores = where(attn_mask, scores, NEVER) if attn_mask.dtype == "bool" else scores + attn_mask
-    return softmax(scores, -1)
+    causal = causal_mask(query, query.shape[-2], key.shape[-2]) if is_causal else None
+    if causal is not None:
+        scores = where(causal, scores, NEVER)
+    if attn_mask is None:
+        return softmax(scores, -1)
+    seen = attn_mask if attn_mask.dtype == "bool" else attn_mask != -math.inf
+    if seen is attn_mask:
+        scores = where(seen, scores, NEVER)
+    else:
+        scores = scores + where(seen, attn_mask, NEVER)  # a row of infinities would be NaN
+    if causal is not None:
+        seen = seen & causal
+    return where(seen.astype("int64").sum(-1, keepdims=True) > 0, softmax(scores, -1), 0.0)
 
 
 def _shared(x: Any, heads: int) -> Any:
@@ -138,7 +149,7 @@ def multi_head_attention(
     if more:
         if is_causal:
             causal = causal_mask(query, query.shape[1], key.shape[1])
-            mask = causal if mask is None else mask & causal if mask.dtype == "bool" else where(causal, mask, NEVER)
+            mask = causal if mask is None else mask & causal if mask.dtype == "bool" else where(causal, mask, -math.inf)
             is_causal = False
         if mask is not None:
             seen = mask.dtype == "bool"
@@ -182,7 +193,7 @@ def _joined(attn_mask: Any, key_padding_mask: Any, count: int, heads: int) -> An
         return rows
     if mask.dtype == rows.dtype:
         return mask & rows if mask.dtype == "bool" else mask + rows
-    return where(mask, rows, NEVER) if mask.dtype == "bool" else where(rows, mask, NEVER)
+    return where(mask, rows, -math.inf) if mask.dtype == "bool" else where(rows, mask, -math.inf)
 
 
 def _one_more(x: Any, row: Any) -> Any:

@@ -109,7 +109,9 @@ def _known(name: str, logits: Any, labels: Any, ignore_index: int | None) -> tup
         ignored = -100 if ignore_index is None and labels.is_compiled else ignore_index
         counted = None if ignored is None else labels != ignored
         labels = labels if counted is None else where(counted, labels, 0)
-        return logits._check_indices(labels, logits.shape[1]), counted
+        if name != "cross_entropy":  # whose kernel refuses what is no class
+            labels = known_classes(name, labels, logits.shape[1])
+        return labels, counted
     ignored = -100 if ignore_index is None else ignore_index
     least, most = _bounds(labels)
     counts: Any = labels != ignored if least <= ignored <= most else None
@@ -127,13 +129,17 @@ def _bounds(labels: Any) -> tuple[int, int]:
 
 
 def known_classes(name: str, labels: Any, count: int) -> Any:
-    """The labels. Raises IndexingError for one outside of 0 … count - 1, where they are known."""
+    """The labels. Raises IndexingError for one outside of 0 … count - 1, where they are known.
+
+    In a graph those below 0 become such as no index reaches from the end either.
+    """
     if isinstance(labels, InPlace):
         least, most = _bounds(labels)
         if least < 0 or most >= count:
             wrong = least if least < 0 else most
             raise IndexingError(f"{name}: expected labels of 0..{count - 1} (or ignore_index), got {wrong}")
-    return labels
+        return labels
+    return where(labels < 0, labels - count, labels)
 
 
 def _weighted(rows: Any, own: Any, counted: Any, reduction: str) -> Any:

@@ -80,6 +80,51 @@ def test_one_sample_without_a_batch(options: dict[str, Any], masks: dict[str, An
         agree_module(made(options, batch_first), *one, **masks, average_attn_weights=average)
 
 
+NOBODY = np.array([[True, False, True], [False] * 3])  # what the second row may see
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("mask", [NOBODY, np.where(NOBODY, 0.5, -np.inf).astype("float32"), NOBODY[:, ::-1] & NOBODY])
+def test_what_may_see_nothing_is_zero_and_so_are_its_gradients(mask: Any, is_causal: bool) -> None:
+    given = [floats(2, length, E, seed=seed).astype("float32") for seed, length in enumerate((2, 3, 3))]
+
+    def attended(m: Any, q: Any, k: Any, v: Any) -> Any:
+        options = {} if m is cx else {"enable_gqa": False}
+        if is_causal and m is torch:  # which takes one of both
+            seen = torch.tensor(mask) if mask.dtype == bool else torch.tensor(mask) > -np.inf
+            added = seen if mask.dtype == bool else torch.tensor(mask)
+            hidden = ~torch.tril(torch.ones(2, 3, dtype=torch.bool))
+            options["attn_mask"] = added & ~hidden if mask.dtype == bool else added.masked_fill(hidden, -np.inf)
+        else:
+            options |= {"attn_mask": m.tensor(mask), "is_causal": is_causal}
+        return m.nn.functional.scaled_dot_product_attention(q, k, v, **options)
+
+    def step(*inputs: Any) -> list[Any]:
+        result = attended(cx, *inputs)
+        return [result, *cx.autograd.grad((result * result).sum(), inputs)]
+
+    ours = [cx.tensor(each, requires_grad=True) for each in given]
+    theirs = [torch.tensor(each, requires_grad=True) for each in given]
+    plain, wanted = step(*ours), attended(torch, *theirs)
+    (wanted * wanted).sum().backward()
+    for one, other in zip(plain, [wanted, *(each.grad for each in theirs)], strict=True):
+        np.testing.assert_allclose(one.detach().numpy(), other.detach().numpy(), rtol=1e-4, atol=1e-6)
+    assert not plain[0][:, 1].any().item() and not plain[1][:, 1].any().item()
+    for one, other in zip(plain, cx.compile(step)(*ours), strict=True):
+        assert one.detach().numpy().tobytes() == other.detach().numpy().tobytes()
+
+
+def test_a_sample_of_padding_alone_sees_nothing_in_any_kind_of_mask() -> None:
+    layer, x = LAYER, cx.tensor(floats(N, S, E).astype(np.float32))
+    padded = np.arange(N)[:, None] >= np.full((1, S), 2)
+    for padding in (padded, np.where(padded, -np.inf, 0.0).astype(np.float32)):
+        for hidden in (None, np.zeros((S, S), bool), np.zeros((S, S), np.float32)):
+            attn_mask = None if hidden is None else cx.tensor(hidden)
+            _, weights = layer(x, x, x, key_padding_mask=cx.tensor(padding), attn_mask=attn_mask)
+            assert not weights[2].any().item()
+            np.testing.assert_allclose(weights[:2].sum(-1).detach().numpy(), 1.0, rtol=1e-6)
+
+
 def test_weights_are_given_unless_they_are_not_wanted() -> None:
     layer, x = nn.MultiheadAttention(E, HEADS, batch_first=True), cx.tensor(floats(N, T, E).astype(np.float32))
     result, weights = layer(x, x, x)

@@ -499,8 +499,9 @@ def test_rows_of_the_label_minus_100_count_nothing_compiled(name: str, options: 
         for each in (loss, gradients(lambda *given: (loss(*given),), (0,))):
             plain, compiled = outcomes(each, given.x, cx.tensor(labels))
             assert compiled == plain
-    with pytest.raises(DataError):
-        cx.compile(loss)(given.x, cx.tensor([0, 4, 1]))
+    for wrong in ([0, 4, 1], [0, -1, 1], [-5, 0, 1]):
+        with pytest.raises(DataError):
+            cx.compile(loss)(given.x, cx.tensor(wrong))
 
 
 def test_results_are_of_their_own_memory_whatever_their_type_and_size() -> None:

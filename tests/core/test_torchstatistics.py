@@ -1,5 +1,6 @@
 """PyTorch's functions that order, count, fold and transform, and its words for arguments: values and gradients."""
 
+import itertools
 import math
 import warnings
 from collections.abc import Callable
@@ -260,6 +261,19 @@ def test_gradients_are_pytorchs(name: str) -> None:
     assert set(got) == set(wanted) and wanted
     for each, other in wanted.items():
         np.testing.assert_allclose(got[each].numpy(), other.numpy(), rtol=2e-4, atol=2e-5, err_msg=each)
+
+
+@pytest.mark.parametrize("include_self", [True, False])
+@pytest.mark.parametrize("reduce", ["amax", "amin"])
+def test_the_best_of_zeros_is_the_same_zero_compiled(reduce: str, include_self: bool) -> None:
+    def best(own: Any, places: Any, source: Any) -> Any:
+        return own.scatter_reduce(0, places, source, reduce, include_self=include_self)
+
+    for zeros in itertools.product([0.0, -0.0], repeat=3):
+        given = cx.tensor([zeros[0], -0.0]), cx.tensor([0, 0]), cx.tensor(zeros[1:])
+        plain, compiled = best(*given).numpy(), cx.compile(best)(*given).numpy()
+        assert plain.tobytes() == compiled.tobytes()
+        assert np.signbit(plain[1])  # what nothing points to stays as it is
 
 
 @pytest.mark.parametrize("compiled", [False, True])

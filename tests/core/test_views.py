@@ -347,6 +347,17 @@ def test_gradients_of_operations_in_place_that_read_what_they_write_over_are_pyt
     both(compute, (2, 3), (3,))
 
 
+@pytest.mark.parametrize("shape", [(0, 3), (3,)])
+def test_a_view_of_nothing_written_onto_itself_leaves_the_gradient(shape: tuple[int, ...]) -> None:
+    x = cx.zeros(shape, requires_grad=True)
+    y = x * 1.0
+    view = y[:0]
+    view[...] = view
+    y[:0] = view
+    y.sum().backward()
+    assert x.grad is not None and x.grad.tolist() == cx.ones(shape).tolist()
+
+
 def test_a_value_written_over_is_noticed_when_it_is_needed() -> None:
     x = cx.tensor([1.0, 2.0], requires_grad=True)
     y = x * 3.0
