@@ -349,6 +349,8 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print the figures as one JSON object")
     add_save(parser, "NAME.json and NAME.md")
     options = parser.parse_args()
+    if importlib.util.find_spec("uvloop") is None:
+        parser.error("who asks is uvloop's: the package uvloop is missing; pip install 'cyx[fast]'")
     rounds, seconds = (1, 2.0) if options.quick else (options.rounds, options.seconds)
     have = {name: importlib.util.find_spec(name) is not None for name in ("onnxruntime", "fastapi", "litestar")}
     found: dict[str, Any] = {}

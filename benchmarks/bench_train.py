@@ -329,6 +329,8 @@ def main() -> int:
     found: dict[str, dict[str, dict[str, float]]] = {}
     if options.numerics != "exact" and not cpu.amx():
         parser.error(f"--numerics {options.numerics}: there is no AMX here, so the exact kernels would be measured")
+    if not (torch_is_here() or options.jax):
+        print("torch is missing (pip install torch), so nothing is compared: our own times alone", file=sys.stderr)
     for threads in map(int, options.threads.split(",")):
         rows = found[str(threads)] = {}
         for name in names:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as benchmarks
-from benchmarks import bench_rebuild, bench_submissions, charts
+from benchmarks import bench_rebuild, bench_serve, bench_submissions, charts
 from benchmarks.jax_steps import Steps, burst
 from cyxcore.errors import CyxError
 
@@ -145,6 +145,14 @@ def dies_when_asked(pipe):
 async def test_a_load_generator_that_is_gone_is_an_error_and_not_waited_for(work, code):
     with pytest.raises(CyxError, match=f"load generator ended with exit code {code} before it answered"):
         await asyncio.wait_for(bench_submissions.Generator(work).ask("go"), 60)
+
+
+def test_serving_without_the_loop_of_who_asks_is_one_error_before_anything_runs(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["bench_serve", "--quick"])
+    monkeypatch.setattr(bench_serve.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match="2"):
+        bench_serve.main()
+    assert "the package uvloop is missing; pip install 'cyx[fast]'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("events", [-1, 5, bench_rebuild.FEWEST - 1])
