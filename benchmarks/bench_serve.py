@@ -364,7 +364,7 @@ def main() -> int:
     cores, busy = os.cpu_count(), os.getloadavg()[0]
     missing = [name for name, there in have.items() if not there]
     notes = [f"{cores} cores, load {busy:.1f} at the end; {rounds} rounds of {seconds:g} s."]
-    notes += [f"Missing and left out: {', '.join(missing)} (pip install 'cyx[peers]')."] if missing else []
+    notes += [f"Missing and left out: {', '.join(missing)} (pip install 'cyx[peers]' onnxruntime)."] if missing else []
     text = table + "\n\n" + " ".join(notes)
     print(json.dumps(found) if options.json else text)
     if options.save:
