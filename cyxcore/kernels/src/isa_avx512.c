@@ -28,6 +28,9 @@
 #define STORE_PART_f32(x, mask, v) _mm512_mask_storeu_ps(x, (__mmask16)(mask), (__m512)(v))
 #define STORE_PART_f64(x, mask, v) _mm512_mask_storeu_pd(x, (__mmask8)(mask), (__m512d)(v))
 
+/* What several operations read, from memory once: the compiler would load it for each, and loads are what they wait for. */
+#define IN_VECTOR_REGISTER(v) __asm__("" : "+v"(v))
+
 /* The lanes that are bits of a number, zeros in the others. */
 #define LOAD_LANES_f32(x, lanes) _mm512_maskz_loadu_ps((__mmask16)(lanes), x)
 

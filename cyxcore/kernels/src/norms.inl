@@ -9,6 +9,7 @@ enum {
     NORM_BYTES = 16384,      /* of the rows that go together, of one array: half of the nearest cache */
     NORM_BACK_BYTES = 8192,  /* the same where there are three arrays */
     NORM_WORK = 8,           /* operations for each number */
+    NORM_ABREAST = LANES > 8 ? 2 : 1, /* rows side by side, so that what belongs to columns is loaded once for them */
     UNITS_OF_A_THREAD = 4    /* of rows whose sums meet at the end */
 };
 #define LANE_ITSELF(j, h) (j)
@@ -22,10 +23,11 @@ enum {
 #endif
 
 typedef struct {
-    const T *x, *g, *weight, *before; /* g: the gradient of the result, or that times the weights; before: or NULL */
+    const T *x, *g, *weight, *before; /* g: the gradient of the result; weight: of each column, or NULL; before: or NULL */
     T *out;
     T mean, scale, slope; /* slope: by which x - mean goes into the gradient */
-    int64_t ahead; /* on the way back: how far on the next rows are, which come from memory while work is on these */
+    T factor;             /* the one weight of the row, where it has not one for each column; 1 where it has none */
+    int64_t ahead;        /* how far on the next rows are, which come from memory while work is on these */
 } NAME(norm_row);
 
 /* The first n lanes, and 0 in the others. */
@@ -45,42 +47,42 @@ static inline __attribute__((always_inline)) V NAME(norm_square)(NAME(norm_row) 
     V centred = NAME(norm_centred)(row, i, left);
     return centred * centred;
 }
+static inline __attribute__((always_inline)) V NAME(norm_square_ahead)(NAME(norm_row) row, int64_t i, int64_t left) {
+    __builtin_prefetch(row.x + i + row.ahead, 0, 2);
+    return NAME(norm_square)(row, i, left);
+}
+/* The gradient of what was normalised: that of the result times the weights. */
+static inline __attribute__((always_inline)) V NAME(norm_given)(NAME(norm_row) row, int64_t i, int64_t left) {
+    return NAME(part)(row.g + i, left, 0) * (row.weight ? NAME(part)(row.weight + i, left, 0) : SPLAT(row.factor));
+}
 static inline __attribute__((always_inline)) V NAME(norm_slope)(NAME(norm_row) row, int64_t i, int64_t left) {
-    __builtin_prefetch(row.x + i + row.ahead, 0, 2), __builtin_prefetch(row.g + i + row.ahead, 0, 2);
-    return NAME(part)(row.g + i, left, 0) * NAME(norm_centred)(row, i, left);
-}
-/* The same, of a gradient that is multiplied by its weights first, and left so in `out`. */
-static inline __attribute__((always_inline)) V NAME(norm_weighing_slope)(NAME(norm_row) row, int64_t i, int64_t left) {
-    __builtin_prefetch(row.x + i + row.ahead, 0, 2), __builtin_prefetch(row.g + i + row.ahead, 0, 2);
-    V g = NAME(part)(row.g + i, left, 0) * NAME(part)(row.weight + i, left, 0), centred = NAME(norm_centred)(row, i, left);
-    NAME(put_part)(row.out + i, g, left); /* behind all loads: those wait for a store that ends in the same bits */
-    return g * centred;
-}
-static inline __attribute__((always_inline)) V NAME(norm_weighed)(NAME(norm_row) row, int64_t i, int64_t left) {
-    return NAME(part)(row.g + i, left, 0) * (NAME(norm_centred)(row, i, left) * SPLAT(row.scale));
+    __builtin_prefetch(row.x + i + row.ahead, 0, 2);
+    return NAME(norm_given)(row, i, left) * NAME(norm_centred)(row, i, left);
 }
 /* The gradient but for the part that goes through the mean; it is left in `out`. */
 static inline __attribute__((always_inline)) V NAME(norm_gradient)(NAME(norm_row) row, int64_t i, int64_t left) {
-    __builtin_prefetch(row.out + i + row.ahead, 1, 2);
-    V made = NAME(part)(row.g + i, left, 0) * SPLAT(row.scale) + SPLAT(row.slope) * NAME(norm_centred)(row, i, left);
+    __builtin_prefetch(row.g + i + row.ahead, 0, 2);
+    V made = NAME(norm_given)(row, i, left) * SPLAT(row.scale) + SPLAT(row.slope) * NAME(norm_centred)(row, i, left);
     NAME(put_part)(row.out + i, made, left);
     return made;
 }
 
-/* The sum of one of these in the lanes of a vector, which NAME(sum_lanes) would fold. */
+/* The sum of one of these over [begin, end) of a row in the lanes of a vector, which NAME(sum_lanes) would fold. */
 #define NORM_BLOCK(WHAT, WIDTH)                                                                              \
-    static inline V NAME(WHAT##_block##WIDTH)(NAME(norm_row) row, int64_t begin, int64_t end) {              \
+    static inline __attribute__((always_inline)) V NAME(WHAT##_block##WIDTH)(const NAME(norm_row) * at,      \
+                                                                             int64_t begin, int64_t end) {   \
         enum { VECTORS = WIDTH / VN };                                                                       \
+        NAME(norm_row) row = *at;                                                                            \
         V lanes[VECTORS];                                                                                    \
-        for (int v = 0; v < VECTORS; v++) lanes[v] = (V){0};                                                 \
+        _Pragma("GCC unroll 16") for (int v = 0; v < VECTORS; v++) lanes[v] = (V){0};                        \
         int64_t i = begin;                                                                                   \
         for (; i + WIDTH <= end; i += WIDTH) _Pragma("GCC unroll 16") for (int v = 0; v < VECTORS; v++)      \
                 lanes[v] = lanes[v] + NAME(WHAT)(row, i + v * VN, VN);                                       \
-        for (int v = 0; v < VECTORS && i + v * VN < end; v++) {                                              \
-            int64_t left = end - i - v * VN;                                                                 \
-            V next = NAME(WHAT)(row, i + v * VN, left);                                                      \
-            lanes[v] = lanes[v] + (left < VN ? NAME(kept)(next, left) : next);                               \
-        }                                                                                                    \
+        if (i < end) _Pragma("GCC unroll 16") for (int v = 0; v < VECTORS; v++) {                            \
+                int64_t left = end - i - v * VN;                                                             \
+                V next = NAME(WHAT)(row, i + v * VN, left);                                                  \
+                lanes[v] = lanes[v] + (left < VN ? NAME(kept)(next, left) : next);                           \
+            }                                                                                                \
         _Pragma("GCC unroll 8") for (int half = VECTORS / 2; half; half /= 2)                                \
             _Pragma("GCC unroll 16") for (int v = 0; v < half; v++) lanes[v] = lanes[v] + lanes[v + half];   \
         return lanes[0];                                                                                     \
@@ -89,8 +91,7 @@ static inline __attribute__((always_inline)) V NAME(norm_gradient)(NAME(norm_row
 #define NORM_SUM(WHAT)                                                                                       \
     NORM_BLOCK(WHAT, 16)                                                                                     \
     NORM_BLOCK(WHAT, 64)                                                                                     \
-    static V NAME(WHAT##_lanes)(const NAME(norm_row) * at, int64_t n) {                                      \
-        NAME(norm_row) row = *at;                                                                            \
+    static inline __attribute__((always_inline)) V NAME(WHAT##_lanes)(const NAME(norm_row) * row, int64_t n) { \
         if (n <= FEW_TERMS) return NAME(WHAT##_block16)(row, 0, n);                                          \
         if (n <= RUN_BLOCK) return NAME(WHAT##_block64)(row, 0, n);                                          \
         T tree[TREE_DEPTH];                                                                                  \
@@ -99,18 +100,21 @@ static inline __attribute__((always_inline)) V NAME(norm_gradient)(NAME(norm_row
             height = NAME(sum_push)(tree, height, count,                                                     \
                                     NAME(sum_lanes)(NAME(WHAT##_block64)(row, i, n - i < RUN_BLOCK ? n : i + RUN_BLOCK))); \
         return (V){NAME(sum_finish)(tree, height)};                                                          \
+    }                                                                                                        \
+    static void NAME(WHAT##_sums)(const NAME(norm_row) * rows, int64_t count, int64_t n, V *sums) {          \
+        for (int64_t r = 0; r < count; r++) sums[r] = NAME(WHAT##_lanes)(rows + r, n);                       \
     }
 NORM_SUM(norm_x)
 NORM_SUM(norm_square)
+NORM_SUM(norm_square_ahead)
 NORM_SUM(norm_slope)
-NORM_SUM(norm_weighing_slope)
-NORM_SUM(norm_weighed)
 NORM_SUM(norm_gradient)
 
 /* The sums of `count` rows, of what their lanes hold, in as many lanes; folded as sum_lanes() does. */
 static inline V NAME(norm_folded)(V *lanes, int64_t count) {
-    for (int64_t r = count; r < VN; r++) lanes[r] = (V){0};
     if (count > 4) {
+        /* Without a branch for each it would be a memset, which takes as long as a row. */
+        _Pragma("GCC unroll 16") for (int r = 0; r < VN; r++) if (r >= count) lanes[r] = (V){0};
 #if VN > 8
         MEET(lanes, 8)
 #endif
@@ -118,7 +122,8 @@ static inline V NAME(norm_folded)(V *lanes, int64_t count) {
         MEET(lanes, 4)
 #endif
     } else {
-        for (int64_t r = 0; r < count; r++) {
+        _Pragma("GCC unroll 4") for (int r = 0; r < (VN < 4 ? VN : 4); r++) {
+            if (r >= count) lanes[r] = (V){0};
             if (VN > 8) FOLD_LANES(lanes[r], VN > 8 ? 8 : 1, ADD_V)
             if (VN > 4) FOLD_LANES(lanes[r], VN > 4 ? 4 : 1, ADD_V)
         }
@@ -148,19 +153,46 @@ static inline int64_t NAME(norm_together)(int64_t n, int64_t bytes) {
     return count;
 }
 
-static inline __attribute__((always_inline)) void NAME(norm_apply)(NAME(norm_row) row, const T *weight, const T *bias, int64_t n,
+/* Some rows, side by side, normalised and weighed column by column. */
+static inline __attribute__((always_inline)) void NAME(norm_apply)(const NAME(norm_row) * at, const int rows, const cyx_norm *norm,
                                                                    const int weighed, const int shifted) {
-    int64_t i = 0;
+    NAME(norm_row) row[NORM_ABREAST];
+    const T *weight = norm->weight, *bias = norm->bias;
+    int64_t i = 0, n = norm->n;
+    for (int r = 0; r < rows; r++) row[r] = at[r];
 #define NORM_APPLY(left)                                                                                     \
     {                                                                                                        \
-        V made = NAME(norm_centred)(row, i, left) * SPLAT(row.scale);                                               \
-        if (weighed) made = made * NAME(part)(weight + i, left, 0);                                          \
-        if (shifted) made = made + NAME(part)(bias + i, left, 0);                                            \
-        NAME(put_part)(row.out + i, made, left);                                                             \
+        V factor, shift;                                                                                     \
+        if (weighed) factor = NAME(part)(weight + i, left, 0);                                               \
+        if (shifted) shift = NAME(part)(bias + i, left, 0);                                                  \
+        _Pragma("GCC unroll 2") for (int r = 0; r < rows; r++) {                                             \
+            V made = NAME(norm_centred)(row[r], i, left) * SPLAT(row[r].scale);                              \
+            if (weighed) made = made * factor;                                                               \
+            if (shifted) made = made + shift;                                                                \
+            NAME(put_part)(row[r].out + i, made, left);                                                      \
+        }                                                                                                    \
     }
-    _Pragma("GCC unroll 4") for (; i + VN <= n; i += VN) NORM_APPLY(VN)
+    _Pragma("GCC unroll 2") for (; i + VN <= n; i += VN) NORM_APPLY(VN)
     if (i < n) NORM_APPLY(n - i)
 #undef NORM_APPLY
+}
+
+#define NORM_WRITE(weighed, shifted)                                                                         \
+    for (; r + NORM_ABREAST <= count; r += NORM_ABREAST)                                                     \
+        NAME(norm_apply)(rows + r, NORM_ABREAST, norm, weighed, shifted);                                    \
+    for (; r < count; r++) NAME(norm_apply)(rows + r, 1, norm, weighed, shifted);
+
+static __attribute__((noinline)) void NAME(norm_write)(const NAME(norm_row) * rows, int64_t count, const cyx_norm *norm) {
+    int64_t r = 0;
+    if (norm->weight && norm->bias) {
+        NORM_WRITE(1, 1)
+    } else if (norm->weight) {
+        NORM_WRITE(1, 0)
+    } else if (norm->bias) {
+        NORM_WRITE(0, 1)
+    } else {
+        NORM_WRITE(0, 0)
+    }
 }
 
 /* A run of one row with one number each as its weight and its bias: first up to where lines of the cache begin. */
@@ -177,22 +209,12 @@ static inline void NAME(norm_apply_run)(NAME(norm_row) row, V weight, V bias, in
 #undef NORM_RUN
 }
 
-static void NAME(norm_write)(const cyx_norm *norm, const NAME(norm_row) * row, int64_t r) {
+/* Row r, whose runs have one weight each. A weight that is not there is 1, a bias -0: neither changes a bit. */
+static __attribute__((noinline)) void NAME(norm_write_runs)(const cyx_norm *norm, const NAME(norm_row) * row, int64_t r) {
     const T *weight = norm->weight, *bias = norm->bias;
-    int64_t n = norm->n, runs = norm->inner ? n / norm->inner : 0;
-    if (runs && (weight || bias)) { /* a weight that is not there is 1, a bias -0: neither changes a bit */
-        for (int64_t k = 0, c = r % (norm->channels / runs) * runs; k < runs; k++, c++)
-            NAME(norm_apply_run)(*row, SPLAT(weight ? weight[c] : 1), SPLAT(bias ? bias[c] : (T)-0.0), k * norm->inner,
-                                 (k + 1) * norm->inner);
-    } else if (weight && bias) {
-        NAME(norm_apply)(*row, weight, bias, n, 1, 1);
-    } else if (weight) {
-        NAME(norm_apply)(*row, weight, bias, n, 1, 0);
-    } else if (bias) {
-        NAME(norm_apply)(*row, weight, bias, n, 0, 1);
-    } else {
-        NAME(norm_apply)(*row, weight, bias, n, 0, 0);
-    }
+    int64_t inner = norm->inner, runs = norm->n / inner, c = r % (norm->channels / runs) * runs;
+    for (int64_t k = 0; k < runs; k++, c++)
+        NAME(norm_apply_run)(*row, SPLAT(weight ? weight[c] : 1), SPLAT(bias ? bias[c] : (T)-0.0), k * inner, (k + 1) * inner);
 }
 
 static void NAME(norm_body)(void *context, int64_t begin, int64_t end) {
@@ -205,22 +227,26 @@ static void NAME(norm_body)(void *context, int64_t begin, int64_t end) {
         count = end - first < together ? end - first : together;
         for (int64_t r = 0; r < count; r++) {
             rows[r].x = (const T *)norm->x + (first + r) * n, rows[r].out = (T *)norm->out + (first + r) * n;
-            rows[r].mean = 0;
+            rows[r].mean = 0, rows[r].ahead = together * n;
         }
         if (norm->mean) {
-            for (int64_t r = 0; r < count; r++) lanes[r] = NAME(norm_x_lanes)(&rows[r], n);
+            NAME(norm_x_sums)(rows, count, n, lanes);
             *(V *)stats.mean = NAME(norm_folded)(lanes, count) / terms;
             for (int64_t r = 0; r < count; r++) rows[r].mean = stats.mean[r];
             NAME(put_part)((T *)norm->mean + first, *(V *)stats.mean, count);
         }
-        for (int64_t r = 0; r < count; r++) lanes[r] = NAME(norm_square_lanes)(&rows[r], n);
+        if (norm->mean)
+            NAME(norm_square_ahead_sums)(rows, count, n, lanes);
+        else /* the one pass of squares waits for memory anyway */
+            NAME(norm_square_sums)(rows, count, n, lanes);
         V var = NAME(norm_folded)(lanes, count) / terms;
         NAME(put_part)((T *)norm->var + first, var, count);
         NAME(norm_scales)(&stats, var, norm->eps);
-        for (int64_t r = 0; r < count; r++) {
-            rows[r].scale = stats.scale[r];
-            NAME(norm_write)(norm, &rows[r], first + r);
-        }
+        for (int64_t r = 0; r < count; r++) rows[r].scale = stats.scale[r];
+        if (norm->inner && (norm->weight || norm->bias))
+            for (int64_t r = 0; r < count; r++) NAME(norm_write_runs)(norm, &rows[r], first + r);
+        else
+            NAME(norm_write)(rows, count, norm);
     }
 }
 
@@ -228,7 +254,7 @@ static void NAME(norm_body)(void *context, int64_t begin, int64_t end) {
 static void NAME(norm_weigh)(const cyx_norm *norm, NAME(norm_row) row, int64_t r) {
     int64_t inner = norm->inner, runs = norm->n / inner, c = r % (norm->channels / runs) * runs;
     for (int64_t k = 0; k < runs; k++, c++, row.g += inner, row.out += inner) {
-        V weight = SPLAT(row.weight[c]);
+        V weight = SPLAT(((const T *)norm->weight)[c]);
         for (int64_t i = 0; i < inner; i += VN) {
             __builtin_prefetch(row.g + i + row.ahead, 0, 2);
             NAME(put_part)(row.out + i, NAME(part)(row.g + i, inner - i, 0) * weight, inner - i);
@@ -240,9 +266,14 @@ static void NAME(norm_weigh)(const cyx_norm *norm, NAME(norm_row) row, int64_t r
 static inline void NAME(norm_finish)(const NAME(norm_row) * row, V through_mean, int64_t n, int before_first) {
     T *out = row->out;
     const T *before = row->before;
-    if (!before)
-        for (int64_t i = 0; i < n; i += VN) NAME(put_part)(out + i, NAME(part)(out + i, n - i, 0) + through_mean, n - i);
-    else if (before_first)
+    if (!before) {
+        int64_t i = 0;
+        _Pragma("GCC unroll 4") for (; i + VN <= n; i += VN) {
+            __builtin_prefetch(out + i + row->ahead, 1, 2);
+            *(V *)(out + i) = *(V *)(out + i) + through_mean;
+        }
+        if (i < n) NAME(put_part)(out + i, NAME(part)(out + i, n - i, 0) + through_mean, n - i);
+    } else if (before_first)
         for (int64_t i = 0; i < n; i += VN)
             NAME(put_part)(out + i, NAME(part)(before + i, n - i, 0) + NAME(part)(out + i, n - i, 0) + through_mean, n - i);
     else
@@ -254,7 +285,7 @@ static inline void NAME(norm_finish)(const NAME(norm_row) * row, V through_mean,
 static inline void NAME(norm_uncentred)(const NAME(norm_row) * at, int64_t n) {
     NAME(norm_row) row = *at;
     for (int64_t i = 0; i < n; i += VN) {
-        V made = NAME(part)(row.g + i, n - i, 0) * SPLAT(row.scale);
+        V made = NAME(norm_given)(row, i, n - i) * SPLAT(row.scale);
         if (row.before) made = NAME(part)(row.before + i, n - i, 0) + made;
         NAME(put_part)(row.out + i, made + SPLAT(row.slope) * NAME(part)(row.x + i, n - i, 0), n - i);
     }
@@ -263,58 +294,134 @@ static inline void NAME(norm_uncentred)(const NAME(norm_row) * at, int64_t n) {
 /* Sums of columns begin where vectors do. */
 static inline int64_t NAME(norm_pitch)(int64_t n) { return (n + VN - 1) / VN * VN; }
 
-/* To the sums of columns what some rows add: of the gradient times what was normalised, and of the gradient. from: they are
- * the first. */
-static inline __attribute__((always_inline)) void NAME(norm_columns)(const NAME(norm_row) * rows, const int count, T *weighed, T *sums,
-                                                                     int64_t i, int64_t left, const int from) {
-    V of_weight, of_bias;
-    if (!from) of_weight = NAME(part)(weighed + i, left, 0), of_bias = NAME(part)(sums + i, left, 0);
-    _Pragma("GCC unroll 4") for (int r = 0; r < count; r++) {
-        V g = NAME(part)(rows[r].g + i, left, 0), next = g * (NAME(norm_centred)(rows[r], i, left) * SPLAT(rows[r].scale));
-        if (from && !r) { /* not added to 0, which would lose the sign of another */
-            of_weight = next, of_bias = g;
-        } else {
-            of_weight = of_weight + next, of_bias = of_bias + g;
-        }
+/* Of some rows side by side: what the slopes are sums of, and to the sums of columns what the rows add, of the gradient times
+ * what was normalised, and of the gradient. One pass for the three: it is the one that waits for memory. */
+static inline __attribute__((always_inline)) void NAME(norm_slopes_part)(const NAME(norm_row) * row, const int rows,
+                                                                         T *weighed, T *sums, int64_t i, int64_t left,
+                                                                         V *lanes, const int apart) {
+    V weight = rows > 1 || row->weight ? NAME(part)(row->weight + i, left, 0) : SPLAT((T)1);
+    V of_weight = NAME(part)(weighed + i, left, 0), of_bias = NAME(part)(sums + i, left, 0);
+    _Pragma("GCC unroll 4") for (int r = 0; r < rows; r++) {
+        __builtin_prefetch(row[r].x + i + row[r].ahead, 0, 2);
+        V g = NAME(part)(row[r].g + i, left, 0), centred = NAME(norm_centred)(row[r], i, left);
+        IN_VECTOR_REGISTER(g);
+        V next = g * weight * centred;
+        of_weight = of_weight + g * (centred * SPLAT(row[r].scale)), of_bias = of_bias + g;
+        lanes[r * apart] = lanes[r * apart] + (left < VN ? NAME(kept)(next, left) : next);
     }
     NAME(put_part)(weighed + i, of_weight, left);
     NAME(put_part)(sums + i, of_bias, left);
 }
 
-/* The same, of a number of rows that is known here, so that what belongs to them is at hand. */
-static inline __attribute__((always_inline)) void NAME(norm_some_columns)(const NAME(norm_row) * from_rows, const int count, int64_t n,
-                                                                          T *both, const int from) {
-    NAME(norm_row) rows[4];
-    for (int r = 0; r < count; r++) rows[r] = from_rows[r];
-    int64_t i = 0;
-    for (; i + VN <= n; i += VN) NAME(norm_columns)(rows, count, both, both + NAME(norm_pitch)(n), i, VN, from);
-    if (i < n) NAME(norm_columns)(rows, count, both, both + NAME(norm_pitch)(n), i, n - i, from);
+static inline __attribute__((always_inline)) void NAME(norm_slopes_block)(const NAME(norm_row) * at, const int rows,
+                                                                          const int width, T *weighed, T *sums,
+                                                                          int64_t begin, int64_t end, V *found) {
+    enum { MOST = 64 / VN };
+    NAME(norm_row) row[NORM_ABREAST];
+    V lanes[NORM_ABREAST * MOST];
+    const int vectors = width / VN;
+    for (int r = 0; r < rows; r++) row[r] = at[r];
+    _Pragma("GCC unroll 32") for (int v = 0; v < NORM_ABREAST * MOST; v++) lanes[v] = (V){0};
+    int64_t i = begin;
+    for (; i + width <= end; i += width) _Pragma("GCC unroll 16") for (int v = 0; v < vectors; v++)
+            NAME(norm_slopes_part)(row, rows, weighed, sums, i + v * VN, VN, lanes + v, MOST);
+    if (i < end) _Pragma("GCC unroll 16") for (int v = 0; v < vectors; v++) {
+            int64_t left = end - i - v * VN;
+            if (left > 0) NAME(norm_slopes_part)(row, rows, weighed, sums, i + v * VN, left, lanes + v, MOST);
+        }
+    for (int r = 0; r < rows; r++) {
+        _Pragma("GCC unroll 8") for (int half = vectors / 2; half; half /= 2)
+            _Pragma("GCC unroll 16") for (int v = r * MOST; v < r * MOST + half; v++) lanes[v] = lanes[v] + lanes[v + half];
+        found[r] = lanes[r * MOST];
+    }
 }
 
-static void NAME(norm_add_columns)(const NAME(norm_row) * rows, int64_t count, int64_t n, T *both, int from) {
-    int64_t r = 0;
-    if (from && count >= 4)
-        NAME(norm_some_columns)(rows, 4, n, both, 1), r = 4;
-    else if (from)
-        NAME(norm_some_columns)(rows, 1, n, both, 1), r = 1;
-    for (; r + 4 <= count; r += 4) NAME(norm_some_columns)(rows + r, 4, n, both, 0);
-    for (; r < count; r++) NAME(norm_some_columns)(rows + r, 1, n, both, 0);
+/* The same of whole rows. found: the slopes, as NAME(norm_slope_sums) leaves them. */
+static inline __attribute__((always_inline)) void NAME(norm_slopes_rows)(const NAME(norm_row) * at, const int rows,
+                                                                         int64_t n, T *weighed, T *sums, V *found) {
+    if (n <= FEW_TERMS) {
+        NAME(norm_slopes_block)(at, rows, 16, weighed, sums, 0, n, found);
+    } else if (n <= RUN_BLOCK) {
+        NAME(norm_slopes_block)(at, rows, 64, weighed, sums, 0, n, found);
+    } else {
+        T tree[NORM_ABREAST][TREE_DEPTH];
+        int height[NORM_ABREAST] = {0};
+        for (int64_t i = 0, count = 0; i < n; i += RUN_BLOCK, count++) {
+            NAME(norm_slopes_block)(at, rows, 64, weighed, sums, i, n - i < RUN_BLOCK ? n : i + RUN_BLOCK, found);
+            for (int r = 0; r < rows; r++)
+                height[r] = NAME(sum_push)(tree[r], height[r], count, NAME(sum_lanes)(found[r]));
+        }
+        for (int r = 0; r < rows; r++) found[r] = (V){NAME(sum_finish)(tree[r], height[r])};
+    }
 }
 
-/* The sums of each run of a row, of the same two, to their places in `partial`. */
-static void NAME(norm_add_runs)(const cyx_norm *norm, NAME(norm_row) row, int64_t r) {
+/* from: the rows are the first of their columns. */
+static __attribute__((noinline)) void NAME(norm_slopes)(const NAME(norm_row) * rows, int64_t count, int64_t n, T *both,
+                                                        int from, V *found) {
+    int64_t r = 0, pitch = NAME(norm_pitch)(n);
+    for (int64_t i = 0; from && i < 2 * pitch; i += VN) *(V *)(both + i) = SPLAT((T)-0.0); /* which leaves a sum its sign */
+    for (; rows->weight && r + NORM_ABREAST <= count; r += NORM_ABREAST)
+        NAME(norm_slopes_rows)(rows + r, NORM_ABREAST, n, both, both + pitch, found + r);
+    for (; r < count; r++) NAME(norm_slopes_rows)(rows + r, 1, n, both, both + pitch, found + r);
+}
+
+/* Of a run of a row: the sums of the gradient times what was normalised, of the gradient, and what the slope is the sum of. */
+static inline __attribute__((always_inline)) void NAME(norm_run_block)(NAME(norm_row) row, const int width,
+                                                                       int64_t begin, int64_t end, V *found) {
+    enum { MOST = 64 / VN };
+    V lanes[3][MOST];
+    const int vectors = width / VN;
+    for (int k = 0; k < 3; k++) _Pragma("GCC unroll 16") for (int v = 0; v < MOST; v++) lanes[k][v] = (V){0};
+    for (int64_t i = begin; i < end; i += width) _Pragma("GCC unroll 16") for (int v = 0; v < vectors; v++) {
+            int64_t at = i + v * VN, left = end - at;
+            if (left <= 0) break;
+            V g = NAME(part)(row.g + at, left, 0), centred = NAME(norm_centred)(row, at, left);
+            IN_VECTOR_REGISTER(g);
+            V weighed = g * (centred * SPLAT(row.scale)), slope = g * SPLAT(row.factor) * centred;
+            __builtin_prefetch(row.x + at + row.ahead, 0, 2);
+            if (left < VN) weighed = NAME(kept)(weighed, left), slope = NAME(kept)(slope, left);
+            lanes[0][v] = lanes[0][v] + weighed, lanes[1][v] = lanes[1][v] + g, lanes[2][v] = lanes[2][v] + slope;
+        }
+    for (int k = 0; k < 3; k++) {
+        _Pragma("GCC unroll 8") for (int half = vectors / 2; half; half /= 2)
+            _Pragma("GCC unroll 16") for (int v = 0; v < half; v++) lanes[k][v] = lanes[k][v] + lanes[k][v + half];
+        found[k] = lanes[k][0];
+    }
+}
+
+static void NAME(norm_run_sums)(const NAME(norm_row) * row, int64_t n, V *found) {
+    if (n <= FEW_TERMS) {
+        NAME(norm_run_block)(*row, 16, 0, n, found);
+    } else if (n <= RUN_BLOCK) {
+        NAME(norm_run_block)(*row, 64, 0, n, found);
+    } else {
+        T tree[3][TREE_DEPTH];
+        int height[3] = {0};
+        for (int64_t i = 0, count = 0; i < n; i += RUN_BLOCK, count++) {
+            NAME(norm_run_block)(*row, 64, i, n - i < RUN_BLOCK ? n : i + RUN_BLOCK, found);
+            for (int k = 0; k < 3; k++) height[k] = NAME(sum_push)(tree[k], height[k], count, NAME(sum_lanes)(found[k]));
+        }
+        for (int k = 0; k < 3; k++) found[k] = (V){NAME(sum_finish)(tree[k], height[k])};
+    }
+}
+
+/* The sums of each run of a row, of the first two, to their places in `partial`. Returns the third of the last run, in lanes. */
+static V NAME(norm_add_runs)(const cyx_norm *norm, NAME(norm_row) row, int64_t r) {
     int64_t inner = norm->inner, runs = norm->n / inner;
     T *weighed = (T *)norm->partial + r * runs, *sums = weighed + norm->rows * runs;
+    V found[3];
     for (int64_t k = 0; k < runs; k++, row.g += inner, row.x += inner) {
-        weighed[k] = NAME(sum_lanes)(NAME(norm_weighed_lanes)(&row, inner));
-        sums[k] = NAME(sum_run)(row.g, inner);
+        NAME(norm_run_sums)(&row, inner, found);
+        weighed[k] = NAME(sum_lanes)(found[0]), sums[k] = NAME(sum_lanes)(found[1]);
     }
+    return found[2];
 }
 
 /* The gradients of rows [begin, end); those of the weights are added up in `tree`, where it is not NULL, as reduce_tile()
  * does: the rows are a subtree. */
 static void NAME(norm_back_rows)(const cyx_norm *norm, int64_t begin, int64_t end, T *tree) {
     int64_t n = norm->n, together = NAME(norm_together)(n, NORM_BACK_BYTES), blocks = 0, height = 0, both = 2 * NAME(norm_pitch)(n);
+    int one_run = norm->inner == n;
     if (together > BLOCK_ROWS) together = BLOCK_ROWS;
     NAME(norm_row) rows[VN];
     NAME(norm_stats) stats = {{0}, {0}, {0}};
@@ -328,38 +435,33 @@ static void NAME(norm_back_rows)(const cyx_norm *norm, int64_t begin, int64_t en
             int64_t at = (first + r) * n;
             row->x = (const T *)norm->x + at, row->g = (const T *)norm->g + at, row->out = (T *)norm->out + at;
             row->before = norm->before ? (const T *)norm->before + at : NULL;
-            row->ahead = together * n, row->weight = norm->weight, row->mean = stats.mean[r], row->scale = stats.scale[r];
+            row->ahead = together * n, row->mean = stats.mean[r], row->scale = stats.scale[r];
+            row->weight = norm->inner ? NULL : norm->weight;
+            row->factor = norm->weight && one_run ? ((const T *)norm->weight)[(first + r) % norm->channels] : 1;
         }
         if (tree) {
             int64_t done = first - begin;
-            NAME(norm_add_columns)(rows, count, n, tree + height * both, done % BLOCK_ROWS == 0);
+            NAME(norm_slopes)(rows, count, n, tree + height * both, done % BLOCK_ROWS == 0, lanes);
             if ((done + count) % BLOCK_ROWS == 0 || first + count == end) {
                 for (int64_t carry = blocks++; carry & 1; carry >>= 1, height--)
                     NAME(sum_columns)(tree + (height - 1) * both, tree + height * both, both);
                 height++;
             }
         } else if (norm->partial) {
-            for (int64_t r = 0; r < count; r++) NAME(norm_add_runs)(norm, rows[r], first + r);
+            for (int64_t r = 0; r < count; r++) lanes[r] = NAME(norm_add_runs)(norm, rows[r], first + r);
         }
         if (!norm->out) continue;
-        for (int64_t r = 0; r < count; r++) {
-            if (norm->weight && norm->inner) {
-                NAME(norm_weigh)(norm, rows[r], first + r);
-                rows[r].g = rows[r].out;
-            }
-            lanes[r] = norm->weight && !norm->inner ? NAME(norm_weighing_slope_lanes)(&rows[r], n) : NAME(norm_slope_lanes)(&rows[r], n);
-            if (norm->weight) rows[r].g = rows[r].out;
-        }
+        if (norm->weight && norm->inner && !one_run)
+            for (int64_t r = 0; r < count; r++) NAME(norm_weigh)(norm, rows[r], first + r), rows[r].g = rows[r].out;
+        if (!tree && !(norm->partial && one_run)) NAME(norm_slope_sums)(rows, count, n, lanes);
         V std = *(V *)stats.std, slope = NAME(norm_folded)(lanes, count);
         slope = -(slope / std * *(V *)stats.scale) * SPLAT((T)0.5) / std / terms * SPLAT((T)2);
         for (int64_t r = 0; r < count; r++) {
             rows[r].slope = slope[r];
-            if (norm->mean)
-                lanes[r] = NAME(norm_gradient_lanes)(&rows[r], n);
-            else
-                NAME(norm_uncentred)(&rows[r], n);
+            if (!norm->mean) NAME(norm_uncentred)(&rows[r], n);
         }
         if (!norm->mean) continue;
+        NAME(norm_gradient_sums)(rows, count, n, lanes);
         V through_mean = -NAME(norm_folded)(lanes, count) / terms;
         for (int64_t r = 0; r < count; r++) NAME(norm_finish)(&rows[r], SPLAT(through_mean[r]), n, norm->before_first);
     }
@@ -426,7 +528,7 @@ static void NAME(norm_given_body)(void *context, int64_t begin, int64_t end) {
     int64_t n = norm->n;
     T *weighed = norm->partial, *sums = weighed ? weighed + norm->rows : NULL;
     for (int64_t r = begin, c = begin % norm->channels; r < end; r++, c = c + 1 < norm->channels ? c + 1 : 0) {
-        NAME(norm_row) row = {.x = (const T *)norm->x + r * n, .mean = mean[c], .scale = scale[c]};
+        NAME(norm_row) row = {.x = (const T *)norm->x + r * n, .mean = mean[c], .scale = scale[c], .factor = 1};
         if (norm->out) row.out = (T *)norm->out + r * n;
         if (!norm->g) {
             NAME(norm_apply_run)(row, SPLAT((T)1), SPLAT(bias ? bias[c] : (T)-0.0), 0, n);

@@ -30,6 +30,9 @@
         x[i] = TWO_VECTORS(a, b, EACH_LANE(LOW_LANE, h));                                                    \
         x[i + (h)] = TWO_VECTORS(a, b, EACH_LANE(HIGH_LANE, h));                                             \
     }
+#ifndef IN_VECTOR_REGISTER
+#define IN_VECTOR_REGISTER(v)
+#endif
 /* Lane j meets lane j + h. */
 #define FOLD_LANES(x, h, JOIN_V)                                                                             \
     {                                                                                                        \
