@@ -319,7 +319,11 @@ class Keeper:
                     self._check_terms("deposit", shape.terms)
                     line |= {"job_id": shape.terms.job_id, "caller": shape.caller}
                 case MakeMint() | Faucet() if not self._network.faucet:
-                    raise SettlementError("signer_refused", "this network makes no money (faucet in network.json)")
+                    raise SettlementError(
+                        "signer_refused",
+                        "this network makes no money: in network.json name its mint, or, for test money, set faucet "
+                        "to true",
+                    )
                 case MakeMint() | Faucet() if real := self._network.real_money:
                     raise SettlementError(
                         "signer_refused",

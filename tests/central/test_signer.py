@@ -131,6 +131,7 @@ def test_where_money_is_real_none_is_made_and_no_wallets_are_kept(tmp_path):
     place = {"blockhash": BLOCKHASH, "last_valid_block_height": 9}
     for shape in (MakeMint(**place), faucet(), Custody("me")):
         assert bench.ask(shape).code == "signer_refused"
+    assert "name its mint, or, for test money, set faucet to true" in bench.ask(MakeMint(**place)).message
 
 
 @pytest.mark.parametrize(
