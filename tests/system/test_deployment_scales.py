@@ -81,18 +81,18 @@ async def test_a_deployment_grows_with_its_questions_and_shrinks_without_them(cl
 
 async def test_a_deployment_goes_on_after_its_hours_and_nobody_who_asks_notices(client, network, tmp_path):
     deployment = await client.deployments.deploy(
-        model_file(tmp_path), hours=12 / 3600, amount_base_units=12_000_000, renewals=1
+        model_file(tmp_path), hours=8 / 3600, amount_base_units=8_000_000, renewals=1
     )
     asking = Askers(client, deployment, 2)
-    added = await client.deployments.extend(deployment, 12 / 3600)
+    added = await client.deployments.extend(deployment, 8 / 3600)
     found = await until(client, deployment, lambda replicas: count(replicas, "stopped") == 3)
     served = {each.job_id: each for each in found}
-    assert len(served) == 3 and served[added[0]].served_ms == 12_000
+    assert len(served) == 3 and served[added[0]].served_ms == 8_000
     for task in asking.tasks:  # nobody serves any more
         task.cancel()
     results = await asyncio.gather(*asking.tasks, return_exceptions=True)
     assert all(isinstance(each, asyncio.CancelledError) for each in results), results
     found = await until(client, deployment, are_settled)
     assert [each.client_base_units for each in found] == [0, 0, 0]  # settled one by one, each for its whole time
-    assert {each.amount_base_units for each in found} == {12_000_000}
+    assert {each.amount_base_units for each in found} == {8_000_000}
     await assert_money_is_conserved(client, network)
