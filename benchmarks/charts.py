@@ -56,6 +56,13 @@ def _turned(rows: Mapping[str, Mapping[str, float]]) -> dict[str, Bars]:
     return _columns(rows, *dict.fromkeys(name for row in rows.values() for name in row))
 
 
+def _bits(found: Any) -> Iterable[Chart]:
+    counts = {name: sorted(map(len, digests.values())) for name, digests in found["bits"].items()}
+    same = {name: each[-1] for name, each in counts.items()}
+    others = {name: sum(each[:-1]) for name, each in counts.items()}
+    yield Chart("trainings of a model", "trainings (0 others is right)", {"the same bits": same, "others": others})
+
+
 def _control(found: Any) -> Iterable[Chart]:
     rates: dict[str, list[float]] = {}
     for each in found["rates"]:
@@ -145,6 +152,7 @@ def _gpu(found: Any) -> Iterable[Chart]:
 
 
 CHARTS: dict[str, Callable[[Any], Iterable[Chart]]] = {
+    "bits": _bits,
     "control": _control,
     "eager": lambda found: [Chart("small operations", "ns (less is better)", _turned(found["ns"]))],
     "failover": _failover,

@@ -13,14 +13,16 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as benchmarks
-from benchmarks import bench_rebuild, bench_serve, bench_submissions, charts
+from benchmarks import bench_bits, bench_rebuild, bench_serve, bench_submissions, charts
 from benchmarks.jax_steps import Steps, burst
 from cyxcore.errors import CyxError
+from cyxcore.kernels import cpu
 
 RESULTS = Path(benchmarks.__file__).parent / "results"
 SAVES = "import sys; open(sys.argv[-1] + '.json', 'w').write({!r})"
 TIMES = {"p50_ms": 1.5, "p99_ms": 90.0}
 FIGURES = {  # of the others, the last figures are in benchmarks/results
+    "bits": {"steps": 20, "bits": {"mlp": {"4d1e35e584c5228f": ["gcc, avx2", "gcc, portable"], "0a": ["clang, avx2"]}}},
     "eager": {"isa": "avx2", "ns": {"x + y": {"cyx": 220.0, "torch": 2264.0}, "x.exp()": {"cyx": 291.0}}},
     "failover": {"kills": [{"what": "node", "p50_s": 1.0, "p99_s": 2.0, "target_s": None, "lost": 0}]},
     "flood": {"none": {"p50 ms": 1.0, "flood /s": 0.0}, "metrics": {"p50 ms": 2.0, "flood /s": 16250.0}},
@@ -64,9 +66,9 @@ def test_every_program_can_be_quick_and_save_what_it_found(name):
 @pytest.mark.parametrize(
     "only, said",
     [
-        (["lgo"], "--only: there is no benchmark 'lgo'; did you mean log? They are control, eager,"),
+        (["lgo"], "--only: there is no benchmark 'lgo'; did you mean log? They are bits, control,"),
         (["log", "bench_train"], "there is no benchmark 'bench_train'; did you mean train?"),
-        (["log,ü"], "there is no benchmark 'ü'; They are control,"),
+        (["log,ü"], "there is no benchmark 'ü'; They are bits,"),
     ],
 )
 def test_a_name_that_is_none_is_one_error_before_anything_runs(monkeypatch, capsys, only, said):
@@ -231,3 +233,29 @@ def test_a_process_that_ended_keeps_no_other_one_held(tmp_path, monkeypatch):
         [group] = (tmp_path / "cpu").iterdir()
         (group / "cgroup.procs").write_bytes(b"12\n34\n")
     assert (tmp_path / "cpu" / "cgroup.procs").read_text() == "34"
+
+
+def test_a_training_of_other_bits_is_named_and_is_status_1(monkeypatch, capsys, tmp_path):
+    def trained(_case, _steps, way):
+        return "b" if way.threads == 3 and way.compiled and way.resumed else "a"
+
+    monkeypatch.setattr(bench_bits, "trained", trained)
+    monkeypatch.setattr(bench_bits, "sets", lambda: ["portable"])
+    monkeypatch.setattr(bench_bits, "compiled_by", lambda: "gcc 12")
+    monkeypatch.setattr(sys, "argv", ["bench_bits", "--quick", "--only", "mlp", "--save", str(tmp_path / "bits")])
+    assert bench_bits.main() == 1
+    said = capsys.readouterr().out
+    assert "11 of 12  a" in said and "mlp: b with gcc 12, portable, 3 thread(s), compiled, resumed" in said
+    bits = json.loads((tmp_path / "bits.json").read_text())["bits"]["mlp"]
+    assert {digest: len(ways) for digest, ways in bits.items()} == {"a": 11, "b": 1}
+
+
+def test_a_resumed_compiled_training_has_the_bits_of_a_plain_straight_one():
+    before = cpu.isa(), cpu.get_num_threads()
+    ways = [bench_bits.Way("", "portable", 1, False, False), bench_bits.Way("", before[0], 2, True, True)]
+    try:
+        assert len({bench_bits.trained(bench_bits.MODELS["cnn"], 4, way) for way in ways}) == 1
+        assert len({bench_bits.trained(bench_bits.MODELS["cnn"], steps, ways[0]) for steps in (4, 5)}) == 2
+    finally:
+        cpu.set_isa(before[0])
+        cpu.set_num_threads(before[1])
