@@ -684,6 +684,18 @@ class Dispatch:
             and current.session == session
         )
 
+    def trains(self, node_id: str, session: str, job_id: str, attempt: int) -> bool:
+        """Whether this session holds the lease of this attempt, or has delivered with it what is not settled yet: of
+        what it said before, some is heard after that, as many things are heard at the same time.
+        """
+        if self.holds(node_id, session, job_id, attempt):
+            return True
+        job = self._world.jobs.get(job_id)
+        if job is None or job.completed is None or job.status not in ("checking", "settling"):
+            return False
+        last = job.attempts[-1]
+        return (last.number, last.node_id, last.session) == (attempt, node_id, session)
+
     async def _goodbye(self, said: m.Goodbye) -> m.ReportReply:
         node = self._world.nodes.get(said.node_id)
         if node and node.signed_goodbyes and self.session_is_current(said.node_id, said.session):

@@ -70,7 +70,7 @@ class Telemetry:
         self._recent.clear()
 
     async def _said(self, subject: str, payload: bytes, headers: dict[str, str]) -> None:
-        """A node reports: take what is well-formed and comes from who holds the lease."""
+        """A node reports: take what is well-formed and comes from who trains the job."""
         try:
             _, _, _, node_id, verb = subject.split(".")
             kind: type[m.Progress | m.HardwareMetrics] = subjects.NODE_TELEMETRY[verb]
@@ -88,7 +88,7 @@ class Telemetry:
         if isinstance(said, m.Progress):
             if (said.batch is None) == (said.epoch is None):
                 raise BadMessage("expected either batch or epoch metrics")
-            if not self._dispatch.holds(said.node_id, said.session, said.job_id, said.attempt):
+            if not self._dispatch.trains(said.node_id, said.session, said.job_id, said.attempt):
                 return []  # a fenced attempt still talking: its next heartbeat stops it
             return [
                 m.TelemetryRecord(
