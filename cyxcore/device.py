@@ -31,6 +31,11 @@ MOST_LANES = 16  # each has memory of its own
 ORDERED = ("float32", "float64", "int64", "int32")  # what is sorted by its digits
 LEAST_ORDERED = 1024  # elements of a row; fewer are compared
 
+FLOAT32, FLOAT16 = np.dtype("float32"), np.dtype("float16")
+HALVES = frozenset((FLOAT16, BFLOAT16))  # of the size of float32
+MOVES = frozenset("reshape transpose broadcast_to slice concat take take_along".split())  # no numbers change
+WORD = np.dtype("uint16")
+
 # ndarray.dtype.name takes microseconds; this takes none.
 DTYPE_NAMES: dict[Any, str] = {dtype: name for name, dtype in NUMPY_DTYPES.items()}
 
@@ -178,8 +183,40 @@ class Cpu(HostMemory):
     def call(self, op: str, out: Array, inputs: Sequence[Array], attrs: Mapping[str, Any]) -> None:
         if self.has(op, out, inputs):
             self.kernels.call(op, out, inputs, attrs)
-        elif op != "argsort" or not self._ordered(out, inputs[0], attrs["axis"], attrs["descending"]):
+        elif op == "argsort" and self._ordered(out, inputs[0], attrs["axis"], attrs["descending"]):
+            return
+        elif not self._made_of_halves(op, out, inputs, attrs):
             reference.call(op, out, inputs, attrs)
+
+    def _made_of_halves(self, op: str, out: Array, inputs: Sequence[Array], attrs: Mapping[str, Any]) -> bool:
+        """Whether a cast of float16, or any op of bfloat16, was made: by float32's kernel, or by moving words."""
+        narrow = out.dtype in HALVES
+        if not (narrow or any(x.dtype in HALVES for x in inputs)) or not out.flags.c_contiguous or op == "pad":
+            return False
+        if op in MOVES:
+            reference.call(op, out.view(WORD), [x.view(WORD) if x.dtype == out.dtype else x for x in inputs], attrs)
+            return True
+        if op == "cast" and out.dtype == inputs[0].dtype:
+            out[...] = inputs[0]
+            return True
+        if op == "cast" and FLOAT32 in (out.dtype, inputs[0].dtype):
+            self.kernels.cast_halves(self.put(inputs[0]), out)
+            return True
+        if FLOAT16 in (out.dtype, *[x.dtype for x in inputs]):
+            return False  # NumPy's, which rounds each step; float64 would be rounded twice
+        wide = [self._widened(x) if x.dtype in HALVES else x for x in inputs]
+        result = self.empty(out.shape, "float32") if narrow else out
+        if not self.has(op, result, wide):
+            return False
+        self.kernels.call(op, result, wide, attrs)
+        if narrow:
+            self.kernels.cast_halves(result, out)
+        return True
+
+    def _widened(self, x: Array) -> Array:
+        wide = self.empty(x.shape, "float32")
+        self.kernels.cast_halves(self.put(x), wide)
+        return wide
 
     def _ordered(self, out: Array, x: Array, axis: int, descending: bool) -> bool:
         """Whether long rows were put in order digit by digit, which gives the same places in a fraction of the time."""

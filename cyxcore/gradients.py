@@ -246,6 +246,7 @@ RULES["tanh"] = lambda g, x, y, a: (g * (1.0 - y * y),)
 RULES["sigmoid"] = lambda g, x, y, a: (g * (y * (1.0 - y)),)
 RULES["relu"] = lambda g, x, y, a: (g * (y > 0).astype(g.dtype),)
 RULES["erf"] = lambda g, x, y, a: (g * ((-(x[0] * x[0])).exp() * (2.0 / math.sqrt(math.pi))),)
+RULES["softplus"] = lambda g, x, y, a: (apply("softplus_grad", g, x[0]),)
 RULES["square"] = lambda g, x, y, a: (g * 2.0 * x[0],)
 RULES["sin"] = lambda g, x, y, a: (g * x[0].cos(),)
 RULES["cos"] = lambda g, x, y, a: (-(g * x[0].sin()),)
@@ -592,6 +593,14 @@ def _summed_where_taken(g: Any, indices: Any, shape: tuple[int, ...], axis: int,
 
 RULES["softmax"] = lambda g, x, y, a: (apply("softmax_grad", g, y, axis=a["axis"]),)
 RULES["log_softmax"] = lambda g, x, y, a: (apply("log_softmax_grad", g, y, axis=a["axis"]),)
+
+
+@rule("softplus_grad")
+def _softplus_grad(g: Any, x: Sequence[Any], y: Any, attrs: Mapping[str, Any]) -> Sequence[Any]:
+    """Of u σ(x), u being the gradient of softplus's result."""
+    upstream, value = x
+    share = value.sigmoid()
+    return apply("softplus_grad", g, value), g * upstream * (share * (1.0 - share))
 
 
 @rule("softmax_grad")

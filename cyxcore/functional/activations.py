@@ -8,7 +8,7 @@ from typing import Any
 
 from cyxcore.errors import ShapeError, SpecError
 from cyxcore.functional.basic import softmax, where
-from cyxcore.values import apply, composed
+from cyxcore.values import apply, composed, to_inexact
 
 # Klambauer et al. 2017 (arXiv 1706.02515): the constants under which mean 0 and variance 1 stay.
 SELU_ALPHA, SELU_SCALE = 1.6732632423543772, 1.0507009873554805
@@ -78,6 +78,8 @@ def softplus(x: Any, beta: float = 1.0, threshold: float = SOFTPLUS_THRESHOLD) -
     threshold: where beta x is above it, x itself, as in torch. Above torch's 20 the two differ by less than 2.1e-9 /
     beta, and the formula, which needs no such bound, stays.
     """
+    if beta == 1.0 and threshold == SOFTPLUS_THRESHOLD:
+        return apply("softplus", to_inexact(x))
     return composed(_softplus, (x,), (beta, threshold))
 
 
@@ -85,7 +87,7 @@ def _softplus(x: Any, beta: float = 1.0, threshold: float = SOFTPLUS_THRESHOLD) 
     if threshold != SOFTPLUS_THRESHOLD:
         return where(x * beta > threshold, x, _softplus(x, beta))
     if beta == 1.0:
-        return x.relu() + (where(x > 0.0, -x, x).exp() + 1.0).log()  # -|x|, of gradient 1 at 0
+        return apply("softplus", to_inexact(x))
     return _softplus(x * beta) * (1.0 / beta)
 
 

@@ -114,6 +114,17 @@ cdef extern from "cyx.h" nogil:
         uint64_t low
         int over
     void cyx_draw_numbers(cyx_draw *draw)
+    enum:
+        CYX_TO_F16
+        CYX_FROM_F16
+        CYX_TO_BF16
+        CYX_FROM_BF16
+    ctypedef struct cyx_halves:
+        int kind
+        const void *x
+        void *out
+        int64_t count
+    void cyx_cast_halves(const cyx_halves *cast)
     ctypedef struct cyx_norm:
         int dtype
         const void *x
@@ -1097,6 +1108,25 @@ def normalise(
         status = cyx_normalise(&norm)
     if status != CYX_OK:
         raise MemoryError("normalise: no memory left for scratch space")
+
+
+def cast_halves(cnp.ndarray x, cnp.ndarray out) -> None:
+    """out[...] = x between float32 and float16 or bfloat16 (kernels/bfloat16.py), to the nearest, ties to even; both
+    C-contiguous, of one shape.
+    """
+    cdef cyx_halves cast
+    cdef bint narrows = cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT32
+    cdef cnp.ndarray half = out if narrows else x
+    cdef cnp.ndarray wide = x if narrows else out
+    cdef bint is_f16 = cnp.PyArray_TYPE(half) == cnp.NPY_FLOAT16
+    if cnp.PyArray_TYPE(wide) != cnp.NPY_FLOAT32 or cnp.PyArray_ITEMSIZE(half) != 2:
+        raise ValueError("expected float32 on one side and a type of half its size on the other")
+    if not cnp.PyArray_IS_C_CONTIGUOUS(x) or not cnp.PyArray_ISCARRAY(out) or (<object>x).shape != (<object>out).shape:
+        raise ValueError("expected C-contiguous arrays of one shape, and a result that is writable")
+    cast.kind = (CYX_TO_F16 if is_f16 else CYX_TO_BF16) if narrows else (CYX_FROM_F16 if is_f16 else CYX_FROM_BF16)
+    cast.x, cast.out, cast.count = cnp.PyArray_DATA(x), cnp.PyArray_DATA(out), cnp.PyArray_SIZE(x)
+    with nogil:
+        cyx_cast_halves(&cast)
 
 
 def order_rows(cnp.ndarray x, bint descending, cnp.ndarray out) -> None:

@@ -102,6 +102,20 @@ def _sigmoid(attrs: Mapping[str, Any], x: Array) -> Any:
     return np.where(x >= 0, 1 / (1 + small), small / (1 + small))
 
 
+@kernel("softplus")
+def _softplus(attrs: Mapping[str, Any], x: Array) -> Any:
+    """log(1 + e**x), through e**-|x| so that nothing overflows."""
+    return np.maximum(x, x.dtype.type(0)) + np.log(np.exp(-np.abs(x)) + x.dtype.type(1))
+
+
+@kernel("softplus_grad")
+def _softplus_grad(attrs: Mapping[str, Any], g: Array, x: Array) -> Any:
+    """g σ(x): what comes through e**-|x|, and g where x is above 0."""
+    power = np.exp(-np.abs(x))
+    through = g / (power + x.dtype.type(1)) * power
+    return np.where(x > 0, -through, through) + g * (x > 0)
+
+
 # reductions ---------------------------------------------------------------------------------------
 
 KERNELS["sum"] = lambda a, x: x.sum(axis=a["axes"], keepdims=a["keepdims"], dtype=x.dtype)

@@ -81,6 +81,7 @@ ROUNDED_UNARY = {
     "erf": 3e-7,
     "sin": 3e-7,
     "cos": 3e-7,
+    "softplus": 3e-7,
 }
 EXACT_UNARY = ["neg", "abs", "sqrt", "relu", "square", "sign", "floor", "logical_not"]
 ARITHMETIC = ["add", "sub", "mul", "maximum", "minimum"]
@@ -213,6 +214,11 @@ def reduction_cases() -> Iterator[Case]:
                 )
                 inputs = [values(shape, dtype), values(shape, dtype, seed=1)]
                 yield Case(f"{op}_grad", inputs, {"axis": axis}, tolerance=1e-5 if dtype == "float32" else 1e-13)
+    for dtype in FLOATS:
+        of_rows = [((3, 700), (3, 700)), ((), (3, 700)), ((3, 1), (3, 700)), ((3, 700), (1, 1))]
+        for of_result, of_input in (*PAIRS, *of_rows):
+            inputs = [values(of_result, dtype), 30 * values(of_input, dtype, seed=1)]
+            yield Case("softplus_grad", inputs, tolerance=1e-6 if dtype == "float32" else 1e-14)
     several = (2, 1, 3), (3, 21, 5, 7), (2, 150, 1, 40), (2, 3, 0)
     for rows, classes, *pixels in ((1, 1), (5, 10), (64, 150), (0, 4), *several):
         labels = np.random.default_rng(3).integers(0, classes, (rows, *pixels))
@@ -354,6 +360,8 @@ BIG = [
     Case("softmax", [values((700, 130))], {"axis": 1}),
     Case("softmax", [values((130, 1100))], {"axis": 0}),
     Case("log_softmax", [values((40, 21, 333))], {"axis": 1}),
+    Case("softplus", [30 * values((300, 1001))]),
+    Case("softplus_grad", [values((300, 1001)), 30 * values((300, 1001), seed=1)]),
     *[
         Case(op, [values((9, 130, 41)), values((9, 130, 41), seed=1)], {"axis": axis})
         for op in ("softmax_grad", "log_softmax_grad")

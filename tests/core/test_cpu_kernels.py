@@ -399,6 +399,27 @@ def test_gradients_of_softmax_have_the_bits_of_their_operations_one_by_one(isa: 
         assert same_bits(made("log_softmax_grad", g, y, axis=axis), made("sub", g, spread))
 
 
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_softplus_and_its_gradient_have_the_bits_of_their_operations_one_by_one(isa: str, dtype: str) -> None:
+    def made(op: str, *inputs: Array, **attrs: Any) -> Array:
+        out = np.empty(inputs[-1].shape, "bool" if op == "greater" else dtype)
+        cpu.call(op, out, list(inputs), attrs)
+        return out
+
+    odd = np.array([0.0, -0.0, np.inf, -np.inf, np.nan, 1e-40, -1e-40, 104.0, -104.0], dtype)
+    x = np.concatenate([odd, 30 * values((1031,), dtype)])
+    g, one, nought = values(x.shape, dtype, seed=1), np.ones_like(x), np.zeros_like(x)
+    g[::7], g[3::7] = 0.0, -0.0
+    above = made("greater", x, nought)
+    power = made("exp", made("where", above, made("neg", x), x))
+    more = made("add", power, one)
+    assert same_bits(made("softplus", x), made("add", made("relu", x), made("log", more)))
+    through = made("mul", made("div", g, more), power)
+    sides = made("add", made("where", above, nought, through), made("neg", made("where", above, through, nought)))
+    expected = made("add", sides, made("mul", g, made("cast", above, dtype=dtype)))
+    assert same_bits(made("softplus_grad", g, x), expected)
+
+
 FAULTS = """
 import resource
 import cyxcore as cx

@@ -34,6 +34,8 @@ EXPRESSIONS: dict[str, str | dict[str, str]] = {
     "tanh": "tanh({0})",
     "sigmoid": "sigmoid({0})",
     "erf": "erf({0})",
+    "softplus": "softplus({0})",
+    "softplus_grad": "softplus_grad({0}, {1})",
     "sin": "sin({0})",
     "cos": "cos({0})",
     "logical_not": "{0} == 0",
@@ -65,7 +67,8 @@ EXPRESSIONS: dict[str, str | dict[str, str]] = {
     "adam_update": "adam({0}, {1}, {2}, {3}, {4}, {beta1}, {beta2}, {eps}, {decoupled_weight_decay})",
 }
 FUNCTIONS = (
-    "maximum minimum div sqrt exp log tanh erf sin cos power sigmoid decayed decayed_square adam".split()
+    "maximum minimum div sqrt exp log tanh erf sin cos power sigmoid softplus softplus_grad decayed decayed_square "
+    "adam".split()
 )  # of helpers.py
 _AS_INTEGERS = frozenset("equal not_equal less less_equal greater greater_equal".split())
 

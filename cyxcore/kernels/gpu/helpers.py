@@ -81,6 +81,20 @@ def sigmoid(x):
 
 
 @triton.jit
+def softplus(x):
+    """log(1 + e**x), through e**-|x| so that nothing overflows."""
+    return tl.where(x < 0, 0, x) + libdevice.log((1.0 + libdevice.exp(-tl.abs(x))).to(x.dtype))
+
+
+@triton.jit
+def softplus_grad(g, x):
+    """g times sigmoid(x): what comes through e**-|x|, and g where x is above 0."""
+    power = libdevice.exp(-tl.abs(x))
+    through = div(g, (1.0 + power).to(x.dtype)) * power
+    return tl.where(x > 0, -through, through) + g * tl.where(x > 0, 1.0, 0.0).to(x.dtype)
+
+
+@triton.jit
 def decayed(g, p, decay):
     return g + decay * p
 

@@ -404,6 +404,7 @@ static rule rule_of(int op) {
     case CYX_OP_log_softmax:
     case CYX_OP_softmax_grad:
     case CYX_OP_log_softmax_grad: return check_softmax;
+    case CYX_OP_softplus_grad: return check_broadcast;
     case CYX_OP_cross_entropy:
     case CYX_OP_cross_entropy_grad: return check_loss;
     case CYX_OP_uniform: return check_uniform;
@@ -455,6 +456,8 @@ static double cost_of(int op) {
     case CYX_OP_sin:
     case CYX_OP_cos:
     case CYX_OP_uniform: return 20;
+    case CYX_OP_softplus:
+    case CYX_OP_softplus_grad: return 12;
     case CYX_OP_pow: return 80;
     default: return 1;
     }

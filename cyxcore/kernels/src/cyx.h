@@ -19,7 +19,7 @@ typedef enum { CYX_F32, CYX_F64, CYX_I64, CYX_I32, CYX_BOOL, CYX_U8, CYX_U64, CY
     X(neg, 1, 1)                                                                                             \
     X(abs, 1, 1) X(exp, 1, 1) X(log, 1, 1) X(sqrt, 1, 1) X(tanh, 1, 1) X(sigmoid, 1, 1) X(relu, 1, 1)        \
         X(erf, 1, 1) X(square, 1, 1) X(sign, 1, 1) X(floor, 1, 1) X(logical_not, 1, 1) X(sin, 1, 1)          \
-            X(cos, 1, 1) X(add, 2, 2) X(sub, 2, 2) X(mul, 2, 2) X(div, 2, 2) X(pow, 2, 2) X(maximum, 2, 2)   \
+            X(softplus, 1, 1) X(cos, 1, 1) X(add, 2, 2) X(sub, 2, 2) X(mul, 2, 2) X(div, 2, 2) X(pow, 2, 2) X(maximum, 2, 2)   \
                 X(minimum, 2, 2) X(equal, 2, 2) X(not_equal, 2, 2) X(less, 2, 2) X(less_equal, 2, 2)         \
                     X(greater, 2, 2) X(greater_equal, 2, 2) X(logical_and, 2, 2) X(logical_or, 2, 2)         \
                         X(where, 3, 3) X(cast, 1, 1) X(sum, 1, 1) X(mean, 1, 1) X(max, 1, 1) X(min, 1, 1)    \
@@ -29,7 +29,7 @@ typedef enum { CYX_F32, CYX_F64, CYX_I64, CYX_I32, CYX_BOOL, CYX_U8, CYX_U64, CY
                                         conv2d, 2, 2) X(conv2d_grad_input, 2, 2) X(conv2d_grad_weight, 2, 2) \
                                         X(max_pool2d, 1, 1) X(max_pool2d_grad, 2, 2) X(avg_pool2d, 1, 1)     \
                                             X(avg_pool2d_grad, 1, 1) X(softmax, 1, 1) X(log_softmax, 1, 1)   \
-                                                X(softmax_grad, 2, 2) X(log_softmax_grad, 2, 2)              \
+                                                X(softmax_grad, 2, 2) X(log_softmax_grad, 2, 2) X(softplus_grad, 2, 2)  \
                                                 X(cross_entropy, 2, 2) X(cross_entropy_grad, 3, 3)           \
                                                     X(uniform, 1, 1) X(sgd_update, 3, 3) X(momentum, 3, 3)   \
                                                         X(nesterov_update, 4, 4) X(axpy_update, 3, 3)        \
@@ -130,6 +130,14 @@ typedef struct {
     int over; /* set: a word was among the last ones, which would favour the first numbers */
 } cyx_draw;
 
+/* A cast between float32 and a type of half its size (halves.inl), beside the operations: those types have no other kernels. */
+typedef struct {
+    enum { CYX_TO_F16, CYX_FROM_F16, CYX_TO_BF16, CYX_FROM_BF16 } kind;
+    const void *x;
+    void *out;
+    int64_t count;
+} cyx_halves;
+
 /* Rows of n numbers, each less its mean and by its standard deviation (norms.inl), beside the operations. */
 typedef struct {
     int dtype;                 /* CYX_F32 or CYX_F64, of all arrays */
@@ -159,6 +167,7 @@ cyx_status cyx_order_rows(const void *x, int dtype, int64_t rows, int64_t n, int
 
 /* run.c */
 void cyx_draw_numbers(cyx_draw *draw);
+void cyx_cast_halves(const cyx_halves *cast);
 cyx_status cyx_normalise(cyx_norm *norm);
 int cyx_set_isa(const char *name); /* 0, or -1 where this machine lacks it */
 const char *cyx_isa(void);

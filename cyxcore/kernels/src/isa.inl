@@ -4,6 +4,7 @@
  * for x_f32 or x_f64. */
 #include "integer.inl"
 #include "indexing.inl"
+#include "halves.inl"
 #include "random.inl"
 #include "elementwise.inl"
 #include "optimizer.inl"

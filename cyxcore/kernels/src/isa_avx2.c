@@ -52,6 +52,7 @@ static inline __m256 load_lanes(const float *x, int lanes) {
 
 void cyx_fill_avx2(cyx_table table) { fill_isa(table); }
 void cyx_draw_avx2(cyx_draw *draw) { draw_numbers(draw); }
+void cyx_cast_halves_avx2(const cyx_halves *cast) { cast_halves(cast); }
 cyx_status cyx_normalise_avx2(cyx_norm *norm) { return normalise(norm); }
 #if defined(__clang__)
 #pragma clang attribute pop

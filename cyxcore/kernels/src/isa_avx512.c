@@ -81,10 +81,15 @@
 #define PAIRS_LOW(a, b) ((vu64)_mm512_unpacklo_epi64((__m512i)(a), (__m512i)(b)))
 #define PAIRS_HIGH(a, b) ((vu64)_mm512_unpackhi_epi64((__m512i)(a), (__m512i)(b)))
 
+/* float16 of sixteen numbers, and back: f16_of and f32_of_f16 of halves.inl as one instruction each. */
+#define F16_OF_16(to, x) _mm256_storeu_si256((__m256i *)(to), _mm512_cvtps_ph(_mm512_loadu_ps(x), _MM_FROUND_TO_NEAREST_INT))
+#define F32_OF_16(to, x) _mm512_storeu_ps(to, _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(x))))
+
 #include "isa.inl"
 
 void cyx_fill_avx512(cyx_table table) { fill_isa(table); }
 void cyx_draw_avx512(cyx_draw *draw) { draw_numbers(draw); }
+void cyx_cast_halves_avx512(const cyx_halves *cast) { cast_halves(cast); }
 cyx_status cyx_normalise_avx512(cyx_norm *norm) { return normalise(norm); }
 #if defined(__clang__)
 #pragma clang attribute pop

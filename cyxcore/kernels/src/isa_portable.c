@@ -27,4 +27,5 @@ static inline __attribute__((always_inline)) vf64 fma_vf64(vf64 a, vf64 b, vf64 
 
 void cyx_fill_portable(cyx_table table) { fill_isa(table); }
 void cyx_draw_portable(cyx_draw *draw) { draw_numbers(draw); }
+void cyx_cast_halves_portable(const cyx_halves *cast) { cast_halves(cast); }
 cyx_status cyx_normalise_portable(cyx_norm *norm) { return normalise(norm); }

@@ -23,6 +23,7 @@ typedef struct {
     const char *name;
     void (*fill)(cyx_table table);
     void (*draw)(cyx_draw *draw);
+    void (*cast_halves)(const cyx_halves *cast);
     cyx_status (*normalise)(cyx_norm *norm);
     int present;
     int has_amx; /* whether its machines may have AMX */
@@ -31,10 +32,13 @@ typedef struct {
 
 /* Worst first; the last one present is the default. */
 static isa isas[] = {
-    {.name = "portable", .fill = cyx_fill_portable, .draw = cyx_draw_portable, .normalise = cyx_normalise_portable},
+    {.name = "portable", .fill = cyx_fill_portable, .draw = cyx_draw_portable, .cast_halves = cyx_cast_halves_portable,
+     .normalise = cyx_normalise_portable},
 #if defined(__x86_64__)
-    {.name = "avx2", .fill = cyx_fill_avx2, .draw = cyx_draw_avx2, .normalise = cyx_normalise_avx2},
-    {.name = "avx512", .fill = cyx_fill_avx512, .draw = cyx_draw_avx512, .normalise = cyx_normalise_avx512, .has_amx = 1},
+    {.name = "avx2", .fill = cyx_fill_avx2, .draw = cyx_draw_avx2, .cast_halves = cyx_cast_halves_avx2,
+     .normalise = cyx_normalise_avx2},
+    {.name = "avx512", .fill = cyx_fill_avx512, .draw = cyx_draw_avx512, .cast_halves = cyx_cast_halves_avx512,
+     .normalise = cyx_normalise_avx512, .has_amx = 1},
 #endif
 };
 enum { ISA_COUNT = sizeof isas / sizeof isas[0] };
@@ -93,6 +97,12 @@ int cyx_call_is_fusible(const cyx_call *call) { return cyx_fusible(call, active-
 void cyx_draw_numbers(cyx_draw *draw) {
     uint64_t mode = cyx_float_mode_set();
     active->draw(draw);
+    cyx_float_mode_restore(mode);
+}
+
+void cyx_cast_halves(const cyx_halves *cast) {
+    uint64_t mode = cyx_float_mode_set();
+    active->cast_halves(cast);
     cyx_float_mode_restore(mode);
 }
 

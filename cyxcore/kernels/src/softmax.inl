@@ -1,4 +1,4 @@
-/* softmax, log_softmax, and the cross-entropy of class labels with its gradient, a row or some columns at a time. */
+/* softmax, log_softmax, and the cross-entropy of class labels with its gradient, a row or some columns at a time; softplus. */
 
 /* out = e**(x - shift). Whole chunks of 16, the last one padded: a row of ten costs one vector, not ten
  * scalars. */
@@ -42,6 +42,9 @@ static void NAME(log_row)(T *x, int64_t n) {
 
 #ifndef SOFTMAX_ONCE
 #define SOFTMAX_ONCE
+#define JOINED(x) x##_row
+#define ROW_OF(x) JOINED(x) /* after x is what it stands for */
+#define BINARY_ROWS(...) CYX_BINARY_ROWS(__VA_ARGS__)
 enum {
     LOGS_AT_ONCE = 64,
     VANISHING = 1000, /* e**-1000 is 0 in any type */
@@ -54,8 +57,11 @@ enum {
     VECTORS_ABREAST = 8, /* of columns */
     LONG_ABREAST = 4,    /* of columns of more than FEW_TERMS, whose many lanes stay in the nearest cache */
     GRADIENTS_ABREAST = 16, /* the same, of which nothing is kept near: as memory is fetched ahead */
+    GRADIENTS_AHEAD = 8, /* rows that are fetched before they are read */
+    GRADIENTS_NEAR = 128, /* rows that are still in the second cache when they are read again */
     MOST_TURNED = 1 << 16, /* elements */
     SOFTMAX_ROWS = 8,
+    SOFTPLUS_NEAR = 512, /* elements */
     SOFTMAX_NEAR = 2048 /* elements of the rows that are made together: with what comes out they stay in the nearest cache */
 };
 #endif
@@ -213,9 +219,20 @@ static inline __attribute__((always_inline)) void NAME(finish_sums_of_columns)(V
     for (int64_t v = 0; v < vectors; v++) sums[v] = tree[v];
 }
 
-/* The sums of e**(x - shift), which takes the place of x, or where `apart` is given goes there, over each other. */
+/* Columns read and write a few lines of each row, which the processor does not expect: they are fetched while it computes. */
+static inline __attribute__((always_inline)) void NAME(fetch)(const T *x, int64_t vectors, const int for_writing) {
+    for (int64_t v = 0; v < vectors; v++)
+        if (for_writing)
+            __builtin_prefetch(x + v * VN, 1, 3);
+        else
+            __builtin_prefetch(x + v * VN, 0, 3);
+}
+
+/* The sums of e**(x - shift), which takes the place of x, or where `apart` is given goes there, over each other. next, out:
+ * where the columns that come next lie and where the result will, `inner` numbers from row to row; or NULL. */
 static inline __attribute__((always_inline)) void NAME(sum_powers_of_columns)(V *sums, V *x, const V *shift, V *apart,
-                                                                              int64_t n, int64_t vectors) {
+                                                                              int64_t n, int64_t vectors, const T *next,
+                                                                              const T *out, int64_t inner) {
     const int64_t width = n <= FEW_TERMS ? LANES_FOLDED : LANES_OF_RUN;
     V lanes[LANES_OF_RUN * LONG_ABREAST], tree[TREE_DEPTH * LONG_ABREAST];
     int64_t height = 0;
@@ -224,6 +241,8 @@ static inline __attribute__((always_inline)) void NAME(sum_powers_of_columns)(V 
         for (int64_t i = 0; i < count; i++) {
             V *row = x + (first + i) * vectors, *made = apart ? apart : row, *lane = lanes + i % width * vectors;
             NAME(exp_less)((T *)made, (const T *)row, (const T *)shift, vectors * VN);
+            if (next) NAME(fetch)(next + (first + i) * inner, vectors, 0);
+            if (out) NAME(fetch)(out + (first + i) * inner, vectors, 1);
             if (i < width)
                 for (int64_t v = 0; v < vectors; v++) lane[v] = made[v];
             else
@@ -247,7 +266,7 @@ static void NAME(softmax_columns)(T *out, const T *x, int64_t n, int64_t inner, 
     V greatest[VECTORS_ABREAST], of_all[VECTORS_ABREAST], apart[VECTORS_ABREAST];
     int64_t vectors = (count + VN - 1) / VN;
     NAME(load_columns)(made, greatest, x, n, inner, count, vectors);
-    NAME(sum_powers_of_columns)(of_all, made, greatest, logarithm ? apart : NULL, n, vectors);
+    NAME(sum_powers_of_columns)(of_all, made, greatest, logarithm ? apart : NULL, n, vectors, x + count, out, inner);
     if (logarithm)
         NAME(log_row)((T *)of_all, vectors * VN);
     else
@@ -349,7 +368,11 @@ static void NAME(softmax_grad_columns)(T *out, const T *g, const T *y, int64_t n
     V sums[GRADIENTS_ABREAST], tree[TREE_DEPTH * GRADIENTS_ABREAST], powers[GRADIENTS_ABREAST];
     int64_t vectors = (count + VN - 1) / VN, height = 0;
     for (int64_t first = 0, blocks = 0; first < n; first += BLOCK_ROWS, blocks++) {
-        for (int64_t i = first; i < n && i < first + BLOCK_ROWS; i++)
+        for (int64_t i = first; i < n && i < first + BLOCK_ROWS; i++) {
+            int64_t ahead = i + GRADIENTS_AHEAD;
+            if (ahead < n) NAME(fetch)(g + ahead * inner, vectors, 0);
+            if (ahead < n && !logarithm) NAME(fetch)(y + ahead * inner, vectors, 0);
+            if (ahead >= n && ahead < 2 * n) NAME(fetch)(out + (ahead - n) * inner, vectors, 1);
             for (int64_t v = 0; v < vectors; v++) {
                 int64_t at = i * inner + v * VN, left = count - v * VN;
                 V term = NAME(part)(g + at, left, 0);
@@ -359,10 +382,14 @@ static void NAME(softmax_grad_columns)(T *out, const T *g, const T *y, int64_t n
                 else
                     sums[v] += term;
             }
+        }
         height = NAME(push_sums)(tree, height, blocks, sums, vectors);
     }
     NAME(finish_sums_of_columns)(sums, tree, height, vectors);
     for (int64_t i = 0; i < n; i++) {
+        int64_t ahead = i + GRADIENTS_AHEAD, at_ahead = ahead < n ? ahead * inner : (ahead - n) % n * inner + count;
+        if (ahead >= n || n > GRADIENTS_NEAR) NAME(fetch)(g + at_ahead, vectors, 0), NAME(fetch)(y + at_ahead, vectors, 0);
+        if (ahead < n) NAME(fetch)(out + at_ahead, vectors, 1);
         if (logarithm) NAME(exp_row)((T *)powers, y + i * inner, 0, count);
         for (int64_t v = 0; v < vectors; v++) {
             int64_t at = i * inner + v * VN, left = count - v * VN;
@@ -401,7 +428,7 @@ static V NAME(powers_in_lanes)(V *powers, V *sums, const T *x, int64_t n) {
     NAME(rows_to_columns)((T *)powers, VN, x, n, n, VN);
     V greatest = powers[0];
     for (int64_t i = 1; i < n; i++) greatest = GREATER(greatest, powers[i]);
-    NAME(sum_powers_of_columns)(sums, powers, &greatest, NULL, n, 1);
+    NAME(sum_powers_of_columns)(sums, powers, &greatest, NULL, n, 1, NULL, NULL, 0);
     return greatest;
 }
 
@@ -476,7 +503,8 @@ static void NAME(loss_of_columns)(void *context, int64_t begin, int64_t end) {
         int64_t vectors = (count + VN - 1) / VN;
         V greatest[VECTORS_ABREAST], sums[VECTORS_ABREAST], apart[VECTORS_ABREAST];
         NAME(load_columns)(made, greatest, logits + at, n, inner, count, vectors);
-        NAME(sum_powers_of_columns)(sums, made, greatest, gradient ? NULL : apart, n, vectors);
+        NAME(sum_powers_of_columns)(sums, made, greatest, gradient ? NULL : apart, n, vectors, logits + at + count,
+                                    gradient ? results + at : NULL, inner);
         const T *of_labels = (const T *)made, *const most = (const T *)greatest, *of_all = (const T *)sums;
         if (!gradient) {
             NAME(log_row)((T *)sums, vectors * VN);
@@ -531,7 +559,51 @@ static cyx_status NAME(softmax_grad)(const cyx_call *call) {
     return NAME(run_softmax)(call, NULL, NAME(softmax_grad_body));
 }
 
+/* max(x, 0) + log(1 + e**-|x|), which is log(1 + e**x) without overflow, and its gradient: as the operations one by one make
+ * them, of so many numbers at a time that what they make stays in the nearest cache. */
+static void NAME(softplus_body)(void *context, int64_t begin, int64_t end) {
+    const cyx_call *call = ((const cyx_rows *)context)->call;
+    for (int64_t at = begin; at < end; at += SOFTPLUS_NEAR) {
+        T made[SOFTPLUS_NEAR], *out = (T *)call->out.data + at;
+        const T *x = (const T *)call->in[0].data + at;
+        int64_t n = end - at < SOFTPLUS_NEAR ? end - at : SOFTPLUS_NEAR;
+        INDEPENDENT for (int64_t i = 0; i < n; i++) made[i] = x[i] > 0 ? -x[i] : x[i];
+        NAME(exp_row)(made, made, 0, n);
+        INDEPENDENT for (int64_t i = 0; i < n; i++) made[i] += 1;
+        NAME(log_row)(made, n);
+        INDEPENDENT for (int64_t i = 0; i < n; i++) out[i] = (x[i] < 0 ? 0 : x[i]) + made[i];
+    }
+}
+
+static inline __attribute__((always_inline)) void NAME(softplus_grad_loop)(T *out, const T *g, int64_t sg, const T *x,
+                                                                           int64_t sx, int64_t n) {
+    for (int64_t at = 0; at < n; at += SOFTPLUS_NEAR) {
+        T made[SOFTPLUS_NEAR];
+        int64_t count = n - at < SOFTPLUS_NEAR ? n - at : SOFTPLUS_NEAR;
+        INDEPENDENT for (int64_t i = 0; i < count; i++) {
+            T one = x[(at + i) * sx];
+            made[i] = one > 0 ? -one : one;
+        }
+        NAME(exp_row)(made, made, 0, count);
+        INDEPENDENT for (int64_t i = 0; i < count; i++) {
+            T one = x[(at + i) * sx], upstream = g[(at + i) * sg], through = upstream / (made[i] + 1) * made[i];
+            out[at + i] = (one > 0 ? -through : through) + upstream * (one > 0 ? (T)1 : (T)0);
+        }
+    }
+}
+static void ROW_OF(NAME(softplus_grad))(T *out, const T *g, int64_t sg, const T *x, int64_t sx, int64_t n) {
+    if (sg && sx)
+        NAME(softplus_grad_loop)(out, g, 1, x, 1, n);
+    else if (sx)
+        NAME(softplus_grad_loop)(out, g, 0, x, 1, n);
+    else
+        NAME(softplus_grad_loop)(out, g, sg, x, 0, n);
+}
+BINARY_ROWS(NAME(softplus_grad), T, T)
+static cyx_status NAME(softplus)(const cyx_call *call) { return cyx_run_rows(call, NAME(softplus_body)); }
+
 static void NAME(fill_softmax)(cyx_table table) {
+    table[CYX_OP_softplus][DTYPE] = NAME(softplus), table[CYX_OP_softplus_grad][DTYPE] = NAME(softplus_grad);
     table[CYX_OP_softmax_grad][DTYPE] = table[CYX_OP_log_softmax_grad][DTYPE] = NAME(softmax_grad);
     table[CYX_OP_softmax][DTYPE] = NAME(softmax), table[CYX_OP_log_softmax][DTYPE] = NAME(log_softmax);
     table[CYX_OP_cross_entropy][DTYPE] = NAME(cross_entropy);

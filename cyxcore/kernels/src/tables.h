@@ -10,10 +10,13 @@ void cyx_fill_avx2(cyx_table table);
 void cyx_fill_avx512(cyx_table table);
 
 void cyx_draw_portable(cyx_draw *draw);
+void cyx_cast_halves_portable(const cyx_halves *cast);
 cyx_status cyx_normalise_portable(cyx_norm *norm);
 void cyx_draw_avx2(cyx_draw *draw);
+void cyx_cast_halves_avx2(const cyx_halves *cast);
 cyx_status cyx_normalise_avx2(cyx_norm *norm);
 void cyx_draw_avx512(cyx_draw *draw);
+void cyx_cast_halves_avx512(const cyx_halves *cast);
 cyx_status cyx_normalise_avx512(cyx_norm *norm);
 
 #endif
