@@ -650,10 +650,7 @@ class Api:
             node=await self._node_view(candidate),
             max_runs=candidate.max_runs,
             memory_free_bytes=candidate.memory_free_bytes,
-            waiting=[
-                views.waiting_prospect(job, candidate, matching.explain(job, now_ms), matching.weights, now_ms)
-                for job in matching.newest(ask.limit)
-            ],
+            waiting=[views.waiting_prospect(job, candidate, matching, now_ms) for job in matching.newest(ask.limit)],
             placed=[
                 views.placed_prospect(job, ask.node_id)
                 for job in heapq.nlargest(ask.limit, elsewhere, key=lambda job: job.attempts[-1].leased_at_ms)

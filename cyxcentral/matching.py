@@ -5,6 +5,7 @@ that did not change, and a decision costs about log(jobs) + log(nodes).
 """
 
 import heapq
+from collections.abc import Iterable
 from itertools import islice
 
 from cyxcentral import schedule
@@ -54,23 +55,30 @@ class Matching:
 
     def next(self, now_ms: int) -> Assignment | None:
         """The first job in the line that some node can take, and the best node for it; None when there is none."""
+        aside: list[Job] = []
+        try:
+            return self._next(now_ms, aside)
+        finally:
+            self._stand_again(aside)
+
+    def _next(self, now_ms: int, aside: list[Job]) -> Assignment | None:
+        """next(), which takes jobs that no node with room can take out of the line, and leaves them aside."""
         self.line.advance(now_ms)
         self.room.advance(now_ms)
         if not self._waiting or not self.room.free_nodes:
             return None  # however long the line is: nobody looks at it
         self._line_up(now_ms)
-        aside: list[Job] = []
-        try:
-            while (job_id := self.line.first(self._largest_free_bytes, self.room.free_node_ids)) is not None:
-                job = self._waiting[job_id]
-                if best := self._best(job):
-                    return Assignment(job_id=job_id, node_id=best[0].node.node_id, explanation=self._explain(job, best))
-                aside.append(job)  # the nodes with room are those where it failed before: the next one's turn
-                self.line.leave(job_id)
-            return None
-        finally:
-            for job in aside:
-                self.line.enter(job)
+        while (job_id := self.line.first(self._largest_free_bytes, self.room.free_node_ids)) is not None:
+            job = self._waiting[job_id]
+            if best := self._best(job):
+                return Assignment(job_id=job_id, node_id=best[0].node.node_id, explanation=self._explain(job, best))
+            aside.append(job)  # the nodes with room are those where it failed before: the next one's turn
+            self.line.leave(job_id)
+        return None
+
+    def _stand_again(self, jobs: Iterable[Job]) -> None:
+        for job in jobs:
+            self.line.enter(job)
 
     def _line_up(self, now_ms: int) -> None:
         """Those who came while nobody had room stand in the line now. Many of them are sorted at once."""
@@ -88,8 +96,9 @@ class Matching:
         planned: list[Assignment] = []
         jobs: dict[str, Job] = {}
         before: dict[str, Candidate] = {}
+        aside: list[Job] = []  # for the whole plan, as room only becomes less by it
         try:
-            while len(planned) < limit and (choice := self.next(now_ms)):
+            while len(planned) < limit and (choice := self._next(now_ms, aside)):
                 planned.append(choice)
                 jobs[choice.job_id] = job = self._waiting[choice.job_id]
                 candidate = self.room.candidates[choice.node_id]
@@ -97,8 +106,7 @@ class Matching:
                 self.line.leave(choice.job_id)
                 self.room.put(schedule.with_run(candidate, job))
         finally:  # what is only planned has not happened
-            for job in jobs.values():
-                self.line.enter(job)
+            self._stand_again([*jobs.values(), *aside])
             for candidate in before.values():
                 self.room.put(candidate)
         return planned

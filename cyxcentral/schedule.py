@@ -194,13 +194,13 @@ def held_back(job: Job, candidates: Iterable[Candidate], now_ms: int) -> frozens
     """The nodes that do not get the job yet, because a try of it failed there and another node could take it once that
     has room: a node where everything fails at once is always free, and would use up all tries.
 
-    Not for ever, as the others may be busy for days; and no replica waits, as many people wait for it. A job whose
-    back-off is not over by our clock got it from another central's, so nothing can be told from that.
+    Not for ever, as the others may be busy for days; and no replica waits, as many people wait for it. The moment is
+    that of the central that wrote the loss down: from a clock that differs by more than a minute nothing can be told.
     """
     failed = failed_on(job)
     if not failed or job.job.serve or job.job.needs.node_id:
         return frozenset()
-    if not job.not_before_ms <= now_ms < job.not_before_ms + ELSEWHERE_MS:
+    if abs(now_ms - job.not_before_ms) >= ELSEWHERE_MS:
         return frozenset()
     others = (candidate for candidate in candidates if candidate.node.node_id not in failed)
     return failed if any(_could(job, other) for other in islice(others, ELSEWHERE_NODES)) else frozenset()

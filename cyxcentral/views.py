@@ -6,6 +6,7 @@ import msgspec
 from msgspec.structs import replace
 
 from cyxcentral import jobs, nodes, schedule, segments
+from cyxcentral.matching import Matching
 from cyxnet import messages as m
 
 
@@ -178,15 +179,15 @@ def explanation(job: jobs.Job, candidates: list[schedule.Candidate], now_ms: int
     )
 
 
-def waiting_prospect(
-    job: jobs.Job, candidate: schedule.Candidate, why: dict[str, Any], weights: schedule.Weights, now_ms: int
-) -> m.Prospect:
-    """A job that waits, as it is for one node. why: what a decision about it would see now."""
+def waiting_prospect(job: jobs.Job, candidate: schedule.Candidate, matching: Matching, now_ms: int) -> m.Prospect:
+    """A job that waits, as it is for one node."""
     rests_ms = max(0, job.not_before_ms - now_ms)
-    held = [line["node_id"] for line in why["candidates"] if line.get("refused") == schedule.FAILED_THERE]
+    why: dict[str, Any] = matching.explain(job, now_ms)
+    held = matching.room.held_back(job)
     if refused := schedule.refusal_beside(job, candidate, held):
         return m.Prospect(job_id=job.job_id, refused=refused, rests_ms=rests_ms)
-    own, best = schedule.scored(job, candidate, weights), next(iter(why["candidates"]), None)
+    own = schedule.scored(job, candidate, matching.weights)
+    best = next((line for line in why["candidates"] if "refused" not in line), None)
     return m.Prospect(job_id=job.job_id, rests_ms=rests_ms, own=own, best=best)
 
 

@@ -59,11 +59,12 @@ def attention_weights(
         scores = where(causal, scores, NEVER)
     if attn_mask is None:
         return softmax(scores, -1)
+    if not attn_mask.ndim:
+        attn_mask = attn_mask.reshape(1)
     seen = attn_mask if attn_mask.dtype == "bool" else attn_mask != -math.inf
-    if seen is attn_mask:
-        scores = where(seen, scores, NEVER)
-    else:
-        scores = scores + where(seen, attn_mask, NEVER)  # a row of infinities would be NaN
+    if seen is not attn_mask:
+        scores = scores + attn_mask
+    scores = where(seen, scores, NEVER)  # a row of infinities would be NaN, and its gradient too
     if causal is not None:
         seen = seen & causal
     return where(seen.astype("int64").sum(-1, keepdims=True) > 0, softmax(scores, -1), 0.0)

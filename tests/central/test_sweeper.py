@@ -326,7 +326,9 @@ async def chunks_left(place):
 
 
 async def test_a_network_that_keeps_states_for_minutes_is_refused(tmp_path):
-    urls = dict.fromkeys(("client_url", "node_url", "edge_url", "core_url", "monitor_url", "chain_url"), "")
+    urls = dict.fromkeys(
+        ("client_url", "node_url", "edge_url", "core_url", "monitor_url", "chain_url"), "http://127.0.0.1:1"
+    )
     network = NetworkFile(network_id="test", checkpoints_kept_s=600, **urls)
     with pytest.raises(StartError, match="checkpoints_kept_s is 600; expected 14400"):
         await Central.start(Settings(network=network, keys=tmp_path, state=tmp_path))

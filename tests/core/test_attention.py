@@ -114,6 +114,22 @@ def test_what_may_see_nothing_is_zero_and_so_are_its_gradients(mask: Any, is_cau
         assert one.detach().numpy().tobytes() == other.detach().numpy().tobytes()
 
 
+@pytest.mark.parametrize("is_bool", [False, True])
+def test_gradients_of_half_precision_are_numbers_where_a_row_sees_nothing(is_bool: bool) -> None:
+    seen = np.array([[True, False], [False, False]])
+    mask = cx.tensor(seen if is_bool else np.where(seen, np.float16(0.0), np.float16(-np.inf)))
+    given = [cx.randn(2, 4, dtype="float16", requires_grad=True) for _ in range(3)]
+    cx.nn.functional.scaled_dot_product_attention(*given, attn_mask=mask).sum().backward()
+    assert all(np.isfinite(x.grad.numpy()).all() for x in given)
+
+
+@pytest.mark.parametrize("mask", [True, 0.5])
+def test_a_mask_without_axes_is_that_of_every_pair(mask: Any) -> None:
+    q, k, v = (cx.randn(3, 4) for _ in range(3))
+    attention = cx.nn.functional.scaled_dot_product_attention
+    np.testing.assert_allclose(attention(q, k, v, attn_mask=cx.tensor(mask)).numpy(), attention(q, k, v).numpy(), 1e-5)
+
+
 def test_a_sample_of_padding_alone_sees_nothing_in_any_kind_of_mask() -> None:
     layer, x = LAYER, cx.tensor(floats(N, S, E).astype(np.float32))
     padded = np.arange(N)[:, None] >= np.full((1, S), 2)
