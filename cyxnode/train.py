@@ -6,6 +6,7 @@ begin, trains it, and ends. Between two steps it listens: told to halt, it leave
 error comes.
 """
 
+import contextlib
 import errno
 import gc
 import math
@@ -181,7 +182,8 @@ def train(order: Order, ear: Ear) -> Iterator[Said]:
     except Exception:
         # Judging an epoch comes between its last step and the checkpoint of that, which others compare with theirs.
         if not trainer.learner.in_step and trainer.batch != trainer.learner.batches:
-            yield from saver.save()
+            with contextlib.suppress(CyxError):  # what came first is to be told
+                yield from saver.save()
         raise
 
 

@@ -83,12 +83,9 @@ def softplus(x: Any, beta: float = 1.0, threshold: float = SOFTPLUS_THRESHOLD) -
     return composed(_softplus, (x,), (beta, threshold))
 
 
-def _softplus(x: Any, beta: float = 1.0, threshold: float = SOFTPLUS_THRESHOLD) -> Any:
-    if threshold != SOFTPLUS_THRESHOLD:
-        return where(x * beta > threshold, x, _softplus(x, beta))
-    if beta == 1.0:
-        return apply("softplus", to_inexact(x))
-    return _softplus(x * beta) * (1.0 / beta)
+def _softplus(x: Any, beta: float, threshold: float) -> Any:
+    smooth = softplus(x) if beta == 1.0 else softplus(x * beta) * (1.0 / beta)
+    return smooth if threshold == SOFTPLUS_THRESHOLD else where(x * beta > threshold, x, smooth)
 
 
 def logsigmoid(x: Any) -> Any:
@@ -97,7 +94,7 @@ def logsigmoid(x: Any) -> Any:
 
 
 def _logsigmoid(x: Any) -> Any:
-    return -_softplus(-x)
+    return -softplus(-x)
 
 
 def mish(x: Any, inplace: bool = False) -> Any:
@@ -106,7 +103,7 @@ def mish(x: Any, inplace: bool = False) -> Any:
 
 
 def _mish(x: Any) -> Any:
-    return x * _softplus(x).tanh()
+    return x * softplus(x).tanh()
 
 
 def softsign(x: Any) -> Any:

@@ -203,11 +203,12 @@ def test_an_error_leaves_no_checkpoint_that_would_be_of_no_use(
     assert saved_until(error, order) == []
 
 
-def test_no_memory_for_a_checkpoint_after_an_error_hides_the_error_from_nobody(
-    order: Order, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("second", [MemoryError(), CheckpointError("checkpoint: what it would hold is no number")])
+def test_what_keeps_a_checkpoint_after_an_error_hides_the_error_from_nobody(
+    order: Order, monkeypatch: pytest.MonkeyPatch, second: Exception
 ) -> None:
     error = OSError(28, "No space left on device")
-    monkeypatch.setattr("cyxcore.training.Trainer.checkpoint", failing_at(1, Trainer.checkpoint, MemoryError()))
+    monkeypatch.setattr("cyxcore.training.Trainer.checkpoint", failing_at(1, Trainer.checkpoint, second))
     monkeypatch.setattr("cyxcore.schedules.factor", failing_at(7, schedules.factor, error))
     assert saved_until(error, order) == []
 
