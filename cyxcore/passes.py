@@ -372,6 +372,20 @@ def _sub(builder: Builder, node: Node, inputs: list[Symbol], shape: Shape) -> Sy
     return inputs[0] if repr(_number(inputs[1])) == "0.0" and inputs[0].shape == shape else None
 
 
+def _where(builder: Builder, node: Node, inputs: list[Symbol], shape: Shape) -> Symbol | None:
+    """root() of values.py, of which gradients have their own nodes: where(x == 0, x, sqrt(where(x == 0, y, x))) is
+    sqrt(x), bit for bit, as the roots of 0.0 and -0.0 are these.
+    """
+    zero, x, root = inputs
+    test = _producer(zero)
+    if test.op != "equal" or _producer(root).op != "sqrt" or test.inputs[0] != x.node or x.shape != shape:
+        return None
+    safe = _producer(Symbol(builder, _producer(root).inputs[0]))
+    if safe.op != "where" or (safe.inputs[0], safe.inputs[2]) != (zero.node, x.node):
+        return None
+    return builder.apply("sqrt", [x], {}) if _number(Symbol(builder, test.inputs[1])) == 0.0 else None
+
+
 def _flip(builder: Builder, node: Node, inputs: list[Symbol], shape: Shape) -> Symbol | None:
     """Places chosen the other way round, for which there is a kernel of ours."""
     x = inputs[0]
@@ -440,6 +454,7 @@ RULES: dict[str, Rewrite] = {
     "mul": _mul,
     "div": _div,
     "sub": _sub,
+    "where": _where,
 }
 
 

@@ -324,3 +324,39 @@ cdef bint _updated(Held target, str op, PyObject **tensors, Py_ssize_t count, di
         (<Recorder>_recorder).note(call, tensors, count, None)
     _memory_of(target).written = now()
     return True
+
+
+def described(inputs, tuple options, dtypes, tuple fixed):
+    """Of a call of several operations (cyxcore/composed.py): which of its tensors each input is, the shape and dtype of
+    each, whether it is followed, and the tensors. None where it is no plain call: an option that is not of the `fixed`
+    types may change; an input is no tensor of these dtypes on the host, or empty.
+    """
+    cdef list places = [], tensors = []
+    cdef Held tensor
+    cdef Py_ssize_t i
+    for option in options:
+        if not isinstance(option, fixed):
+            return None
+    for x in inputs:
+        if x is None:
+            places.append(None)
+            continue
+        if not isinstance(x, Held):
+            return None
+        tensor = <Held>x
+        if tensor.dtype not in dtypes or not tensor._is_on_host() or 0 in tensor.shape:
+            return None
+        for i in range(len(tensors)):
+            if tensors[i] is tensor:
+                places.append(i)
+                break
+        else:
+            if tensor._view is not None:
+                tensor._refresh()
+            places.append(len(tensors))
+            tensors.append(tensor)
+    typed, followed = [], []
+    for tensor in tensors:
+        typed.append((tensor.shape, tensor.dtype))
+        followed.append(_recording != 0 and tensor.requires_grad)
+    return tuple(places), tuple(typed), tuple(followed), tensors

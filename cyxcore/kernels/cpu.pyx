@@ -891,10 +891,11 @@ cdef class Program:
                         self._homes[k * (1 + CYX_INLINE_INPUTS) + i] = place
         self._arrays = []
 
-    def run_on(self, list arrays) -> None:
+    def run_on(self, list arrays, list made) -> None:
         """Runs as run() does, on arrays in the place of those that move, of their sizes and in their order.
 
-        Threads may do so at the same time. Raises ValueError for an array with gaps or of another size.
+        made: what aligned() makes the last ones of, which are added to `arrays`. Threads may do so at the same time. Raises
+        ValueError for an array with gaps or of another size.
         """
         cdef cyx_message message
         cdef int64_t failed = 0, k
@@ -904,6 +905,8 @@ cdef class Program:
         cdef int32_t *homes
         cdef Py_ssize_t place
         cdef int i
+        for shape, numpy_type in made:
+            arrays.append(aligned(shape, numpy_type))
         if self._homes == NULL or len(arrays) != len(self._bases) or len(arrays) > MOST_MOVING:
             raise ValueError(f"expected a program that moves, and {len(self._bases or ())} arrays; got {len(arrays)}")
         for place in range(len(arrays)):

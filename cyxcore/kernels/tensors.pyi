@@ -1,4 +1,4 @@
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 class Memory:
@@ -74,6 +74,9 @@ def watched(
     update: Callable[..., Any], given: tuple[Any, ...], states: dict[int, dict[str, Any]], place: int
 ) -> tuple[Any, Replay | None]: ...
 def scalar(number: float, dtype: str) -> Any: ...
+def described(
+    inputs: Sequence[Any], options: tuple[Any, ...], dtypes: Collection[str], fixed: tuple[type, ...]
+) -> tuple[tuple[int | None, ...], tuple[tuple[tuple[int, ...], str], ...], tuple[bool, ...], list[Any]] | None: ...
 
 class Watch:
     def place(self, holder: Any, name: str) -> None: ...

@@ -363,9 +363,12 @@ cdef class Held:
                 if cnp.PyArray_IS_C_CONTIGUOUS(held):
                     self._pointer = <char *>cnp.PyArray_DATA(held)
 
+    cdef inline bint _is_on_host(self) noexcept:
+        return self._array is None or type(self._array) is cnp.ndarray
+
     @property
     def _on_host(self) -> bool:
-        return self._array is None or type(self._array) is cnp.ndarray
+        return self._is_on_host()
 
     def __getbuffer__(self, Py_buffer *buffer, int flags):
         """That of `_exported()`: only a type made in C can have the buffer protocol before Python 3.12."""

@@ -310,16 +310,19 @@ def test_a_program_runs_on_other_arrays_of_the_same_sizes_only():
     program = cpu.Program()
     program.add("add", out, [a, b], {})
     with pytest.raises(ValueError, match="expected a program that moves"):
-        program.run_on([a, b, out])
+        program.run_on([a, b, out], [])
     program.moving([a, b, out])
     there = np.empty(8, np.float32)
-    program.run_on([np.arange(8, dtype=np.float32), np.ones(8, np.float32), there])
+    program.run_on([np.arange(8, dtype=np.float32), np.ones(8, np.float32), there], [])
     np.testing.assert_array_equal(there, np.arange(1, 9))
+    given = [there, there]
+    program.run_on(given, [((8,), there.dtype.num)])  # made for it
+    np.testing.assert_array_equal(given[2], 2 * there)
     assert not out.any()
     with pytest.raises(ValueError, match="expected array 1 to have 32 bytes"):
-        program.run_on([a, np.zeros(7, np.float32), there])
+        program.run_on([a, np.zeros(7, np.float32), there], [])
     with pytest.raises(ValueError, match="without gaps"):
-        program.run_on([a, np.zeros(16, np.float32)[::2], there])
+        program.run_on([a, np.zeros(16, np.float32)[::2], there], [])
 
 
 def test_the_kind_of_calls_that_was_not_used_for_longest_is_forgotten(monkeypatch):

@@ -356,7 +356,7 @@ def test_sums_made_with_what_they_sum_up_have_the_bits_of_both(graph: cx.Graph, 
 def test_long_sums_made_with_what_they_sum_up_have_the_bits_of_both(isa: str, dtype: str) -> None:
     """Blocks of long runs meet as they do in a sum by itself; squares that only a sum reads are made within it."""
     for shape, axes in (
-        *(((n,), (0,)) for n in (130, 1000, 2000, 2049, 5001, 66000, 70 * 1024)),
+        *(((n,), (0,)) for n in (130, 1000, 2000, 2049, 5001, 15 * 1024, 24000, 66000, 70 * 1024)),
         ((7, 11000), (0, 1)),
         ((9, 8192), (1,)),
         ((40, 2, 900), (1, 2)),

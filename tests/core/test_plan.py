@@ -22,7 +22,7 @@ from cyxcore.passes import cut_products, dead_code, optimise, turn_once
 from cyxcore.plan import Plan
 from cyxcore.spec import OptimizerSpec, TrainingSpec
 from cyxcore.symbols import Builder, Symbol
-from cyxcore.values import apply
+from cyxcore.values import apply, root
 
 LAYERS = [
     {"kind": "Conv2d", "out_channels": 3, "kernel_size": 3},
@@ -154,6 +154,29 @@ def test_numbers_are_doubled_before_they_are_stretched_not_after() -> None:
     row_value = np.full((6, 5), 0.5, np.float32)
     np.testing.assert_allclose(plan.outputs[0], 3.0 * (1.0 + np.tanh(row_value)), rtol=1e-6)
     np.testing.assert_allclose(plan.outputs[1], np.exp(row_value), rtol=1e-6)
+
+
+def test_the_root_of_a_sum_of_squares_is_one_operation_where_nothing_asks_for_its_gradient() -> None:
+    builder = Builder()
+    x = builder.input("x", (8,))
+    graph = builder.graph(root(x))
+    assert [node.op for node in optimise(graph).nodes if node.op != "const"] == ["input", "sqrt"]
+    odd = np.array([0.0, -0.0, 4.0, np.inf, np.nan, -1.0, 1e-45, 2.0], np.float32)
+    plans = [Plan(graph, device="cpu", optimised=optimised) for optimised in (True, False)]
+    for plan in plans:
+        plan.inputs["x"][...] = odd
+        plan.run()
+    assert plans[0].outputs[0].tobytes() == plans[1].outputs[0].tobytes()
+
+
+@pytest.mark.parametrize("where", ["another test", "another number", "another root"])
+def test_other_roots_stay_as_they_are(where: str) -> None:
+    builder = Builder()
+    x, y = builder.input("x", (8,)), builder.input("y", (8,))
+    zero = x == (1.0 if where == "another number" else 0.0)
+    inner = (y == 0.0 if where == "another test" else zero), x + 1.0, y if where == "another root" else x
+    graph = builder.graph(apply("where", zero, x, apply("where", *inner).sqrt()))
+    assert [node.op for node in optimise(graph).nodes].count("where") == 2
 
 
 def test_dead_code_goes_and_inputs_stay() -> None:

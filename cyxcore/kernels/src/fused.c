@@ -328,6 +328,9 @@ static void fetch_part(const cyx_group *g, const cyx_call *calls, int64_t at, in
     }
 }
 
+/* One loop that leaves nothing for a next call: it need not stop at tiles. */
+static int is_sum_of_squares(const cyx_group *g) { return g->count == 2 && g->squared[0]; }
+
 static void group_body(void *context, int64_t begin, int64_t end) {
     group *running = context;
     const cyx_group *g = running->made;
@@ -345,9 +348,10 @@ static void group_body(void *context, int64_t begin, int64_t end) {
         rows[k].call = &own[k];
         if (g->loops[k].finish) own[k].out.data = running->sums[k];
     }
-    for (int64_t at = begin; at < end; at += g->tile_size) {
-        int64_t stop = end - at < g->tile_size ? end : at + g->tile_size;
-        int64_t next = end - stop < g->tile_size ? end : stop + g->tile_size;
+    int64_t tile = is_sum_of_squares(g) ? end - begin : g->tile_size;
+    for (int64_t at = begin; at < end; at += tile) {
+        int64_t stop = end - at < tile ? end : at + tile;
+        int64_t next = end - stop < tile ? end : stop + tile;
         for (int k = 0, first = 0; k < g->count; k++) {
             /* Loops count from the start of the whole array: element `at` is the tile's first. */
             if (own[k].elided && !g->inner[k])
@@ -483,7 +487,7 @@ static void find_streams(cyx_group *g, const cyx_call *calls) {
 
 /* Whether all is one chain, or one sum of squares, and nothing waits in a tile. */
 static int is_one_loop(const cyx_group *g, const cyx_call *calls) {
-    if (g->count == 2 && g->squared[0]) return 1;
+    if (is_sum_of_squares(g)) return 1;
     for (int k = 0; k < g->count; k++)
         if (calls[k].elided && !g->inner[k]) return 0;
     return g->chain[0] == g->count;
