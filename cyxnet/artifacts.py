@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from cyxcore.errors import CyxError
 from cyxnet import subjects
-from cyxnet.bus import ApiError, Bus, BusError, NobodyServes
+from cyxnet.bus import ApiError, Bus, BusError, NobodyServes, NotAdmitted
 from cyxnet.codec import JSON, encode
 from cyxnet.messages import (
     ArtifactManifest,
@@ -105,7 +105,7 @@ class Places:
         for _ in range(CHUNK_TRIES - 1):
             try:
                 return await self._carry(once)
-            except NobodyServes:
+            except (NobodyServes, NotAdmitted):
                 raise
             except BusError:
                 await self._pause(AGAIN_S)  # the link is slow, or away; what has arrived is not lost

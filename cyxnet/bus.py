@@ -23,7 +23,7 @@ import nats.errors
 from cyxnet import openapi, subjects, tls
 from cyxnet.codec import JSON, MAX_DEPTH_AROUND, MAX_MESSAGE_BYTES, MSGPACK, BadMessage, decode, encode
 from cyxnet.config import addresses
-from cyxnet.connection import Connection, Message, Take, block_of, is_refusal
+from cyxnet.connection import HUNG_UP, Connection, Message, Take, block_of, is_refusal
 from cyxnet.credentials import Credentials
 from cyxnet.hearing import SHUT_OUT_S, Hearing
 from cyxnet.messages import ErrorBody
@@ -70,6 +70,7 @@ class Bus(Streams):
         self._discovery_floods = Floods(DISCOVERY_PATIENCE, DISCOVERY_CLOSED_S)
         self._requests = Requests(connection)
         self._asking = 0  # requests that wait for their answer
+        self._why_out = ""  # who was thrown out and may not come in again, while that is so
         self.renew_after_s: float | None = None  # from its beginning; None: it is let in for good
         self._renewing: asyncio.Task[None] | None = None
         self._passed_over = 0
@@ -122,6 +123,8 @@ class Bus(Streams):
                 log.warning(
                     "%s does not let %s in any more: %s; it is asked again and again", shown, credentials.id, WHY_NOT_IN
                 )
+            if bus and credentials and is_refusal(error) and HUNG_UP not in str(error):
+                bus._turned_away(str(_not_connected(shown, str(error), [], credentials)))
             log.debug("broker: %s", error)
 
         async def on_disconnect() -> None:
@@ -179,6 +182,20 @@ class Bus(Streams):
         if session_s is not None and renews:
             bus._renewing = asyncio.create_task(bus._renew(session_s))
         return bus
+
+    def _turned_away(self, why: str) -> None:
+        """Who was thrown out does not come in again: whatever waits for an answer, or for the link, waits in vain."""
+        if not self._why_out:
+            self._why_out = why
+            self._requests.fail(lambda: NotAdmitted(why))
+            self._end_pauses()
+
+    def _link_is_back(self) -> None:
+        self._why_out = ""
+        super()._link_is_back()
+
+    def _not_sent(self, what: str, error: Exception | str) -> BusError:
+        return NotAdmitted(self._why_out) if self._why_out else BusError(f"{what}: {error or type(error).__name__}")
 
     async def _renew(self, session_s: float) -> None:
         """Connect again before the time is over, at a moment when nothing is under way."""
@@ -281,14 +298,14 @@ class Bus(Streams):
         try:
             await self._nc.publish(subject, payload, reply, block=_CONTENT[content_type] if content_type else b"")
         except (nats.errors.Error, OSError) as error:
-            raise BusError(f"not sent to {subject}: {error or type(error).__name__}") from None
+            raise self._not_sent(f"not sent to {subject}", error) from None
 
     def say(self, subject: str, payload: bytes, content_type: str = MSGPACK) -> None:
         """publish() that does not wait; not for who would try it again and again."""
         try:
             self._nc.send(subject, payload, block=_CONTENT[content_type])
         except (nats.errors.Error, OSError) as error:
-            raise BusError(f"not sent to {subject}: {error or type(error).__name__}") from None
+            raise self._not_sent(f"not sent to {subject}", error) from None
 
     async def subscribe(
         self, subject: str, handler: Handler, *, queue: str = "", max_pending: int = 65_536, strangers: bool = False
@@ -366,7 +383,7 @@ class Bus(Streams):
         try:
             self._nc.send(subject, payload, reply, headers if isinstance(headers, bytes) else block_of(headers))
         except (nats.errors.Error, OSError) as error:
-            raise BusError(f"not sent to {subject}: {error or type(error).__name__}") from None
+            raise self._not_sent(f"not sent to {subject}", error) from None
 
     async def request(
         self,
@@ -376,13 +393,17 @@ class Bus(Streams):
         content_type: str = JSON,
         timeout_s: float = REQUEST_TIMEOUT_S,
     ) -> tuple[bytes, dict[str, str]]:
-        """Ask and wait for one answer. Raises ApiError when it is a refusal, BusError when there is none."""
+        """Ask and wait for one answer.
+
+        Raises ApiError when it is a refusal, BusError when there is none, NotAdmitted as soon as the broker has thrown
+        us out and does not let us in again.
+        """
         block = _CONTENT.get(content_type) or block_of({"Content-Type": content_type})
         self._asking += 1
         try:
             message = await self._requests.ask(subject, payload, block, timeout_s)
         except nats.errors.OutboundBufferLimitError:
-            raise BusError(f"{subjects.asked(subject)} was not asked: the link to the broker is lost") from None
+            raise self._not_sent(f"{subjects.asked(subject)} was not asked", "the link to the broker is lost") from None
         except (TimeoutError, nats.errors.Error, OSError) as error:
             why = "" if isinstance(error, TimeoutError) else f" ({error or type(error).__name__})"
             raise BusError(f"no answer to {subjects.asked(subject)} within {round(timeout_s, 3):g} s{why}") from None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from cyxcore.errors import CyxError
 from cyxnet import identity, subjects
 from cyxnet import messages as m
-from cyxnet.bus import ApiError, Bus, BusError
+from cyxnet.bus import ApiError, Bus, BusError, NotAdmitted
 
 if TYPE_CHECKING:
     from cyxnet.wallet import Wallet
@@ -86,6 +86,8 @@ class Caller:
 
 def retry_pause_s(error: BaseException, delay_s: float) -> float | None:
     """How long to wait before asking again; None: this error stays as it is."""
+    if isinstance(error, NotAdmitted):
+        return None
     if isinstance(error, BusError):
         return delay_s
     if isinstance(error, ApiError) and error.code == "price_expired" and delay_s > 1:

@@ -29,6 +29,7 @@ UNANSWERED_PAUSE_S = 0.03
 RECONNECT_PAUSES_S = (0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 10.0)  # of who is refused
 _STATUS_LINE = b"NATS/1.0 "  # followed by a number: the broker itself speaks
 _LINK_STAYS = ("permissions violation", "maximum subscriptions exceeded")  # though the broker says -ERR
+HUNG_UP = "(the broker hung up)"  # and said nothing: a refusal is only guessed
 CONNECTED = nats.NATS.CONNECTED  # as most of the time: asked first, because asking nats-py takes longer than sending
 _NO_HEADERS: dict[str, str] = {}
 
@@ -156,7 +157,7 @@ class Connection(nats.NATS):
         except ConnectionResetError:
             self._hung_up += 1
             if self._public_nkey and self._hung_up > 1:
-                raise nats.errors.Error("nats: 'Authorization Violation' (the broker hung up)") from None
+                raise nats.errors.Error(f"nats: 'Authorization Violation' {HUNG_UP}") from None
             raise
         finally:
             if self.is_connected:

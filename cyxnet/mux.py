@@ -65,6 +65,12 @@ class Requests(_Inbox):
         if answer is not None and not answer.done():
             answer.set_result(message)
 
+    def fail(self, error: Callable[[], Exception]) -> None:
+        """No answer will come to what is under way. error(): why, one for each who waits."""
+        for answer in self._waiting.values():
+            if not answer.done():
+                answer.set_exception(error())
+
     def _too_late(self, answer: "asyncio.Future[Message]") -> None:
         if not answer.done():
             answer.set_exception(TimeoutError())

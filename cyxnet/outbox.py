@@ -107,7 +107,7 @@ def kept_if_unanswered(folder: Path, kept: Kept, waits: Kept | None) -> Iterator
     try:
         yield attempt
     except BaseException as error:
-        doubtful = attempt.in_doubt and isinstance(error, ApiError)
+        doubtful = attempt.in_doubt and isinstance(error, ApiError | NotAdmitted)
         if not (doubtful or _is_silence(error)):
             if waits and attempt.kept.payment != waits.payment:
                 keep(folder, replace(waits, payment=attempt.kept.payment))

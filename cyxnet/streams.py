@@ -43,7 +43,7 @@ class Streams:
         self._js = connection.jetstream(timeout=READ_TIMEOUT_S)
         self._mux = Mux(connection, APPEND_TIMEOUT_S)
         self._followers: list[Follower] = []
-        self._back = asyncio.Event()  # of the link, the next time
+        self._back = asyncio.Event()  # of the link, the next time; or it is known that it will not be
         self.on_link_back: Callable[[], None] = lambda: None  # called then
 
     @property
@@ -57,12 +57,15 @@ class Streams:
     def _link_is_back(self) -> None:
         for follower in self._followers:
             follower.doubt()
-        self._back.set()
-        self._back = asyncio.Event()
+        self._end_pauses()
         self.on_link_back()
 
+    def _end_pauses(self) -> None:
+        self._back.set()
+        self._back = asyncio.Event()
+
     async def pause(self, seconds: float) -> None:
-        """Let time pass before the next try; no longer than until a link that broke is there again."""
+        """Let time pass before the next try; no longer than until a link that broke is there again, or is refused."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._back.wait()

@@ -22,6 +22,7 @@ from cyxnet import messages as m
 from cyxnet import subjects
 from cyxnet.broker import MAX_PAYLOAD_BYTES, MAX_SUBSCRIPTIONS, Broker, Passwords
 from cyxnet.bus import Bus, BusError, NotAdmitted
+from cyxnet.caller import Caller
 from cyxnet.codec import MSGPACK, encode
 from cyxnet.identity import Identity
 from cyxnet.ratelimit import Newcomers
@@ -45,14 +46,18 @@ class Gate:
     def __init__(self):
         self.nodes = {}
         self.leases = {(ONE.id, "job-1", 3): DIGITS}
+        self.banned = {}
         self.lasts_s = 900
+
+    def banned_until_ms(self, client_id):
+        return self.banned.get(client_id, 0)
 
     def __call__(self, proof):
         def serves(*lease):
             return self.leases.get(lease)
 
         now_ms = time.time_ns() // 1_000_000
-        return decide(proof, self.nodes.get, [OPERATOR.id], self.lasts_s, now_ms, serves=serves)
+        return decide(proof, self.nodes.get, [OPERATOR.id], self.lasts_s, now_ms, self.banned_until_ms, serves)
 
 
 @pytest.fixture
@@ -704,6 +709,38 @@ async def test_a_banned_node_is_thrown_out_at_once_and_let_in_when_it_is_pardone
     async with asyncio.timeout(60):
         while not node.connected:
             await edge.round_trip()
+
+
+async def test_who_is_thrown_out_hears_why_with_what_he_asked_and_asks_again_in_vain_no_more(network, join, gate):
+    # the link was lost, it seemed to him: he looked for the broker for half a minute
+    _, door, edge = network
+    bus, heard, told = await join(ALICE), asyncio.Event(), []
+
+    async def status(caller, ask):
+        heard.set()
+        await asyncio.Event().wait()
+
+    await edge.serve("1.2.3", "test", {"job.status": status})
+    alice = Caller(bus, Identity(b"a" * 32), ALICE.id)
+    alice.retry_delays_s, alice.on_retry = (3600.0, 3600.0), lambda *pause: told.append(pause)
+    async with asyncio.timeout(60):
+        asking = asyncio.create_task(alice._ask("job.status", m.JobRef(job_id="1"), m.JobView, timeout_s=3600))
+        await heard.wait()
+        waiting = asyncio.create_task(bus.pause(3600))
+        gate.banned[ALICE.id] = 2**53
+        await door.throw_out(ALICE.id)
+        with pytest.raises(NotAdmitted, match=f"does not let {ALICE.id} in: it is banned"):
+            await asking
+        await waiting
+        with pytest.raises(NotAdmitted):
+            await alice.job("1")
+        with pytest.raises(NotAdmitted):
+            bus.say(subjects.api(ALICE.id, "job.status"), b"")
+        assert told == []
+        gate.banned.clear()
+        while not bus.connected:
+            await edge.round_trip()
+        bus.say(subjects.api(ALICE.id, "job.status"), b"")
 
 
 async def test_who_is_known_to_be_inside_is_thrown_out_before_a_broker_says_where_he_is(

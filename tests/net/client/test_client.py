@@ -16,7 +16,7 @@ from cyxcore import nn
 from cyxnet import messages as m
 from cyxnet import subjects
 from cyxnet.broker import Broker, Passwords
-from cyxnet.bus import ApiError, Bus, BusError
+from cyxnet.bus import ApiError, Bus, BusError, NotAdmitted
 from cyxnet.caller import Caller, retry_pause_s
 from cyxnet.client import AsyncClient, NoModel
 from cyxnet.codec import decode
@@ -323,6 +323,7 @@ async def test_a_broker_that_is_not_there_is_a_clear_error(tmp_path: Path) -> No
     ("error", "pause_s"),
     [
         (BusError("no answer"), 2.0),
+        (NotAdmitted("banned"), None),
         (ApiError("busy", "later", 429, retry_after_ms=5000), 5.0),
         (ApiError("append_unknown", "?", 503), 2.0),
         (ApiError("unknown_job", "no", 404), None),

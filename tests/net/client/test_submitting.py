@@ -313,6 +313,16 @@ async def test_a_job_that_is_refused_after_a_try_that_nobody_answered_is_kept_wi
     assert len(quoting.offered) == 4 and client.kept() == []
 
 
+async def test_a_job_whose_client_is_thrown_out_before_it_is_answered_is_kept_with_its_deposit(
+    quoting: FakeCentral, client: AsyncClient, data_path: Path
+) -> None:
+    quoting.before_submit = lambda ask: client.bus._turned_away("the broker does not let you in")
+    with pytest.raises(KeptForLater, match="does not let you in; a try that nobody answered may have been taken"):
+        await client.submit(request_for(data_path, CYX), data_path, keep=True)
+    [kept] = client.kept()
+    assert kept.payment == quoting.offered[0].payment
+
+
 async def test_what_became_of_the_deposit_of_a_kept_job_whose_price_is_over_is_said(
     quoting: FakeCentral, client: AsyncClient, data_path: Path
 ) -> None:
