@@ -5,8 +5,9 @@ Keys and lifetimes:
 
     job:{id}:status      60 s    the JobView of a job; shown only while events have not made it untrue
     node:{id}:info       30 s    the newest hardware metrics of a node
-    session:{token}       1 h    who a session token stands for
     metrics:{id}:latest   kept   the newest metrics of a job
+
+Who a token stands for is not among them: a token proves itself, and whether its session is good only the log may say.
 """
 
 import contextlib
@@ -34,15 +35,11 @@ def node_info(node_id: str) -> str:
     return f"node:{node_id}:info"
 
 
-def session(token: str) -> str:
-    return f"session:{token}"
-
-
 def latest_metrics(job_id: str) -> str:
     return f"metrics:{job_id}:latest"
 
 
-JOB_STATUS_TTL_S, NODE_INFO_TTL_S, SESSION_TTL_S = 60.0, 30.0, 3600.0
+JOB_STATUS_TTL_S, NODE_INFO_TTL_S = 60.0, 30.0
 
 
 class Cache(Protocol):

@@ -148,9 +148,9 @@ async def test_a_server_that_refuses_one_thing_is_asked_for_the_next(redis_url):
 
 
 def test_the_keys_are_those_of_the_table():
-    keys = (cache.job_status("7"), cache.node_info("7"), cache.session("7"), cache.latest_metrics("7"))
-    assert keys == ("job:7:status", "node:7:info", "session:7", "metrics:7:latest")
-    assert (cache.JOB_STATUS_TTL_S, cache.NODE_INFO_TTL_S, cache.SESSION_TTL_S) == (60, 30, 3600)
+    keys = (cache.job_status("7"), cache.node_info("7"), cache.latest_metrics("7"))
+    assert keys == ("job:7:status", "node:7:info", "metrics:7:latest")
+    assert (cache.JOB_STATUS_TTL_S, cache.NODE_INFO_TTL_S) == (60, 30)
 
 
 @pytest.mark.parametrize("url", ["redis://me:secret@127.0.0.1:99999/0", "http://me:secret@127.0.0.1", "127.0.0.1:6379"])
