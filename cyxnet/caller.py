@@ -48,6 +48,28 @@ class Caller:
     async def info(self) -> m.NetworkInfo:
         return await self._ask("network.info", m.NetworkInfoRequest(), m.NetworkInfo)
 
+    async def nodes(self, limit: int | None = None, **filters: Any) -> list[m.NodeView]:
+        """The nodes that are what is asked: fields of NodeListRequest. Without a limit all of them, page by page."""
+        found: list[m.NodeView] = []
+        after, more = None, True
+        while more and (limit is None or len(found) < limit):
+            page = await self._ask("node.list", m.NodeListRequest(after=after, **filters), m.NodeList)
+            found += page.nodes
+            more = page.more and bool(page.nodes)
+            after = found[-1].node_id if found else None
+        return found[:limit]
+
+    async def node_called(self, beginning: str) -> str:
+        """The id of a node by its name, its id or the beginning of it. Raises ApiError when no other one is meant."""
+        found = [each for each in await self.nodes() if each.node_id.startswith(beginning) or each.name == beginning]
+        exact = [each for each in found if beginning in (each.node_id, each.name)]
+        if len(exact or found) != 1:
+            what = (
+                f"{len(found)} nodes are called {beginning} or begin so" if found else f"no node is called {beginning}"
+            )
+            raise ApiError("unknown_node", f"{what}; see: cyx nodes", 404)
+        return (exact or found)[0].node_id
+
     async def job(self, job_id: str) -> m.JobView:
         """One job, by its id or a prefix that only one job has."""
         return await self._ask("job.status", m.JobRef(job_id=job_id), m.JobView)

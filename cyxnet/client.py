@@ -86,17 +86,6 @@ class AsyncClient(Submitter):
 
     # -- the network ------------------------------------------------------------------------------
 
-    async def nodes(self, limit: int | None = None, **filters: Any) -> list[m.NodeView]:
-        """The nodes that are what is asked: fields of NodeListRequest. Without a limit all of them, page by page."""
-        found: list[m.NodeView] = []
-        after, more = None, True
-        while more and (limit is None or len(found) < limit):
-            page = await self._ask("node.list", m.NodeListRequest(after=after, **filters), m.NodeList)
-            found += page.nodes
-            more = page.more and bool(page.nodes)
-            after = found[-1].node_id if found else None
-        return found[:limit]
-
     async def why(self, node_id: str) -> m.NodeWhyReply:
         """Why a node gets the jobs that it gets, and no others."""
         return await self._ask("node.why", m.NodeWhyRequest(node_id=node_id), m.NodeWhyReply)

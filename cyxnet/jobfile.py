@@ -62,7 +62,7 @@ class LoadedJob(Struct, kw_only=True, frozen=True):
     data: DataSpec
     facts: DatasetFacts
     training: TrainingSpec
-    needs: Needs
+    needs: Needs  # node_id as the file says it; whoever submits finds the id (Caller.node_called)
     max_attempts: int
     parameters: int
     priority: int = 0
@@ -145,6 +145,8 @@ def seal(job: LoadedJob, mine: Identity, node_id: str, key: str, work_folder: Pa
     """
     if job.model.weights is not None:
         raise SpecError(f"{job.name}: a job that starts from weights cannot be sealed: everybody could read them")
+    if not node_id.startswith(job.needs.node_id):
+        raise SpecError(f"{job.name}: it is for node {job.needs.node_id}, and would be sealed for {node_id}")
     needs, job_id = msgspec.structs.replace(job.needs, node_id=node_id), subjects.new_job_id(job.name)
     job = msgspec.structs.replace(job, needs=needs, sealed=True, job_id=job_id)
     found = describe(job.data_path)
@@ -251,7 +253,13 @@ def _fitted(job: LoadedJob, info: "DatasetInfo", graph: "Graph", where: str) -> 
 
 def _needs(section: NeedsSection, path: Path) -> Needs:
     memory_bytes = parse_bytes(section.memory, f"{path}: needs.memory")
-    return Needs(device=section.device, memory_bytes=memory_bytes, cores=section.cores, region=section.region)
+    return Needs(
+        device=section.device,
+        memory_bytes=memory_bytes,
+        cores=section.cores,
+        region=section.region,
+        node_id=section.node,
+    )
 
 
 def _data_file(section: DataSection, path: Path, work_folder: Path | None) -> tuple[Path, DataSection]:

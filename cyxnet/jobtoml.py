@@ -61,12 +61,16 @@ class ModelSection(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True
 
 
 class NeedsSection(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
-    """[needs]: what the node must have. memory: "512 MB", "2 GiB" or a number of bytes."""
+    """[needs]: what the node must have. memory: "512 MB", "2 GiB" or a number of bytes.
+
+    node: the one that it must be, by its name, its id or how that begins.
+    """
 
     device: Literal["cpu", "cuda", "any"] = "any"
     memory: str | int = 0
     cores: Annotated[int, Meta(ge=1, le=4096)] = 1
     region: Annotated[str, Meta(max_length=64)] = ""
+    node: Annotated[str, Meta(max_length=63)] = ""
 
 
 class JobFile(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -113,7 +117,14 @@ SECTIONS: dict[tuple[Any, str], Any] = {
     (TrainingSpec, "schedule"): ScheduleSpec,
 }
 
-USUAL_NAMES = {"lr": "learning_rate", "label": "target", "file": "path", "price": "amount", "ram": "memory"}
+USUAL_NAMES = {
+    "lr": "learning_rate",
+    "label": "target",
+    "file": "path",
+    "price": "amount",
+    "ram": "memory",
+    "node_id": "node",
+}
 
 
 def _unknown_keys(table: dict[str, Any], kind: Any, prefix: str) -> Iterator[str]:

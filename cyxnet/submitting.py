@@ -5,6 +5,7 @@ A deposit is built and signed here, from terms that were checked here: central n
 
 import asyncio
 import math
+import re
 import tempfile
 import warnings
 import weakref
@@ -23,7 +24,7 @@ from cyxnet.amounts import format_cyx
 from cyxnet.artifacts import Advance
 from cyxnet.bus import ApiError, Bus, BusError, NobodyServes
 from cyxnet.caller import TRIED_AGAIN, Caller
-from cyxnet.config import ConfigError
+from cyxnet.config import NODE_ID, ConfigError
 from cyxnet.quotes import Quotes
 
 if TYPE_CHECKING:
@@ -145,7 +146,8 @@ class Submitter(Caller):
     ) -> Prepared:
         """Ask for terms and check them. stored: the network has the job's data, which need not be sent.
 
-        Raises TermsMismatch or ApiError. Nothing is stored or paid.
+        A node that the job names by less than its id is looked up. Raises TermsMismatch or ApiError. Nothing is stored
+        or paid.
         """
         return await self._prepare(job, data_path, job_id, stored=stored)
 
@@ -170,6 +172,9 @@ class Submitter(Caller):
             request = job.request(m.ArtifactRef(sha256=found.sha256, size=found.size))
             job_id = job_id or job.job_id
         job_id = job_id or subjects.new_job_id(request.name)
+        called = request.needs.node_id
+        if called and not request.sealed and not re.fullmatch(NODE_ID, called):
+            request = replace(request, needs=replace(request.needs, node_id=await self.node_called(called)))
         info = self._info = self._info or await self.info()
         if again and self._is_stored(request.dataset, QUOTE_FRESH_S):
             if known := self._quotes.again(request, job_id, _now_s()):

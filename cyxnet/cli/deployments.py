@@ -15,7 +15,7 @@ from cyxnet import amounts
 from cyxnet import messages as m
 from cyxnet.cli.exits import DONE
 from cyxnet.cli.jobs import first_money, tell_limit, why_they_wait
-from cyxnet.cli.running import connected, node_called
+from cyxnet.cli.running import connected
 from cyxnet.cli.screen import Screen
 from cyxnet.client import AsyncClient
 from cyxnet.deployments import OVER, NotDeployed, Size, Source, standing_by
@@ -38,13 +38,14 @@ async def deploy(args: argparse.Namespace, screen: Screen) -> int:
             deployment, size = found.deployment, size if args.replicas else _size_of(found, args.renew)
         else:
             deployment = client.deployments.id_of(args.name or source.name)
+        node_id = await client.node_called(args.node) if args.node else ""
         job = await client.deployments.request(
             msgspec.structs.replace(source, name=args.name or source.name),
             deployment,
             hours=args.hours,
             amount_base_units=amount,
             price_per_hour_base_units=price,
-            needs=m.Needs(device=args.device, region=args.region, node_id=await node_called(client, args.node)),
+            needs=m.Needs(device=args.device, region=args.region, node_id=node_id),
             public=args.public,
             max_batch=args.max_batch,
             max_wait_ms=args.max_wait_ms,
@@ -72,7 +73,7 @@ async def deploy(args: argparse.Namespace, screen: Screen) -> int:
 def _tell_room(quote: m.Quote, job: m.JobRequest, replicas: int, screen: Screen) -> None:
     """Why replicas would wait for a node, said before anybody does."""
     nodes, node_id = quote.eligible_nodes, job.needs.node_id
-    tell_limit(quote, job.amount_base_units, screen, "--node")
+    tell_limit(quote, job.amount_base_units, screen)
     if not nodes:
         of = f"node {node_id} is not here, or cannot serve it" if node_id else "no node that is here can serve it"
         screen.say("warning", f"{of}; it waits until one can. See: cyx nodes, and cyx explain JOB")

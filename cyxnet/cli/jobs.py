@@ -15,7 +15,7 @@ from cyxcore.wording import human_bytes, human_duration, percent
 from cyxnet import messages as m
 from cyxnet.cli.exits import DONE, WORLD_FAILED
 from cyxnet.cli.models import fetch_model, output_path
-from cyxnet.cli.running import connected, node_called
+from cyxnet.cli.running import connected
 from cyxnet.cli.screen import Screen
 from cyxnet.cli.values import MOST
 from cyxnet.client import AsyncClient, Prepared
@@ -85,7 +85,7 @@ async def why_they_wait(client: AsyncClient, job_ids: Collection[str], screen: S
 
 async def jobs(args: argparse.Namespace, screen: Screen) -> int:
     async with connected(args) as client:
-        node_id = await node_called(client, args.node) or None
+        node_id = await client.node_called(args.node) if args.node else None
         reply = await client.jobs(args.status, args.limit, name=args.name, node_id=node_id, mine=args.mine)
     if args.sort != "submitted":
         reply.jobs.sort(key=lambda view: _place(view, args.sort))
@@ -332,14 +332,14 @@ def tell_quote(prepared: Prepared, screen: Screen) -> None:
     tell_limit(quote, price, screen)
 
 
-def tell_limit(quote: m.Quote, worth_base_units: int, screen: Screen, named_by: str = "needs.node_id") -> None:
-    """That a job worth so much would wait, because nobody is here who gets one like it. named_by: what names a node."""
+def tell_limit(quote: m.Quote, worth_base_units: int, screen: Screen) -> None:
+    """That a job worth so much would wait, because nobody is here who gets one like it."""
     limit = quote.unproven_limit_base_units
     if 0 < limit < worth_base_units:
         screen.say(
             "warning",
             f"no node that is here is proven yet: they get jobs of up to {cyx(limit)}, and this one may cost "
-            f"{cyx(worth_base_units)}. It waits until one is; offer less, or name a node that you know ({named_by})",
+            f"{cyx(worth_base_units)}. It waits until one is; offer less, or name a node that you know (--node)",
         )
 
 

@@ -186,16 +186,27 @@ def numerics(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def on_node(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--node",
+        type=values.job_id,
+        metavar="NODE",
+        help="instead of the file's: on this node (its name, its id, or how that begins) and no other",
+    )
+
+
 def train(parser: argparse.ArgumentParser) -> None:
     job_file(parser)
     output(parser)
     numerics(parser)
+    on_node(parser)
     parser.add_argument("--keep-up", action="store_true", help="leave the network up at the end, until Ctrl-C")
 
 
 def submit(parser: argparse.ArgumentParser) -> None:
     job_file(parser)
     numerics(parser)
+    on_node(parser)
     parser.add_argument("--wait", action="store_true", help="follow the job until it has ended")
     either = parser.add_mutually_exclusive_group()  # a price is of the job in plain text, and of no other bytes
     either.add_argument(
@@ -290,6 +301,7 @@ def cancel(parser: argparse.ArgumentParser) -> None:
 
 def quote(parser: argparse.ArgumentParser) -> None:
     job_file(parser)
+    on_node(parser)
     parser.add_argument(
         "-o", "--output", type=Path, metavar="PRICE", help="write the signed price there, for cyx submit"
     )

@@ -87,18 +87,6 @@ def _is_of_older_kernels(error: Exception) -> bool:
     return module.startswith("cyxcore.kernels.") and not isinstance(error, CyxError)
 
 
-async def node_called(client: AsyncClient, beginning: str | None) -> str:
-    """The id of a node by its name, its id or the beginning of it. Raises ApiError when no other one is meant."""
-    if not beginning:
-        return ""
-    found = [each for each in await client.nodes() if each.node_id.startswith(beginning) or each.name == beginning]
-    exact = [each for each in found if beginning in (each.node_id, each.name)]
-    if len(exact or found) != 1:
-        what = f"{len(found)} nodes are called {beginning} or begin so" if found else f"no node is called {beginning}"
-        raise ApiError("unknown_node", f"{what}; see: cyx nodes", 404)
-    return (exact or found)[0].node_id
-
-
 def exit_code(error: Exception) -> int:
     """2 when other input would have helped, 1 when the world failed."""
     if isinstance(error, ApiError):

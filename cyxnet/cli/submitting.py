@@ -27,6 +27,8 @@ async def loaded(args: argparse.Namespace) -> AsyncIterator[LoadedJob]:
     """The job of a file. Data that was fetched for it goes at the end, unless the job is kept for later."""
     job, kept = load(args.file, args.dir / "packed", getattr(args, "numerics", None)), False
     try:
+        if node := getattr(args, "node", None):
+            job = replace(job, needs=replace(job.needs, node_id=node))
         if to := getattr(args, "seal", None):
             mine, (node_id, key) = load_or_create(args.dir / "client.key"), to
             job = await asyncio.to_thread(seal, job, mine, node_id, key, args.dir / "packed")

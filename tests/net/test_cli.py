@@ -830,8 +830,10 @@ async def test_a_job_that_waits_in_the_outbox_is_the_one_that_is_submitted_again
     assert outbox.waiting(tmp_path) == []
     damaged = tmp_path / outbox.FOLDER / "another.json"
     damaged.write_text("{")
-    code, out, _ = await cyx("submit", str(EXAMPLES / "digits.toml"))  # one file there stopped every submit
+    # one file there stopped every submit
+    code, out, _ = await cyx("submit", str(EXAMPLES / "digits.toml"), "--node", "node-1")
     assert code == 0 and len(central.submitted) == 3 and str(damaged) in out
+    assert [each.job.needs.node_id for each in central.submitted.values()] == ["", "", NODE.node_id]
 
 
 async def test_a_kept_job_that_is_refused_stays_and_holds_up_no_other(

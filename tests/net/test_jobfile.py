@@ -16,7 +16,8 @@ from cyxcore.spec import DataSpec, NumericsName, TrainingSpec
 from cyxnet.amounts import AmountError
 from cyxnet.artifacts import describe
 from cyxnet.cli import options
-from cyxnet.jobfile import LoadedJob, discard, from_module, load
+from cyxnet.identity import Identity
+from cyxnet.jobfile import LoadedJob, discard, from_module, load, seal
 from cyxnet.jobtoml import JobFile, parse, parse_bytes
 from cyxnet.messages import ArtifactRef, Needs
 
@@ -89,8 +90,15 @@ def test_the_data_is_found_beside_the_job_file_wherever_one_stands(
 
 
 def test_what_a_node_must_have_is_read(tmp_path: Path) -> None:
-    job = load(write(tmp_path, needs='device = "cpu"\nmemory = "512 MB"\ncores = 2'))
-    assert job.needs == Needs(device="cpu", memory_bytes=512 * 10**6, cores=2)
+    job = load(write(tmp_path, needs='device = "cpu"\nmemory = "512 MB"\ncores = 2\nnode = "desk"'))
+    assert job.needs == Needs(device="cpu", memory_bytes=512 * 10**6, cores=2, node_id="desk")
+    assert "did you mean needs.node?" in complaint(write(tmp_path, needs='node_id = "desk-6d3543ec4e"'))
+
+
+def test_a_job_for_one_node_is_not_sealed_for_another(tmp_path: Path) -> None:
+    job = load(write(tmp_path, needs='node = "desk"'))
+    with pytest.raises(SpecError, match="it is for node desk, and would be sealed for shed-0123456789"):
+        seal(job, Identity(b"m" * 32), "shed-0123456789", "0" * 64)
 
 
 def test_optimizer_and_betas_are_read(tmp_path: Path) -> None:

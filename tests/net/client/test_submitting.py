@@ -19,7 +19,7 @@ from cyxnet.outbox import KeptForLater
 from cyxnet.solana import Settlement, SettlementError
 from cyxnet.submitting import QUOTE_FRESH_S
 from tests.net.client.requests import CYX, busy, request_for
-from tests.net.fake_api import FakeCentral
+from tests.net.fake_api import NODE, FakeCentral
 
 TOKEN_PROGRAM = "TokenkegQfeZyiNwAJbNbGKPFXCWuBvf9Ss623VQ5DA"
 
@@ -311,6 +311,18 @@ async def test_a_job_that_is_refused_after_a_try_that_nobody_answered_is_kept_wi
     assert (await client.submit(job, data_path, keep=True)).job_id == kept.job_id
     assert {str((each.job_id, each.payment)) for each in quoting.offered} == {str((kept.job_id, kept.payment))}
     assert len(quoting.offered) == 4 and client.kept() == []
+
+
+async def test_the_node_of_a_job_may_be_called_by_its_name_and_is_asked_for_by_its_id(
+    quoting: FakeCentral, client: AsyncClient, data_path: Path
+) -> None:
+    for called in (NODE.name, NODE.node_id[:8], NODE.node_id):
+        await client.submit(replace(request_for(data_path, CYX), needs=m.Needs(node_id=called)), data_path)
+    assert {each.job.needs.node_id for each in quoting.offered} == {NODE.node_id}
+    assert quoting.asked["node.list"] == 2  # nobody looks for a node whose whole id is said
+    with pytest.raises(ApiError, match="no node is called shed; see: cyx nodes"):
+        await client.submit(replace(request_for(data_path, CYX), needs=m.Needs(node_id="shed")), data_path)
+    assert len(quoting.offered) == 3
 
 
 async def test_a_job_whose_client_is_thrown_out_before_it_is_answered_is_kept_with_its_deposit(
