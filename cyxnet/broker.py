@@ -39,6 +39,7 @@ READY_TIMEOUT_S = 10.0
 CLUSTER_READY_TIMEOUT_S = 40.0  # members wait for each other, and an election takes up to nine seconds
 LOCK_TIMEOUT_S = 5.0
 ADMISSION_TIMEOUT_S = 4  # so long central may take to say who may come in; longer than one who comes waits at a time
+PAGE_BYTES = 4096  # of a file, the least for which a disk needs room
 LEAST_GROWTH_BYTES = 2**30  # a store may grow by so much, however full the disk is when its server starts
 
 
@@ -394,8 +395,19 @@ def _wait_for_ports(folder: Path, process: "subprocess.Popen[bytes]", log: Path,
         if "Error writing ports file" in (words := _said_since(log, log_start)):
             refused = DiskFull if "no space left" in words else BrokerError
             raise refused(_last_words(log, log_start) + "; free some space on its disk" * (refused is DiskFull))
+        if path.exists() and not path.stat().st_size:
+            _refuse_full_disk(folder)
         time.sleep(0.005)
     raise BrokerError(f"nats-server named no port within {READY_TIMEOUT_S:g} s; see {log}")
+
+
+def _refuse_full_disk(folder: Path) -> None:
+    """Raises OSError where nothing more can be written: a server has no room then to say so in its log."""
+    probe = folder / "probe"
+    try:
+        probe.write_bytes(bytes(PAGE_BYTES))
+    finally:
+        probe.unlink(missing_ok=True)
 
 
 def _last_words(log: Path, log_start: int) -> str:

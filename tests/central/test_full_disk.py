@@ -81,6 +81,31 @@ asyncio.run(main(Path(sys.argv[1])))
 """
 
 
+SECOND_START = """
+import sys
+from pathlib import Path
+from cyxnet import broker
+from cyxnet.broker import Broker, DiskFull, Passwords
+
+broker.READY_TIMEOUT_S = 1e6  # nobody waits for what cannot come
+folder, passwords = Path(sys.argv[1]), Passwords.fresh()
+Broker.start(folder / "broker", passwords).stop()
+with (folder / "ballast").open("wb", buffering=0) as file:
+    try:
+        while True:
+            file.write(bytes(2**12))
+    except OSError:
+        pass
+try:
+    Broker.start(folder / "broker", passwords)
+except DiskFull as error:
+    print(error)
+(folder / "ballast").unlink()
+Broker.start(folder / "broker", passwords).stop()
+print(*sorted(path.name for path in (folder / "broker").iterdir()))
+"""
+
+
 def can_mount():
     return (
         shutil.which("unshare")
@@ -90,11 +115,24 @@ def can_mount():
     )
 
 
+def on_a_disk_of(size_bytes, folder, script):
+    """What a script says that has such a disk to itself, at `folder`, its first argument."""
+    mount = f'mount -t tmpfs -o size={size_bytes} none {folder} && exec {sys.executable} -c "$0" {folder}'
+    done = subprocess.run(["unshare", "-rm", "sh", "-c", mount, script], capture_output=True, text=True, timeout=110)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
 @pytest.mark.skipif(not can_mount(), reason="no file system of its own can be mounted here")
 def test_a_broker_that_met_a_full_disk_works_again_when_there_is_room(tmp_path):
-    mount = f'mount -t tmpfs -o size={SMALL_BYTES} none {tmp_path} && exec {sys.executable} -c "$0" {tmp_path}'
-    done = subprocess.run(["unshare", "-rm", "sh", "-c", mount, FULL_DISK], capture_output=True, text=True, timeout=110)
-    assert done.stdout == "went on\n", done.stdout + done.stderr
+    assert on_a_disk_of(SMALL_BYTES, tmp_path, FULL_DISK) == "went on\n"
+
+
+@pytest.mark.skipif(not can_mount(), reason="no file system of its own can be mounted here")
+def test_a_broker_that_starts_again_on_a_full_disk_says_so_though_its_log_has_no_room_for_it_either(tmp_path):
+    # its own words ended in the middle, and ten seconds were waited for a port
+    said = on_a_disk_of(SMALL_BYTES // 5, tmp_path, SECOND_START)
+    assert re.search("No space left on device; free some space on its disk\njetstream lock nats.conf nats.log\n", said)
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no file that is always full")
