@@ -59,6 +59,7 @@ class Keys:
         self._listening: asyncio.Task[None] | None = None
         self._connecting = asyncio.Lock()
         self._refusal = ""  # why a signer did not start
+        self._mute = self._cannot_write = False  # the signer, the last time that would have shown it
         self._custody: OrderedDict[str, RemoteWallet] = OrderedDict()  # that used longest ago first
         self.wallet: RemoteWallet
         self.platform: str
@@ -100,15 +101,35 @@ class Keys:
         self._custody.move_to_end(caller)
         return self._custody[caller]
 
+    @property
+    def failing(self) -> bool:
+        """Whether payments wait for the signer: it does not answer, or cannot write down what it signs."""
+        return self._mute or self._cannot_write
+
     async def ask(self, what: Hello | Custody | Shape) -> Welcome | Address | Signed:
         """Raises SettlementError: what the signer said no to, or signer_gone when it does not answer."""
+        try:
+            found = await self._answer(what)
+        except SettlementError:
+            self._mute = True
+            raise
+        self._mute = False
+        if isinstance(found, No):
+            self._cannot_write = self._cannot_write or found.code == "signer_gone"
+            raise SettlementError(found.code, found.message)  # type: ignore[arg-type]
+        if isinstance(found, Signed):
+            self._cannot_write = False
+        return found
+
+    async def _answer(self, what: Hello | Custody | Shape) -> Welcome | Address | Signed | No:
+        """Raises SettlementError (signer_gone) when there is none."""
         writer = await self._connected()
         question = next(self._ids)
         answer = self._asked[question] = asyncio.get_running_loop().create_future()
         try:
             writer.write(frame(Ask(question, what)))
             async with asyncio.timeout(ANSWER_WITHIN_S):
-                found = await answer
+                return await answer
         except (TimeoutError, ConnectionError, EOFError) as error:
             if isinstance(error, TimeoutError) and self._writer is writer and self._listening is not None:
                 self._listening.cancel()  # the next question gets another link, or another child
@@ -117,9 +138,6 @@ class Keys:
             raise SettlementError("signer_gone", f"the signer of the platform's keys: {why}") from None
         finally:
             self._asked.pop(question, None)
-        if isinstance(found, No):
-            raise SettlementError(found.code, found.message)  # type: ignore[arg-type]
-        return found
 
     async def _connected(self) -> asyncio.StreamWriter:
         async with self._connecting:

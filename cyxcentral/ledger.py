@@ -160,7 +160,7 @@ class Ledger:
         self._waiting = Batch()
         self._flush_due: asyncio.TimerHandle | None = None
         self._flushing: set[asyncio.Task[None]] = set()
-        self._refused = False  # by DuckDB, the last time
+        self.failing = False  # whether DuckDB refused to write, the last time
         self._writing = asyncio.Lock()
         self.rows_at_once = ROWS_AT_ONCE
         self.busy: Callable[[], bool] = lambda: False  # whether so many wait for answers that rows may wait for them
@@ -254,7 +254,7 @@ class Ledger:
 
     async def room(self) -> None:
         """Wait while as much waits to be written as the memory should hold. Not for a disk that refuses it."""
-        while self._waiting.messages >= MAX_WAITING_MESSAGES and not self._refused:
+        while self._waiting.messages >= MAX_WAITING_MESSAGES and not self.failing:
             with contextlib.suppress(LedgerError):  # it is tried again, and said then
                 await self.flush()
 
@@ -296,9 +296,9 @@ class Ledger:
                 return
             try:
                 await self._run(lambda: self._write(batch))
-                self._refused = False
+                self.failing = False
             except Exception as error:
-                self._refused = True
+                self.failing = True
                 self._waiting = batch.followed_by(self._waiting)
                 why = f"the ledger {self.path} cannot be written: {_first_line(error)}"
                 may_pass = isinstance(error, duckdb.Error) and not isinstance(error, INVALIDATING)

@@ -30,6 +30,8 @@ class Figures:
             ("cyx_jobs", "Jobs there ever were.", lambda: len(world.jobs)),
             ("cyx_jobs_active", "Jobs that have not ended.", lambda: len(world.active)),
             ("cyx_payouts_frozen", "1 while nothing is paid.", lambda: world.payouts.frozen is not None),
+            ("cyx_signer_failing", "1 while the signer signs nothing, so payments wait.", lambda: central.keys.failing),
+            ("cyx_ledger_failing", "1 while the ledger cannot be written.", lambda: central.ledger.failing),
             ("cyx_nodes", "Nodes there ever were.", lambda: len(world.nodes)),
             ("cyx_nodes_online", "Nodes online.", lambda: sum(node.online for node in world.nodes.values())),
         ):

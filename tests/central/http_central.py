@@ -52,9 +52,9 @@ class HttpCentral:
         self.world, self.events, self.dispatch, self.blobs = small.world, small.log, small.dispatch, small.blobs
         self.cache, self.recent = MemoryCache(), Recent()
         self.settings = SimpleNamespace(network=file)
-        self.keys = PLATFORM
+        self.keys = SimpleNamespace(child=PLATFORM.child, failing=False)
         self.access = Access(small.core, machine, PLATFORM.child("http-refresh"), self.roles)
-        self.ledger = SimpleNamespace(updates=self._no_updates)
+        self.ledger = SimpleNamespace(updates=self._no_updates, failing=False)
         self.sick = ""
         rate = file.requests_per_s
         small.edge.limit({"api": Rate(per_s=rate, burst=max(1.0, rate))})

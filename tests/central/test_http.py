@@ -299,10 +299,12 @@ async def test_probes_and_figures(central):
     assert int(answer.headers["retry-after"]) >= 1
     assert (await central.http.get("/metrics")).status_code == 401
     key = (await central.key(OPERATOR, role="operator")).key
+    central.ledger.failing = True
     text = (await central.http.get("/metrics", headers=bearer(key))).text
     assert re.search(r'^cyx_http_requests_total{method="GET",route="/readyz",status="503"} 1\.0$', text, re.M)
     assert re.search(r"^cyx_jobs_active 0\.0$", text, re.M)
     assert re.search(r"^cyx_payouts_frozen 0\.0$", text, re.M)
+    assert re.search(r"^cyx_signer_failing 0\.0$", text, re.M) and re.search(r"^cyx_ledger_failing 1\.0$", text, re.M)
 
 
 async def test_the_document_describes_exactly_what_is_served(central):

@@ -360,11 +360,17 @@ async def test_who_does_not_answer_is_left_and_connected_to_anew(tmp_path, monke
         monkeypatch.setattr("cyxcentral.keys.ANSWER_WITHIN_S", 0.0)
         with pytest.raises(SettlementError, match="TimeoutError") as error:
             await keys.wallet.signed(settle())
-        assert error.value.code == "signer_gone"
+        assert (error.value.code, keys.failing) == ("signer_gone", True)
         monkeypatch.undo()
         mute = False
-        assert await keys.wallet.signed(settle())
-        assert len(links) == 2
+        assert await keys.custody("alice")
+        assert len(links) == 2 and not keys.failing
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "write", raising(OSError(errno.ENOSPC, "No space left on device")))
+            with pytest.raises(SettlementError, match="cannot write its signed.jsonl"):
+                await keys.wallet.signed(settle())
+        assert await keys.custody("bob") and keys.failing  # that writes nothing
+        assert await keys.wallet.signed(settle()) and not keys.failing
         await keys.close()
 
 
