@@ -31,7 +31,7 @@ NO_GRADIENT = frozenset(
     "greater_equal logical_and "
     "logical_or argmax one_hot uniform max_pool2d_grad sgd_update momentum "
     "nesterov_update "
-    "all any argmin argsort searchsorted nonzero scatter "
+    "all any argmin cumulative_argmax cumulative_argmin argsort searchsorted nonzero scatter "
     "ceil trunc round signbit nextafter floor_divide integer_pow "
     "bitwise_and bitwise_or bitwise_xor bitwise_invert bitwise_left_shift bitwise_right_shift "
     "axpy_update adam_m adam_v adam_update".split()
@@ -408,25 +408,46 @@ def _cumulative_sum(g: Any, x: Sequence[Any], y: Any, attrs: Mapping[str, Any]) 
     return (apply("cumulative_sum", g[backwards], axis=attrs["axis"])[backwards],)
 
 
+def _before(x: Any, axis: int, first: Any) -> Any:
+    """What stands in front of each element along an axis, in front of the first one `first`, a number."""
+    start = x._constant(first, x.dtype).broadcast_to(*x.shape[:axis], 1, *x.shape[axis + 1 :])
+    return apply("concat", start, x[(slice(None),) * axis + (slice(None, -1),)], axis=axis) if x.size else x
+
+
+@rule("recurrence")
+def _recurrence(g: Any, x: Sequence[Any], y: Any, attrs: Mapping[str, Any]) -> Sequence[Any]:
+    """That of the other direction by the same factors."""
+    axis, backwards = attrs["axis"], attrs["backwards"]
+    total = apply("recurrence", g, x[1], axis=axis, backwards=not backwards)
+    first, last = (total, y) if backwards else (y, total)
+    return total, _before(first, axis, 0.0) * last
+
+
 @rule("cumulative_prod")
 def _cumulative_prod(g: Any, x: Sequence[Any], y: Any, attrs: Mapping[str, Any]) -> Sequence[Any]:
-    """The products of all others up to each place, in a matrix: right where elements are 0, of memory size squared."""
-    value, last = x[0], x[0].ndim - 1
-    if not value.ndim:
+    """The product before each place, times the sum over j of g_j and the product of what is between: nothing is
+    divided, so it is right where elements are 0.
+    """
+    axis = attrs["axis"]
+    if not x[0].ndim:
         return (g,)
-    size = value.shape[attrs["axis"]]
-    order = [axis for axis in range(value.ndim) if axis != attrs["axis"]] + [attrs["axis"]]
-    back = tuple(order.index(axis) for axis in range(value.ndim))
-    rows, of = value.permute(*order), g.permute(*order)
-    later = value._constant([float(k > i) for i in range(size) for k in range(size)], "float32").reshape(size, size) > 0
-    matrix = rows.expand_dims(last).broadcast_to(*rows.shape[:-1], size, size)  # (..., which, up to)
-    ones = value._constant(1.0, value.dtype).broadcast_to(matrix.shape)
-    after = apply("cumulative_prod", apply("where", later, matrix, ones), axis=last + 1)
-    first = value._constant(1.0, value.dtype).broadcast_to(*rows.shape[:-1], 1)
-    before = apply("cumulative_prod", apply("concat", first, rows, axis=last), axis=last)[..., :size]
-    seen = value._constant([float(j >= i) for i in range(size) for j in range(size)], "float32").reshape(size, size)
-    total = (of.expand_dims(last) * after * seen.astype(value.dtype)).sum(last + 1)
-    return ((before * total).permute(*back),)
+    before = _before(y, axis, 1.0)
+    total = apply("recurrence", g, x[0], axis=axis, backwards=True)
+    none = (before == 0.0) & (total - total != 0.0)  # nothing times infinity
+    return (before * apply("where", none, total._constant(0.0, total.dtype), total),)
+
+
+@rule("cumulative_logsumexp")
+def _cumulative_logsumexp(g: Any, x: Sequence[Any], y: Any, attrs: Mapping[str, Any]) -> Sequence[Any]:
+    """The sum over j >= i of g_j exp(x_i - y_j), by shares of at most 1."""
+    if not y.ndim:
+        return (g,)
+
+    def share(part: Any, whole: Any) -> Any:  # also of two infinities
+        return apply("where", part == whole, g._constant(1.0, g.dtype), (part - whole).exp())
+
+    kept = share(_before(y, attrs["axis"], -math.inf), y)
+    return (share(x[0], y) * apply("recurrence", g, kept, axis=attrs["axis"], backwards=True),)
 
 
 @rule("max", "min")
@@ -555,13 +576,15 @@ PASS_ELEMENTS = 25_000  # that take as long as the few calls for a block of term
 @rule("take_along")
 def _take_along(g: Any, x: Sequence[Any], y: Any, attrs: Mapping[str, Any]) -> Sequence[Any]:
     """Each gradient goes to the place its index named. Those of one place are added as in a sum over the taken axis of
-    one_hot(indices) weighted by g, but in order where that would have more than MOST_HITS elements.
+    g where one_hot(indices) is, but in order where that would have more than MOST_HITS elements.
     """
     axis, size, taken = attrs["axis"], x[0].shape[attrs["axis"]], g.shape[attrs["axis"]]
-    hits = g.size * size
-    blocks = range(0, taken, SUMMED_IN_ORDER if hits <= MOST_HITS else taken)
-    if size == 1 or hits <= len(blocks) * (x[0].size + PASS_ELEMENTS):
-        weighted = apply("one_hot", x[1], depth=size).astype(g.dtype) * g.expand_dims(g.ndim)  # (..., taken, ..., size)
+    masked = g.size * size
+    blocks = range(0, taken, SUMMED_IN_ORDER if masked <= MOST_HITS else taken)
+    if size == 1 or masked <= len(blocks) * (x[0].size + PASS_ELEMENTS):
+        hits = apply("one_hot", x[1], depth=size) != 0.0  # (..., taken, ..., size)
+        none = g._constant(0.0, g.dtype)
+        weighted = apply("where", hits, g.expand_dims(g.ndim), none)  # a product would make NaN of infinities
         spread = weighted.sum(axis)  # (... without axis, size)
         return spread.permute(*range(axis), spread.ndim - 1, *range(axis, spread.ndim - 1)), None
     return _summed_where_taken(g, x[1], x[0].shape, axis, blocks), None

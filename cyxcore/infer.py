@@ -127,6 +127,15 @@ def along(allowed: tuple[str, ...], result: str | None = None) -> Rule:
     return rule
 
 
+def recurrence(op: str, shapes: tuple[Shape, ...], dtypes: tuple[str, ...], attrs: Attrs) -> Typed:
+    """Terms and factors of one shape with an axis."""
+    dtype = accept(op, dtypes, INEXACT)
+    check_axis(op, attrs["axis"], shapes[0])
+    if shapes[0] != shapes[1]:
+        raise ShapeError(f"{op}: expected terms and factors of one shape, got {shapes[0]} and {shapes[1]}")
+    return shapes[0], dtype
+
+
 def rfft(op: str, shapes: tuple[Shape, ...], dtypes: tuple[str, ...], attrs: Attrs) -> Typed:
     """The half of a Fourier transform that says all about real numbers."""
     shape, axis = shapes[0], attrs["axis"]

@@ -283,6 +283,12 @@ def _standard_rows() -> list[Op]:
         row("prod", 1, infer.reduce(NUMBERS, of_empty=True), _per_input(1), **_REDUCE),
         *(row(name, 1, infer.reduce(("bool",), of_empty=True), _per_input(1), **_REDUCE) for name in ("all", "any")),
         *(row(name, 1, infer.along(NUMBERS), **_AXIS) for name in ("cumulative_sum", "cumulative_prod")),
+        *(
+            row(f"cumulative_arg{name}", 1, infer.along(("bool", *REAL), "int64"), 2, **_AXIS)
+            for name in ("max", "min")
+        ),
+        row("cumulative_logsumexp", 1, infer.along(FLOATS), 20, **_AXIS),
+        row("recurrence", 2, infer.recurrence, 2, **_AXIS, backwards=Attr(kind.flag, False)),
         row("argmin", 1, infer.argmax, _per_input(1), **_AXIS),
         row("argsort", 1, infer.along(ALL, "int64"), 20, **_AXIS, descending=Attr(kind.flag, False)),
         row("searchsorted", 2, infer.searchsorted, 20, right=Attr(kind.flag, False)),

@@ -12,7 +12,7 @@ from cyxcore import elementwise, extras, functional, linalg, manipulation, searc
 from cyxcore.dtype import COMPLEX, FLOATS, INTEGERS, PYTORCHS, dtype_name, finfo
 from cyxcore.errors import DtypeError, ShapeError, SpecError
 from cyxcore.functional.basic import concat, stack, take_along_axis, where
-from cyxcore.hosted import written
+from cyxcore.hosted import is_symbolic, written
 from cyxcore.indexing import from_start
 from cyxcore.inplace import InPlace
 from cyxcore.torchwords import Picked, in_words, worded
@@ -316,18 +316,27 @@ def topk(x: Any, k: int, dim: int = -1, largest: bool = True, sorted: bool = Tru
     return extras.topk(x, k, axis=dim, largest=largest)
 
 
+def of_rank(x: Any, rank: int, axis: int, nan: bool = False) -> Picked:
+    """(values, indices) of what sorting puts at a rank along an axis, which stays. nan: a NaN where there is one."""
+    place = None if is_symbolic(x) else x._places_of_ranks((rank,), axis)
+    if place is not None:
+        return Picked(take_along_axis(x, place, axis), place)
+    ordered = sort(x, axis)
+    found = [narrow(each, axis, rank, 1) for each in ordered]
+    if nan:  # they are the largest
+        last = [narrow(each, axis, x.shape[axis] - 1, 1) for each in ordered]
+        none = last[0] != last[0]
+        found = [where(none, one, each) for one, each in zip(last, found, strict=True)]
+    return Picked(*found)
+
+
 def median(x: Any, dim: int | None = None, keepdim: bool = False) -> Any:
     """The middle of x, of two middles the lower one; with `dim` (values, indices). cx.median(x, axis=) is NumPy's."""
     flat, axis = (x.reshape(-1), 0) if dim is None else (x, x._axis(dim))
     count = flat.shape[axis]
     if not count:
         raise ShapeError(f"median: expected at least one element along the axis, got {x.shape}")
-    ordered = sort(flat, axis)
-    found = [narrow(each, axis, (count - 1) // 2, 1) for each in ordered]
-    if x.dtype in FLOATS:  # a NaN is the median, as it is the largest
-        last = [narrow(each, axis, count - 1, 1) for each in ordered]
-        none = last[0] != last[0]
-        found = [where(none, nan, each) for nan, each in zip(last, found, strict=True)]
+    found = of_rank(flat, (count - 1) // 2, axis, x.dtype in FLOATS)
     if dim is None:
         return found[0].reshape(())
     return Picked(*found) if keepdim else Picked(*(each.squeeze(axis) for each in found))

@@ -13,11 +13,11 @@ from cyxcore import elementwise, extras, functional, linalg, manipulation, searc
 from cyxcore.attrs import is_whole
 from cyxcore.dtype import COMPLEX, FLOATS, INTEGERS, result_type
 from cyxcore.errors import DtypeError, ShapeError, SpecError
-from cyxcore.functional.basic import concat, maximum, minimum, stack, where
+from cyxcore.functional.basic import concat, maximum, minimum, stack, take_along_axis, where
 from cyxcore.hosted import hosted, is_symbolic, written
 from cyxcore.indexing import from_start
 from cyxcore.torchwords import Picked
-from cyxcore.values import Value, to_inexact
+from cyxcore.values import Value, apply, to_inexact
 
 Function = Callable[..., Any]
 
@@ -198,8 +198,11 @@ def aminmax(x: Any, *, dim: int | None = None, keepdim: bool = False) -> tuple[A
     return x.min(dim, keepdim), x.max(dim, keepdim)
 
 
-def _extremes(x: Any, dim: int, better: Function) -> Picked:
+def _extremes(x: Any, dim: int, op: str, better: Function) -> Picked:
     place, size = x._axis(dim), x.shape[x._axis(dim)]
+    if not is_symbolic(x) or not x.builder.travels:
+        found = apply(op, x, axis=place)
+        return Picked(take_along_axis(x, found, place), found)
     values, where_, best, at = [], [], None, None
     for step in range(size):
         own = torchnames.select(x, place, step)
@@ -218,19 +221,17 @@ def _extremes(x: Any, dim: int, better: Function) -> Picked:
 
 def cummax(x: Any, dim: int) -> Picked:
     """(the largest so far, where it is) along an axis."""
-    return _extremes(x, dim, lambda own, best: own >= best)
+    return _extremes(x, dim, "cumulative_argmax", lambda own, best: own >= best)
 
 
 def cummin(x: Any, dim: int) -> Picked:
     """(the smallest so far, where it is) along an axis."""
-    return _extremes(x, dim, lambda own, best: own <= best)
+    return _extremes(x, dim, "cumulative_argmin", lambda own, best: own <= best)
 
 
 def logcumsumexp(x: Any, dim: int) -> Any:
     """log(sum(exp(x))) of all elements up to each one along an axis."""
-    place = x._axis(dim)
-    parts = [torchnames.select(x, place, step) for step in range(x.shape[place])]
-    return stack(list(itertools.accumulate(parts, elementwise.logaddexp)), place)
+    return apply("cumulative_logsumexp", to_inexact(x), axis=x._axis(dim))
 
 
 def kthvalue(x: Any, k: int, dim: int = -1, keepdim: bool = False) -> Picked:
@@ -238,7 +239,7 @@ def kthvalue(x: Any, k: int, dim: int = -1, keepdim: bool = False) -> Picked:
     place = x._axis(dim)
     if not 1 <= k <= x.shape[place]:
         raise SpecError(f"kthvalue: expected k of 1..{x.shape[place]}, got {k}")
-    found = [torchnames.narrow(each, place, k - 1, 1) for each in torchnames.sort(x, place)]
+    found = torchnames.of_rank(x, k - 1, place)
     return Picked(*(each if keepdim else each.squeeze(place) for each in found))
 
 

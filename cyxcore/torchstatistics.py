@@ -12,6 +12,7 @@ from cyxcore.dtype import FLOATS
 from cyxcore.errors import ShapeError, SpecError
 from cyxcore.functional.basic import concat, stack, take_along_axis, where
 from cyxcore.functional.losses import pdist
+from cyxcore.hosted import is_symbolic
 from cyxcore.inplace import InPlace
 from cyxcore.torchwords import Picked
 from cyxcore.values import Value, to_inexact
@@ -72,11 +73,15 @@ def _quantiles(name: str, x: Any, q: Any, dim: Any, keepdim: bool, interpolation
     flat, place = (value.reshape(-1), 0) if dim is None else (value, value._axis(dim))
     if not flat.shape[place]:
         raise ShapeError(f"{name}: expected at least one element along the axis, got {x.shape}")
+    shares = _share(q)
+    quick = _quick_quantiles(flat, place, shares, interpolation)
+    if quick is not None:
+        return _shaped(quick, x, q, dim, keepdim)
     row = searching.sort(flat, axis=place)
     none = (row != row).astype("int64").sum(place, keepdims=True)
     count = (flat.shape[place] - none).astype("float64")  # places are exact in it
     found = []
-    for share in _share(q):
+    for share in shares:
         at = elementwise.clip(count - 1.0, 0.0, None) * share
         below = elementwise.floor(at)
         if interpolation == "nearest":
@@ -87,11 +92,37 @@ def _quantiles(name: str, x: Any, q: Any, dim: Any, keepdim: bool, interpolation
         high = take_along_axis(row, elementwise.ceil(at).astype("int64"), place)
         picked = _between(low, high, (at - below).astype(value.dtype), interpolation)
         missing = count == 0.0 if skipping else none > 0
-        picked = where(missing, math.nan, picked)
-        if dim is None:
-            found.append(picked.reshape((1,) * x.ndim if keepdim else ()))
-        else:
-            found.append(picked if keepdim else picked.squeeze(place))
+        found.append(where(missing, math.nan, picked))
+    return _shaped(found, x, q, dim, keepdim)
+
+
+def _quick_quantiles(flat: Any, place: int, shares: list[float], interpolation: str) -> list[Any] | None:
+    """Those of numbers alone, without sorting, for each share with their axis; None where sorting is needed, or
+    faster, as it is of values without their places.
+    """
+    if is_symbolic(flat) or not flat.requires_grad:
+        return None
+    ends = []
+    for share in shares:
+        at = (flat.shape[place] - 1.0) * share
+        low, high = math.floor(at), math.ceil(at)
+        whole = {"nearest": round(at), "lower": low, "higher": high}.get(interpolation)
+        ends.append((low, high, at - low) if whole is None else (whole, whole, 0.0))
+    ranks = sorted({rank for low, high, _ in ends for rank in (low, high)})
+    places = flat._places_of_ranks(ranks, place)
+    if places is None:
+        return None
+    row = take_along_axis(flat, places, place)
+    of = {rank: torchnames.narrow(row, place, number, 1) for number, rank in enumerate(ranks)}
+    return [_between(of[low], of[high], flat._constant(share, flat.dtype), interpolation) for low, high, share in ends]
+
+
+def _shaped(found: list[Any], x: Any, q: Any, dim: Any, keepdim: bool) -> Any:
+    """The quantiles of each share as they are given back."""
+    if dim is None:
+        found = [each.reshape((1,) * x.ndim if keepdim else ()) for each in found]
+    elif not keepdim:
+        found = [each.squeeze(x._axis(dim)) for each in found]
     return stack(found, 0) if isinstance(q, Value) and q.ndim else found[0]
 
 
@@ -118,6 +149,12 @@ def nanmedian(x: Any, dim: int | None = None, keepdim: bool = False) -> Any:
     flat, axis = (x.reshape(-1), 0) if dim is None else (x, x._axis(dim))
     if not flat.shape[axis]:
         raise ShapeError(f"nanmedian: expected at least one element along the axis, got {x.shape}")
+    if isinstance(x, InPlace):
+        numbers = flat == flat
+        if statistics.all(numbers).item():
+            return torchnames.median(x, dim, keepdim)
+        if dim is None and statistics.any(numbers).item():
+            return torchnames.median(flat[numbers])
     row, order = torchnames.sort(flat, axis)
     count = (row == row).astype("int64").sum(axis, keepdims=True)
     at = elementwise.clip(elementwise.floor_divide(count - 1, 2), 0, None)

@@ -1,5 +1,6 @@
 """What the ops of the group "standard" mean, in NumPy. cyxcore/kernels/reference.py takes them over."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -103,6 +104,7 @@ KERNELS["all"] = lambda a, x: x.all(axis=a["axes"], keepdims=a["keepdims"])
 KERNELS["any"] = lambda a, x: x.any(axis=a["axes"], keepdims=a["keepdims"])
 KERNELS["cumulative_sum"] = lambda a, x: np.cumsum(x, axis=a["axis"], dtype=x.dtype)
 KERNELS["cumulative_prod"] = lambda a, x: np.cumprod(x, axis=a["axis"], dtype=x.dtype)
+KERNELS["cumulative_logsumexp"] = lambda a, x: np.logaddexp.accumulate(x, axis=a["axis"]) if x.ndim else x
 KERNELS["argmin"] = lambda a, x: x.argmin(axis=a["axis"])
 KERNELS["searchsorted"] = lambda a, row, x: np.searchsorted(row, x, side="right" if a["right"] else "left")
 KERNELS["fft"] = lambda a, x: np.fft.fft(x, axis=a["axis"])
@@ -111,6 +113,85 @@ KERNELS["rfft"] = lambda a, x: np.fft.rfft(x, axis=a["axis"])
 KERNELS["irfft"] = lambda a, x: np.fft.irfft(x, n=a["size"], axis=a["axis"], norm="forward")
 KERNELS["flip"] = lambda a, x: np.flip(x, a["axes"])
 KERNELS["nonzero"] = lambda a, x: np.stack(np.nonzero(x))
+
+
+@kernel("cumulative_argmax")
+def _cumulative_argmax(attrs: Attrs, x: Array) -> Any:
+    return _last_of_best(x, attrs["axis"], np.maximum)
+
+
+@kernel("cumulative_argmin")
+def _cumulative_argmin(attrs: Attrs, x: Array) -> Any:
+    return _last_of_best(x, attrs["axis"], np.minimum)
+
+
+def _last_of_best(x: Array, axis: int, better: np.ufunc) -> Array:
+    """Where the best so far is, the last of equals; a NaN is better than all numbers."""
+    if not x.size or not x.ndim:
+        return np.zeros(x.shape, np.int64)
+    rows = np.moveaxis(x, axis, -1)
+    hits = rows == better.accumulate(rows, axis=-1)
+    if x.dtype.kind == "f":
+        hits |= rows != rows
+    found = np.flatnonzero(hits)  # the first of each row among them
+    kept = np.diff(found, append=x.size)
+    return np.moveaxis(np.repeat(found % rows.shape[-1], kept).reshape(rows.shape), -1, axis)
+
+
+@kernel("recurrence")
+def _recurrence(attrs: Attrs, terms: Array, factors: Array) -> Any:
+    """y_i = t_i + f_i y_(i-1) along an axis, or backwards y_i = t_i + f_(i+1) y_(i+1), in float64 or complex128.
+
+    The first factor counts nothing, whichever it is. A factor of 0 takes nothing along, of infinities too.
+    """
+    if not terms.size:
+        return terms
+    t, f = (np.moveaxis(each, attrs["axis"], 0) for each in (terms, factors))
+    shape = t.shape
+    if attrs["backwards"]:
+        t, f = t[::-1], np.concatenate([f[:1], f[:0:-1]])
+    wide = np.complex128 if terms.dtype.kind == "c" else np.float64
+    y = _recur(t.reshape(shape[0], -1), f.reshape(shape[0], -1), wide).reshape(shape)
+    return np.moveaxis(y[::-1] if attrs["backwards"] else y, 0, attrs["axis"])
+
+
+ONE_BLOCK = 64  # steps of a recurrence that are made one by one
+
+
+def _recur(t: Array, f: Array, wide: Any) -> Array:
+    """The recurrence down the rows of (n, m). Many are cut into about sqrt(n) blocks, which go on side by side from 0
+    until what each began with is known: with y before it, a block's results are those and y times its factors so far.
+    """
+    n, m = t.shape
+    steps = n if n <= ONE_BLOCK else math.isqrt(n)
+    blocks = n // steps
+    y, products = np.empty((2, steps, blocks, m), wide)
+    for laid, rows in ((y, t), (products, f)):
+        laid[...] = rows[: steps * blocks].reshape(blocks, steps, m).swapaxes(0, 1)
+    zeros = (products == 0).any((1, 2)).tolist()
+
+    def carried(step: int, before: Array) -> Array:
+        result = products[step] * before
+        if zeros[step]:
+            result[products[step] == 0] = 0
+        return result
+
+    for i in range(1, steps):
+        y[i] += carried(i, y[i - 1])
+        if blocks > 1:
+            products[i] = carried(i, products[i - 1])
+    if blocks == 1:
+        return y[:, 0]
+    before = _recur(y[-1], products[-1], wide)[:-1]
+    products[:, 1:][:, before == 0] = 0  # infinite products of nothing
+    products[:, 1:] *= before
+    y[:, 1:] += products[:, 1:]
+    result = np.empty((n, m), wide)
+    result[: steps * blocks].reshape(blocks, steps, m).swapaxes(0, 1)[...] = y
+    if steps * blocks < n:
+        rest = slice(steps * blocks - 1, n)  # goes on from the last result
+        result[rest] = _recur(np.concatenate([result[rest][:1], t[rest][1:]]), f[rest], wide)
+    return result
 
 
 _COMBINE = {"add": np.add, "mul": np.multiply, "min": np.minimum, "max": np.maximum}

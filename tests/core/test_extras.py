@@ -190,6 +190,33 @@ def test_what_cannot_be_is_refused(wrong: Callable[[], Any], said: str) -> None:
         wrong()
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int64", "uint8"])
+@pytest.mark.parametrize("hole", [False, True])
+def test_what_has_a_rank_is_that_of_a_stable_sort(dtype: str, hole: bool) -> None:
+    """Also among equals, of which zeros of both signs are some, and beside a NaN."""
+    rng = np.random.default_rng(0)
+    for shape, axis in (((1,), 0), ((41,), 0), ((5, 32), 1), ((24, 3, 4), 0), ((2, 9, 3), 1)):
+        values = rng.integers(0, 6, shape).astype(dtype)
+        if "float" in dtype:
+            values = (values - 2.0).astype(dtype) * rng.choice(np.array([1.0, -1.0], dtype), shape)
+            values[(0,) * len(shape)] = np.nan if hole else 1.0
+        order = np.argsort(values, axis=axis, kind="stable")
+        x = cx.tensor(values)
+        for k in (1, shape[axis] // 3 + 1, shape[axis]):
+            found, wanted = x.kthvalue(k, axis, keepdim=True), np.take(order, [k - 1], axis)
+            assert found[1].tolist() == wanted.tolist()
+            assert found[0].numpy().tobytes() == np.take_along_axis(values, wanted, axis).tobytes()
+        numbers = np.sum(values == values, axis=axis, keepdims=True)
+        wanted = np.take_along_axis(order, np.maximum(numbers - 1, 0) // 2, axis)
+        assert x.nanmedian(axis, keepdim=True)[1].tolist() == wanted.tolist()
+        np.testing.assert_array_equal(x.nanmedian(), np.sort(values, None)[max((values == values).sum() - 1, 0) // 2])
+        if "float" in dtype:
+            for way in ("linear", "lower", "higher", "nearest", "midpoint"):
+                shares = cx.tensor([0.0, 0.3, 0.5, 1.0], dtype=dtype)
+                picked = x.clone().requires_grad_().quantile(shares, axis, interpolation=way).detach()
+                np.testing.assert_array_equal(picked, x.quantile(shares, axis, interpolation=way))
+
+
 @pytest.mark.parametrize("largest", [True, False])
 @pytest.mark.parametrize("dtype", ["float32", "int64", "uint8", "bool"])
 def test_the_best_of_many_are_those_of_a_stable_sort(dtype: str, largest: bool) -> None:

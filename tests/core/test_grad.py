@@ -65,6 +65,19 @@ CASES: list[tuple[str, list[np.ndarray], dict[str, Any]]] = [
     ("cumulative_prod", [np.array([2.0, 0.0, 3.0, 0.0, 1.5])], {"axis": 0}),
     ("cumulative_prod", [real(2, 0, 3)], {"axis": 1}),
     ("cumulative_prod", [real()], {"axis": 0}),
+    ("cumulative_prod", [real(150, low=0.8, high=1.2) * (np.arange(150) % 70 != 5)], {"axis": 0}),
+    *(
+        (op, [real(2, 3, 2)], {"axis": axis})
+        for op in ("cumulative_prod", "cumulative_logsumexp")
+        for axis in (0, 1, 2)
+    ),
+    *(("cumulative_logsumexp", [real(*shape)], {"axis": 0}) for shape in ((), (0, 2), (1,), (80,))),
+    *(
+        ("recurrence", [real(2, 3, 4), real(2, 3, 4)], {"axis": axis, "backwards": backwards})
+        for axis in (0, 1, 2)
+        for backwards in (False, True)
+    ),
+    *(("recurrence", [real(*shape), real(*shape)], {"axis": 0}) for shape in ((1,), (0, 2), (90,))),
     ("sum", [real(0, 3)], {"axes": (0,), "keepdims": False}),
     *(
         (
@@ -166,6 +179,35 @@ def test_gradients_that_nobody_asks_for_are_not_computed(op: str, place: int, mo
     tensors = [Tensor(x, requires_grad=i == place) for i, x in enumerate(inputs)]
     apply(op, *tensors, **attrs).sum().backward()
     assert tensors[place].grad is not None and tensors[1 - place].grad is None
+
+
+def test_running_products_of_many_have_gradients() -> None:
+    """All ones but x_3 = 0: those before it are in 3 - i products that are not 0, itself in all from there on."""
+    values = np.ones(70_001, np.float32)
+    values[3] = 0.0
+    x = cx.tensor(values, requires_grad=True)
+    x.cumprod(0).sum().backward()
+    assert x.grad.tolist() == [3.0, 2.0, 1.0, 69_998.0, *[0.0] * 69_997]
+
+
+def test_a_zero_ends_what_running_products_take_along() -> None:
+    """Also of infinities, behind it and before it, and over the blocks in which many factors are taken."""
+    for between in (1, 500):
+        values = np.concatenate([[2.0, 3.0], [0.0] * between, [1e30] * 400]).astype(np.float32)
+        x = cx.tensor(values, requires_grad=True)
+        x.cumprod(0).sum().backward()
+        assert x.grad.tolist()[:2] == [4.0, 2.0] and not x.grad[3:].any().item()
+        assert x.grad[2].item() == (np.inf if between == 1 else 6.0)
+
+
+@pytest.mark.parametrize("size", [3, 5000])
+def test_an_infinite_gradient_of_taken_elements_stays_where_it_belongs(size: int) -> None:
+    x = cx.zeros(2, size, requires_grad=True)
+    places = cx.tensor([[0, 2, -1], [1, 1, 0]])
+    F.take_along_axis(x, places, 1).backward(cx.tensor([[np.inf, -np.inf, 1.0], [np.nan, 2.0, -np.inf]]))
+    wanted = np.zeros((2, size), np.float32)
+    np.add.at(wanted, ([[0], [1]], places.numpy()), [[np.inf, -np.inf, 1.0], [np.nan, 2.0, -np.inf]])
+    np.testing.assert_array_equal(x.grad.numpy(), wanted)
 
 
 def test_every_op_has_a_gradient_rule_or_says_it_has_none() -> None:

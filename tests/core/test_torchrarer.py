@@ -10,6 +10,8 @@ import pytest
 import cyxcore as cx
 from cyxcore import special, torchrarer, torchtensors
 from cyxcore.errors import CyxError
+from cyxcore.plan import Plan
+from cyxcore.symbols import Builder
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -196,6 +198,33 @@ def test_clamp_min_and_clamp_max_give_x_all_of_the_gradient_at_the_bound() -> No
         x = cx.tensor([0.25, 0.25], requires_grad=True)
         (x.clamp_min(bound) + 2.0 * x.clamp_max(bound)).sum().backward()
         assert x.grad.tolist() == [3.0, 3.0]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int64", "bool"])
+@pytest.mark.parametrize("name", ["cummax", "cummin"])
+def test_of_equals_and_of_nans_the_last_is_the_best_so_far(name: str, dtype: str) -> None:
+    given = np.random.default_rng(1).integers(0, 4, (3, 7, 5)).astype(np.float32)
+    if "float" in dtype:
+        given[1, [2, 4], 3] = np.nan
+        given[2, 3, 1] = -0.0
+    for axis in (0, 1, 2):
+        wanted = getattr(torch.tensor(given).to(getattr(torch, dtype)), name)(axis)
+        x = cx.tensor(given).astype(dtype)
+        for found in (getattr(x, name)(axis), cx.compile(lambda x, axis=axis: getattr(x, name)(axis))(x)):
+            assert found[1].tolist() == wanted.indices.tolist()
+            np.testing.assert_array_equal(found[0].float().numpy(), wanted.values.float().numpy())
+    for shape in ((0,), (0, 3), (3, 0), (1,)):
+        assert getattr(cx.zeros(shape), name)(0).indices.tolist() == np.zeros(shape).tolist()
+
+
+def test_a_graph_that_travels_holds_running_extremes() -> None:
+    builder, given = Builder(), cx.tensor(X)
+    x = builder.input("x", X.shape)
+    plan = Plan(builder.graph(*x.cummax(1)))
+    plan.inputs["x"][...] = X
+    plan.run()
+    for found, wanted in zip(plan.outputs, given.cummax(1), strict=True):
+        np.testing.assert_array_equal(found, wanted.numpy())
 
 
 def test_questions() -> None:
