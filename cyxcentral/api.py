@@ -332,6 +332,8 @@ class Api:
             await self._central.verifier.look_ahead(client, job_id, self._payments.program, bytes_)
         client = client or await self._payer(caller, ask.job)
         _, draft = self._draft(caller, ask.job, job_id, client, bytes_)
+        if ask.job.after:
+            await self._check_dependencies(caller, ask.job)
         if ask.price is not None:
             key, now_ms = self._quotes.public_key.hex(), self._machine.wall_ms()
             prices.check(ask.price, draft.job, draft.terms.client, key, now_ms)
@@ -359,6 +361,14 @@ class Api:
             reference_fee_base_units=self._network.reference_fee_base_units if self._network.fee_basis_points else 0,
         )
 
+    async def _check_dependencies(self, caller: str, job: m.JobRequest) -> None:
+        if any(
+            after.job_id not in self._world.jobs for after in job.after
+        ):  # another central may have taken it just now
+            await self._central.events.catch_up()
+        intake.refuse_dependencies(job, caller, self._world.jobs)
+        intake.refuse_other_shapes(job, self._world.jobs)
+
     async def _deposit(self, caller: str, payment: m.Payment | None, terms: m.EscrowTerms) -> m.SignedTransaction:
         """The caller's deposit, checked; or one from the wallet that is kept for the caller. Nothing is sent yet."""
         if payment:
@@ -371,7 +381,7 @@ class Api:
         if job is None:
             return None
         other_payer = ask.payment is not None and ask.payment.client != job.terms.client
-        if job.job != ask.job or job.caller != caller or other_payer:
+        if jobs.as_asked(job) != ask.job or job.caller != caller or other_payer:
             raise ApiError("job_id_taken", f"job id {job_id} stands for another job; choose a new one", 409)
         return m.SubmitReply(job_id=job_id, status=job.status, terms=job.terms, duplicate=True)
 
@@ -603,6 +613,8 @@ class Api:
         job = await self._find(ask.job_id)
         candidates = list(self._central.dispatch.candidates().values())
         reply = views.explanation(job, candidates, self._machine.wall_ms())
+        if job.status == "waiting":
+            reply.waiting_for = "the jobs it comes after: " + views.waited_for(job, self._world.jobs)
         if job.status == "settling" and self._world.payouts.frozen:
             reply.waiting_for = f"an operator to release payouts, which are frozen: {self._world.payouts.why}"
         elif job.status == "settling" and (why := self._payments.why_unpaid(job.job_id)):

@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from cyxcentral import jobfold, jobrules, jobs, nodes, reports, scaling, schedule, segments
+from cyxcentral import dependencies, jobfold, jobrules, jobs, nodes, reports, scaling, schedule, segments
 from cyxcentral.checking import Checking
 from cyxcentral.eventlog import Decide, EventLog, Sequel
 from cyxcentral.matching import MAX_PLANNED
@@ -160,6 +160,7 @@ class Dispatch:
                 await self._sweep(changed)
                 await self._ban_suspects()
                 await self._scale(changed)
+                await self._go_on(changed)
                 await self._check_waiting(whole=changed is None)
                 if our_turn or changed is None:
                     await self._assign_waiting()
@@ -297,6 +298,22 @@ class Dispatch:
         if choice is None or choice.job_id != job_id or jobrules.illegal(self._world.jobs[job_id], choice.event):
             return None
         return choice.event
+
+    async def _go_on(self, changed: set[str] | None) -> None:
+        """Let jobs begin whose dependencies are met, and cancel those that never can: of what changed, or of all."""
+        if not self._world.awaiting:
+            return
+        due = set(self._world.awaiting)
+        if changed is not None:
+            ids = {subjects.last_token(subject) for subject in changed}
+            due = (due & ids).union(*(self._world.dependents.get(job_id, ()) for job_id in ids))
+        for job_id in sorted(due):
+            subject = subjects.job_event(job_id)
+            if self._dependencies(job_id) and self._may_decide(subject):
+                await self._events.record(subject, functools.partial(self._dependencies, job_id))
+
+    def _dependencies(self, job_id: str) -> m.DependenciesMet | m.DependencyFailed | None:
+        return dependencies.due(self._world.jobs[job_id], self._world.jobs)
 
     # -- delivery ------------------------------------------------------------------------------------
 

@@ -3,13 +3,13 @@
 import functools
 import math
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
 import msgspec
 from msgspec import Struct
 
-from cyxcentral import schedule
+from cyxcentral import dependencies, schedule
 from cyxcentral.jobs import DEADLINE_MARGIN_S, Job
 from cyxcentral.nodes import Node
 from cyxcore.errors import SpecError
@@ -76,6 +76,8 @@ def _plan(job: m.JobRequest) -> Plan:
         raise SpecError(
             "sealed: expected a job that trains on the node of needs.node_id, which alone can read its data"
         )
+    if job.after:
+        _check_dependencies(job)
     if job.serve:
         return _plan_of_serving(job, job.serve)
     batch = job.training.batch_size
@@ -100,6 +102,29 @@ def _plan(job: m.JobRequest) -> Plan:
         if count > LARGEST_COUNT:
             raise SpecError(f"{what}: the job comes to {count}, more than any machine has or can count")
     return plan
+
+
+def _check_dependencies(job: m.JobRequest) -> None:
+    """Raise SpecError for dependencies that make no sense, whatever jobs there are."""
+    if job.serve:
+        raise SpecError("after: expected a job that trains; one that serves begins at once")
+    seen: set[str] = set()
+    for after in job.after:
+        where = f"after {after.job_id}"
+        if after.job_id in seen:
+            raise SpecError(f"{where}: it is named twice")
+        seen.add(after.job_id)
+        bounded = after.at_least is not None or after.at_most is not None
+        if bounded and after.metric is None:
+            raise SpecError(f"{where}: at_least and at_most need a metric, such as validation_accuracy")
+        if after.metric is not None and not bounded:
+            raise SpecError(f"{where}: {after.metric} needs at_least or at_most")
+    models = sum(after.model for after in job.after)
+    if models > 1:
+        raise SpecError("after: expected at most one whose model this job begins with")
+    if models and (job.sealed or job.model.weights):
+        what = "is sealed" if job.sealed else "has weights of its own to begin with"
+        raise SpecError(f"after: a job that {what} cannot begin with another one's model")
 
 
 def _plan_of_serving(job: m.JobRequest, serve: m.ServeSpec) -> Plan:
@@ -180,6 +205,45 @@ def _graph(encoded: bytes) -> Graph:
     if model.input is None:
         raise SpecError("model.input: expected the shape of one sample, e.g. [64]; it is missing")
     return build(model)
+
+
+def refuse_dependencies(job: m.JobRequest, caller: str, known: Mapping[str, Job]) -> None:
+    """Refuse a job that comes after what is not there, is somebody else's, or can never be completed."""
+    for after in job.after:
+        other = known.get(after.job_id)
+        if other is None:
+            raise ApiError("unknown_job", f"after: no job is called {after.job_id}; see: cyx jobs", 404)
+        if other.caller != caller:
+            raise ApiError("not_yours", f"after: job {after.job_id} was submitted by another caller", 403)
+        if other.job.serve:
+            raise ApiError("bad_request", f"after: {after.job_id} serves a model and delivers none", 400)
+        if after.model and other.job.sealed:
+            raise ApiError(
+                "bad_request", f"after: the model of {after.job_id} is sealed: no other job can read it", 400
+            )
+        if other.outcome and (why := dependencies.too_little(after, other)):
+            raise ApiError("dependency_failed", f"it would never begin: {why}", 409)
+
+
+def refuse_other_shapes(job: m.JobRequest, known: Mapping[str, Job]) -> None:
+    """Refuse a job that is to begin with the model of another one, whose parameters are not its own."""
+    for after in job.after:
+        if not after.model:
+            continue
+        own, others = (_shapes(each.model) for each in (job, known[after.job_id].job))
+        for name in sorted(own.keys() | others.keys()):
+            if (mine := own.get(name)) != (theirs := others.get(name)):
+                raise ApiError(
+                    "shape_mismatch",
+                    f"after: the job cannot begin with the model of {after.job_id}: its parameter {name} is"
+                    f" {mine or 'not there'}, and there it is {theirs or 'not there'}",
+                    400,
+                )
+
+
+def _shapes(model: ModelSpec) -> dict[str, tuple[int, ...]]:
+    """The parameters and buffers of a model by name."""
+    return {param.name: param.shape for param in _graph.__wrapped__(msgspec.msgpack.encode(model)).all_parameters}
 
 
 def refuse_unfit(job: Job, nodes: Collection[Node]) -> None:

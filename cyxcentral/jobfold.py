@@ -56,6 +56,7 @@ def evolve(job: Job | None, event: m.JobEvent, at_ms: int) -> Job:
             price_base_units=event.price_base_units,
             reference_fee_base_units=event.reference_fee_base_units,
             standby=bool(event.job.serve and event.job.serve.standby),
+            awaiting=bool(event.job.after),
         )
     assert job is not None, f"{type(event).__name__} before Submitted"
     if isinstance(event, WISHES) and event.request_id:
@@ -99,6 +100,13 @@ def _called(job: Job, event: m.ScaledUp, at_ms: int) -> Job:
 def _sent_back(job: Job, event: m.ScaledDown, at_ms: int) -> Job:
     job = replace(job, standby=True, scaled=event.reason)
     return job if job.status == "leased" else replace(job, status=_idle(job))
+
+
+def _dependencies_met(job: Job, event: m.DependenciesMet, at_ms: int) -> Job:
+    if event.weights:
+        job = replace(job, job=replace(job.job, model=replace(job.job.model, weights=event.weights)))
+    job = replace(job, awaiting=False)
+    return replace(job, status=_idle(job))
 
 
 def _settled(job: Job, event: m.Settled, at_ms: int) -> Job:
@@ -160,7 +168,9 @@ def _idle(job: Job) -> m.JobStatus:
     """The status of a job that nobody holds the lease of."""
     if not job.funded:
         return "funding"
-    return "paused" if job.halts else "queued"
+    if job.halts:
+        return "paused"
+    return "waiting" if job.awaiting else "queued"
 
 
 def _decided(job: Job, outcome: Outcome, error: str | None) -> Job:
@@ -271,13 +281,12 @@ def _built_by(job: Job, node_id: str) -> set[int]:
     return numbers
 
 
-def _cancelled(job: Job, event: m.CancelRequested, at_ms: int) -> Job:
-    job = replace(job, cancel_requested=True)
+def _cancelled(job: Job, reason: str, at_ms: int) -> Job:
     if job.funded:
-        return _settle(job, "cancelled", event.reason, at_ms)
+        return _settle(job, "cancelled", reason, at_ms)
     if job.current:
-        job = _ended(job, m.LeaseLost(attempt=job.attempt, code=CANCELLED, reason=event.reason), at_ms)
-    return _decided(job, "cancelled", event.reason)  # the deposit may still land: find out first
+        job = _ended(job, m.LeaseLost(attempt=job.attempt, code=CANCELLED, reason=reason), at_ms)
+    return _decided(job, "cancelled", reason)  # the deposit may still land: find out first
 
 
 def _out_of_time(job: Job, at_ms: int) -> Job:
@@ -314,7 +323,9 @@ AFTER: dict[type, Callable[[Job, Any, int], Job]] = {  # what a job is once this
     m.TimeUsed: lambda job, event, at_ms: _settle(job, "completed", None, at_ms),
     m.ScaledUp: _called,
     m.ScaledDown: _sent_back,
-    m.CancelRequested: _cancelled,
+    m.DependenciesMet: _dependencies_met,
+    m.DependencyFailed: lambda job, event, at_ms: _cancelled(job, event.reason, at_ms),
+    m.CancelRequested: lambda job, event, at_ms: _cancelled(replace(job, cancel_requested=True), event.reason, at_ms),
     m.PauseRequested: _pause_requested,
     m.ResumeRequested: _resume_requested,
     m.PriorityChanged: lambda job, event, at_ms: replace(job, priority=event.priority),

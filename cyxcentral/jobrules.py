@@ -17,7 +17,8 @@ from cyxnet import messages as m
 # codes of checks that say: nobody trained this segment, from such a state, or on such data
 NO_TRAINING = (BAD_CHECKPOINT, "diverged", "bad_data", "shape_mismatch")
 TWO_RUNS_DIFFER = "two runs of the same segment found different things: it cannot be told what is right"
-STEERED: tuple[m.JobStatus, ...] = ("funding", "queued", "leased", "paused")  # the owner has a say
+IDLE: tuple[m.JobStatus, ...] = ("funding", "waiting", "paused")  # a job that waits for others may be in
+STEERED: tuple[m.JobStatus, ...] = ("funding", "waiting", "queued", "leased", "paused")  # the owner has a say
 
 
 class Rule(NamedTuple):
@@ -48,6 +49,8 @@ def _lease(job: Job, event: m.Leased) -> str | None:
         return "its owner paused it"
     if job.standby:
         return "it stands by until it is called"
+    if job.awaiting:
+        return "it waits for the jobs that it comes after"
     if event.resume != job.checkpoint:
         return "not from the newest checkpoint"
     return None if event.attempt == job.attempt + 1 else "not the next attempt"
@@ -198,6 +201,12 @@ def _scaled_down(job: Job, event: m.ScaledDown) -> str | None:
     return None if job.job.serve and job.job.serve.standby and not job.standby else "it is none that was called"
 
 
+def _of_dependencies(job: Job, event: m.DependenciesMet | m.DependencyFailed) -> str | None:
+    if job.outcome:
+        return f"it waits for the chain to be {job.outcome}"
+    return None if job.awaiting else "it does not wait for other jobs"
+
+
 def _cancel(job: Job, event: m.CancelRequested) -> str | None:
     return "it is cancelled already" if job.cancel_requested else None
 
@@ -244,6 +253,8 @@ RULES: dict[type, Rule] = {
     m.TimeUsed: Rule(("leased",), _time_used),
     m.ScaledUp: Rule(STEERED, _scaled_up),
     m.ScaledDown: Rule(STEERED, _scaled_down),
+    m.DependenciesMet: Rule(IDLE, _of_dependencies),
+    m.DependencyFailed: Rule(IDLE, _of_dependencies),
     m.CancelRequested: Rule(STEERED, _cancel),
     m.PauseRequested: Rule(STEERED, _steered),
     m.ResumeRequested: Rule(STEERED, _steered),

@@ -20,6 +20,10 @@ is used up (`TimeUsed`), it is completed. A replica that was ready and is gone i
 anew. One that stands by is as if its owner had paused it, until it is called (`ScaledUp`; cyxcentral/scaling.py says
 when), and again once it is sent back (`ScaledDown`).
 
+A job that comes after others (`after`) is `waiting` once it is funded, until they are completed (`DependenciesMet`) or
+one of them never will be, which cancels it (`DependencyFailed`). The weights that it begins with are written into it
+then, as if its owner had known them.
+
 On a network with checkers a delivered job may name a segment of its training (`Completed.segment`), which a checker
 trains once more before anybody is paid:
 
@@ -137,6 +141,7 @@ class Job(Struct, frozen=True, kw_only=True, gc=False):
     pause_requested: bool = False
     priority: int = 0  # of its place in the line
     deadline_near: bool = False  # of its escrow: it goes on no more
+    awaiting: bool = False  # of a job that comes after others: they are not all completed
     standby: bool = False  # of a replica: it waits until it is called
     scaled: str = ""  # why it was called, or sent back to stand by, last
     price_base_units: int = 0  # the most that is charged, as it was quoted; 0: the amount
@@ -278,7 +283,14 @@ def follows(job: Job, sequence: int) -> bool:
 
 def waits(job: Job) -> bool:
     """Whether the job may be given to a node (once its back-off is over)."""
-    return job.status in ("funding", "queued") and job.outcome is None and not job.halts
+    return job.status in ("funding", "queued") and job.outcome is None and not job.halts and not job.awaiting
+
+
+def as_asked(job: Job) -> m.JobRequest:
+    """The job as its client submitted it: without the weights that another job gave it."""
+    if any(after.model for after in job.job.after):
+        return replace(job.job, model=replace(job.job.model, weights=None))
+    return job.job
 
 
 def near(job: Job, now_ms: int) -> bool:

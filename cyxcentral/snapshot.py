@@ -43,7 +43,7 @@ FOLDS = (  # what decides which world a log folds to
     *("cyxcore.spec", "cyxcore.attrs", "cyxnet.subjects", "cyxnet.codec", "cyxnet.escrow"),
     *(f"cyxnet.messages.{family}" for family in ("fields", "jobs", "commands", "reports", "events")),
     *("cyxcentral.money", "cyxcentral.jobs", "cyxcentral.earnings", "cyxcentral.jobrules", "cyxcentral.jobfold"),
-    *("cyxcentral.nodes", "cyxcentral.world", "cyxcentral.eventlog"),
+    *("cyxcentral.nodes", "cyxcentral.dependencies", "cyxcentral.world", "cyxcentral.eventlog"),
     *("cyxcentral.payouts", "cyxcentral.clients", "cyxcentral.snapshot"),
 )
 

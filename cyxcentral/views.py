@@ -1,13 +1,16 @@
 """Central's state as callers see it. Pure."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 from msgspec.structs import replace
 
-from cyxcentral import jobs, nodes, schedule, segments
+from cyxcentral import dependencies, jobs, nodes, schedule, segments
 from cyxcentral.matching import Matching
 from cyxnet import messages as m
+
+SHOWN = 10  # of the jobs that one waits for
 
 
 def job_view(job: jobs.Job, node: nodes.Node | None, latest: dict[str, Any] | None) -> m.JobView:
@@ -44,6 +47,7 @@ def job_view(job: jobs.Job, node: nodes.Node | None, latest: dict[str, Any] | No
         price_base_units=job.price_base_units,
         deployment=job.job.serve.deployment if job.job.serve else "",
         check=segments.in_words(job),
+        after=list(job.job.after),
     )
 
 
@@ -200,6 +204,13 @@ def placed_prospect(job: jobs.Job, node_id: str) -> m.Prospect:
     if own and (refused := own.get("refused")):
         return m.Prospect(job_id=job.job_id, refused=refused, best=best)
     return m.Prospect(job_id=job.job_id, own=own, best=best)
+
+
+def waited_for(job: jobs.Job, known: Mapping[str, jobs.Job]) -> str:
+    """The jobs that a job still waits for, each with how far it is."""
+    names = dependencies.open_(job, known)
+    told = (f"{job_id} ({known[job_id].status if job_id in known else 'not known here'})" for job_id in names[:SHOWN])
+    return ", ".join(told) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
 LIFT = (

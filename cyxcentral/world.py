@@ -6,7 +6,7 @@ from typing import Any, assert_never, get_args
 import msgspec
 from msgspec import Struct
 
-from cyxcentral import clients, jobfold, jobrules, jobs, nodes, payouts
+from cyxcentral import clients, dependencies, jobfold, jobrules, jobs, nodes, payouts
 from cyxcentral.matching import Matching
 from cyxcentral.roster import Roster
 from cyxcentral.schedule import Assignment, Candidate, Unproven, Weights, limit_of
@@ -41,6 +41,9 @@ SAID_ON = {
 }
 # what the end of an attempt, or of its check, says of its node
 JUDGED = frozenset({m.Completed, m.TimeUsed, m.LeaseLost, m.Checked, m.CheckGivenUp, m.Rejected})
+NAMING = frozenset(
+    {m.Submitted, m.DependenciesMet, m.DependencyFailed, m.Settled, m.Refunded}
+)  # events that name jobs, or sums that are a job's own
 FOLD_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
 
 
@@ -73,6 +76,8 @@ class World:
         self.why_damaged: dict[str, str] = {}  # the same in words, with what to do
         self._chained: set[str] = set()  # subjects whose records name their predecessors
         self.active: set[str] = set()  # jobs that have not ended
+        self.awaiting: set[str] = set()  # of those, the ones that wait for others to be completed
+        self.dependents: dict[str, set[str]] = {}  # job -> those of awaiting that come after it
         self.checking: set[str] = set()  # of those, the delivered ones whose training is being checked
         self.payers: set[str] = set()  # callers who had a job whose deposit landed
         self.unfunded: dict[str, dict[str, int]] = {}  # wallet -> job -> base units of a deposit that is not final yet
@@ -127,6 +132,7 @@ class World:
                 self._offer(job.job.serve.deployment, job.job_id)
                 self._count_replica(job.job.serve.deployment, job)
             self._name(job)
+            self._await(job)
             if job.status not in jobs.ENDED:
                 self.active.add(job.job_id)
             if job.status == "checking":
@@ -241,7 +247,7 @@ class World:
     def _to_job(self, job_id: str, event: m.JobEvent, at_ms: int) -> str | None:
         before, kind = self.jobs.get(job_id), type(event)
         if why_not := jobrules.illegal(before, event) or (
-            _other_job(before, job_id, event) if kind in NAMING else None
+            self._other_job(before, job_id, event) if kind in NAMING else None
         ):
             return why_not
         job = jobfold.evolve(before, event, at_ms)
@@ -261,6 +267,8 @@ class World:
                 self.checking.add(job_id)
             elif self.checking:
                 self.checking.discard(job_id)
+        if job.job.after:
+            self._await(job)
         if self._matching is not None:
             self._changed_jobs.add(job_id)
         if self._roster is not None:
@@ -277,7 +285,7 @@ class World:
             self._name_state(before, job)
         elif kind is m.Submitted:
             self.named.update((sha256, job.caller) for sha256 in jobs.inputs(job))
-        elif kind is m.Completed:
+        elif kind is m.Completed or kind is m.DependenciesMet:
             self._name(job)
         elif before and (kind is m.Rejected or before.kept is not job.kept):
             self._name_no_more(before, job)
@@ -286,6 +294,23 @@ class World:
         elif kind is m.Settled and job.reference_fee_base_units and job.status == "completed":
             self._reward(job, event, at_ms)
         return None
+
+    def _await(self, job: jobs.Job) -> None:
+        """A job waits for others, or does no more."""
+        waits = job.awaiting and job.outcome is None
+        if waits == (job.job_id in self.awaiting):
+            return
+        if waits:
+            self.awaiting.add(job.job_id)
+            for after in job.job.after:
+                self.dependents.setdefault(after.job_id, set()).add(job.job_id)
+            return
+        self.awaiting.remove(job.job_id)
+        for after in job.job.after:
+            left = self.dependents[after.job_id]
+            left.remove(job.job_id)
+            if not left:
+                del self.dependents[after.job_id]
 
     def _behind_others(self, job: jobs.Job, check: jobs.Check) -> jobs.Job:
         """Checks have the order of the log, whatever the clocks of those said who stored the deliveries."""
@@ -473,25 +498,32 @@ class World:
         holder = (job.current.node_id, job.current.number)
         return job.job.serve.deployment if holder == (node_id, attempt) else None
 
+    def _other_job(self, job: jobs.Job | None, job_id: str, event: m.JobEvent) -> str | None:
+        """Why a legal event cannot be this job's: names and sums that do not fit it."""
+        match event:
+            case m.Submitted() if event.terms.job_id != job_id:
+                return f"its terms are those of {event.terms.job_id}"
+            case m.Submitted() if event.job.serve and not subjects.is_owned(event.job.serve.deployment, event.caller):
+                return f"the deployment {event.job.serve.deployment} is not {event.caller}'s"
+            case m.Submitted() if not 0 <= event.price_base_units <= event.terms.amount_base_units:
+                return f"its price is {event.price_base_units}, and its amount {event.terms.amount_base_units}"
+            case m.Submitted() if event.job.after:
+                return self._cannot_come_after(event)
+            case m.DependenciesMet() | m.DependencyFailed() if job is not None:
+                return dependencies.false(job, event, self.jobs)
+            case m.Settled() if job is not None:
+                shares = (event.node_base_units, event.platform_base_units, event.client_base_units)
+                if min(shares) < 0 or sum(shares) != job.terms.amount_base_units:
+                    return f"its parts make {sum(shares)}, not {job.terms.amount_base_units}"
+                if event.payees and sum(payee.pay_base_units for payee in event.payees) != sum(shares[:2]):
+                    return "what its payees are paid is not what leaves the escrow for them and the platform"
+            case m.Refunded() if job is not None and event.client_base_units != job.terms.amount_base_units:
+                return f"it gives back {event.client_base_units}, not {job.terms.amount_base_units}"
+        return None
 
-NAMING = frozenset({m.Submitted, m.Settled, m.Refunded})  # events that name a job, or sums that are its own
-
-
-def _other_job(job: jobs.Job | None, job_id: str, event: m.JobEvent) -> str | None:
-    """Why a legal event cannot be this job's: names and sums that do not fit it."""
-    match event:
-        case m.Submitted() if event.terms.job_id != job_id:
-            return f"its terms are those of {event.terms.job_id}"
-        case m.Submitted() if event.job.serve and not subjects.is_owned(event.job.serve.deployment, event.caller):
-            return f"the deployment {event.job.serve.deployment} is not {event.caller}'s"
-        case m.Submitted() if not 0 <= event.price_base_units <= event.terms.amount_base_units:
-            return f"its price is {event.price_base_units}, and its amount {event.terms.amount_base_units}"
-        case m.Settled() if job is not None:
-            shares = (event.node_base_units, event.platform_base_units, event.client_base_units)
-            if min(shares) < 0 or sum(shares) != job.terms.amount_base_units:
-                return f"its parts make {sum(shares)}, not {job.terms.amount_base_units}"
-            if event.payees and sum(payee.pay_base_units for payee in event.payees) != sum(shares[:2]):
-                return "what its payees are paid is not what leaves the escrow for them and the platform"
-        case m.Refunded() if job is not None and event.client_base_units != job.terms.amount_base_units:
-            return f"it gives back {event.client_base_units}, not {job.terms.amount_base_units}"
-    return None
+    def _cannot_come_after(self, event: m.Submitted) -> str | None:
+        for after in event.job.after:
+            other = self.jobs.get(after.job_id)
+            if other is None or other.caller != event.caller:
+                return f"it comes after {after.job_id}, which is no job of {event.caller}"
+        return None

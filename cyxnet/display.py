@@ -135,6 +135,11 @@ def _rejected(data: Fields) -> str:
     return f"{_span(data['segment'])} of attempt {data['attempt']}, by {data['node_id']}: {why}; nothing of it is paid"
 
 
+def _dependencies_met(data: Fields) -> str:
+    start = f"; it begins with the model {data['weights'][:12]}…" if data.get("weights") else ""
+    return f"all jobs that it comes after are completed{start}"
+
+
 TELL: dict[str, tuple[str, Callable[[Fields], str]]] = {
     "Submitted": ("submitted", _submitted),
     "TransactionSigned": ("signed", lambda d: f"{d['purpose']} transaction {d['signed']['signature'][:8]}…"),
@@ -157,6 +162,8 @@ TELL: dict[str, tuple[str, Callable[[Fields], str]]] = {
     ),
     "Rejected": ("rejected", _rejected),
     "CheckGivenUp": ("unchecked", lambda d: f"it is paid unchecked: {d['reason']}"),
+    "DependenciesMet": ("goes on", _dependencies_met),
+    "DependencyFailed": ("cancel", lambda d: d["reason"]),
     "CancelRequested": ("cancel", lambda d: d["reason"]),
     "DeadlineNear": ("deadline", lambda d: "the escrow could soon be refunded: the job ends, what is stored is paid"),
     "Settled": ("settled", _settled),

@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from cyxcore.errors import CyxError
 from cyxnet import messages as m
@@ -54,6 +55,10 @@ def history_of(events: Iterable[tuple[str, dict[str, Any]]], newest: m.Checkpoin
         match kind:
             case "Submitted":
                 request = msgspec.convert(data["job"], m.JobRequest)
+            case "DependenciesMet":
+                assert request is not None, "a job is submitted first"
+                if weights := data.get("weights"):
+                    request = replace(request, model=replace(request.model, weights=weights))
             case "Leased":
                 lease = msgspec.convert(data, m.Leased)
                 leased[lease.attempt] = lease

@@ -13,6 +13,7 @@ import math
 import os
 import sys
 import time
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -229,10 +230,16 @@ def save_model(order: Order, job: Job, summary: TrainingSummary) -> None:
 
 
 def initial_weights(order: Order) -> Any:
-    """The parameters to begin with; None: they are drawn from the graph's initialisers and the seed."""
-    from cyxcore import safetensors
+    """The parameters to begin with; None: they are drawn from the graph's initialisers and the seed.
 
-    return safetensors.load(Path(order.weights_path))[0] if order.weights_path else None
+    They come from a file of weights that was sent, or from the model that another job delivered.
+    """
+    from cyxcore import cyxmodel, safetensors
+
+    if not order.weights_path:
+        return None
+    path = Path(order.weights_path)
+    return cyxmodel.load(path).weights() if zipfile.is_zipfile(path) else safetensors.load(path)[0]
 
 
 def check_facts(order: Order, rows: int, input_shape: list[int]) -> None:

@@ -124,7 +124,7 @@ cyxnode.serving.loading cyxnode.serving.loop cyxnode.serving cyxnode.serving.__m
 
 cyxcentral.machine
 cyxcentral.money cyxcentral.jobs cyxcentral.earnings cyxcentral.jobrules cyxcentral.jobfold cyxcentral.payouts
-cyxcentral.nodes cyxcentral.clients cyxcentral.scaling cyxcentral.pings
+cyxcentral.dependencies cyxcentral.nodes cyxcentral.clients cyxcentral.scaling cyxcentral.pings
 cyxcentral.schedule cyxcentral.tree cyxcentral.line cyxcentral.room
 cyxcentral.listing cyxcentral.roster cyxcentral.matching cyxcentral.world cyxcentral.snapshot
 cyxcentral.intake cyxcentral.prices cyxcentral.segments cyxcentral.checking cyxcentral.views
@@ -187,6 +187,7 @@ PURE = {
     "cyxcentral.admission",
     "cyxcentral.clients",
     "cyxcentral.crowd",
+    "cyxcentral.dependencies",
     "cyxcentral.http.openapi",
     "cyxcentral.http.routes",
     "cyxcentral.earnings",

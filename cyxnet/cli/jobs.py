@@ -70,7 +70,7 @@ async def why_they_wait(client: AsyncClient, job_ids: Collection[str], screen: S
             for job_id in tuple(job_ids):
                 with contextlib.suppress(CyxError):  # who follows the job says what is wrong with the network
                     reply = await client.explain(job_id)
-                    why = reply.waiting_for if reply.status in ("queued", "leased") else None
+                    why = reply.waiting_for if reply.status in ("waiting", "queued", "leased") else None
                     if why and why not in told:
                         told.add(why)
                         screen.say("waits", f"for {why}", kind="waits", job_id=reply.job_id, waiting_for=why)
@@ -187,6 +187,7 @@ def _facts_of(view: m.JobView) -> list[list[str]]:
         ("priority", view.priority),
         ("checkpoint", view.checkpoint and _checkpoint(view.checkpoint)),
         ("check", view.check),
+        ("after", ", ".join(after.job_id for after in view.after)),
         (WHY.get(view.status, "last attempt"), view.error),
         ("model", view.model and f"{human_bytes(view.model.size)}, SHA-256 {view.model.sha256}"),
         ("metrics", view.summary and ", ".join(validation(msgspec.to_builtins(view.summary)))),

@@ -14,7 +14,7 @@ from cyxnet.cli.exits import BAD_INPUT
 from cyxnet.serveoptions import add_options, milliseconds, size, whole
 
 DEFAULT_FOLDER = ".cyx"  # cyxnet.config.DEFAULT_FOLDER, which costs an import
-STATUSES = ["funding", "queued", "leased", "paused", "checking", "settling", "completed", "failed", "cancelled"]
+STATUSES = "funding waiting queued leased paused checking settling completed failed cancelled".split()
 NUMERICS = ["exact", "fast", "fast16", "bf16"]  # cyxcore.spec.NumericsName, which costs an import
 
 GGUF_KINDS = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_K", "Q5_K", "Q6_K")  # cyxcore.gguf's, for matrices

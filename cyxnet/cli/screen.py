@@ -16,7 +16,9 @@ LABEL_WIDTH = 10
 EPOCHS_SHOWN = 8
 BAR_WIDTH = 40
 SMALLEST_LOSS = 1e-8
-LIVE_ENDS = frozenset({"Completed", "LeaseLost", "FundFailed", "CancelRequested", "Settled", "Refunded"})
+LIVE_ENDS = frozenset(
+    {"Completed", "LeaseLost", "FundFailed", "CancelRequested", "DependencyFailed", "Settled", "Refunded"}
+)
 
 
 class Screen(Protocol):

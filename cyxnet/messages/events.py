@@ -200,6 +200,22 @@ class ScaledDown(Event, kw_only=True):
     reason: str
 
 
+class DependenciesMet(Event, kw_only=True):
+    """The jobs that this one comes after are completed: it waits for a node from here on.
+
+    weights: SHA-256 of the model among theirs that it begins with; "": it begins with its own.
+    """
+
+    weights: str = ""
+
+
+class DependencyFailed(Event, kw_only=True):
+    """A job that this one comes after came to nothing, or its model is worth too little: this one is cancelled."""
+
+    job_id: str
+    reason: str
+
+
 class CancelRequested(Event, kw_only=True):
     reason: str
     caller: str
@@ -279,6 +295,8 @@ JobEvent = (
     | TimeUsed
     | ScaledUp
     | ScaledDown
+    | DependenciesMet
+    | DependencyFailed
     | CancelRequested
     | PauseRequested
     | ResumeRequested

@@ -5,11 +5,12 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct
 
 from cyxcore.spec import DataSpec, Digest, ModelSpec, TrainingSpec
-from cyxnet.messages.fields import U63, Address, Amount, DeploymentId, Name, Request, Signature
+from cyxnet.messages.fields import U63, Address, Amount, DeploymentId, JobId, Name, Request, Signature
 
 JobStatus = Literal[
-    "funding", "queued", "leased", "paused", "checking", "settling", "completed", "failed", "cancelled"
+    "funding", "waiting", "queued", "leased", "paused", "checking", "settling", "completed", "failed", "cancelled"
 ]  # of a job: cyxcentral/jobs.py
+SummaryMetric = Literal["final_loss", "final_accuracy", "validation_loss", "validation_accuracy", "validation_r2"]
 
 
 class ArtifactRef(Request, kw_only=True, frozen=True):
@@ -82,6 +83,20 @@ class ServeSpec(Request, kw_only=True, frozen=True):
     idle_s: Annotated[int, Meta(ge=0, le=86_400)] = 0
 
 
+class After(Request, kw_only=True, frozen=True):
+    """A job of the same client that has to be completed before another one begins.
+
+    model: the other one begins with the weights of its model. metric: of its summary, which has to be at_least or
+    at_most so much: else the other one is cancelled, as if this one had failed.
+    """
+
+    job_id: JobId
+    model: bool = False
+    metric: SummaryMetric | None = None
+    at_least: float | None = None
+    at_most: float | None = None
+
+
 class JobRequest(Request, kw_only=True, frozen=True):
     """One job, complete: everything a node needs and nothing that runs Python.
 
@@ -90,6 +105,8 @@ class JobRequest(Request, kw_only=True, frozen=True):
 
     sealed: the dataset is readable by the node of needs.node_id only, and the states and the model by it and the
     client (cyxnet/envelope.py).
+
+    after: the jobs that have to be completed first; until then it waits, and its deposit with it.
     """
 
     name: Name
@@ -105,6 +122,7 @@ class JobRequest(Request, kw_only=True, frozen=True):
     checkpoints: CheckpointPolicy = CheckpointPolicy()
     serve: ServeSpec | None = None
     sealed: bool = False
+    after: Annotated[list[After], Meta(max_length=100)] = []
 
 
 class SignedTransaction(Struct, kw_only=True, omit_defaults=True, gc=False):

@@ -135,9 +135,9 @@ def node_lost(node_id="node-a", session="0" * 32, graceful=False):
     return m.NodeLost(node_id=node_id, session=session, reason="silent", graceful=graceful)
 
 
-def job_after(*events):
+def job_after(*events, **changes):
     """The job after Submitted and these events, one second apart; each must be legal."""
-    job = jobfold.evolve(None, submitted(), 0)
+    job = jobfold.evolve(None, submitted(**changes), 0)
     for second, event in enumerate(events, start=1):
         assert jobrules.illegal(job, event) is None, (job.status, event)
         job = jobfold.evolve(job, event, second * 1000)

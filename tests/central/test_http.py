@@ -256,7 +256,7 @@ async def test_every_no_has_one_shape_and_a_fitting_status(central):
         assert (answer.status_code, answer.json()["err_code"]) == (status, code), (method, path, answer.text)
         assert set(answer.json()) <= {"err_code", "message", "retry_after_ms"}
     word = await central.http.get("/v1/jobs?status=done", headers=mine)
-    assert "'done'; expected one of funding, queued," in word.json()["message"]
+    assert "'done'; expected one of funding, waiting," in word.json()["message"]
     kind = await central.http.post("/v1/jobs", content=b"{}", headers=mine | {"Content-Type": "text/xml"})
     assert (kind.status_code, kind.json()["err_code"]) == (415, "bad_content_type")
     for path in ("/v1/jobs", "/v1/artifacts/chunks"):

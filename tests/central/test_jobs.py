@@ -37,6 +37,12 @@ STATES = {
         (1, f.FUNDED), (2, f.CALLED), (3, f.leased()), (4, f.SENT_BACK), serve=STANDBY
     ),
 }
+AFTER = [m.After(job_id="job-0")]
+STATES |= {
+    "waiting": f.job_after(f.FUNDED, after=AFTER),
+    "waiting, not funded": f.job_after(after=AFTER),
+    "waiting, paused": f.job_after(f.FUNDED, f.PAUSED, after=AFTER),
+}
 TO_CHECK = [f.FUNDED, f.leased(), f.completed(segment=f.segment())]
 FALSE, SECOND = f.finding("9" * 64), m.FIRST_CHECK + 1
 STATES |= {
@@ -62,6 +68,8 @@ EVENTS = {
     "TimeUsed": m.TimeUsed(attempt=1),
     "ScaledUp": f.CALLED,
     "ScaledDown": f.SENT_BACK,
+    "DependenciesMet": m.DependenciesMet(),
+    "DependencyFailed": m.DependencyFailed(job_id="job-0", reason="job-0 has failed"),
     "CancelRequested": f.CANCELLED,
     "PauseRequested": f.PAUSED,
     "ResumeRequested": f.RESUMED,
@@ -141,6 +149,22 @@ NEXT = {  # state -> the status that follows -> the events that lead there; any 
     },
     "called, leased": {"leased": {"Started", "ScaledDown"} | WISHES, "queued": {"LeaseLost"}, "settling": STOPPED},
     "sent back, leased": {"leased": {"Started", "ScaledUp"} | WISHES, "paused": {"LeaseLost"}, "settling": STOPPED},
+    "waiting": {
+        "waiting": {"ResumeRequested", "PriorityChanged"},
+        "queued": {"DependenciesMet"},
+        "paused": {"PauseRequested"},
+        "settling": STOPPED | {"DependencyFailed"},
+    },
+    "waiting, not funded": {
+        **UNFUNDED,
+        "funding": UNFUNDED["funding"] | WISHES | {"DependenciesMet", "DependencyFailed"},
+        "waiting": {"Funded"},
+    },
+    "waiting, paused": {
+        "paused": {"PauseRequested", "PriorityChanged", "DependenciesMet"},
+        "waiting": {"ResumeRequested"},
+        "settling": STOPPED | {"DependencyFailed"},
+    },
     "checking": {"checking": {"CheckLeased"}, "settling": {"CheckGivenUp"}},
     "checking, leased": {"checking": {"CheckLost", "CheckDiffers"}, "settling": {"Checked", "CheckGivenUp"}},
     "checking, one run differs": {"checking": {"CheckLeased, second"}, "settling": {"CheckGivenUp"}},
