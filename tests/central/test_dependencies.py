@@ -12,7 +12,7 @@ from cyxnet import messages as m
 from cyxnet import subjects
 from cyxnet.bus import ApiError
 from tests.central import facts as f
-from tests.central.centrals import NODE, SmallCentral, kinds_of, register
+from tests.central.centrals import SmallCentral, kinds_of, register
 from tests.central.test_api import api_of
 from tests.central.test_world import Log
 

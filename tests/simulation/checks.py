@@ -19,6 +19,7 @@ chain and of the artifacts. Numbers in the messages are those of the invariants:
   I22 a replica loses its lease for silence when its living node spoke for a lease and it did not, and it does then
   I19 no more replicas of a deployment work than its client wants at the most, and none that stands by
   I26 of a job's deposits one may land at a time
+  I27 a job begins after those that it comes after, with the model it was to have, or is cancelled when one fails
   R12 clocks do not end leases
 """
 
@@ -32,11 +33,13 @@ from msgspec import Struct
 from cyxcentral import earnings
 from cyxcentral.records import read
 from cyxcentral.world import World
+from cyxcore.spec import TrainingSummary
 from cyxnet import messages as m
 from cyxnet import subjects
 from cyxnet.codec import MSGPACK, decode
 from cyxnet.connection import Message
 from cyxnet.outcomes import Stored
+from tests.simulation import followers
 from tests.simulation.answers import Asked
 from tests.simulation.centrals import AGREE_WITHIN_MS, LEASE_MS, REFERENCE_FEE, VOUCHED
 from tests.simulation.cheats import end_of
@@ -116,6 +119,10 @@ class JobModel(Struct):
     check: CheckModel | None = None
     checks: int = 0  # leases of checks
     rejected: list[str] = []  # ids of nodes whose work on it was found false
+    awaiting: bool = False  # it comes after jobs that are not all completed
+    orphaned: str = ""  # the job that came to nothing, for which this one is cancelled
+    model: str = ""  # SHA-256 of what was delivered
+    summary: TrainingSummary | None = None
 
     @property
     def checkpoint(self) -> m.Checkpoint | None:
@@ -357,7 +364,10 @@ class Checks:
             standby=bool(event.job.serve and event.job.serve.standby),
             tried=None if event.job.serve else Tried(event.job.max_attempts),
             priority=event.job.priority,
+            awaiting=bool(event.job.after),
         )
+        for after in event.job.after:
+            self.expect(after.job_id in self.jobs, f"I27: {job_id} comes after {after.job_id}, which is not there")
         self.written.add(event.deposit.signature)
         self._artifact(event.job.dataset, None, "the dataset")
 
@@ -370,7 +380,7 @@ class Checks:
         self.expect(job.check is None, f"I21: a settlement of {job_id} is signed, and it is being checked")
         if job.served:
             self.expect(bool(job.served.ends), f"I5: {job_id} is settled, and nothing ended it: {job.served}")
-        elif job.tried and not (job.completed or job.cancelled or job.near):
+        elif job.tried and not (job.completed or job.cancelled or job.near or job.orphaned):
             why = job.tried.given_up()
             self.expect(why is None, f"I24: {job_id}: {why}")
         for earlier in job.settlements:
@@ -405,6 +415,7 @@ class Checks:
         )
         self.expect(not job.cancelled, f"I1: {job_id} is leased after it was cancelled")
         self.expect(not job.standby, f"I19: {job_id} is leased, and stands by")
+        self.expect(not job.awaiting, f"I27: {job_id} is leased before the jobs that it comes after are completed")
         self.expect(not job.halts, f"I25: {job_id} is leased, and its owner paused it")
         if job.tried:
             why = job.tried.leased()
@@ -535,6 +546,7 @@ class Checks:
         self._artifact(event.model, model_of(job.name, job.steps) if right else None, f"the model of {job_id}")
         self._end_lease(job)
         job.completed, job.halts = True, False  # an owner has no say any more
+        job.model, job.summary = event.model.sha256, event.summary
         told = event.segment is not None or bool(event.not_checked)
         self.expect(told == bool(self.network.cheats.checkers), f"I21: {job_id}: a segment, or why there is none")
         if event.segment:
@@ -665,6 +677,17 @@ class Checks:
         self.expect(bought and not job.standby, f"I19: {job_id} is sent back, and was not called")
         job.standby = True
         self._is_to_halt(job)
+
+    def _dependencies_met(self, job_id: str, job: JobModel, event: m.DependenciesMet) -> None:
+        why = followers.met(job, event, self.jobs)
+        self.expect(why is None, f"I27: {job_id} may begin: {why}")
+        self.expect(not job.orphaned, f"I27: {job_id} may begin, and was cancelled for {job.orphaned}")
+        job.awaiting = False
+
+    def _dependency_failed(self, job_id: str, job: JobModel, event: m.DependencyFailed) -> None:
+        why = followers.failed(job, event.job_id, self.jobs)
+        self.expect(job.awaiting and why is None, f"I27: {job_id} is cancelled: {why}")
+        job.orphaned = event.job_id
 
     def _is_to_halt(self, job: JobModel) -> None:
         job.halts_s = now_s = self.network.scheduler.now_s
@@ -909,10 +932,12 @@ class Checks:
             said = ledger.get(f"wallet:{owner}", 0)
             self.expect(gained == said, f"I7: {owner[:8]} gained {gained} on the chain and {said} in the ledger")
         for job_id, job in self.jobs.items():
+            if job.orphaned and (why := followers.failed(job, job.orphaned, self.jobs)):
+                self.fail(f"I27: {job_id} was cancelled: {why}")
             said = fold.jobs[job_id].priority
             self.expect(said == job.priority, f"I11: {job_id} has priority {said}, its owner asked for {job.priority}")
         for central in self.network.live_centrals():
-            for what in ("jobs", "nodes", "mints", "last_seq", "active", "seq", "quarantined", "damaged"):
+            for what in ("jobs", "nodes", "mints", "last_seq", "active", "awaiting", "seq", "quarantined", "damaged"):
                 mine, its = getattr(fold, what), getattr(central.central.world, what)
                 self.expect(mine == its, f"I11: {central.name}: its {what} are not the fold of the log")
             for node_id in self.slots:
@@ -967,6 +992,8 @@ RULES: dict[type, Any] = {
     m.TimeUsed: Checks._time_used,
     m.ScaledUp: Checks._scaled_up,
     m.ScaledDown: Checks._scaled_down,
+    m.DependenciesMet: Checks._dependencies_met,
+    m.DependencyFailed: Checks._dependency_failed,
     m.CancelRequested: Checks._cancelled,
     m.PauseRequested: Checks._steered,
     m.ResumeRequested: Checks._steered,

@@ -78,7 +78,7 @@ class Client(Process):
         self.copies = 4 if network.faults.asks_two() else 1  # of its submission, none of which waits for an answer
         self.keys = identity(500 + number)
         self.client = AsyncClient(Payer(self, network), self.keys, f"c-{self.keys.short_id}")  # type: ignore[arg-type]
-        self.others: list[m.JobRequest] = []  # replicas that stand by
+        self.others = network.followers.after(self.job)  # jobs that come after it, or replicas that stand by
         if replica := network.wishes.job(number, self.client.caller, self.job.dataset):
             assert replica.serve is not None
             seconds = network.answers.seconds(replica.serve.seconds)
@@ -154,6 +154,8 @@ class Client(Process):
             try:
                 prepared = prepared or await self.client.prepare(other, DATASET_PATH, other.name)
                 await self.client.place(prepared)
+                if other.after and self.network.followers.pauses():
+                    await self._hold(other)
                 return
             except CyxError as error:
                 if not (isinstance(error, BusError) or error.code in TEMPORARY_CODES):
@@ -162,18 +164,24 @@ class Client(Process):
                     prepared = await self._kept(prepared)
                 await asyncio.sleep(1.0)
 
+    async def _hold(self, other: m.JobRequest) -> None:
+        """Pause a job that may still wait for others, for a while."""
+        await self._until_said("job.pause", m.JobRef(job_id=other.name, request_id="pause"))
+        await asyncio.sleep(5.0)
+        await self._until_said("job.resume", m.JobRef(job_id=other.name, request_id="resume"))
+
     async def _until_said(self, verb: str, message: Any) -> None:
         """Ask until there is an answer."""
         while True:
             try:
                 await self.client._ask(verb, message, m.JobView)
-                return self.network.checks.answered(self.job_id, message.request_id, yes=True)
+                return self.network.checks.answered(message.job_id, message.request_id, yes=True)
             except ApiError as error:
                 assert error.status != 400, error  # a mistake in this file
                 if error.status == 404:
-                    self.network.checks.told_no(f"there is no job {self.job_id}", self.acknowledged, True)
+                    self.network.checks.told_no(f"there is no job {message.job_id}", self.acknowledged, True)
                 if error.status != 503:
-                    return self.network.checks.answered(self.job_id, message.request_id, yes=False)
+                    return self.network.checks.answered(message.job_id, message.request_id, yes=False)
             except BusError:
                 pass
             await asyncio.sleep(1.0)

@@ -13,6 +13,7 @@ import cyxcentral.api
 import cyxcentral.nodes
 from cyxcentral import (
     audit,
+    dependencies,
     dispatch,
     earnings,
     jobfold,
@@ -876,3 +877,112 @@ def silence_goes_on_after_the_node() -> Iterator[Any]:
 def silence_ends_no_lease() -> Iterator[Any]:
     """Replicas are asked, and it does not matter what they answer."""
     yield mock.patch.object(Pings, "silent_ms", lambda *_: 0.0)
+
+
+# -- jobs that come after others -----------------------------------------------------------------------------
+
+
+def _untold(*changes: Any) -> Iterator[Any]:
+    """What decides about dependencies, changed; and nobody who reads the log finds that false."""
+    for name, changed in changes:
+        yield mock.patch.object(dependencies, name, changed)
+    yield mock.patch.object(dependencies, "false", anything)
+
+
+@planted
+def waits_for_nobody() -> Iterator[Any]:
+    """A job that comes after others is given to a node at once."""
+    waits, guard = jobs.waits, jobrules.RULES[m.Leased].guard
+    yield mock.patch.object(jobs, "waits", lambda job: waits(replace(job, awaiting=False, status=_queued(job))))
+    yield rule(
+        m.Leased,
+        states=("funding", "waiting", "queued"),
+        guard=lambda job, event: guard(replace(job, awaiting=False), event),
+    )
+
+
+def _queued(job: jobs.Job) -> Any:
+    return "queued" if job.status == "waiting" else job.status
+
+
+@planted
+def the_first_that_is_completed_is_enough() -> Iterator[Any]:
+    """Of several jobs that one comes after, it waits for one."""
+    real = dependencies.due
+
+    def due(job: jobs.Job, known: Any) -> Any:
+        done = any(known[after.job_id].outcome == "completed" for after in job.job.after)
+        event = real(job, known)
+        return m.DependenciesMet() if done and event is None and job.awaiting and not job.outcome else event
+
+    yield from _untold(("due", due))
+
+
+@planted
+def whatever_became_of_the_others() -> Iterator[Any]:
+    """A job begins after those before it, whether they came to anything or not."""
+    yield from _untold(("too_little", anything))
+
+
+@planted
+def nobody_asks_how_good_they_are() -> Iterator[Any]:
+    """The metric that a model is to have had is not looked at."""
+    real = dependencies.too_little
+    yield from _untold(("too_little", lambda after, other: real(replace(after, metric=None), other)))
+
+
+@planted
+def the_model_of_the_others_is_forgotten() -> Iterator[Any]:
+    """A job that is to begin with the model of another begins with its own weights."""
+    real = dependencies.due
+
+    def due(job: jobs.Job, known: Any) -> Any:
+        event = real(job, known)
+        return m.DependenciesMet() if isinstance(event, m.DependenciesMet) else event
+
+    yield from _untold(("due", due))
+
+
+@planted
+def delivered_is_as_good_as_checked() -> Iterator[Any]:
+    """A job begins with a model that is still being checked."""
+    real = dependencies.due
+
+    def due(job: jobs.Job, known: Any) -> Any:
+        before = {after.job_id: known[after.job_id] for after in job.job.after}
+        done = {job_id: replace(each, outcome="completed") for job_id, each in before.items() if each.check}
+        return real(job, before | done)
+
+    yield from _untold(("due", due))
+
+
+@planted
+def a_failure_cancels_nobody() -> Iterator[Any]:
+    """What comes after a job that failed waits for ever."""
+    real = dependencies.due
+
+    def due(job: jobs.Job, known: Any) -> Any:
+        event = real(job, known)
+        return None if isinstance(event, m.DependencyFailed) else event
+
+    yield mock.patch.object(dependencies, "due", due)
+
+
+@planted
+def who_fails_now_has_failed() -> Iterator[Any]:
+    """A job is cancelled as soon as a try of one before it is lost."""
+    real = dependencies.due
+
+    def due(job: jobs.Job, known: Any) -> Any:
+        lost = [after.job_id for after in job.job.after if known[after.job_id].error]
+        if lost and job.awaiting and not job.outcome:
+            return m.DependencyFailed(job_id=lost[0], reason="it failed")
+        return real(job, known)
+
+    yield from _untold(("due", due))
+
+
+@planted
+def nobody_lets_them_begin() -> Iterator[Any]:
+    """When the jobs before it are completed, nobody writes it down."""
+    yield mock.patch.object(Dispatch, "_go_on", nothing)

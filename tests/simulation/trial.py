@@ -25,6 +25,7 @@ from tests.simulation.cheats import Cheats
 from tests.simulation.checks import Checks
 from tests.simulation.clients import DATASET, Client
 from tests.simulation.faults import FAR_CLOCK_MS, HOUR_MS, Faults
+from tests.simulation.followers import Followers
 from tests.simulation.intruder import Intruder
 from tests.simulation.loop import ProcessLoop, Scheduler
 from tests.simulation.nodes import Node, digest, wallet
@@ -65,6 +66,7 @@ class Network:
         self.faults = Faults(dice, self.scheduler, FAULTS_UNTIL_S)
         self.wishes = Wishes(seed)
         self.answers = Answers(seed)
+        self.followers = Followers(seed)
         self.cheats = Cheats(seed)
         if self.faults.weeks_pass_at_s is not None:  # a ban would be over by itself
             self.cheats.cheater = None
