@@ -52,7 +52,7 @@ def open_(job: Job, known: Mapping[str, Job]) -> list[str]:
 def too_little(after: m.After, other: Job) -> str | None:
     """Why a job that is over does not let another one begin."""
     if other.outcome != "completed" or other.completed is None:
-        why = f": {other.error}" if other.error else ""
+        why = f": {other.error}" if other.error and not other.awaiting else ""  # that one tells of another again
         return f"{after.job_id}, which it comes after, has {_ENDS[other.outcome or 'failed']}{why}"
     if after.metric is None:
         return None

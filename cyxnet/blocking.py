@@ -7,6 +7,7 @@ with cyxnet.Client(".cyx") as client:
 
 import asyncio
 import contextlib
+import secrets
 import tempfile
 import threading
 import warnings
@@ -129,6 +130,21 @@ class Client:
         else:
             reply = self._run(self._client.submit_module(job, data, amount, on_upload=on_upload, **options))
         return Job(self, reply.job_id)
+
+    def run(self, path: str | Path, run: str | None = None) -> "dict[str, Job]":
+        """Submit the jobs of a workflow file, and pay for all of them. Returns them by name, in their order.
+
+        run: of one that broke off, to go on with it: the ten hex digits that the ids of its jobs end in.
+        """
+        from cyxnet import workflow
+
+        folder = self._client.folder
+        found = workflow.load(path, folder / "packed" if folder else None)
+        try:
+            ids = self._run(workflow.submit(self._client, found, run or secrets.token_hex(5)))
+        finally:
+            found.discard()
+        return {step: Job(self, job_id) for step, job_id in ids.items()}
 
     @contextlib.contextmanager
     def _loaded(self, path: str | Path) -> Iterator[LoadedJob]:

@@ -22,6 +22,7 @@ import math
 import os
 import re
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import unquote, urlsplit
@@ -35,7 +36,7 @@ from cyxnet import amounts, envelope, jobgraph, subjects
 from cyxnet.artifacts import describe
 from cyxnet.identity import Identity
 from cyxnet.jobtoml import DataSection, JobFile, ModelSection, NeedsSection, one_line, parse_bytes, read_text
-from cyxnet.messages import ArtifactRef, CheckpointPolicy, DatasetFacts, JobRequest, Needs
+from cyxnet.messages import After, ArtifactRef, CheckpointPolicy, DatasetFacts, JobRequest, Needs
 
 if TYPE_CHECKING:
     from cyxcore.data import DatasetInfo
@@ -69,7 +70,8 @@ class LoadedJob(Struct, kw_only=True, frozen=True):
     checkpoints: CheckpointPolicy = CheckpointPolicy()
     warnings: list[str] = []
     sealed: bool = False  # its data is, to one node
-    job_id: str = ""  # chosen already, since it is sealed with the data; "": whichever the submission has
+    job_id: str = ""  # chosen already, since it is sealed with the data, or others name it; "": by the submission
+    after: list[After] = []  # jobs that have to be completed first
     fetched: bool = False  # or packed: its data was made for it, in a folder of its own; discard() it when all is sent
 
     def request(self, dataset: ArtifactRef) -> JobRequest:
@@ -87,20 +89,32 @@ class LoadedJob(Struct, kw_only=True, frozen=True):
             priority=self.priority,
             checkpoints=self.checkpoints,
             sealed=self.sealed,
+            after=self.after,
         )
 
 
-def load(path: str | Path, work_folder: Path | None = None, numerics: NumericsName | None = None) -> LoadedJob:
+def load(
+    path: str | Path,
+    work_folder: Path | None = None,
+    numerics: NumericsName | None = None,
+    changes: Mapping[str, Any] | None = None,
+) -> LoadedJob:
     """Read and check a job file.
 
     work_folder: where data that is packed or fetched lies, each in a new folder within it, until discard() of the
-    data's path; the system's temporary folder when absent. numerics: instead of the file's.
+    data's path; the system's temporary folder when absent. numerics: instead of the file's. changes: values by the
+    names of their keys, such as "training.epochs", that count instead of the file's.
     Raises SpecError, AmountError, DataError, ShapeError or GraphError; each message starts with the file it is about.
     """
     from cyxcore import data
 
     path = Path(path)
-    file = jobgraph.job_of(path) if path.suffix == jobgraph.SUFFIX else jobgraph.parse(read_text(path), path)
+    if path.suffix != jobgraph.SUFFIX:
+        file = jobgraph.parse(read_text(path), path, changes or {})
+    elif changes:
+        raise SpecError(f"{path}: {next(iter(changes))} can be set of a job file (TOML), this is a graph file")
+    else:
+        file = jobgraph.job_of(path)
     if numerics is not None:
         file = msgspec.structs.replace(file, training=msgspec.structs.replace(file.training, numerics=numerics))
     amount_base_units = amounts.parse(file.amount, f"{path}: amount")

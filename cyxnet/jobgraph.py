@@ -1,8 +1,7 @@
 """Jobs whose model is a graph file (docs/graph-format.md): named, made of a pattern, or the job itself."""
 
 import contextlib
-import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -41,16 +40,20 @@ def job_of(path: Path) -> JobFile:
     return _settled(jobtoml.convert(table, path), table, settings, path)
 
 
-def parse(text: str, path: Path) -> JobFile:
-    """A job file; where its model is a graph file or a pattern, with what that says of training and data."""
-    file = jobtoml.parse(text, path)
+def parse(text: str, path: Path, changes: Mapping[str, Any] | None = None) -> JobFile:
+    """A job file; where its model is a graph file or a pattern, with what that says of training and data.
+
+    changes: values by the names of their keys, that count instead of the file's.
+    """
+    table = jobtoml.table_of(text, path, changes or {})
+    file = jobtoml.convert(table, path)
     if file.model.parameters is not None and file.model.pattern is None:
         raise SpecError(f"{path}: model.parameters goes with model.pattern")
     if not is_file(file.model):
         return file
     from cyxcore.recipe import read_settings
 
-    table, key = tomllib.loads(text), "pattern" if file.model.graph is None else "graph"
+    key = "pattern" if file.model.graph is None else "graph"
     with _told(path, key):
         settings = read_settings(_source(file.model, path))
     for name in DECIDED:

@@ -6,7 +6,7 @@ import math
 import re
 import tomllib
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -230,8 +230,11 @@ def _printable(text: str) -> str:
     return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
-def parse(text: str, path: Path) -> JobFile:
-    """TOML text to a JobFile. `path` is only named in errors. Raises SpecError, never another exception."""
+def table_of(text: str, path: Path, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The table of a job file, with other values where `changes` names their keys ("training.epochs").
+
+    Raises SpecError, never another exception.
+    """
     try:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -239,11 +242,21 @@ def parse(text: str, path: Path) -> JobFile:
         raise SpecError(f"{path}: not valid TOML: {error}{what}") from None
     except (RecursionError, ValueError) as error:
         raise SpecError(f"{path}: not valid TOML: {one_line(error)}") from None
-    return convert(table, path)
+    for place, value in changes.items():
+        *sections, key = place.split(".")
+        inner = table
+        for section in sections:
+            inner = inner.setdefault(section, {})
+            if not isinstance(inner, dict):
+                raise SpecError(f"{path}: {place} cannot be set: {section} is no section")
+        inner[key] = value
+    return table
 
 
 def convert(table: dict[str, Any], path: Path) -> JobFile:
     """A decoded job file. `path` is only named in errors. Raises SpecError, never another exception."""
+    if "jobs" in table and "model" not in table:
+        raise SpecError(f"{path}: expected a job file, this is a workflow file; run it with: cyx run {path}")
     for problem in _unknown_keys(table, JobFile, ""):
         raise SpecError(f"{path}: {_printable(problem)}")
     for place in _non_finite(table, ""):

@@ -197,14 +197,9 @@ class Submitter(Caller):
         Another deposit is signed only when the chain proves that the first can never land. Raises DepositAlive when
         central calls that one expired and the chain does not.
         """
-        amount, balance = prepared.job.amount_base_units, prepared.quote.balance_base_units
-        if balance < amount:
-            info = self._info or await self.info()
-            remedy = "run: cyx wallet --faucet 100" if info.faucet else "send CYX to this address"
-            raise InsufficientFunds(
-                f"the job costs {format_cyx(amount)} CYX, the wallet {self.purse.address} holds"
-                f" {format_cyx(balance)} CYX; {remedy}"
-            )
+        await self._refuse_unaffordable(
+            prepared.job.amount_base_units, prepared.quote.balance_base_units, "the job costs"
+        )
         signing = asyncio.create_task(self._paid(prepared))  # while the data is on its way; kept only if it arrived
         try:
             if prepared.again:
@@ -217,6 +212,22 @@ class Submitter(Caller):
         finally:
             signing.cancel()
         return await self._persist(lambda: self._submit(prepared))
+
+    async def afford(self, amount_base_units: int, what: str) -> None:
+        """Raise InsufficientFunds unless the wallet holds what these jobs cost together."""
+        request = m.WalletRequest(address=self.purse.address)
+        wallet = await self._ask("wallet.balance", request, m.WalletReply)
+        await self._refuse_unaffordable(amount_base_units, wallet.token_base_units, f"{what} cost")
+
+    async def _refuse_unaffordable(self, amount_base_units: int, balance_base_units: int, what: str) -> None:
+        if balance_base_units >= amount_base_units:
+            return
+        info = self._info or await self.info()
+        remedy = "run: cyx wallet --faucet 100" if info.faucet else "send CYX to this address"
+        raise InsufficientFunds(
+            f"{what} {format_cyx(amount_base_units)} CYX, the wallet {self.purse.address} holds"
+            f" {format_cyx(balance_base_units)} CYX; {remedy}"
+        )
 
     async def _submit(self, prepared: Prepared) -> m.SubmitReply:
         """Once; and once more with another deposit if the first is dead. Raises DepositAlive while it is not."""

@@ -102,12 +102,12 @@ cyxnet.follower cyxnet.hearing cyxnet.streams cyxnet.bus cyxnet.artifacts
 cyxnet.broker cyxnet.brokers cyxnet.watchdog cyxnet.parts
 cyxnet.local
 cyxnet.jobtoml cyxnet.jobgraph cyxnet.fetch cyxnet.jobfile cyxnet.follow cyxnet.outbox cyxnet.questions
-cyxnet.caller cyxnet.deployments cyxnet.gateway cyxnet.quotes cyxnet.submitting cyxnet.client
+cyxnet.caller cyxnet.deployments cyxnet.gateway cyxnet.quotes cyxnet.submitting cyxnet.workflow cyxnet.client
 cyxnet.blocking cyxnet
 cyxnet.display cyxnet.serveoptions cyxnet.cli.values cyxnet.cli.exits cyxnet.cli.options
 cyxnet.cli.screen cyxnet.cli.running cyxnet.cli.models cyxnet.cli.files cyxnet.cli.jobs cyxnet.cli.submitting
 cyxnet.cli.curves cyxnet.cli.deployments cyxnet.cli.gateway cyxnet.cli.network cyxnet.cli.keys cyxnet.cli.access
-cyxnet.cli.money cyxnet.cli.train
+cyxnet.cli.money cyxnet.cli.train cyxnet.cli.workflows
 cyxnet.chatting cyxnet.cli.chat cyxnet.cli.serving cyxnet.cli.graphs cyxnet.cli
 cyxnet.__main__
 

@@ -76,6 +76,13 @@ COMMANDS = [
         options.submit,
     ),
     Command(
+        "run",
+        "submit the jobs of a workflow file, each to begin after those that it names",
+        "cyx run examples/workflow.toml",
+        "workflows:run",
+        options.run,
+    ),
+    Command(
         "deploy",
         "have nodes serve a model: a file, or the model of a completed job",
         "cyx deploy digits-3f --replicas 2 --hours 8",

@@ -56,8 +56,13 @@ async def watched(client: AsyncClient, job_id: str, screen: Screen) -> AsyncGene
 
 
 @contextlib.asynccontextmanager
-async def why_they_wait(client: AsyncClient, job_ids: Collection[str], screen: Screen) -> AsyncIterator[None]:
-    """Within it, screen is told what those of these jobs wait for that are queued or begin, each reason once.
+async def why_they_wait(
+    client: AsyncClient,
+    job_ids: Collection[str],
+    screen: Screen,
+    statuses: Collection[m.JobStatus] = ("waiting", "queued", "leased"),
+) -> AsyncIterator[None]:
+    """Within it, screen is told what those of these jobs wait for that have such a status, each reason once.
 
     job_ids may change meanwhile.
     """
@@ -70,7 +75,7 @@ async def why_they_wait(client: AsyncClient, job_ids: Collection[str], screen: S
             for job_id in tuple(job_ids):
                 with contextlib.suppress(CyxError):  # who follows the job says what is wrong with the network
                     reply = await client.explain(job_id)
-                    why = reply.waiting_for if reply.status in ("waiting", "queued", "leased") else None
+                    why = reply.waiting_for if reply.status in statuses else None
                     if why and why not in told:
                         told.add(why)
                         screen.say("waits", f"for {why}", kind="waits", job_id=reply.job_id, waiting_for=why)

@@ -224,6 +224,33 @@ def submit(parser: argparse.ArgumentParser) -> None:
         metavar="0-9",
         help="instead of the file's: each level counts like ten minutes of waiting",
     )
+    parser.add_argument(
+        "--after",
+        type=values.dependency,
+        action="append",
+        default=[],
+        metavar="JOB",
+        help="begin only when this job is completed; with JOB.validation_accuracy>=0.9 only if its model is so good",
+    )
+    parser.add_argument(
+        "--weights", type=values.job_id, metavar="JOB", help="begin with the model of this job, after it"
+    )
+
+
+def run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, metavar="FILE", help="a workflow file (TOML)")
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="DIR", help="a folder for the models, each as JOB.safetensors"
+    )
+    parser.add_argument("--force", action="store_true", help="replace models in DIR that exist")
+    parser.add_argument("--no-wait", action="store_true", help="only submit them: they run without this command")
+    parser.add_argument("--show", action="store_true", help="only check the file, and list its jobs")
+    parser.add_argument(
+        "--again",
+        type=values.run_id,
+        metavar="RUN",
+        help="go on with a run that was broken off: what it has submitted is followed, the rest is submitted",
+    )
 
 
 def job_list(parser: argparse.ArgumentParser) -> None:

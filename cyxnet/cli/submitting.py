@@ -9,6 +9,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from cyxcore.errors import CyxError, SpecError
+from cyxnet import messages as m
 from cyxnet import outbox
 from cyxnet.bus import BusError
 from cyxnet.cli.exits import DONE
@@ -20,6 +21,7 @@ from cyxnet.config import ConfigError
 from cyxnet.display import cyx, human_age
 from cyxnet.identity import load_or_create
 from cyxnet.jobfile import LoadedJob, discard, load, seal
+from cyxnet.workflow import afters
 
 
 @contextlib.asynccontextmanager
@@ -49,6 +51,8 @@ async def submit(args: argparse.Namespace, screen: Screen) -> int:
 async def _submit(job: LoadedJob, args: argparse.Namespace, screen: Screen) -> int:
     if args.priority is not None:
         job = replace(job, priority=args.priority)
+    if args.after or args.weights:
+        job = replace(job, after=await _named(args))
     price = read_price(args.quote) if args.quote else None
     tell_job(job, screen)
     kept = await asyncio.to_thread(outbox.wanted, job, price=price)
@@ -70,6 +74,14 @@ async def _submit(job: LoadedJob, args: argparse.Namespace, screen: Screen) -> i
             return DONE
         screen.say("job", reply.job_id, kind="job", job_id=reply.job_id)
         return await follow(client, reply.job_id, screen)
+
+
+async def _named(args: argparse.Namespace) -> list[m.After]:
+    """What the job comes after. The beginning of an id will do, while only one job has it."""
+    names = {text.partition(".")[0] for text in args.after} | ({args.weights} if args.weights else set())
+    async with connected(args, RETRY_DELAYS_S[1:]) as client:
+        called = {name: [(await client.job(name)).job_id] for name in sorted(names)}
+    return afters(args.after, args.weights, lambda name, key: called[name])
 
 
 def _told(screen: Screen) -> dict[str, Any]:

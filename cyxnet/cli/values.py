@@ -114,6 +114,20 @@ def job_id(text: str) -> str:
     return text
 
 
+def run_id(text: str) -> str:
+    if not re.fullmatch(r"[0-9a-f]{10}", text):
+        raise argparse.ArgumentTypeError(f"expected the 10 hex digits of a run, got {text[:40]!r}")
+    return text
+
+
+def dependency(text: str) -> str:
+    """A job, or what its model has to be worth: JOB.METRIC>=NUMBER. Read by cyxnet.workflow, which costs an import."""
+    if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,62}(\.\w+\s*(>=|<=)\s*[-+.\deE]+)?", text):
+        example = "a job's id, or such as digits-3f.validation_accuracy>=0.9"
+        raise argparse.ArgumentTypeError(f"expected {example}, got {text[:60]!r}")
+    return text
+
+
 def address(text: str) -> str:
     if not re.fullmatch(r"[1-9A-HJ-NP-Za-km-z]{32,44}", text):
         raise argparse.ArgumentTypeError(f"expected a Solana address of 32 to 44 base58 letters, got {text[:50]!r}")

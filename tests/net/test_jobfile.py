@@ -18,7 +18,8 @@ from cyxnet.artifacts import describe
 from cyxnet.cli import options
 from cyxnet.identity import Identity
 from cyxnet.jobfile import LoadedJob, discard, from_module, load, seal
-from cyxnet.jobtoml import JobFile, parse, parse_bytes
+from cyxnet.jobgraph import parse
+from cyxnet.jobtoml import JobFile, parse_bytes
 from cyxnet.messages import ArtifactRef, Needs
 
 GOOD = {

@@ -19,15 +19,15 @@ class Followers:
 
     def __init__(self, seed: int):
         self._dice = Random(f"followers of {seed}")
-        self._share = self._dice.choice([0.0, 0.0, 0.6])  # of the clients
+        self._share = self._dice.choice([0.0, 0.0, 0.0, 0.5])  # of the clients
 
     def after(self, job: m.JobRequest) -> list[m.JobRequest]:
-        """Up to three jobs, each after some of those before it, the client's own first."""
+        """One or two jobs, each after some of those before it, the client's own first."""
         dice, found = self._dice, [job.name]
         if dice.random() >= self._share or job.serve:
             return []
         jobs = []
-        for letter in "bcd"[: dice.randint(1, 3)]:
+        for letter in "bc"[: dice.randint(1, 2)]:
             names = dice.sample(found, dice.randint(1, len(found)))
             first, *others = (m.After(job_id=name) for name in names)
             at_least, at_most = dice.choice(LOSSES)

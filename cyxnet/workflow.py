@@ -1,0 +1,306 @@
+"""Workflow files: several jobs and what comes after what, as TOML, checked completely before anything is sent or paid.
+
+    name = "digits"
+    [jobs.rates]                                      # three jobs, one for each rate
+    file = "digits.toml"                              # a job file, relative to this one
+    matrix = { "training.optimizer.learning_rate" = [0.1, 0.01, 0.001] }
+    [jobs.longer]
+    file = "digits.toml"
+    set = { "training.epochs" = 40, amount = "3" }    # instead of what the job file says
+    after = ["rates"]                                 # of all three
+    [jobs.finetuned]
+    file = "finetune.toml"
+    weights = "longer"                                # begins with its model, after it
+    after = ["longer.validation_accuracy >= 0.9"]     # and only if that is good enough
+
+Central lets each job begin when those before it are completed (cyxcentral/dependencies.py): nobody has to wait here.
+"""
+
+import difflib
+import graphlib
+import itertools
+import re
+import tomllib
+import typing
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
+
+from cyxcore.errors import SpecError
+from cyxnet import jobfile, jobtoml
+from cyxnet.bus import ApiError
+from cyxnet.jobfile import LoadedJob
+from cyxnet.messages import After, Name, SummaryMetric
+
+if TYPE_CHECKING:
+    from cyxnet.submitting import Submitter
+
+MOST_JOBS = 1_000
+MOST_AFTER = 100  # that a JobRequest takes
+METRICS = typing.get_args(SummaryMetric)
+STEP = re.compile(r"[a-z0-9]([a-z0-9-]{0,28}[a-z0-9])?")
+CONDITION = re.compile(r"([a-z0-9-]+)(?:\.(\w+)\s*(>=|<=)\s*([-+.\deE]+))?")
+
+
+class StepSection(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """[jobs.NAME]: a job file, what is other than there, and what it comes after."""
+
+    file: str
+    set: dict[str, Any] = {}
+    matrix: dict[str, list[Any]] = {}
+    after: list[str] = []
+    weights: str | None = None
+
+
+class WorkflowFile(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """A whole workflow file."""
+
+    name: Name
+    jobs: dict[str, StepSection]
+
+
+class Step(Struct, kw_only=True, frozen=True):
+    """One job of a workflow. after: its ids are names of other steps. values: those that its matrix gave it."""
+
+    name: str
+    job: LoadedJob
+    after: list[After]
+    values: dict[str, Any] = {}
+
+
+class Workflow(Struct, kw_only=True, frozen=True):
+    """Jobs in an order in which each comes after those that it names."""
+
+    name: str
+    steps: list[Step]
+
+    @property
+    def amount_base_units(self) -> int:
+        """What all of it costs at the most."""
+        return sum(step.job.amount_base_units for step in self.steps)
+
+    def discard(self) -> None:
+        """Remove the data that was packed or fetched for it."""
+        for step in self.steps:
+            if step.job.fetched:
+                jobfile.discard(step.job.data_path)
+
+
+Told = Callable[[Step, str, bool], None]
+
+
+def job_id(workflow: str, step: str, run: str) -> str:
+    """The id of a step's job in a run of a workflow: the same whenever it is asked for."""
+    slug = re.sub(r"[^a-z0-9]+", "-", workflow.lower()).strip("-")[:20].strip("-") or "workflow"
+    return f"{slug}-{step}-{run}"
+
+
+def jobs_of(workflow: Workflow, run: str) -> Iterator[LoadedJob]:
+    """The jobs of a run, as they are to be submitted, one after the other."""
+    for step in workflow.steps:
+        after = [replace(each, job_id=job_id(workflow.name, each.job_id, run)) for each in step.after]
+        name = f"{workflow.name}/{step.name}"[:100]
+        yield replace(step.job, name=name, after=after, job_id=job_id(workflow.name, step.name, run))
+
+
+def load(path: str | Path, work_folder: Path | None = None) -> Workflow:
+    """Read and check a workflow file and all of its job files. work_folder: as of jobfile.load().
+
+    Raises SpecError, and what jobfile.load() raises; each message starts with the file it is about.
+    """
+    path = Path(path)
+    file = _parse(jobtoml.read_text(path), path)
+    planned = {name: list(_expanded(name, section, path)) for name, section in file.jobs.items()}
+    count = sum(map(len, planned.values()))
+    if not 1 <= count <= MOST_JOBS:
+        raise SpecError(f"{path}: expected 1 to {MOST_JOBS} jobs, got {count}")
+    called = _called(planned, path)
+    after = {name: _dependencies(name, section, called, path) for name, section in file.jobs.items()}
+    steps: list[Step] = []
+    workflow = Workflow(name=file.name, steps=steps)
+    try:
+        for name in _in_order(after, planned, path):
+            for step in planned[name]:
+                try:
+                    job = jobfile.load(path.parent / file.jobs[name].file, work_folder, changes=step.changes)
+                except SpecError as error:
+                    raise SpecError(f"{path}: jobs.{step.name}: {error}") from None
+                steps.append(Step(name=step.name, job=job, after=after[name], values=step.values))
+    except BaseException:
+        workflow.discard()
+        raise
+    return workflow
+
+
+def _parse(text: str, path: Path) -> WorkflowFile:
+    try:
+        table = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError, ValueError) as error:
+        raise SpecError(f"{path}: not valid TOML: {jobtoml.one_line(error)}") from None
+    if "jobs" not in table and "model" in table:
+        raise SpecError(f"{path}: expected a workflow file, this is a job file; submit it with: cyx submit {path}")
+    for kind, part, prefix in [(WorkflowFile, table, "")] + [
+        (StepSection, section, f"jobs.{name}.")
+        for name, section in (table["jobs"].items() if isinstance(table.get("jobs"), dict) else ())
+        if isinstance(section, dict)
+    ]:
+        for key in part.keys() - set(kind.__struct_fields__):
+            raise SpecError(f"{path}: unknown key {prefix}{key}{_nearest(key, kind.__struct_fields__)}")
+    try:
+        file = msgspec.convert(table, WorkflowFile)
+    except msgspec.ValidationError as error:
+        raise SpecError(f"{path}: {_in_words(str(error))}") from None
+    for name, section in file.jobs.items():
+        if not STEP.fullmatch(name):
+            raise SpecError(f"{path}: jobs.{name}: expected a name of up to 30 letters a-z, digits and dashes")
+        if both := sorted(section.set.keys() & section.matrix.keys()):
+            raise SpecError(f"{path}: jobs.{name}: {both[0]} is in set and in matrix")
+    return file
+
+
+def _in_words(said: str) -> str:
+    """msgspec's sentence, the place first."""
+    text, _, place = said.partition(" - at ")
+    place = place.strip("`").removeprefix("$").lstrip(".")
+    return f"{place}: {text[0].lower()}{text[1:]}" if place else f"{text[0].lower()}{text[1:]}"
+
+
+def _nearest(word: str, known: Iterable[str]) -> str:
+    names = sorted(known)
+    near = difflib.get_close_matches(word, names, 1, 0.5)
+    return f"; did you mean {near[0]}?" if near else f"; there are {', '.join(names)[:200]}"
+
+
+class _Planned(NamedTuple):
+    """A job that a section stands for. changes: what is other than in its file, and of that `values` by its matrix."""
+
+    name: str
+    changes: dict[str, Any]
+    values: dict[str, Any]
+
+
+def _expanded(name: str, section: StepSection, path: Path) -> Iterator[_Planned]:
+    for key, values in section.matrix.items():
+        if not values:
+            raise SpecError(f"{path}: jobs.{name}.matrix.{key}: expected a list of values, it is empty")
+    if not section.matrix:
+        yield _Planned(name, section.set, {})
+        return
+    for number, combination in enumerate(itertools.product(*section.matrix.values()), start=1):
+        if number > MOST_JOBS:
+            raise SpecError(f"{path}: jobs.{name}.matrix: it stands for more than {MOST_JOBS} jobs")
+        chosen = dict(zip(section.matrix, combination, strict=True))
+        yield _Planned(f"{name}-{number}", section.set | chosen, chosen)
+
+
+def _called(planned: Mapping[str, list[_Planned]], path: Path) -> dict[str, list[str]]:
+    """The jobs that a name stands for: one, or all of a matrix."""
+    found = {name: [each.name for each in jobs] for name, jobs in planned.items()}
+    for name in [each.name for jobs in planned.values() for each in jobs]:
+        if found.setdefault(name, [name]) != [name]:
+            raise SpecError(f"{path}: two jobs are called {name}: one is of a matrix")
+    ids = [name for names in (found[section] for section in planned) for name in names]
+    if twice := next((name for name in ids if ids.count(name) > 1), None):
+        raise SpecError(f"{path}: two jobs are called {twice}: one is of a matrix")
+    return found
+
+
+def _dependencies(name: str, section: StepSection, called: Mapping[str, list[str]], path: Path) -> list[After]:
+    """What each job of a section comes after, by names."""
+
+    def jobs(of: str, key: str) -> list[str]:
+        if of not in called:
+            raise SpecError(f"{path}: jobs.{name}.{key}: no job is called {of}{_nearest(of, called)}")
+        return called[of]
+
+    return afters(section.after, section.weights, jobs, f"{path}: jobs.{name}.")
+
+
+def afters(
+    conditions: Iterable[str],
+    weights: str | None = None,
+    jobs: Callable[[str, str], list[str]] = lambda name, key: [name],
+    where: str = "",
+) -> list[After]:
+    """What a job comes after, by lines such as "teacher" or "teacher.validation_accuracy >= 0.9".
+
+    weights: whose model it begins with. jobs: those that a name stands for. where: how an error begins.
+    Raises SpecError.
+    """
+    found: dict[str, After] = {}
+    for text in conditions:
+        before, condition = _condition(text, f"{where}after")
+        for job in jobs(before, "after"):
+            known = found.get(job, After(job_id=job))
+            if known.metric and condition and known.metric != condition["metric"]:
+                raise SpecError(f"{where}after: two metrics of {job}; expected one")
+            found[job] = replace(known, **condition)
+    if weights:
+        source, *others = jobs(weights, "weights")
+        if others:
+            what = f"{weights} stands for {len(others) + 1} jobs; name one of them, such as {source}"
+            raise SpecError(f"{where}weights: {what}")
+        found[source] = replace(found.get(source, After(job_id=source)), model=True)
+    if len(found) > MOST_AFTER:
+        raise SpecError(f"{where}after: expected at most {MOST_AFTER} jobs, got {len(found)}")
+    return list(found.values())
+
+
+def _condition(text: str, where: str) -> tuple[str, dict[str, Any]]:
+    """(name, fields of After) of a line such as "teacher.validation_accuracy >= 0.9"."""
+    match = CONDITION.fullmatch(text.strip())
+    example = '"teacher" or "teacher.validation_accuracy >= 0.9"'
+    if match is None:
+        raise SpecError(f"{where}: expected {example}, got {text[:60]!r}")
+    name, metric, sign, bound = match.groups()
+    if metric is None:
+        return name, {}
+    if metric not in METRICS:
+        raise SpecError(f"{where}: no model has a {metric}{_nearest(metric, METRICS)}")
+    try:
+        return name, {"metric": metric, ("at_least" if sign == ">=" else "at_most"): float(bound)}
+    except ValueError:
+        raise SpecError(f"{where}: expected {example}, got {text[:60]!r}") from None
+
+
+def _in_order(after: Mapping[str, list[After]], planned: Mapping[str, list[_Planned]], path: Path) -> list[str]:
+    """The sections, each behind those that it comes after. Raises SpecError that shows a circle."""
+    section_of = {each.name: section for section, jobs in planned.items() for each in jobs}
+    graph = {section: {section_of[each.job_id] for each in found} for section, found in after.items()}
+    try:
+        return list(graphlib.TopologicalSorter(graph).static_order())
+    except graphlib.CycleError as error:
+        raise SpecError(f"{path}: jobs come after each other in a circle: {' → '.join(error.args[1])}") from None
+
+
+async def submit(client: "Submitter", workflow: Workflow, run: str, told: "Told | None" = None) -> dict[str, str]:
+    """Submit the jobs of a workflow, and pay for all of them. Returns their ids by step.
+
+    run: ten hex digits or more; a run that broke off goes on where it is given once more. told: called with each step,
+    the id of its job, and whether it was there already. Raises InsufficientFunds before anything is submitted, and
+    what submit() of a job raises: then those before it have been submitted.
+    """
+    jobs = list(jobs_of(workflow, run))
+    there = {job.job_id for job in jobs if await _is_there(client, job.job_id)}
+    missing = [job for job in jobs if job.job_id not in there]
+    if missing:
+        await client.afford(sum(job.amount_base_units for job in missing), f"{len(missing)} jobs")
+    for step, job in zip(workflow.steps, jobs, strict=True):
+        if job.job_id not in there:
+            await client.submit(job)
+        if told:
+            told(step, job.job_id, job.job_id in there)
+    return {step.name: job.job_id for step, job in zip(workflow.steps, jobs, strict=True)}
+
+
+async def _is_there(client: "Submitter", wanted: str) -> bool:
+    try:
+        return (await client.job(wanted)).job_id == wanted
+    except ApiError as error:
+        if error.code != "unknown_job":
+            raise
+        return False
