@@ -24,7 +24,7 @@ import tomllib
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -38,6 +38,8 @@ from cyxnet.messages import After, Name, SummaryMetric
 
 if TYPE_CHECKING:
     from cyxnet.submitting import Submitter
+
+T = TypeVar("T", bound=Struct)
 
 MOST_JOBS = 1_000
 MOST_AFTER = 100  # that a JobRequest takes
@@ -60,7 +62,7 @@ class WorkflowFile(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True
     """A whole workflow file."""
 
     name: Name
-    jobs: dict[str, StepSection]
+    jobs: dict[str, Any]  # by name: StepSections
 
 
 class Step(Struct, kw_only=True, frozen=True):
@@ -143,17 +145,10 @@ def _parse(text: str, path: Path) -> WorkflowFile:
         raise SpecError(f"{path}: not valid TOML: {jobtoml.one_line(error)}") from None
     if "jobs" not in table and "model" in table:
         raise SpecError(f"{path}: expected a workflow file, this is a job file; submit it with: cyx submit {path}")
-    for kind, part, prefix in [(WorkflowFile, table, "")] + [
-        (StepSection, section, f"jobs.{name}.")
-        for name, section in (table["jobs"].items() if isinstance(table.get("jobs"), dict) else ())
-        if isinstance(section, dict)
-    ]:
-        for key in part.keys() - set(kind.__struct_fields__):
-            raise SpecError(f"{path}: unknown key {prefix}{key}{_nearest(key, kind.__struct_fields__)}")
-    try:
-        file = msgspec.convert(table, WorkflowFile)
-    except msgspec.ValidationError as error:
-        raise SpecError(f"{path}: {_in_words(str(error))}") from None
+    found = _converted(table, WorkflowFile, "", path)
+    file = replace(
+        found, jobs={name: _converted(part, StepSection, f"jobs.{name}", path) for name, part in found.jobs.items()}
+    )
     for name, section in file.jobs.items():
         if not STEP.fullmatch(name):
             raise SpecError(f"{path}: jobs.{name}: expected a name of up to 30 letters a-z, digits and dashes")
@@ -162,11 +157,19 @@ def _parse(text: str, path: Path) -> WorkflowFile:
     return file
 
 
-def _in_words(said: str) -> str:
-    """msgspec's sentence, the place first."""
-    text, _, place = said.partition(" - at ")
-    place = place.strip("`").removeprefix("$").lstrip(".")
-    return f"{place}: {text[0].lower()}{text[1:]}" if place else f"{text[0].lower()}{text[1:]}"
+def _converted(table: Any, kind: type[T], place: str, path: Path) -> T:
+    """A table as a section. Raises SpecError that names the place."""
+    known = msgspec.structs.fields(kind)
+    for key in table if isinstance(table, dict) else ():
+        if key not in (names := [field.name for field in known]):
+            raise SpecError(f"{path}: unknown key {f'{place}.' if place else ''}{key}{_nearest(key, names)}")
+    try:
+        return msgspec.convert(table, kind)
+    except msgspec.ValidationError as error:
+        text, _, inner = str(error).partition(" - at ")
+        at = ".".join(filter(None, [place, inner.strip("`").removeprefix("$").lstrip(".")]))
+        wrong = re.sub(r"`(\w+)`", lambda word: jobtoml.WORDS.get(word[1], word[1]), text)
+        raise SpecError(f"{path}: {f'{at}: ' if at else ''}{wrong[0].lower()}{wrong[1:]}") from None
 
 
 def _nearest(word: str, known: Iterable[str]) -> str:
