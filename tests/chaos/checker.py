@@ -196,6 +196,27 @@ def _fails_for_a_fault(evidence: Evidence) -> Broken:
                     yield about, why.said
 
 
+def _begins_after_others(evidence: Evidence) -> Broken:
+    models = {  # job id -> where its delivery lies in the log, and the model
+        about: (entry.seq, event.model.sha256)
+        for about, history in histories(evidence)
+        for entry in history
+        if isinstance(event := event_of(entry), m.Completed)
+    }
+    for about, history in histories(evidence):
+        first = event_of(history[0])
+        for after in first.job.after if isinstance(first, m.Submitted) else ():
+            delivered, model = models.get(after.job_id, (0, ""))
+            for entry in history:
+                event = event_of(entry)
+                if isinstance(event, m.Leased | m.DependenciesMet) and not 0 < delivered < entry.seq:
+                    yield about, f"{type(event).__name__} at {entry.seq}, before {after.job_id} is completed"
+                if isinstance(event, m.DependenciesMet) and after.model and event.weights != model:
+                    yield about, f"begins at {entry.seq} with {event.weights[:8]}, not with the model of {after.job_id}"
+                if isinstance(event, m.DependencyFailed) and event.job_id == after.job_id and delivered:
+                    yield about, f"is cancelled at {entry.seq} for {after.job_id}, which is completed"
+
+
 def _equal_jobs_are_equal(evidence: Evidence) -> Broken:
     for (_, what), of_jobs in trained(evidence).items():
         (first, expected), *others = of_jobs
@@ -213,7 +234,9 @@ def trained(evidence: Evidence) -> dict[tuple[bytes, str], list[tuple[str, str]]
         first = event_of(history[0])
         if not isinstance(first, m.Submitted):
             continue
-        depends_on = msgspec.msgpack.encode([first.job.model, first.job.dataset, first.job.data, first.job.training])
+        weights = [event.weights for event in map(event_of, history) if isinstance(event, m.DependenciesMet)]
+        job = first.job
+        depends_on = msgspec.msgpack.encode([job.model, job.dataset, job.data, job.training, *filter(None, weights)])
         for event in map(event_of, history):
             if isinstance(event, m.Checkpointed):
                 step = f"the state after step {event.checkpoint.step}"
@@ -332,6 +355,7 @@ RULES: dict[str, Callable[[Evidence], Broken]] = {
     "an ended job does not change": _the_end_is_the_end,
     "clients were told the truth": _clients_were_told_the_truth,
     "a job fails for a fault that explains it": _fails_for_a_fault,
+    "a job begins after those that it comes after": _begins_after_others,
     "equal jobs deliver the same, however often they were interrupted": _equal_jobs_are_equal,
     "a job is paid once": _settled_once,
     "shares add up": _shares_add_up,
@@ -365,7 +389,7 @@ def status_of(history: list[Entry]) -> str:
     events = [event_of(entry) for entry in history]
     if not isinstance(events[-1], ENDS):
         return "open"
-    if any(isinstance(event, m.CancelRequested) for event in events):
+    if any(isinstance(event, m.CancelRequested | m.DependencyFailed) for event in events):
         return "cancelled"
     if isinstance(events[-1], m.Refunded):
         return "failed"

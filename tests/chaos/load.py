@@ -21,7 +21,7 @@ PURSE_BASE_UNITS = 10**15
 LAMPORTS = 10**10
 OPEN_PER_CLIENT = 3  # a client submits its next job when one of its open ones has ended
 PATIENCE_S = (0.1, 0.3, 1.0, 1.0)
-CANCELLED_SHARE, PAUSED_SHARE, TWICE_SHARE, HOPELESS_SHARE = 0.08, 0.08, 0.15, 0.05
+CANCELLED_SHARE, PAUSED_SHARE, TWICE_SHARE, HOPELESS_SHARE, AFTER_SHARE = 0.08, 0.08, 0.15, 0.05, 0.15
 CHECKPOINT_STEPS = (0, 20, 70)  # 0: none within so short a job
 
 JOB = """\
@@ -77,6 +77,7 @@ class Load:
         self._clients: list[AsyncClient] = []
         self._job: jobfile.LoadedJob
         self._begun = 0
+        self._last: dict[str, str] = {}  # client -> the job that it submitted last
         self._ended: set[str] = set()
         self._book = (folder / "told.jsonl").open("ab")
 
@@ -157,6 +158,8 @@ class Load:
             priority=rng.randrange(3),
             checkpoints=m.CheckpointPolicy(every_steps=rng.choice(CHECKPOINT_STEPS)),
         )
+        if rng.random() < AFTER_SHARE and (last := self._last.get(client.caller)):
+            loaded = replace(loaded, after=[m.After(job_id=last, model=rng.random() < 0.5)])
         times = 2 if rng.random() < TWICE_SHARE else 1
         prepared: Prepared | None = None
         asked_at_ms = _wall_ms()
@@ -171,6 +174,7 @@ class Load:
                 for reply in replies:
                     self._tell("submitted", client, reply.job_id, asked_at_ms, status=reply.status)
                 if replies:
+                    self._last[client.caller] = prepared.job_id
                     return prepared.job_id
                 raise next(error for error in both if isinstance(error, BaseException))
             except CyxError as error:

@@ -187,7 +187,21 @@ def crash(**changes):
     return Restart(**({"name": "chain", "ended_at_ms": 1, "ready_at_ms": 2, "killed": False} | changes))
 
 
+AFTER = "a job begins after those that it comes after"
+NEXT = {"job_id": "job-next", "after": [m.After(job_id=DONE, model=True)]}
+MET = m.DependenciesMet(weights=MODEL.sha256)
+
+
+def followed(*events):
+    """A job that comes after the one that is done, and what happened to it when that was over."""
+    return truth(after_all("job-next", facts.submitted(**NEXT), *events))
+
+
 FORGERIES = [
+    (AFTER, lambda: truth([("job.job-next", facts.submitted(**NEXT)), ("job.job-next", MET), *EVENTS])),
+    (AFTER, lambda: truth([("job.job-next", facts.submitted(**NEXT)), ("job.job-next", facts.leased()), *EVENTS])),
+    (AFTER, lambda: followed(m.DependenciesMet(weights=OTHER_MODEL.sha256))),
+    (AFTER, lambda: followed(m.DependencyFailed(job_id=DONE, reason="it failed"))),
     ("the log has no gap", lambda: truth(log=truth().log[:3] + truth().log[4:])),
     ("the log has no gap", lambda: truth(last_seq=99)),
     ("the log has no gap", lambda: truth(log=log_with(2, record=None))),
@@ -267,6 +281,10 @@ def test_a_network_that_kept_its_promises_breaks_no_rule():
 @pytest.mark.parametrize("rule, forge", FORGERIES, ids=[f"{n}-{rule}" for n, (rule, _) in enumerate(FORGERIES)])
 def test_a_forgery_is_caught(rule, forge):
     assert rule in {violation.rule for violation in violations(forge())}
+
+
+def test_a_job_may_begin_with_the_model_of_one_that_is_done():
+    assert AFTER not in {violation.rule for violation in violations(followed(MET, facts.leased()))}
 
 
 @pytest.mark.parametrize("victim", ["node-1", "broker", "central-b.core"])
