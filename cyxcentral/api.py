@@ -362,9 +362,7 @@ class Api:
         )
 
     async def _check_dependencies(self, caller: str, job: m.JobRequest) -> None:
-        if any(
-            after.job_id not in self._world.jobs for after in job.after
-        ):  # another central may have taken it just now
+        if any(after.job_id not in self._world.jobs for after in job.after):  # another central may have just taken it
             await self._central.events.catch_up()
         intake.refuse_dependencies(job, caller, self._world.jobs)
         intake.refuse_other_shapes(job, self._world.jobs)

@@ -160,7 +160,7 @@ class Dispatch:
                 await self._sweep(changed)
                 await self._ban_suspects()
                 await self._scale(changed)
-                await self._go_on(changed)
+                await self._go_on()
                 await self._check_waiting(whole=changed is None)
                 if our_turn or changed is None:
                     await self._assign_waiting()
@@ -299,17 +299,11 @@ class Dispatch:
             return None
         return choice.event
 
-    async def _go_on(self, changed: set[str] | None) -> None:
-        """Let jobs begin whose dependencies are met, and cancel those that never can: of what changed, or of all."""
-        if not self._world.awaiting:
-            return
-        due = set(self._world.awaiting)
-        if changed is not None:
-            ids = {subjects.last_token(subject) for subject in changed}
-            due = (due & ids).union(*(self._world.dependents.get(job_id, ()) for job_id in ids))
-        for job_id in sorted(due):
+    async def _go_on(self) -> None:
+        """Let jobs begin whose dependencies are met, and cancel those that never can."""
+        for job_id in sorted(self._world.decided):
             subject = subjects.job_event(job_id)
-            if self._dependencies(job_id) and self._may_decide(subject):
+            if self._may_decide(subject):
                 await self._events.record(subject, functools.partial(self._dependencies, job_id))
 
     def _dependencies(self, job_id: str) -> m.DependenciesMet | m.DependencyFailed | None:

@@ -182,7 +182,7 @@ def _costs(model: ModelSpec, batch_size: int) -> _Costs:
 
 @functools.lru_cache(maxsize=128)
 def _costs_of(encoded: bytes, batch_size: int) -> _Costs:
-    graph = _graph.__wrapped__(encoded) if len(encoded) > LARGEST_REMEMBERED_BYTES else _graph(encoded)
+    graph = _graph_of(encoded)
     return _Costs(
         list(graph.input_shape),
         graph.output_shape[-1] if graph.output_shape else 0,
@@ -191,6 +191,10 @@ def _costs_of(encoded: bytes, batch_size: int) -> _Costs:
         graph.flops(1),
         graph.bytes_moved(batch_size),
     )
+
+
+def _graph_of(encoded: bytes) -> Graph:
+    return _graph.__wrapped__(encoded) if len(encoded) > LARGEST_REMEMBERED_BYTES else _graph(encoded)
 
 
 @functools.lru_cache(maxsize=64)
@@ -243,7 +247,7 @@ def refuse_other_shapes(job: m.JobRequest, known: Mapping[str, Job]) -> None:
 
 def _shapes(model: ModelSpec) -> dict[str, tuple[int, ...]]:
     """The parameters and buffers of a model by name."""
-    return {param.name: param.shape for param in _graph.__wrapped__(msgspec.msgpack.encode(model)).all_parameters}
+    return {param.name: param.shape for param in _graph_of(msgspec.msgpack.encode(model)).all_parameters}
 
 
 def refuse_unfit(job: Job, nodes: Collection[Node]) -> None:

@@ -1,6 +1,6 @@
 """Everything central knows, as the fold of the event log. Pure: fed record by record, in the order of the log."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, assert_never, get_args
 
 import msgspec
@@ -41,9 +41,8 @@ SAID_ON = {
 }
 # what the end of an attempt, or of its check, says of its node
 JUDGED = frozenset({m.Completed, m.TimeUsed, m.LeaseLost, m.Checked, m.CheckGivenUp, m.Rejected})
-NAMING = frozenset(
-    {m.Submitted, m.DependenciesMet, m.DependencyFailed, m.Settled, m.Refunded}
-)  # events that name jobs, or sums that are a job's own
+# events that name jobs, or sums that are a job's own
+NAMING = frozenset({m.Submitted, m.DependenciesMet, m.DependencyFailed, m.Settled, m.Refunded})
 FOLD_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
 
 
@@ -78,6 +77,7 @@ class World:
         self.active: set[str] = set()  # jobs that have not ended
         self.awaiting: set[str] = set()  # of those, the ones that wait for others to be completed
         self.dependents: dict[str, set[str]] = {}  # job -> those of awaiting that come after it
+        self.decided: set[str] = set()  # those of awaiting that may begin now, or never will
         self.checking: set[str] = set()  # of those, the delivered ones whose training is being checked
         self.payers: set[str] = set()  # callers who had a job whose deposit landed
         self.unfunded: dict[str, dict[str, int]] = {}  # wallet -> job -> base units of a deposit that is not final yet
@@ -132,7 +132,7 @@ class World:
                 self._offer(job.job.serve.deployment, job.job_id)
                 self._count_replica(job.job.serve.deployment, job)
             self._name(job)
-            self._await(job)
+            self._await(job)  # those that it comes after stand before it in the log, and here
             if job.status not in jobs.ENDED:
                 self.active.add(job.job_id)
             if job.status == "checking":
@@ -269,6 +269,8 @@ class World:
                 self.checking.discard(job_id)
         if job.job.after:
             self._await(job)
+        if self.dependents and before and before.outcome != job.outcome:
+            self._decide(self.dependents.get(job_id, ()))
         if self._matching is not None:
             self._changed_jobs.add(job_id)
         if self._roster is not None:
@@ -304,13 +306,23 @@ class World:
             self.awaiting.add(job.job_id)
             for after in job.job.after:
                 self.dependents.setdefault(after.job_id, set()).add(job.job_id)
+            self._decide((job.job_id,))
             return
         self.awaiting.remove(job.job_id)
+        self.decided.discard(job.job_id)
         for after in job.job.after:
             left = self.dependents[after.job_id]
             left.remove(job.job_id)
             if not left:
                 del self.dependents[after.job_id]
+
+    def _decide(self, job_ids: Iterable[str]) -> None:
+        """Whether these may begin, or never will: asked whenever one ends that they come after."""
+        for job_id in job_ids:
+            if dependencies.due(self.jobs[job_id], self.jobs):
+                self.decided.add(job_id)
+            else:
+                self.decided.discard(job_id)
 
     def _behind_others(self, job: jobs.Job, check: jobs.Check) -> jobs.Job:
         """Checks have the order of the log, whatever the clocks of those said who stored the deliveries."""

@@ -27,6 +27,7 @@ from tests.central import facts as f
 FOLDER = Path(__file__).parents[1] / "golden" / "histories"
 FIRST_MS = 1_700_000_000_000
 JOB, NODE_A, NODE_B = subjects.job_event("job-1"), subjects.node_event("node-a"), subjects.node_event("node-b")
+NEXT, LAST = subjects.job_event("job-2"), subjects.job_event("job-3")
 NODE_C = subjects.node_event("node-c")
 MINT = subjects.mint_event("mint-1")
 CLIENT = subjects.client_event(f"c-{'7' * 32}")
@@ -391,6 +392,20 @@ HISTORIES: dict[str, list[Said]] = {
                 *(f.CALLED, lease(2), m.Started(attempt=2), m.CancelRequested(reason="enough", caller="alice")),
             )
         ),
+    ],
+    "jobs that come after another begin with its model or are cancelled and refunded": [
+        A,
+        *job(f.FUNDED, lease(1), f.STARTED),
+        (NEXT, f.submitted("job-2", after=[m.After(job_id="job-1", model=True)])),
+        (NEXT, f.FUNDED),
+        (LAST, f.submitted("job-3", after=[m.After(job_id="job-1", metric="final_loss", at_most=0.1)])),
+        (LAST, f.FUNDED),
+        (JOB, f.completed()),
+        (NEXT, m.DependenciesMet(weights=f.completed().model.sha256)),
+        (LAST, m.DependencyFailed(job_id="job-1", reason="final_loss of job-1 is to be at most 0.1, and is 0.25")),
+        *((NEXT, event) for event in (lease(1), f.STARTED)),
+        *((LAST, event) for event in (f.SIGNED_SETTLE, settled(0, 0, f.AMOUNT))),
+        *((JOB, event) for event in (f.SIGNED_SETTLE, WHOLE)),
     ],
     "a faucet that paid and one that could not": [
         (MINT, m.MintSigned(to=f.CLIENT, amount_base_units=5, signed=f.signed())),

@@ -9,6 +9,7 @@ from cyxcentral import jobrules
 from cyxnet import messages as m
 from cyxnet.codec import MSGPACK, decode
 from cyxnet.outcomes import Stored
+from cyxnet.subjects import last_token
 from tests.central.histories import FOLDER, HISTORIES, Unchained, fold, path_of, plain, state_of
 
 KEPT = sorted(FOLDER.glob("*.json"))
@@ -32,7 +33,10 @@ def test_every_event_of_a_history_is_still_possible_where_it_stands(path):
     for before, each in enumerate(stored):
         event = decode(m.Record, each.payload, MSGPACK).event
         if isinstance(event, m.JobEvent):
-            assert jobrules.illegal(fold(stored[:before]).jobs.get("job-1"), event) is None, (each.seq, event)
+            assert jobrules.illegal(fold(stored[:before]).jobs.get(last_token(each.subject)), event) is None, (
+                each.seq,
+                event,
+            )
 
 
 def test_every_history_in_the_table_is_kept():

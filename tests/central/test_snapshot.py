@@ -43,6 +43,9 @@ def state(world):
             "_chained",
             "active",
             "checking",
+            "awaiting",
+            "dependents",
+            "decided",
             "suspects",
             "payers",
             "unfunded",
@@ -86,6 +89,7 @@ def test_whatever_a_world_learns_to_remember_is_in_a_snapshot_or_follows_from_it
     asked_for_anew = {"_weights", "_unproven", "_matching", "_roster", "_changed_jobs", "_changed_nodes", "_happens"}
     follows = {"active", "payers", "suspects", "held", "promised_bytes", "_chained"}  # compared by `state`
     follows |= {"unfunded", "unfunded_base_units", "deployments", "named", "replicas", "checking"}
+    follows |= {"awaiting", "dependents", "decided"}
     assert set(vars(World())) == {*FOLDED, *follows, *asked_for_anew}, "teach cyxcentral/snapshot.py, then name it here"
 
 
