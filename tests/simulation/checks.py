@@ -28,12 +28,9 @@ import hashlib
 import math
 from typing import Any, get_args
 
-from msgspec import Struct
-
 from cyxcentral import earnings
 from cyxcentral.records import read
 from cyxcentral.world import World
-from cyxcore.spec import TrainingSummary
 from cyxnet import messages as m
 from cyxnet import subjects
 from cyxnet.codec import MSGPACK, decode
@@ -44,6 +41,7 @@ from tests.simulation.answers import Asked
 from tests.simulation.centrals import AGREE_WITHIN_MS, LEASE_MS, REFERENCE_FEE, VOUCHED
 from tests.simulation.cheats import end_of
 from tests.simulation.faults import DAY_MS, FIRST_WALL_MS, HOUR_MS
+from tests.simulation.models import CheckModel, JobModel, Lease
 from tests.simulation.nodes import digest, model_of, state_after, steps_of
 from tests.simulation.nodes import node_id as node_id_of
 from tests.simulation.served import Served
@@ -61,76 +59,6 @@ HALTS_WITHIN_S = 10.0  # of being told to (centrals.shrink); a replica has its d
 STOPS = "the node did not end the run within"  # what a lease is lost for that was not given back by then
 LOST_WITHIN_S = 8.0  # beyond a lease: questions, sweeps and appends take their time
 FEWEST_SILENT_S = LEASE_MS / 1000 * 0.95  # a clock that drifts by a hundredth may see less than a lease
-
-
-class Lease(Struct):
-    attempt: int
-    node_id: str
-    session: str
-    by: str
-    since_s: float
-    live: bool = True
-    checkpoint: int = 0  # steps
-    resume: m.Checkpoint | None = None
-    stored: list[m.Checkpoint] = []
-
-
-class CheckModel(Struct):
-    """A check that is under way."""
-
-    segment: m.SignedSegment
-    lease: Lease | None = None
-    findings: list[m.Finding] = []
-    impossible: int = 0  # checkers that said that nobody can have trained it
-
-
-class JobModel(Struct):
-    """What is known of one job from its events alone."""
-
-    name: str
-    terms: m.EscrowTerms
-    steps: int
-    deposit: m.SignedTransaction
-    leases: list[Lease]
-    funded: bool = False
-    ended: bool = False
-    settled: bool = False
-    completed: bool = False
-    cancelled: bool = False
-    near: bool = False  # its escrow's deadline
-    states: list[tuple[int, m.Checkpoint]] = []  # attempts and what they stored, the last two of each
-    settlements: list[m.SignedTransaction] = []
-    ran_out: list[str] = []  # ids of nodes that had too little memory for it
-    requests: list[str] = []  # that its owner made
-    denied: list[str] = []  # those that the owner was told no about
-    served: Served | None = None  # of a job that serves
-    serve: m.ServeSpec | None = None
-    worth: int = 0
-    ready_s: float = 0.0  # since when, by the true clock, its replica is to answer
-    answers_s: float = 0.0  # the same, without halts that were over before every central looked
-    halts: bool = False
-    standby: bool = False
-    halts_s: float = 0.0  # since when it is paused, or stands by, or its deadline is near, or it is paid for
-    told_s: float = 0.0  # since when that is so, or was so before, in the lease there is
-    tried: Tried | None = None  # of a job that trains
-    priority: int = 0
-    request: m.JobRequest | None = None
-    false: list[str] = []  # SHA-256 of states that are not what their steps make
-    check: CheckModel | None = None
-    checks: int = 0  # leases of checks
-    rejected: list[str] = []  # ids of nodes whose work on it was found false
-    awaiting: bool = False  # it comes after jobs that are not all completed
-    orphaned: str = ""  # the job that came to nothing, for which this one is cancelled
-    model: str = ""  # SHA-256 of what was delivered
-    summary: TrainingSummary | None = None
-
-    @property
-    def checkpoint(self) -> m.Checkpoint | None:
-        return self.states[-1][1] if self.states else None
-
-    @property
-    def lease(self) -> Lease | None:
-        return self.leases[-1] if self.leases and self.leases[-1].live else None
 
 
 class Checks:

@@ -2,14 +2,11 @@
 
 from collections.abc import Mapping
 from random import Random
-from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
 from cyxnet import messages as m
-
-if TYPE_CHECKING:
-    from tests.simulation.checks import JobModel
+from tests.simulation.models import JobModel
 
 LOSSES = [(None, None), (None, None), (0.0, None), (None, -1.0)]  # bounds of a loss: none, one that is met, one never
 
@@ -42,7 +39,7 @@ class Followers:
         return self._dice.random() < 0.3
 
 
-def met(job: "JobModel", event: m.DependenciesMet, jobs: Mapping[str, "JobModel"]) -> str | None:
+def met(job: JobModel, event: m.DependenciesMet, jobs: Mapping[str, JobModel]) -> str | None:
     """Why a job may not begin."""
     if not job.awaiting:
         return "it waits for none"
@@ -57,7 +54,7 @@ def met(job: "JobModel", event: m.DependenciesMet, jobs: Mapping[str, "JobModel"
     return None if {event.weights} == models else f"it begins with {event.weights[:8]} instead of {models}"
 
 
-def failed(job: "JobModel", job_id: str, jobs: Mapping[str, "JobModel"]) -> str | None:
+def failed(job: JobModel, job_id: str, jobs: Mapping[str, JobModel]) -> str | None:
     """Why a job may not be cancelled for what became of this one."""
     after = next((after for after in _afters(job) if after.job_id == job_id), None)
     if after is None:
@@ -67,15 +64,15 @@ def failed(job: "JobModel", job_id: str, jobs: Mapping[str, "JobModel"]) -> str 
     return None if refunded or not _is_well(other) or not _is_good(after, other) else f"{job_id} is completed"
 
 
-def _afters(job: "JobModel") -> list[m.After]:
+def _afters(job: JobModel) -> list[m.After]:
     return job.request.after if job.request else []
 
 
-def _is_well(job: "JobModel") -> bool:
+def _is_well(job: JobModel) -> bool:
     return job.completed and job.check is None
 
 
-def _is_good(after: m.After, job: "JobModel") -> bool:
+def _is_good(after: m.After, job: JobModel) -> bool:
     loss = job.summary.final_loss if job.summary else 0.0
     least, most = after.at_least, after.at_most
     return (least is None or loss >= least) and (most is None or loss <= most)
