@@ -42,6 +42,11 @@ class Screen(Protocol):
     def advance(self, what: str, done: int, total: int) -> None:
         """How far a transfer is; on a live terminal only."""
 
+    def working(self, rows: list[tuple[str, float, str]]) -> None:
+        """What is under way side by side: names, how much of each is done (0 to 1), and in words; on a live terminal
+        only, until there is none.
+        """
+
     def close(self) -> None: ...
 
 
@@ -67,6 +72,9 @@ class JsonScreen:
         pass
 
     def advance(self, what: str, done: int, total: int) -> None:
+        pass
+
+    def working(self, rows: list[tuple[str, float, str]]) -> None:
         pass
 
     def close(self) -> None:
@@ -113,6 +121,9 @@ class PlainScreen:
     def advance(self, what: str, done: int, total: int) -> None:
         pass
 
+    def working(self, rows: list[tuple[str, float, str]]) -> None:
+        pass
+
     def close(self) -> None:
         self.out.flush()
 
@@ -133,6 +144,7 @@ class LiveScreen:
         self.tally = Tally()
         self._live: Any = None
         self._transfer = ""
+        self._rows: list[tuple[str, float, str]] = []
 
     def say(self, label: str, text: str, kind: str = "", **data: Any) -> None:
         from rich.text import Text
@@ -204,6 +216,13 @@ class LiveScreen:
         self._transfer = f"{what} {percent(done / total)}"
         self._start() if done < total else self._stop()
 
+    def working(self, rows: list[tuple[str, float, str]]) -> None:
+        if rows:
+            self._rows = rows
+            self._start()
+        else:
+            self._stop()
+
     def close(self) -> None:
         self._stop()
 
@@ -214,17 +233,18 @@ class LiveScreen:
 
         if self._transfer:
             return Text(self._transfer)
+        if self._rows:
+            width = max(len(name) for name, _, _ in self._rows)
+            lines = [
+                Text.assemble(f"{clean(name):<{width}}  ", *_bar(done), f"  {words}")
+                for name, done, words in self._rows
+            ]
+            return Group(*lines)
         parts: list[Any] = [self._epochs()] if self.tally.epochs else []
         if len(losses := self.tally.course) > 1:
             logs = [math.log10(max(loss, SMALLEST_LOSS)) for loss in losses]  # a loss falls by factors
             parts.append(Text(f"{'log loss':<{LABEL_WIDTH}}{sparkline(logs, BAR_WIDTH)}"))
-        done = round(self.tally.fraction * BAR_WIDTH)
-        bar = Text.assemble(
-            f"{'done':<{LABEL_WIDTH}}",
-            ("━" * done, "green"),
-            ("━" * (BAR_WIDTH - done), "dim"),
-            f" {percent(self.tally.fraction)}",
-        )
+        bar = Text.assemble(f"{'done':<{LABEL_WIDTH}}", *_bar(self.tally.fraction))
         return Group(*parts, bar, Text(f"{'now':<{LABEL_WIDTH}}{self.tally.headline()}"))
 
     def _epochs(self) -> Any:
@@ -252,9 +272,16 @@ class LiveScreen:
     def _stop(self) -> None:
         live, self._live = self._live, None
         if live is not None:
-            live.transient = bool(self._transfer)  # nobody wants to read later that something was read or sent
+            # nobody wants to read later that something was read or sent, or was under way
+            live.transient = bool(self._transfer or self._rows)
             live.stop()
-        self._transfer = ""
+        self._transfer, self._rows = "", []
+
+
+def _bar(share: float) -> list[Any]:
+    """A bar of what is done, and the share in words: the parts of a Text."""
+    done = round(share * BAR_WIDTH)
+    return [("━" * done, "green"), ("━" * (BAR_WIDTH - done), "dim"), f" {percent(share)}"]
 
 
 def _lines_of(columns: list[str], rows: list[list[str]]) -> list[str]:

@@ -19,7 +19,7 @@ from cyxnet.cli.models import fetch_model, output_path
 from cyxnet.cli.running import connected
 from cyxnet.cli.screen import Screen
 from cyxnet.client import AsyncClient
-from cyxnet.display import cyx, tell, validation
+from cyxnet.display import Tally, cyx, tell, validation
 from cyxnet.follow import ENDED
 from cyxnet.workflow import Step, Workflow
 
@@ -135,6 +135,7 @@ async def _followed(
     """Tell what happens to the jobs until all have ended, and fetch the models that somebody wants."""
     open_ = set(ids.values())
     width = max(map(len, ids))
+    under_way: dict[str, Tally] = {}  # by step
 
     async def follow(step: str, job_id: str) -> tuple[m.JobView, dict[str, Any] | None]:
         async with contextlib.aclosing(client.watch(job_id)) as updates:
@@ -142,6 +143,13 @@ async def _followed(
                 if update.kind in TOLD and (told := tell(update)):
                     about: dict[str, Any] = {"step": step, "job_id": job_id, "data": update.data}
                     screen.say(told[0], f"{step:<{width}}  {told[1]}", kind=update.kind, **about)
+                if update.kind in ("batch", "epoch"):
+                    under_way.setdefault(step, Tally()).add(update)
+                elif update.kind in ("LeaseLost", "Completed"):
+                    under_way.pop(step, None)
+                else:
+                    continue
+                screen.working([(name, tally.fraction, tally.headline()) for name, tally in under_way.items()])
         view = await client.wait(job_id)
         open_.discard(job_id)
         if step not in models or view.status != "completed":

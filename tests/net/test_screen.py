@@ -170,6 +170,9 @@ def test_a_narrow_terminal_keeps_the_values_of_a_job_whole() -> None:
     ]
 
 
+BAR = "━" * 40
+
+
 def test_of_a_transfer_that_is_over_nothing_stays() -> None:
     # behind it stood: waiting for the first step
     out = io.StringIO()
@@ -179,6 +182,17 @@ def test_of_a_transfer_that_is_over_nothing_stays() -> None:
     screen.result("the end", None)
     assert "upload" in out.getvalue() and "step" not in out.getvalue()
     assert "\x1b[2K" in out.getvalue()[out.getvalue().rindex("upload") :]  # erased
+
+
+def test_what_is_under_way_side_by_side_has_a_bar_each_and_nothing_of_it_stays() -> None:
+    out = io.StringIO()
+    screen = LiveScreen(out, color=False, width=100)
+    screen.working([("rates-1", 0.25, "epoch 1/4"), ("b", 1.0, "epoch 4/4")])
+    shown = [line.plain for line in screen.render().renderables]
+    assert shown == [f"rates-1  {BAR} 25.0 %  epoch 1/4", f"b        {BAR} 100.0 %  epoch 4/4"]
+    screen.working([])
+    screen.result("done", None)
+    assert "waiting for the first step" not in out.getvalue()
 
 
 def test_epochs_that_are_faster_than_batches_are_told_draw_the_loss() -> None:
