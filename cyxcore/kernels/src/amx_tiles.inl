@@ -1,5 +1,9 @@
 /* Making tiles of float32, and multiplying them. Compiled with AMX and AVX-512 turned on. */
 
+#ifdef CYX_EMULATE_AMX
+#include "amx_emulated.h"
+#endif
+
 typedef struct {
     uint8_t palette, start_row, reserved[14];
     uint16_t row_bytes[16];

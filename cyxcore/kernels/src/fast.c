@@ -15,9 +15,12 @@ static pthread_once_t once = PTHREAD_ONCE_INIT;
 /* AVX-512 is looked at by run.c: a call runs here only while its kernels are the active ones. */
 static void look(void) {
     unsigned a, b, c, d, low, high;
-    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return;
-    int has_amx = d >> 22 & 1 && d >> 24 & 1; /* AMX-BF16, AMX-TILE */
-    if (!has_amx || !__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a >> 5 & 1) /* AVX512_BF16 */) return;
+    if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a >> 5 & 1) /* AVX512_BF16 */) return;
+#ifdef CYX_EMULATE_AMX
+    found = 1;
+    return;
+#endif
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d >> 22 & 1 && d >> 24 & 1) /* AMX-BF16, AMX-TILE */) return;
     if (!__get_cpuid_count(1, 0, &a, &b, &c, &d) || !(c >> 27 & 1) /* OSXSAVE */) return;
     __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
     if ((low & 0x60000) != 0x60000) return; /* the system saves tiles and their configuration */

@@ -1,7 +1,7 @@
 /* The fast numeric classes: products of float32 by AMX, the matrix unit for bfloat16. Each factor is split into one, two
  * or three bfloat16 terms (x = t0 + t1 + t2, each the rounding of what is left), products of terms are accumulated in
  * float32, and those too small to matter are left out: 1, 3 or 6 products. A call asks for it by its `terms`. What AMX
- * does not pay for, or is not there for, runs in the exact kernel, which is well within the error promised here. */
+ * does not pay for, or is not there for, runs in the exact kernel, which errs less. */
 #ifndef CYX_FAST_H
 #define CYX_FAST_H
 
