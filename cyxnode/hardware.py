@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import psutil
 
+from cyxcore import cores
 from cyxnet.messages import CpuMetrics, Gpu, GpuMetrics, Hardware, HardwareMetrics, RunRef
 
 FLOPS_MATRIX = 384  # three of these fit in a second-level cache
@@ -63,26 +64,22 @@ def usable_cores(quota: float | None) -> int:
 
 
 def cgroup_limits(mounted: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> Limits:
-    """The tightest limits from this process's control group up to the root (version 2 of the interface)."""
+    """The tightest limits from this process's control group up to the root (memory: version 2 of the interface)."""
     path = _cgroup_path(own)
-    cores: float | None = None
+    cores_granted = cores.quota(mounted, own)
     memory_bytes: int | None = None
     used_bytes = 0
     if path is None:
-        return Limits(None, None, 0)
+        return Limits(cores_granted, None, 0)
     for group in (mounted / path, *(mounted / path).parents):
         if not group.is_relative_to(mounted):
             break
-        quota = _read(group / "cpu.max").split()
-        if len(quota) == 2 and quota[0] != "max":
-            allowed = int(quota[0]) / int(quota[1])
-            cores = allowed if cores is None else min(cores, allowed)
         most = _read(group / "memory.max")
         if most.isdigit() and (memory_bytes is None or int(most) < memory_bytes):
             memory_bytes = int(most)
             # page cache counts as used there, but is given back when somebody needs it
             used_bytes = int(_read(group / "memory.current") or 0) - _inactive_file_bytes(group)
-    return Limits(cores, memory_bytes, max(used_bytes, 0))
+    return Limits(cores_granted, memory_bytes, max(used_bytes, 0))
 
 
 def cpu_name(info: Path = Path("/proc/cpuinfo")) -> str:

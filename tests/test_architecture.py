@@ -40,7 +40,8 @@ ORDER = [
     *VOCABULARY,
     *READING_DATA,
     *"""
-cyxcore.kernels.philox cyxcore.kernels.bfloat16 cyxcore.dlpack cyxcore.kernels.lapack cyxcore.kernels.standard
+cyxcore.cores cyxcore.kernels.philox cyxcore.kernels.bfloat16 cyxcore.dlpack
+cyxcore.kernels.lapack cyxcore.kernels.standard
 cyxcore.kernels.reference cyxcore.kernels
 cyxcore.kernels.gpu cyxcore.kernels.gpu.helpers cyxcore.kernels.gpu.chains cyxcore.kernels.gpu.compiling
 cyxcore.kernels.gpu.fixed cyxcore.kernels.gpu.table cyxcore.kernels.gpu.fusion cyxcore.kernels.gpu.cublas

@@ -10,6 +10,7 @@ import atexit
 import os
 from time import perf_counter_ns
 
+from cyxcore import cores
 from cyxcore.errors import DataError, DtypeError, GraphError, KernelError, ShapeError
 
 cimport cython
@@ -1211,23 +1212,17 @@ def set_isa(str name) -> None:
         raise ValueError(f"expected an instruction set of this machine (avx512, avx2, portable), got {name!r}")
 
 
-def _usable_cores() -> int:
-    """Cores this process may use: its affinity, less where a control group grants less time."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        with open("/sys/fs/cgroup/cpu.max") as file:
-            quota, period = file.read().split()
-    except (OSError, ValueError):
-        return cores
-    return cores if quota == "max" else max(1, min(cores, -(-int(quota) // int(period))))
-
-
 cyx_setup()
+if os.environ.get("CYX_ISA"):
+    try:
+        set_isa(os.environ["CYX_ISA"])
+    except ValueError as error:
+        raise KernelError(f"CYX_ISA: {error}") from None
 _load()
 _services = PyCapsule_New(<void *>&cyx_own_services, "cyxcore.kernels.cpu._services", NULL)  # for language.pyx
 _blocks = PyCapsule_New(<void *>&cyx_own_blocks, "cyxcore.kernels.cpu._blocks", NULL)  # for tensors.pyx
 _runner = PyCapsule_New(<void *>cyx_run, "cyxcore.kernels.cpu._runner", NULL)  # for tensors.pyx
-cyx_set_threads(_usable_cores())
+cyx_set_threads(cores.usable())
 atexit.register(cyx_stop_threads)
 
 
