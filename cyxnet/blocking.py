@@ -141,7 +141,7 @@ class Client:
         folder = self._client.folder
         found = workflow.load(path, folder / "packed" if folder else None)
         try:
-            ids = self._run(workflow.submit(self._client, found, run or secrets.token_hex(5)))
+            ids = self._run(workflow.submit(self._client, found, run or secrets.token_hex(5), again=run is not None))
         finally:
             found.discard()
         return {step: Job(self, job_id) for step, job_id in ids.items()}

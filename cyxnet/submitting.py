@@ -213,6 +213,24 @@ class Submitter(Caller):
             signing.cancel()
         return await self._persist(lambda: self._submit(prepared))
 
+    async def has(self, job: "LoadedJob") -> bool:
+        """Whether central has this job, which names its own id. Raises ApiError job_id_taken when another one has it.
+
+        What is submitted once more is only looked at, so no deposit goes with it.
+        """
+        try:
+            view = await self.job(job.job_id)
+        except ApiError as error:
+            if error.code != "unknown_job":
+                raise
+            return False
+        if view.job_id != job.job_id:  # a longer id that begins like this one
+            return False
+        found = await asyncio.to_thread(artifacts.describe, job.data_path)
+        request = job.request(m.ArtifactRef(sha256=found.sha256, size=found.size))
+        await self._ask("job.submit", m.SubmitRequest(job=request, job_id=job.job_id), m.SubmitReply)
+        return True
+
     async def afford(self, amount_base_units: int, what: str) -> None:
         """Raise InsufficientFunds unless the wallet holds what these jobs cost together."""
         request = m.WalletRequest(address=self.purse.address)

@@ -280,15 +280,19 @@ def _in_order(after: Mapping[str, list[After]], planned: Mapping[str, list[_Plan
         raise SpecError(f"{path}: jobs come after each other in a circle: {' → '.join(error.args[1])}") from None
 
 
-async def submit(client: "Submitter", workflow: Workflow, run: str, told: "Told | None" = None) -> dict[str, str]:
+async def submit(
+    client: "Submitter", workflow: Workflow, run: str, told: "Told | None" = None, *, again: bool = False
+) -> dict[str, str]:
     """Submit the jobs of a workflow, and pay for all of them. Returns their ids by step.
 
-    run: ten hex digits or more; a run that broke off goes on where it is given once more. told: called with each step,
-    the id of its job, and whether it was there already. Raises InsufficientFunds before anything is submitted, and
+    run: ten hex digits, in which the ids end. again: some of it may have been submitted before; the rest is now.
+    told: called with each step, the id of its job, and whether it was there already.
+
+    Raises InsufficientFunds before anything is submitted, SpecError when what is there is not what the file says, and
     what submit() of a job raises: then those before it have been submitted.
     """
     jobs = list(jobs_of(workflow, run))
-    there = {job.job_id for job in jobs if await _is_there(client, job.job_id)}
+    there = {job.job_id for job in jobs if again and await _is_there(client, job)}
     missing = [job for job in jobs if job.job_id not in there]
     if missing:
         await client.afford(sum(job.amount_base_units for job in missing), f"{len(missing)} jobs")
@@ -300,10 +304,13 @@ async def submit(client: "Submitter", workflow: Workflow, run: str, told: "Told 
     return {step.name: job.job_id for step, job in zip(workflow.steps, jobs, strict=True)}
 
 
-async def _is_there(client: "Submitter", wanted: str) -> bool:
+async def _is_there(client: "Submitter", job: LoadedJob) -> bool:
     try:
-        return (await client.job(wanted)).job_id == wanted
+        return await client.has(job)
     except ApiError as error:
-        if error.code != "unknown_job":
+        if error.code != "job_id_taken":
             raise
-        return False
+    raise SpecError(
+        f"{job.name}: {job.job_id} was submitted with other settings than its file has now; bring the file back as it"
+        " was, or begin a new run"
+    )

@@ -35,7 +35,7 @@ async def run(args: argparse.Namespace, screen: Screen) -> int:
         run_id = args.again or secrets.token_hex(5)
         async with connected(args) as client:
             await first_money(client, screen)
-            ids = await _submitted(client, workflow, run_id, args.file, screen)
+            ids = await _submitted(client, workflow, run_id, args, screen)
             if args.no_wait:
                 text = f"{workflow.name}: {len(ids)} jobs are submitted; follow them with: {_again(args.file, run_id)}"
                 screen.result(text, {"run": run_id, "jobs": ids}, run_id)
@@ -107,7 +107,7 @@ def _model_paths(args: argparse.Namespace, workflow: Workflow) -> dict[str, Path
 
 
 async def _submitted(
-    client: AsyncClient, workflow: Workflow, run_id: str, file: Path, screen: Screen
+    client: AsyncClient, workflow: Workflow, run_id: str, args: argparse.Namespace, screen: Screen
 ) -> dict[str, str]:
     """The ids of the jobs by their steps. What breaks off in between says how to go on."""
     total = f"{len(workflow.steps)} jobs, {cyx(workflow.amount_base_units)} at the most"
@@ -121,10 +121,10 @@ async def _submitted(
         screen.say("job", text, kind="job", step=step.name, job_id=job_id)
 
     try:
-        return await workflows.submit(client, workflow, run_id, told)
+        return await workflows.submit(client, workflow, run_id, told, again=args.again is not None)
     except (CyxError, asyncio.CancelledError):
         if begun:
-            text = f"{len(begun)} of {len(workflow.steps)} jobs are submitted; go on with: {_again(file, run_id)}"
+            text = f"{len(begun)} of {len(workflow.steps)} jobs are submitted; go on with: {_again(args.file, run_id)}"
             screen.say("hint", text, kind="hint", run=run_id)
         raise
 

@@ -71,6 +71,9 @@ async def test_a_workflow_runs_in_its_order_each_job_with_what_it_was_to_have(cl
     run = said[0]["data"]["run"]
     code, said = await cyx(network, "run", str(file), "--again", run, "--no-wait")
     assert (code, said[-1]["data"]["jobs"]) == (0, {step: job["job_id"] for step, job in ends.items()})
+    file.write_text(FLOW.replace('amount = "1"', 'amount = "2"'))
+    code, said = await cyx(network, "run", str(file), "--again", run, "--no-wait")
+    assert code == 2 and "was submitted with other settings" in said[-1]["data"]["message"]
     await assert_money_is_conserved(client, network)
 
 
