@@ -36,7 +36,7 @@ from cyxcore.tape import Composed, pending_total
 Array = Any
 Function = Callable[..., Any]
 
-MOST_OPERATIONS = 64  # of a function: so many times are left free for them
+MOST_OPERATIONS = 512  # of a function: so many times are left free for them
 SMALL = 8  # a sum that is so many times smaller than the result is kept, not made again
 MOST_KNOWN = 256  # kinds of calls
 LEAST_USES = 4  # of plans in the mean, for more to be made: where shapes are always new ones, plans do not pay
