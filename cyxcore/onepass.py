@@ -52,6 +52,7 @@ def gather(graph: Graph) -> Graph:
             window = order[at : at + AHEAD]
             order[at : at + AHEAD] = [*row, *(place for place in window if place not in members)]
         at += len(row) or 1
+    order = _undivided(rows, order)
     if order == list(range(len(order))):
         return graph
     new = {place: index for index, place in enumerate(order)}
@@ -83,6 +84,24 @@ def _late(graph: Graph, sizes: Sequence[int]) -> list[int]:
             # A reshape is no call of its own: what reads it reads what it shows.
             first[i] = min(first[i], anchor[place])
     return sorted(range(len(anchor)), key=lambda place: (anchor[place], place))
+
+
+def _undivided(rows: "_Rows", order: Sequence[int]) -> list[int]:
+    """Small calls between large element-wise ones, as of numbers of channels, before those that they do not read: what
+    follows each other then is made in one pass.
+    """
+    made, chain = list[int](), list[int]()
+    for place in order:
+        group, size, reads = rows.groups[place], rows.sizes[place], rows.nodes[place].inputs
+        if chain and group == "elementwise" and size == rows.sizes[chain[0]]:
+            chain.append(place)
+        elif chain and group in ("elementwise", "source") and size < LEAST_ELEMENTS and set(chain).isdisjoint(reads):
+            made.append(place)
+        else:
+            made += chain
+            chain = [place] if group == "elementwise" and size >= LEAST_ELEMENTS else []
+            made += [] if chain else [place]
+    return made + chain
 
 
 def rows_across(graph: Graph, known: Inferred, order: Sequence[int]) -> list[tuple[int, int]]:

@@ -90,15 +90,18 @@ class RowNorm(Norm):
 
     def __init__(self, kind: Any, rows: Rows) -> None:
         super().__init__(kind)
-        self._rows, self._outer = rows, math.prod(self._shape) // rows.n
+        self._rows, self._stats = rows, (math.prod(self._shape) // rows.n,)
         self._weight, self._bias = kind.places[1], kind.places[2] if rows.has_bias else None
         self.needed = {0} if self._weight is None else {0, self._weight}
         self.kept = 1 + rows.has_mean
 
     def run(self, arrays: Sequence[Array]) -> tuple[list[Array], list[Array]]:
-        mean, var, out = self.new(self._outer) if self._rows.has_mean else None, self.new(self._outer), self.new()
-        weight, bias = (None if place is None else arrays[place] for place in (self._weight, self._bias))
-        self._kernels.normalise(arrays[0], self._rows.n, self._rows.inner, self._rows.eps, mean, var, weight, bias, out)
+        rows, normalise, aligned, numpy_type = self._rows, self._kernels.normalise, self._kernels.aligned, self._type
+        var, out = aligned(self._stats, numpy_type), aligned(self._shape, numpy_type)
+        mean = aligned(self._stats, numpy_type) if rows.has_mean else None
+        weight = None if self._weight is None else arrays[self._weight]
+        bias = None if self._bias is None else arrays[self._bias]
+        normalise(arrays[0], rows.n, rows.inner, rows.eps, mean, var, weight, bias, out)
         return [out], [var] if mean is None else [var, mean]
 
     def gradients(self, given: dict[tuple[str, int], Array], made: list[Array | None]) -> None:

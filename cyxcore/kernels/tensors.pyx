@@ -552,6 +552,13 @@ cdef class Held:
         """The smallest; NaN if there is one. With `dim` as in PyTorch: (values, indices) along that axis."""
         return _reduced("min", self, axis, keepdims, words)
 
+    def argmax(self, axis=None, keepdims=False, **words):
+        """Place of the largest element, the first among equals; of the flattened array without an axis."""
+        cdef Py_ssize_t rank = len(self.shape)
+        if words or keepdims is not False or type(axis) is not int or not -rank <= axis < rank or rank > 8:
+            return _general["argmax"](self, axis, keepdims, **words)
+        return _with_attrs("argmax", self, <dict>_along_axis[axis + rank if axis < 0 else axis])
+
     # the same memory --------------------------------------------------------------------------
 
     def reshape(self, *shape):

@@ -1,6 +1,7 @@
 """Element-wise calls made together: which ones, and that no bit changes."""
 
 import contextlib
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -562,6 +563,17 @@ def test_what_needs_the_product_itself_gets_it(op: str, out: int, one: int, othe
     assert sums_of_products(*calls, results=[matrix(kept)]) == []
 
 
+@pytest.mark.parametrize("needed", [False, True])
+def test_small_calls_do_not_part_large_ones_that_they_do_not_need(needed: bool) -> None:
+    builder = Builder()
+    x, weight = builder.input("x", (2, 64, 32, 32)), builder.input("weight", (64, 1, 1))
+    scaled = x * weight
+    slope = scaled.sum((0, 2, 3)).reshape(64, 1, 1) if needed else weight
+    graph = builder.graph((scaled + slope.sqrt()) * x)
+    ops = [node.op for node in onepass.gather(graph).nodes if node.op not in ("input", "reshape")]
+    assert ops == (["mul", "sum", "sqrt", "add", "mul"] if needed else ["sqrt", "mul", "add", "mul"])
+
+
 def test_a_row_ends_with_its_last_sum_however_many_calls_stand_behind_it() -> None:
     builder = Builder()
     x, matrix = builder.input("x", (2, 64, 32, 32)), builder.input("matrix", (3, 3))
@@ -798,15 +810,17 @@ def test_a_recurrence_does_not_join_the_gradients_of_its_steps(threads: int) -> 
 @st.composite
 def chains(draw: Any) -> Any:
     """(shape, its calls): arithmetic and functions of what the call before made, earlier ones, and other arrays."""
-    shape = draw(st.sampled_from([(1, 256), (3, 100), (7, 73), (4, 250), (5, 128), (3, 160), (41, 500)]))
+    matrices = [(1, 256), (3, 100), (7, 73), (4, 250), (5, 128), (3, 160), (41, 500)]
+    shape = draw(st.sampled_from([*matrices, (3, 5, 100), (2, 7, 33), (9, 3, 250), (1, 6, 49), (6, 1, 60)]))
     calls = []
     for place in range(draw(st.integers(2, 16))):
         made = place - 1 if draw(st.integers(0, 2)) else draw(st.integers(-3, place - 1))
         if made != -3 and not draw(st.integers(0, 5)):
             calls.append((draw(st.sampled_from("neg square exp log tanh sigmoid erf relu".split())), (made,)))
             continue
-        other = draw(st.sampled_from(["number", "column", "row", "array", "itself"] + ["earlier"] * (place > 0)))
-        known = {"number": -3, "array": -2, "column": -4, "row": -5, "itself": made}
+        others = ["number", "column", "channel", "row", "array", "itself"]
+        other = draw(st.sampled_from(others + ["earlier"] * (place > 0)))
+        known = {"number": -3, "array": -2, "column": -4, "row": -5, "channel": -6, "itself": made}
         with_it = known.get(other, draw(st.integers(-2, max(place - 1, -2))))
         if made == -3 and with_it <= -3:
             made = -1
@@ -818,9 +832,18 @@ def chains(draw: Any) -> Any:
 @settings(max_examples=150, deadline=None)
 @given(chains(), st.sampled_from(["avx512", "avx2", "portable"]), st.integers(0, 2**16 - 1))
 def test_chains_of_arithmetic_have_the_bits_of_their_calls(
-    chain: tuple[tuple[int, int], list[tuple[str, tuple[int, ...]]]], isa: str, kept: int
+    chain: tuple[tuple[int, ...], list[tuple[str, tuple[int, ...]]]], isa: str, kept: int
 ) -> None:
     check_chain(*chain, isa, kept)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("isa", ["avx512", "avx2", "portable"])
+def test_numbers_of_channels_come_again_with_each_image(isa: str, threads: int) -> None:
+    """As of a batch norm; threads begin anywhere in an image."""
+    calls = [("sub", (-1, -6)), ("mul", (0, -6)), ("mul", (-6, -2)), ("add", (1, 2)), ("sub", (-4, 3))]
+    check_chain((7, 13, 22 * 22), calls, isa, 0, threads)
+    check_chain((5, 1, 20000), calls, isa, 2, threads)
 
 
 @pytest.mark.parametrize("isa", ["avx512", "avx2", "portable"])
@@ -829,19 +852,22 @@ def test_more_results_may_wait_in_a_chain_than_it_has_places_for(isa: str) -> No
     check_chain((7, 73), [*waiting, *[("add", (place, 11 + place)) for place in range(12)]], isa, 0)
 
 
-def check_chain(shape: tuple[int, int], calls: list[tuple[str, tuple[int, ...]]], isa: str, kept: int) -> None:
+def check_chain(
+    shape: tuple[int, ...], calls: list[tuple[str, tuple[int, ...]]], isa: str, kept: int, threads: int = 1
+) -> None:
     """That the calls have the bits in one group that they have one by one. kept: of which results, by bits."""
-    size, rng = shape[0] * shape[1], np.random.default_rng(shape)
+    size, rng = math.prod(shape), np.random.default_rng(shape)
     sources = {-1: rng.normal(size=shape), -2: rng.normal(size=shape), -3: np.array([0.75])}
-    sources |= {-4: rng.normal(size=(shape[0], 1)), -5: rng.normal(size=shape[1:])}
+    sources |= {-4: rng.normal(size=(*shape[:-1], 1)), -5: rng.normal(size=shape[-1:])}
+    sources[-6] = rng.normal(size=(shape[-2], 1))
     fed = {place: x.astype(np.float32) for place, x in sources.items()}
-    fed[-1][0, :5], fed[-2][0, 3:6] = [np.inf, -np.inf, -0.0, 0.0, 1e-42], [-np.inf, -0.0, 3e38]
+    fed[-1].reshape(-1)[:5], fed[-2].reshape(-1)[3:6] = [np.inf, -np.inf, -0.0, 0.0, 1e-42], [-np.inf, -0.0, 3e38]
     fed[-5][4:7] = [0.0, -0.0, np.inf]
     arena = np.zeros(len(calls) * size, np.float32)
     made = {place: arena[place * size : (place + 1) * size].reshape(shape) for place in range(len(calls))}
     arrays = {**fed, **made}
     stored = [place for place in made if kept >> place & 1 or place == len(calls) - 1]
-    with kernels(isa, 1):
+    with kernels(isa, threads):
         for place, (op, inputs) in enumerate(calls):
             cpu.call(op, made[place], [arrays[i] for i in inputs], {})
         expected = {place: made[place].copy() for place in stored}

@@ -61,8 +61,9 @@ typedef struct {
     int64_t packed_bytes;
     int masks; /* of a gradient: whether what a ReLU's mask leaves of it can be made at once (cyx_masks_gradient) */
     /* Of what can be one of a chain: makes all of it, for n elements. run: the length of rows, where operands go by rows,
-     * else 0; column: where in its row the first element is. */
-    void (*links)(const cyx_link *links, int count, int64_t n, int64_t run, int64_t column);
+     * else 0; column: where in its row the first element is; row: of which number in columns; period: after how many rows
+     * these come again. */
+    void (*links)(const cyx_link *links, int count, int64_t n, int64_t run, int64_t column, int64_t row, int64_t period);
 } cyx_loop;
 extern __thread cyx_loop *cyx_asked;
 void cyx_ask(const cyx_call *call, const cyx_table table, cyx_loop *loop);

@@ -199,7 +199,8 @@ struct cyx_group {
     int made_by[CYX_MAX_GROUP][CYX_INLINE_INPUTS]; /* which elided call of the group an input comes from, or -1 */
     int tile[CYX_MAX_GROUP];                       /* where an elided call leaves its output */
     int chain[CYX_MAX_GROUP];  /* how many calls from this one on are links of one chain; 0: it is none */
-    int64_t chain_run[CYX_MAX_GROUP]; /* the length of the rows by which a chain's operands go, or 0 */
+    int64_t chain_run[CYX_MAX_GROUP];    /* the length of the rows by which a chain's operands go, or 0 */
+    int64_t chain_period[CYX_MAX_GROUP]; /* after how many of them their numbers come again, or 0 */
     char squared[CYX_MAX_GROUP]; /* whether a call is not made: the sum behind it, which alone reads it, squares its terms */
     char inner[CYX_MAX_GROUP]; /* whether only links of its own chain read the output */
     signed char keep[CYX_MAX_GROUP]; /* the slot of such an output that another than the next link reads, or -1 */
@@ -257,15 +258,20 @@ static void copy_rows(cyx_rows *own, const cyx_rows *from) {
     for (int i = 0; i < CYX_LOOP_CONSTANTS; i++) own->constants[i] = from->constants[i];
 }
 
-/* How an input goes along with the output, as a form of cyx_link; -1: in none of these ways. run: the length of rows. */
-static int form_of(const cyx_walk *walk, int input, int64_t *run) {
-    int64_t outer = walk->ndim == 2 ? walk->stride[input][0] : 0, inner = walk->stride[input][walk->ndim - 1];
-    int64_t length = walk->shape[walk->ndim - 1];
-    if (walk->ndim > 2) return -1;
-    if (walk->ndim == 1 || (!outer && !inner)) return inner ? CYX_LINK_ARRAY : CYX_LINK_NUMBER;
-    if (inner && outer == length) return CYX_LINK_ARRAY;
-    *run = length;
-    return inner ? CYX_LINK_ROW : CYX_LINK_COLUMN;
+/* How an input goes along with the output, as a form of cyx_link; -1: in none of these ways. run: the length of rows; period: after
+ * how many of them numbers of rows come again, as those of channels do with each image. */
+static int form_of(const cyx_walk *walk, int input, int64_t *run, int64_t *period) {
+    const int64_t *shape = walk->shape, *stride = walk->stride[input];
+    int last = walk->ndim - 1, moves = 0, whole = 1;
+    int64_t length = 1;
+    if (walk->ndim > 3) return -1;
+    for (int d = last; d >= 0; length *= shape[d--]) moves |= stride[d] != 0, whole &= stride[d] == length;
+    if (whole || !moves) return whole ? CYX_LINK_ARRAY : CYX_LINK_NUMBER;
+    if (last == 2 && (stride[0] || stride[1] != 1 || stride[2])) return -1;
+    *run = shape[last];
+    if (stride[last]) return CYX_LINK_ROW;
+    *period = shape[last - 1];
+    return CYX_LINK_COLUMN;
 }
 
 static int is_of_one(int op) {
@@ -274,7 +280,7 @@ static int is_of_one(int op) {
 }
 
 /* A link that begins with element `at`. */
-static cyx_link link_of(const cyx_call *call, const cyx_operand *input, int64_t at, int64_t run) {
+static cyx_link link_of(const cyx_call *call, const cyx_operand *input, int64_t at) {
     cyx_link link = {.first = input[0], .other = {.form = CYX_LINK_ITSELF}};
     int of_one = is_of_one(call->op), second = 0; /* whether the first operand is the call's second input */
     if (!of_one) {
@@ -283,9 +289,8 @@ static cyx_link link_of(const cyx_call *call, const cyx_operand *input, int64_t 
         if (call->in[0].data != call->in[1].data || input[0].form != input[1].form) link.other = input[!second];
         link.first = input[second];
     }
-    int64_t before[] = {[CYX_LINK_ARRAY] = at, [CYX_LINK_COLUMN] = run ? at / run : 0, [CYX_LINK_KEPT] = 0};
-    link.first.array = (const float *)call->in[second].data + before[link.first.form];
-    if (!of_one) link.other.array = (const float *)call->in[!second].data + before[link.other.form];
+    link.first.array = (const float *)call->in[second].data + (link.first.form == CYX_LINK_ARRAY ? at : 0);
+    if (!of_one) link.other.array = (const float *)call->in[!second].data + (link.other.form == CYX_LINK_ARRAY ? at : 0);
     switch (call->op) {
     case CYX_OP_neg: link.kind = CYX_LINK_NEG; break;
     case CYX_OP_exp: link.kind = CYX_LINK_EXP; break;
@@ -302,15 +307,15 @@ static cyx_link link_of(const cyx_call *call, const cyx_operand *input, int64_t 
 
 static void run_chain(const cyx_group *g, const cyx_call *calls, int first, int64_t at, int64_t stop) {
     cyx_link links[CYX_MAX_GROUP];
-    int64_t run = g->chain_run[first];
+    int64_t run = g->chain_run[first], period = g->chain_period[first], row = period ? at / run % period : 0;
     for (int k = 0; k < g->chain[first]; k++) {
         const cyx_call *call = &calls[first + k];
-        links[k] = link_of(call, g->input[first + k], at, run);
+        links[k] = link_of(call, g->input[first + k], at);
         links[k].keep = g->keep[first + k];
         links[k].out = g->inner[first + k] ? NULL : (float *)call->out.data + at;
     }
     links[0].first.ahead = 1; /* the other calls of a tile are between this chain and itself */
-    g->loops[first].links(links, g->chain[first], stop - at, run, run ? at % run : 0);
+    g->loops[first].links(links, g->chain[first], stop - at, run, run ? at % run : 0, row, period);
 }
 
 static const cyx_array *array_of(const stream *s, const cyx_call *calls) {
@@ -393,15 +398,18 @@ static void share_tiles(cyx_group *g, const cyx_call *calls) {
     }
 }
 
-/* Whether a call can be a link of a chain whose operands go by rows of `run` elements, or by none yet (0). */
-static int can_be_link(cyx_group *g, int k, const cyx_call *call, int64_t *run) {
+/* Whether a call can be a link of a chain whose operands go by rows of `run` elements, or by none yet (0), and whose numbers of
+ * rows come again after `period` of them, or are none yet. */
+static int can_be_link(cyx_group *g, int k, const cyx_call *call, int64_t *run, int64_t *period) {
     const cyx_rows *rows = &g->loops[k].rows;
-    int64_t own = 0;
+    int64_t own = 0, again = 0;
     if (!g->loops[k].links || g->squared[k]) return 0;
-    int first = form_of(&rows->walk, 0, &own), second = is_of_one(call->op) ? first : form_of(&rows->walk, 1, &own);
+    int first = form_of(&rows->walk, 0, &own, &again);
+    int second = is_of_one(call->op) ? first : form_of(&rows->walk, 1, &own, &again);
     if (first < 0 || second < 0 || (first != CYX_LINK_ARRAY && second != CYX_LINK_ARRAY)) return 0;
-    if (own && *run && own != *run) return 0;
+    if ((own && *run && own != *run) || (again && *period && again != *period)) return 0;
     if (own) *run = own;
+    if (again) *period = again;
     g->input[k][0] = (cyx_operand){.form = (unsigned)first}, g->input[k][1] = (cyx_operand){.form = (unsigned)second};
     return 1;
 }
@@ -449,22 +457,25 @@ static void find_operands(cyx_group *g, const cyx_call *calls, int first, int st
     }
 }
 
+enum { LEAST_REPEATING = 3 }; /* links, where numbers of rows come again: loops of their own are compiled as they are */
+
 /* A call alone is a chain where an operand goes by rows: its own loop would look for each row. Otherwise chains are for AVX-512:
  * with shorter vectors a link takes longer than what a loop of its own loads and stores. */
 static void find_chains(cyx_group *g, const cyx_call *calls) {
     int wide = !strcmp(cyx_isa(), "avx512");
     for (int k = 0; k < g->count; k++) g->chain[k] = 0, g->inner[k] = 0, g->keep[k] = -1;
     for (int first = 0, k; first < g->count; first = k) {
-        int64_t run = 0;
+        int64_t run = 0, period = 0;
         k = first + 1;
-        int links = can_be_link(g, first, &calls[first], &run);
+        int links = can_be_link(g, first, &calls[first], &run, &period);
         for (; links && k < g->count; k++) {
-            int64_t with = run;
-            if (!can_be_link(g, k, &calls[k], &with)) break;
-            run = with;
+            int64_t with = run, again = period;
+            if (!can_be_link(g, k, &calls[k], &with, &again)) break;
+            run = with, period = again;
         }
-        if (!links || (!run && (k == first + 1 || !wide))) continue;
-        g->chain[first] = k - first, g->chain_run[first] = run;
+        int repeats = period && period * run < calls[first].out.size;
+        if (!links || (repeats ? k - first < LEAST_REPEATING || !wide : !run && (k == first + 1 || !wide))) continue;
+        g->chain[first] = k - first, g->chain_run[first] = run, g->chain_period[first] = period;
         find_operands(g, calls, first, k);
     }
 }

@@ -180,11 +180,13 @@ static int64_t make_known(const cyx_link *links, int count, int64_t n) {
 }
 #endif
 
-static void run_links(const cyx_link *links, int count, int64_t n, int64_t run, int64_t column) {
-    for (int64_t at = run ? 0 : make_known(links, count, n), row = 0; at < n; row++, column = 0) {
+static void run_links(const cyx_link *links, int count, int64_t n, int64_t run, int64_t column, int64_t row, int64_t period) {
+    for (int64_t at = run ? 0 : make_known(links, count, n); at < n; row++, column = 0) {
         int64_t stop = run && run - column < n - at ? at + run - column : n;
+        if (row == period) row = 0;
         for (; at + LINKED * VN <= stop; at += LINKED * VN, column += LINKED * VN)
             make_links(LINKED, links, count, at, LINKED * VN, row, column);
+        for (; at + 2 * VN <= stop; at += 2 * VN, column += 2 * VN) make_links(2, links, count, at, 2 * VN, row, column);
         for (; at < stop; at += VN, column += VN) make_links(1, links, count, at, stop - at, row, column);
         at = stop;
     }
