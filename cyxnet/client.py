@@ -26,7 +26,7 @@ from cyxnet.codec import MAX_DEPTH_AROUND, MSGPACK, decode
 from cyxnet.config import DEFAULT_FOLDER, SESSION_S, read_network
 from cyxnet.credentials import as_client
 from cyxnet.deployments import Deployments
-from cyxnet.follow import ENDED, SOURCES, Merge
+from cyxnet.follow import ENDED, SOURCES, Merge, no_model
 from cyxnet.submitting import DepositAlive, InsufficientFunds, Prepared, Submitter, TermsMismatch
 
 __all__ = [
@@ -293,8 +293,7 @@ class AsyncClient(Submitter):
         out_path = Path(out_path)
         view = await self.job(job_id)
         if view.model is None:
-            why = f": {view.error}" if view.error else "" if view.status in ENDED else "; wait for its end"
-            raise NoModel(f"job {view.job_id} is {view.status} and has no model{why}")
+            raise NoModel(no_model(view))
         if not view.sealed:
             return await self.fetch(view.model.sha256, out_path, progress)
         sealed_path = out_path.with_name(f".{out_path.name}.sealed")

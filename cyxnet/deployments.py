@@ -24,7 +24,7 @@ from cyxnet import messages as m
 from cyxnet.artifacts import Advance
 from cyxnet.asking import CARD, EVENTS, PREDICT, Part, Question
 from cyxnet.bus import ApiError
-from cyxnet.follow import ENDED
+from cyxnet.follow import ENDED, no_model
 from cyxnet.inference import PredictReply, Refusal
 from cyxnet.questions import PATIENCE_S, Questions
 
@@ -109,8 +109,7 @@ class Deployments:
             raise SpecError(f"{model}: there is no such file, and no job is called so")
         view = await self._client.job(str(model))
         if view.model is None:
-            why = f": {view.error}" if view.error else ""
-            raise SpecError(f"job {view.job_id} is {view.status} and has no model to deploy{why}")
+            raise SpecError(no_model(view))
         if view.sealed:
             raise SpecError(
                 f"job {view.job_id}: its model is sealed, and no node could serve it; deploy the file of cyx get, if "

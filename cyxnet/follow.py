@@ -7,10 +7,18 @@ that a page has confirmed, and whatever a page holds that live did not bring is 
 
 from collections.abc import Iterable
 
-from cyxnet.messages import Update
+from cyxnet.messages import JobView, Update
 
 ENDED = frozenset({"completed", "failed", "cancelled"})  # statuses of a job that never change again
 SOURCES = ("event", "telemetry")
+
+
+def no_model(view: JobView) -> str:
+    """That a job has no model, and why. Of one that has not ended `error` is about an attempt before: no reason."""
+    what = f"job {view.job_id} is {view.status} and has no model"
+    if view.status in ENDED:
+        return f"{what}: {view.error}" if view.error else what
+    return f"{what}; wait for its end{f' (an attempt before: {view.error})' if view.error else ''}"
 
 
 def by_time(updates: Iterable[Update]) -> list[Update]:

@@ -32,7 +32,7 @@ from cyxnet.cli.running import connected, run
 from cyxnet.cli.screen import Screen
 from cyxnet.client import AsyncClient, NoModel
 from cyxnet.display import human_duration
-from cyxnet.follow import ENDED
+from cyxnet.follow import ENDED, no_model
 from cyxnode import hardware, segments
 from cyxnode.chain import History, NotVerified, Part, history_of
 from cyxnode.errors import NodeError
@@ -104,8 +104,7 @@ async def verify(args: argparse.Namespace, screen: Screen) -> int:
 async def read_history(client: AsyncClient, view: m.JobView) -> History:
     """Raises NoModel for a job that delivered nothing, NotVerified for one that has no exact bits."""
     if view.model is None and not (view.checkpoint and view.status in ENDED):
-        why = f": {view.error}" if view.error else ""
-        raise NoModel(f"job {view.job_id} is {view.status} and has no model to verify{why}")
+        raise NoModel(no_model(view))
     events: list[tuple[str, dict[str, Any]]] = []
     async with contextlib.aclosing(client.watch(view.job_id)) as updates:
         async for update in updates:

@@ -171,7 +171,8 @@ async def job(args: argparse.Namespace, screen: Screen) -> int:
     return DONE
 
 
-WHY = {"failed": "error", "cancelled": "reason"}  # what the text is called that says how it came to this
+# What the text is called that says how it came to this; of a job that works again it is no fault of now.
+WHY = {"failed": "error", "cancelled": "reason", "leased": "attempt before"}
 
 
 def _facts_of(view: m.JobView) -> list[list[str]]:

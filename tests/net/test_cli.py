@@ -348,7 +348,7 @@ async def test_watching_a_job_that_failed_is_exit_code_1(central: FakeCentral, c
 
 @pytest.mark.parametrize(
     ("status", "label"),
-    [("paused", "last attempt"), ("leased", "last attempt"), ("failed", "error"), ("cancelled", "reason")],
+    [("paused", "last attempt"), ("leased", "attempt before"), ("failed", "error"), ("cancelled", "reason")],
 )
 async def test_why_an_attempt_ended_is_an_error_of_a_job_that_failed_only(
     central: FakeCentral, cyx: Run, status: m.JobStatus, label: str

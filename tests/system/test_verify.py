@@ -117,4 +117,4 @@ async def test_what_cannot_be_verified_is_said(client, network):
     await client.cancel(submitted.job_id)
     await client.wait(submitted.job_id)
     ran = await cyx(network, submitted.job_id)
-    assert ran.returncode == 2 and "has no model to verify" in ran.stderr
+    assert ran.returncode == 2 and "has no model" in ran.stderr

@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 import cyxnet
 from cyxcore import nn
+from cyxcore.errors import CyxError
 from cyxnet import messages as m
 from cyxnet import subjects
 from cyxnet.broker import Broker, Passwords
@@ -275,6 +276,14 @@ async def test_a_model_is_downloaded_whole(central: FakeCentral, client: AsyncCl
 async def test_a_job_without_a_model_says_why(central: FakeCentral, client: AsyncClient, tmp_path: Path) -> None:
     central.add_job(JOB)
     with pytest.raises(NoModel, match=f"{JOB} is queued and has no model; wait"):
+        await client.download(JOB, tmp_path / "model.bin")
+    central.views[JOB], central.status[JOB] = replace(central.view(JOB), error="out of memory"), "leased"
+    again = rf"{JOB} is leased and has no model; wait for its end \(an attempt before: out of memory\)"
+    for ask in (client.download(JOB, tmp_path / "model.bin"), client.deployments.source(JOB)):
+        with pytest.raises(CyxError, match=again):
+            await ask
+    central.status[JOB] = "failed"
+    with pytest.raises(NoModel, match=f"{JOB} is failed and has no model: out of memory"):
         await client.download(JOB, tmp_path / "model.bin")
 
 
