@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -64,13 +66,40 @@ async def test_a_route_port_that_somebody_else_took_a_moment_ago_is_not_the_end(
         await brokers.stop()
 
 
-async def test_a_route_without_the_password_is_refused(cluster):
-    reader, writer = await asyncio.open_connection("127.0.0.1", cluster.ports[0].route)
+async def is_refused(route_port, password):
+    """Whether a server takes no route with this password."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", route_port)
     async with asyncio.timeout(60):
         await reader.readline()
-        writer.write(b'CONNECT {"verbose":false,"user":"route","pass":"guess","name":"stranger"}\r\nPING\r\n')
-        assert b"Authorization Violation" in await reader.read(10_000)
-    writer.close()
+        who = json.dumps({"verbose": False, "user": "route", "pass": password, "name": "stranger"})
+        writer.write(f"CONNECT {who}\r\nPING\r\n".encode())
+        refused = b"Authorization Violation" in await reader.read(10_000)
+        writer.close()
+        with contextlib.suppress(ConnectionError):  # the server has hung up
+            await writer.wait_closed()
+    return refused
+
+
+async def test_a_route_without_the_password_is_refused(cluster):
+    assert await is_refused(cluster.ports[0].route, "guess")
+    assert not await is_refused(cluster.ports[0].route, cluster._passwords.route)
+
+
+async def test_the_password_of_the_routes_is_replaced_by_a_reload_of_each_server(cluster, core):
+    old, new, stored = cluster._passwords.route, "another", await core.append("log.a", b"1")
+    for broker in cluster.running.values():
+        config = Path(broker.process.args[-1])
+        config.write_text(config.read_text().replace(old, new))
+        broker.process.send_signal(signal.SIGHUP)
+    async with asyncio.timeout(60):
+        for ports in cluster.ports:
+            while not await is_refused(ports.route, old):
+                pass
+            assert not await is_refused(ports.route, new)
+        while stored < 2:
+            with contextlib.suppress(BusError):  # while they find each other again
+                stored = await core.append("log.a", b"2")
+        await in_sync(core, STREAM, 3)
 
 
 async def test_no_acknowledged_append_is_lost_when_the_leader_is_killed(cluster, core):
