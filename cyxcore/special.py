@@ -8,9 +8,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from cyxcore import elementwise, extras, functional
+from cyxcore import elementwise, extras, functional, hosted
 from cyxcore.functional.basic import maximum, minimum, where
-from cyxcore.hosted import hosted, is_symbolic
 from cyxcore.ops import OWN_GRADIENT
 from cyxcore.torchnames import round as round
 from cyxcore.torchnames import xlogy as xlogy
@@ -40,12 +39,12 @@ def _precise(slope: Callable[[Any, Any], Any] | None = None) -> Callable[[Callab
 
     def decorate(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
         def wide(value: Any) -> Any:
-            if value.dtype == "float64" or is_symbolic(value) and value.builder.merging:
+            if value.dtype == "float64" or hosted.is_symbolic(value) and value.builder.merging:
                 return function(value)
             return function(value.astype("float64")).astype(value.dtype)
 
         def sloped(value: Any) -> Any:
-            in_graph = is_symbolic(value)
+            in_graph = hosted.is_symbolic(value)
             follows = not value.builder.travels if in_graph else value.requires_grad and value._on_host
             if slope is None or not follows:
                 return wide(value)
@@ -56,7 +55,7 @@ def _precise(slope: Callable[[Any, Any], Any] | None = None) -> Callable[[Callab
             made = wide(value.detach()).detach()
             if in_graph:
                 return apply(OWN_GRADIENT, value, made, gradient=gradient)
-            return hosted(lambda x, made: made, value.shape, value.dtype, value, made, gradient=gradient)
+            return hosted.hosted(lambda x, made: made, value.shape, value.dtype, value, made, gradient=gradient)
 
         def call(x: Any) -> Any:
             value = to_inexact(x)
