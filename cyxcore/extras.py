@@ -44,7 +44,9 @@ def topk(x: Any, k: int, /, *, axis: int = -1, largest: bool = True) -> TopK:
     if best is None:
         order = argsort(value, axis=place, descending=largest)
         best = order[(*(slice(None),) * place, slice(0, k))]
-    return TopK(take_along_axis(value, best, place), best)
+    # Of a vector as rows of it, whose gradient is made at once: no place is taken twice.
+    taken = apply("take", value, best, axis=0) if value.ndim == 1 else take_along_axis(value, best, place)
+    return TopK(taken, best)
 
 
 def _topk_in_graph(value: Any, k: int, place: int, largest: bool) -> TopK:

@@ -155,8 +155,8 @@ def irfft(op: str, shapes: tuple[Shape, ...], dtypes: tuple[str, ...], attrs: At
 
 def searchsorted(op: str, shapes: tuple[Shape, ...], dtypes: tuple[str, ...], attrs: Attrs) -> Typed:
     accept(op, dtypes, ALL)
-    if len(shapes[0]) != 1:
-        raise ShapeError(f"{op}: expected a sorted vector, got {shapes[0]}")
+    if len(shapes[0]) != 1 and (not shapes[0] or shapes[0][:-1] != shapes[1][:-1]):
+        raise ShapeError(f"{op}: expected a sorted vector, or rows for as many rows, got {shapes[0]} for {shapes[1]}")
     return shapes[1], "int64"
 
 

@@ -82,9 +82,11 @@ def searchsorted(x1: Any, x2: Any, /, *, side: str = "left", sorter: Any = None,
     if row.ndim != 1:
         if not isinstance(x2, Value) or row.ndim == 0 or row.shape[:-1] != x2.shape[:-1]:
             raise ShapeError(f"searchsorted: expected a vector, or rows for as many rows of values, got {row.shape}")
-        row = row if sorter is None else take_along_axis(row, sorter, -1)
-        before, values = row.expand_dims(-2), x2.expand_dims(-1)
-        return (before <= values if side == "right" else before < values).astype("int64").sum(-1)
+        row, wanted = together(row if sorter is None else take_along_axis(row, sorter, -1), x2)
+        if getattr(getattr(row, "builder", None), "travels", False):  # a graph that does not search
+            before, values = row.expand_dims(-2), wanted.expand_dims(-1)
+            return (before <= values if side == "right" else before < values).astype("int64").sum(-1)
+        return apply("searchsorted", row, wanted, right=side == "right")
     row, wanted = together(row if sorter is None else take(row, sorter, 0), x2)
     return apply("searchsorted", row, wanted, right=side == "right")
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 from cyxcore.dtype import FLOATS
@@ -278,9 +279,14 @@ def pdist(x: Any, p: float = 2.0) -> Any:
     """The p-norm of the difference of each pair of rows i < j of x (N, D): (N (N - 1) / 2,), by i, then by j."""
     if x.ndim != 2:
         raise ShapeError(f"pdist: expected x (N, D), got {x.shape}")
-    rows = range(x.shape[0])
-    first, second = ([pair[end] for pair in ((i, j) for i in rows for j in rows if i < j)] for end in range(2))
-    return _norm(looked_up(x, first, 0) - looked_up(x, second, 0), p, -1, keepdims=False)
+    count = x.shape[0]
+    every = composed(_distances, (x,), (float(p),), count * x.size).reshape(-1)
+    later = chain.from_iterable(range(i * count + i + 1, (i + 1) * count) for i in range(count))
+    return looked_up(every, list(later), 0)
+
+
+def _distances(x: Any, p: float) -> Any:
+    return _norm(x.expand_dims(1) - x.expand_dims(0), p, -1, keepdims=False)
 
 
 def _norm(x: Any, p: float, dim: Any, keepdims: bool) -> Any:

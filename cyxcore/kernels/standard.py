@@ -106,7 +106,6 @@ KERNELS["cumulative_sum"] = lambda a, x: np.cumsum(x, axis=a["axis"], dtype=x.dt
 KERNELS["cumulative_prod"] = lambda a, x: np.cumprod(x, axis=a["axis"], dtype=x.dtype)
 KERNELS["cumulative_logsumexp"] = lambda a, x: np.logaddexp.accumulate(x, axis=a["axis"]) if x.ndim else x
 KERNELS["argmin"] = lambda a, x: x.argmin(axis=a["axis"])
-KERNELS["searchsorted"] = lambda a, row, x: np.searchsorted(row, x, side="right" if a["right"] else "left")
 KERNELS["fft"] = lambda a, x: np.fft.fft(x, axis=a["axis"])
 KERNELS["ifft"] = lambda a, x: np.fft.ifft(x, axis=a["axis"], norm="forward")
 KERNELS["rfft"] = lambda a, x: np.fft.rfft(x, axis=a["axis"])
@@ -208,6 +207,38 @@ def _scatter(attrs: Attrs, x: Array, places: Array, rows: Array) -> Any:
     else:
         _COMBINE[attrs["reduction"]].at(result, places, rows)
     return result
+
+
+@kernel("searchsorted")
+def _searchsorted(attrs: Attrs, row: Array, x: Array) -> Any:
+    side: Any = "right" if attrs["right"] else "left"
+    if row.ndim == 1:
+        return np.searchsorted(row, x, side=side)
+    if x.shape[-1] < FEW_SEARCHED:
+        return _bisected(row, x, attrs["right"])
+    result = np.empty(x.shape, np.int64)
+    for at in np.ndindex(row.shape[:-1]):
+        result[at] = np.searchsorted(row[at], x[at], side=side)
+    return result
+
+
+FEW_SEARCHED = 64  # in a row: fewer are searched in all rows at once
+
+
+def _bisected(rows: Array, x: Array, right: bool) -> Array:
+    """np.searchsorted of each row, NaNs being the largest."""
+
+    def below(one: Array, other: Array) -> Array:
+        return (one < other) | ((other != other) & (one == one))
+
+    size = rows.shape[-1]
+    low, high = np.zeros(x.shape, np.int64), np.full(x.shape, size)
+    for _ in range(size.bit_length()):
+        middle = (low + high) // 2
+        at = np.take_along_axis(rows, np.minimum(middle, size - 1), -1)
+        up = (middle < high) & (~below(x, at) if right else below(at, x))
+        low, high = np.where(up, middle + 1, low), np.where(up, high, middle)
+    return low
 
 
 @kernel("argsort")

@@ -117,7 +117,9 @@ CASES: dict[str, Cases] = {
     "cumulative_logsumexp": _along,
     "recurrence": lambda given: [(given.x, given.x.sin(), {"axis": 1, "backwards": way}) for way in (False, True)],
     "argsort": _in_order,
-    "searchsorted": lambda given: [(given.row.sort()[0], given.x, {"right": right}) for right in (False, True)],
+    "searchsorted": lambda given: [
+        (row.sort()[0], given.x, {"right": right}) for row in (given.row, given.x) for right in (False, True)
+    ],
     "scatter": _scattered,
     "flip": lambda given: [(given.x, {"axes": (1,)}), (given.tall, {"axes": (0, 1)}), (given.number, {"axes": ()})],
     **dict.fromkeys(("fft", "ifft"), lambda given: [(given.complex, {"axis": axis}) for axis in (0, 1)]),

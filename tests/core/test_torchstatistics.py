@@ -359,3 +359,25 @@ def test_infinities_and_nans_are_folded_as_in_pytorch() -> None:
         wanted = torch.zeros(4).scatter_reduce(0, torch.tensor(index), torch.tensor(values), reduce)
         got = cx.zeros(4).scatter_reduce(0, cx.asarray(index), cx.asarray(values), reduce)
         np.testing.assert_array_equal(got.numpy(), wanted.numpy())
+
+
+@pytest.mark.parametrize("right", [False, True])
+def test_many_rows_are_searched_one_by_one(right: bool) -> None:
+    """A comparison of each with each would take 40 gigabytes."""
+    values = np.random.default_rng(0).normal(size=(2, 2, 100_000)).astype(np.float32)
+    values[1, 0, :3] = np.nan, np.inf, -np.inf
+    rows = np.sort(values[0])
+    found, wanted = (m.searchsorted(m.tensor(rows), m.tensor(values[1]), right=right) for m in (cx, torch))
+    assert found.tolist() == wanted.tolist()
+
+
+@pytest.mark.parametrize("right", [False, True])
+def test_rows_are_searched_as_vectors_are_with_nans_behind_all_numbers(right: bool) -> None:
+    rows = np.array([[-1.0, 0.0, 0.0, 2.0, np.nan], [3.0, 3.0, np.inf, np.nan, np.nan]], np.float32)
+    for few in (1, 8, 80):
+        given = np.resize(np.array([0.0, 3.0, np.nan, np.inf, -np.inf, 2.5, -0.0], np.float32), (2, few))
+        found = cx.searchsorted(cx.tensor(rows), cx.tensor(given), right=right)
+        for row, some, places in zip(rows, given, found, strict=True):
+            assert places.tolist() == np.searchsorted(row, some, "right" if right else "left").tolist()
+    assert cx.searchsorted(cx.zeros(0, 3), cx.zeros(0, 2)).shape == (0, 2)
+    assert cx.searchsorted(cx.zeros(2, 0), cx.zeros(2, 2)).tolist() == [[0, 0], [0, 0]]
