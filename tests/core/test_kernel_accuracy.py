@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import cyxcore as cx
 from cyxcore.kernels import cpu, reference
 from cyxcore.kernels.philox import philox4x32
 from tests.core.kernelcases import FLOATS, Array, Case
@@ -92,6 +93,19 @@ def test_the_largest_error_of_a_function_is_the_one_that_is_written_down(
     got = np.empty_like(at)
     cpu.call(op, got, [at], {})
     assert f"{fresh_process.submit(units_off, op, at, got).result():.2f}" == units
+
+
+@pytest.mark.parametrize(("approximate", "far_down"), [("none", 1.3e-7), ("tanh", 5e-8)])
+def test_gelu_is_within_three_units_from_minus_one_on_and_by_a_number_below(approximate: str, far_down: float) -> None:
+    x = np.concatenate([np.linspace(-14, 14, 40_001), np.random.default_rng(2).normal(size=40_000)]).astype(np.float32)
+    wide = x.astype(np.float64)
+    if approximate == "none":
+        true = wide / 2 * np.array([math.erfc(-v * math.sqrt(0.5)) for v in wide])
+    else:
+        true = wide / (1 + np.exp(-2 * math.sqrt(2 / math.pi) * (wide + 0.044715 * wide**3)))
+    error = np.abs(cx.functional.gelu(cx.tensor(x), approximate=approximate).numpy() - true)
+    assert (error / np.spacing(np.abs(true).astype(np.float32)))[x >= -1].max() <= 3.0
+    assert error[x < -1].max() <= far_down
 
 
 @pytest.mark.parametrize(
