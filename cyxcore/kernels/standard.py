@@ -43,7 +43,6 @@ _PLAIN: dict[str, Callable[..., Any]] = {
     "copysign": np.copysign,
     "nextafter": np.nextafter,
     "floor_divide": np.floor_divide,
-    "remainder": np.remainder,
     "bitwise_and": np.bitwise_and,
     "bitwise_or": np.bitwise_or,
     "bitwise_xor": np.bitwise_xor,
@@ -85,6 +84,33 @@ def _expm1(attrs: Attrs, x: Array) -> Any:
     result.real += 0.0  # -0 becomes 0
     result.imag = np.where(b == 0, b, np.where(no_angle & (a < 0), 0, np.exp(a) * np.sin(b)))
     return result
+
+
+EXACT_QUOTIENT = 2.0**29  # below it the product of a quotient and a float32 is exact in float64
+IN_CACHE = 1 << 14  # elements
+
+
+@kernel("remainder")
+def _remainder(attrs: Attrs, x: Array, y: Array) -> Any:
+    """np.remainder, to the bit; of many float32 by quotients in float64, a part after the other in the cache."""
+    shape = np.broadcast_shapes(x.shape, y.shape)
+    if x.dtype != np.float32 or x.size < max(IN_CACHE, math.prod(shape)):
+        return np.remainder(x, y)
+    one = y.size == 1
+    values, divisors = x.reshape(-1), np.broadcast_to(y, shape).reshape(-1) if not one else y.reshape(-1)
+    result = np.empty(values.shape, x.dtype)
+    for start in range(0, len(values), IN_CACHE):
+        part = slice(start, start + IN_CACHE)
+        a, b = values[part].astype(np.float64), (divisors if one else divisors[part]).astype(np.float64)
+        quotient = np.floor(a / b)
+        rest = a - quotient * b
+        rest += np.where((rest != 0.0) & ((rest < 0.0) != (b < 0.0)), b, 0.0)  # the quotient was rounded up
+        result[part] = np.copysign(rest, b)
+        plain = (np.abs(quotient) < EXACT_QUOTIENT) & np.isfinite(b)  # not of infinities, of NaN, by 0
+        if not plain.all():
+            odd = np.flatnonzero(~plain)
+            result[part][odd] = np.remainder(values[part][odd], divisors if one else divisors[part][odd])
+    return result.reshape(shape)
 
 
 KERNELS["host_call"] = lambda a, *xs: a["function"](*xs)

@@ -215,3 +215,26 @@ def test_two_numbers_are_no_tensor() -> None:
         cx.add(1, 2.0)
     with pytest.raises(DtypeError, match="maximum: expected at least one tensor, got int, float"):
         cx.maximum(1, 2.0)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-3, 1e12])
+def test_the_remainder_of_many_float32_is_numpys_to_the_bit(scale: float) -> None:
+    """Also of neighbours of multiples, of quotients too large for exact products, of infinities, NaN and zeros."""
+    rng, count = np.random.default_rng(0), 40_000
+    y = rng.normal(size=count).astype(np.float32)
+    multiples = (rng.integers(1, 2**24, count).astype(np.float32) * y).astype(np.float32)
+    odd = np.array([0.0, -0.0, 1.0, -1.0, np.inf, -np.inf, np.nan, 1e-45, 3e38, -1e-20], np.float32)
+    pairs = [
+        ((rng.normal(size=count) * scale).astype(np.float32), y),
+        (multiples, y),
+        (np.nextafter(multiples, np.float32(0.0)), y),
+        (np.resize(odd, count), np.resize(np.repeat(odd, len(odd)), count)),
+        ((y * np.float32(scale)).reshape(200, 200), y[:200]),
+        (y * np.float32(scale), np.float32(-0.7)),
+    ]
+    for a, b in pairs:
+        with np.errstate(all="ignore"):
+            wanted = np.remainder(a, b)
+        found = cx.remainder(cx.tensor(a), cx.tensor(b)).numpy()
+        numbers = ~np.isnan(wanted)
+        assert (np.isnan(found) != numbers).all() and found[numbers].tobytes() == wanted[numbers].tobytes()
