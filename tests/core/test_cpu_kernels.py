@@ -434,6 +434,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other systems keep freed memory by rules of their own")
+@pytest.mark.skipif("libasan" in os.environ.get("LD_PRELOAD", ""), reason="the address sanitizer allocates by itself")
 def test_freed_arrays_of_megabytes_are_used_again_without_a_fault_for_each_page() -> None:
     """A step here makes 8 MB, which are 2,000 pages."""
     clean = {name: value for name, value in os.environ.items() if "MALLOC" not in name}
