@@ -137,12 +137,10 @@ class Compiled(Repeating):
         plan = Plan(graph, state, device, resident=fed, fetch=False, numerics=self.numerics, draws=draws)
         around = [] if self.around is None else self.around.kept()
         arrays, drawn = [plan.inputs[name] for name in fed], draws_of(plan, builder)
-        numerics = plan.numerics if self.numerics is None else None
+        terms = precision.CLASSES[plan.numerics].terms if self.numerics is None else None
         short = None
         if is_of_tensors(given) and not drawn and not modes:
-            short = repeat(
-                arrays, [], [], [], [], plan.outputs, plan.program, vars(planning), rebuild, numerics, precision.current
-            )
+            short = repeat(arrays, [], [], [], [], plan.outputs, plan.program, vars(planning), rebuild, terms)
         traced = _Traced(plan, rebuild, arrays, drawn, modes, [*self._bound.kept(), *around], short)
         return traced, Before(followed, rebuild, len(followed.outputs), self._by_value())
 

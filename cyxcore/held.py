@@ -74,7 +74,7 @@ class _Watch:
     def place(self, *where: Any) -> None:
         """Nothing is noted, as nothing is compared."""
 
-    table = options = items = attribute = tensor = answer = place
+    table = options = items = size = attribute = tensor = answer = place
 
     def holds(self) -> bool:
         return False

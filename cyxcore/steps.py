@@ -563,16 +563,15 @@ class CompiledStep(Repeating):
         if is_of_tensors(given) and not any([momenta, drawn, modes, trained, *gradients, any(late)]):
             short = repeat(
                 fed,
-                [(count, optimizer) for optimizer, counts, _ in scalars for _, count in counts],
-                [(lr, optimizer, group) for optimizer, _, rates in scalars for group, lr in rates],
-                [optimizer for optimizer, _ in stepped],
+                [(count, vars(optimizer)) for optimizer, counts, _ in scalars for _, count in counts],
+                [(lr, vars(optimizer), group) for optimizer, _, rates in scalars for group, lr in rates],
+                [vars(optimizer) for optimizer, _ in stepped],
                 written,
                 plan.outputs,
                 plan.program,
                 vars(planning),
                 rebuild,
-                plan.numerics if self.numerics is None else None,
-                precision.current,
+                precision.CLASSES[plan.numerics].terms if self.numerics is None else None,
             )
         traced = _Traced(
             plan, rebuild, written, fed, stepped, scalars, momenta, drawn, gradients, modes, trained, kept, short
@@ -627,10 +626,10 @@ def _state(optimizer: Optimizer) -> tuple[Any, ...]:
 def _note(optimizer: Optimizer, watch: Any) -> None:
     """Tell a Watch what a step depends on of an optimiser."""
     for name in ("state", "param_groups", "irregular", "cycles_momentum"):
-        watch.attribute(optimizer, name)
+        watch.place(vars(optimizer), name)
     if isinstance(optimizer.state, State):
         watch.attribute(optimizer.state.changes, "changed")
-    watch.answer(optimizer.irregular.__len__)  # it only grows
+    watch.size(optimizer.irregular)
     watch.items(optimizer.param_groups)
     for group in optimizer.param_groups:
         if _is_plain(optimizer) and all(_is_constant(*option) for option in group.items()):

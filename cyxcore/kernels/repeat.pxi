@@ -37,12 +37,11 @@ cdef class Repeat:
 
     cdef public int64_t left  # how many such calls may come before the function is traced again
     cdef bint recording  # whether the thread was
-    cdef object numerics  # the class that current() has to be; None: the plan has one of its own
-    cdef object current
+    cdef int terms  # what the numeric class of this moment has to come to (cpu.get_terms); -1: the plan has one of its own
     cdef list fed  # for each argument the array that the plan reads
     cdef tuple shapes
     cdef tuple dtypes
-    cdef list optimizers  # which make a step
+    cdef list optimizers  # which make a step: of each its attributes, as those below
     cdef list counts  # (array, optimiser) of the number of the step
     cdef list rates  # (array, optimiser, number of the group) of learning rates
     cdef list written  # tensors
@@ -52,6 +51,7 @@ cdef class Repeat:
     cdef object run  # of the plan's program
     cdef dict planning  # globals of cyxcore.plan, whose observer makes the calls of a plan while there is one
     cdef object rebuild  # what the function returns, of the results
+    cdef bint alone  # it is one tensor, not in anything
 
     def __dealloc__(self):
         free(self.arguments)
@@ -108,6 +108,8 @@ cdef class Repeat:
         """Whether the arguments are plain memory, of the kinds of the plan, and nothing else asks for the long way."""
         cdef Py_ssize_t i
         cdef Held tensor
+        cdef dict optimizer
+        cdef PyObject *hooks
         if self.left <= 0 or len(given) != len(self.fed) or self.recording != (_recording != 0):
             return False
         for i in range(len(given)):
@@ -119,17 +121,19 @@ cdef class Repeat:
             if tensor.shape is not self.shapes[i] and tensor.shape != self.shapes[i]:
                 return False
         for optimizer in self.optimizers:
-            if getattr(optimizer, _HOOKS) is not None:
+            hooks = PyDict_GetItem(optimizer, _HOOKS)
+            if hooks != NULL and <object>hooks is not None:
                 return False
         for _, optimizer, group in self.rates:
             if type(_rate(optimizer, group)) is not float:
                 return False
-        return self.planning["observer"] is None and (self.numerics is None or self.current() == self.numerics)
+        return self.planning["observer"] is None and (self.terms < 0 or _terms_now() == self.terms)
 
     cdef object made(self, tuple given):
         """The call, of arguments that is_of() is true of."""
         cdef Py_ssize_t i
         cdef Argument *argument
+        cdef dict optimizer
         self.left -= 1
         for i in range(len(given)):
             argument = &self.arguments[i]
@@ -138,7 +142,7 @@ cdef class Repeat:
                 memcpy(argument.home, argument.at, argument.bytes)
                 argument.at = argument.home
         for array, optimizer in self.counts:
-            _set_number(<cnp.ndarray>array, getattr(optimizer, _STEPS) + 1)
+            _set_number(<cnp.ndarray>array, optimizer[_STEPS] + 1)
         for array, optimizer, group in self.rates:
             _set_number(<cnp.ndarray>array, _rate(optimizer, group))
         self._point()
@@ -149,16 +153,21 @@ cdef class Repeat:
                 self.arguments[i].at = self.arguments[i].home
             self._point()
         for optimizer in self.optimizers:  # a step that failed is none
-            optimizer.steps = getattr(optimizer, _STEPS) + 1
+            optimizer[_STEPS] = optimizer[_STEPS] + 1
         wrote(self.written)
-        return self.rebuild(tuple([
-            _copied(<cnp.ndarray>self.results[i], <tuple>self.result_shapes[i], <str>self.result_dtypes[i])
-            for i in range(len(self.results))
-        ]))  # fmt: skip
+        if self.alone:
+            return self._result(0)
+        return self.rebuild(tuple([self._result(i) for i in range(len(self.results))]))
+
+    cdef inline Held _result(self, Py_ssize_t i):
+        return _copied(<cnp.ndarray>self.results[i], <tuple>self.result_shapes[i], <str>self.result_dtypes[i])
 
 
-cdef inline object _rate(optimizer, Py_ssize_t group):
-    return getattr(optimizer, _GROUPS)[group][_LR]
+cdef object _terms_now = cpu.get_terms
+
+
+cdef inline object _rate(dict optimizer, Py_ssize_t group):
+    return optimizer[_GROUPS][group][_LR]
 
 
 cdef int _set_number(cnp.ndarray array, double number) except -1:
@@ -174,11 +183,12 @@ cdef bint _is_lasting(array):
     return type(array) is cnp.ndarray and _item_bytes(cnp.PyArray_TYPE(<cnp.ndarray>array)) and cnp.PyArray_ISCARRAY(array)
 
 
-def repeat(list fed, list counts, list rates, list optimizers, list written, list results, run, dict planning, rebuild, numerics, current):
+def repeat(list fed, list counts, list rates, list optimizers, list written, list results, run, dict planning, rebuild, terms):
     """A Repeat, or None where the plan's arrays are not plain memory of the host, or there is nothing in them.
 
-    counts: (array, optimiser) of inputs that are the number of its next step. rates: (array, optimiser, group) of
-    inputs that are the learning rate of a group by its number. numerics: what current() must return, or None.
+    optimizers: the attributes of each, vars(optimizer), here and in what follows. counts: (array, optimiser) of inputs that
+    are the number of its next step. rates: (array, optimiser, group) of inputs that are the learning rate of a group by its
+    number. terms: of the numeric class in which calls must be made, or None.
     """
     cdef Repeat made = Repeat.__new__(Repeat)
     for array in [*fed, *results]:
@@ -187,7 +197,10 @@ def repeat(list fed, list counts, list rates, list optimizers, list written, lis
     for array, *_ in [*counts, *rates]:
         if not _is_lasting(array) or array.dtype.name not in _FLOATS:
             return None
-    made.recording, made.numerics, made.current = _recording != 0, numerics, current
+    for optimizer in optimizers:
+        if _STEPS not in optimizer or _GROUPS not in optimizer:  # they are not plain attributes
+            return None
+    made.recording, made.terms = _recording != 0, -1 if terms is None else terms
     made.fed, made.shapes = fed, tuple([array.shape for array in fed])
     made.dtypes = tuple([_FROM_NAMES[array.dtype.name] for array in fed])
     made.counts, made.rates, made.optimizers, made.written = counts, rates, optimizers, written
@@ -195,6 +208,7 @@ def repeat(list fed, list counts, list rates, list optimizers, list written, lis
     made.result_dtypes = [_FROM_NAMES[array.dtype.name] for array in results]
     made._read_in_place(getattr(run, "__self__", None))
     made.run, made.planning, made.rebuild = run, planning, rebuild
+    made.alone = type(rebuild) is itemgetter and len(results) == 1
     return made
 
 

@@ -100,14 +100,13 @@ def repeat(
     fed: list[Any],
     counts: list[tuple[Any, Any]],
     rates: list[tuple[Any, Any, int]],
-    optimizers: list[Any],
+    optimizers: list[dict[str, Any]],
     written: list[Any],
     results: list[Any],
     run: Callable[[], None],
     planning: dict[str, Any],
     rebuild: Callable[[tuple[Any, ...]], Any],
-    numerics: str | None,
-    current: Callable[[], str],
+    terms: int | None,
 ) -> Repeat | None: ...
 
 class Repeating:

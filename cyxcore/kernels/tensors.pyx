@@ -27,6 +27,8 @@ from libc.string cimport memcmp, memcpy, memset
 cimport cython
 cimport numpy as cnp
 
+from operator import itemgetter
+
 import numpy as np
 
 from cyxcore.errors import GradientError, KernelError

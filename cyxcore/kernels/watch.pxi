@@ -18,6 +18,7 @@ cdef enum Kind:
     OF_DICTS = OPTIONS  # it, and those before
     CELL
     ITEMS  # of a list
+    SIZE  # of anything that has one
     ATTRIBUTE
     TENSOR
     ANSWER
@@ -33,6 +34,7 @@ cdef struct Look:
     bint by_value
     double written
     uint64_t version  # of a dict that was found to be as it was
+    Py_ssize_t size
 
 cdef object _ANY = object()
 
@@ -99,6 +101,10 @@ cdef class Watch:
     def items(self, list items) -> None:
         self._note(ITEMS, items, None, tuple(items))
 
+    def size(self, container) -> None:
+        """How much it has, of what only grows."""
+        self._note(SIZE, container, None, None).size = len(container)
+
     def attribute(self, owner, str name) -> None:
         self._note(ATTRIBUTE, owner, name, getattr(owner, name))
 
@@ -145,6 +151,8 @@ cdef bint _is_still(Look *look) except -1:
         return _has_still(look)
     if look.kind == ITEMS:
         return _are_still(<list>look.of, <tuple>look.was)
+    if look.kind == SIZE:
+        return len(<object>look.of) == look.size
     if look.kind == ATTRIBUTE:
         return getattr(<object>look.of, <object>look.name) is <object>look.was
     if look.kind == TENSOR:
@@ -246,7 +254,7 @@ cdef Held _copied(cnp.ndarray source, tuple shape, str dtype):
     return made
 
 
-def wrote(list tensors) -> None:
+cpdef wrote(list tensors):
     """Tells everybody with the memory of these tensors that it was written to just now."""
     cdef double time = now()
     cdef Py_ssize_t i

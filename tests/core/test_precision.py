@@ -110,6 +110,18 @@ def test_a_compiled_function_without_a_class_follows_what_is_set_at_each_call():
     assert bits(both(x, w)) == exact
 
 
+@pytest.mark.parametrize("calls", [2, 6])  # the sixth is made without Python
+@pytest.mark.parametrize("other", [lambda: cx.set_numerics("bf16"), lambda: precision.of_thread("bf16")])
+def test_a_compiled_function_has_a_plan_for_each_class_that_it_was_called_in(calls, other):
+    x, w = pair()
+    both = cx.compile(lambda a, b: a @ b)
+    for _ in range(calls):
+        both(x, w)
+    with other():
+        both(x, w)
+    assert len(both._plans) == 2
+
+
 class Rows:
     def __init__(self):
         rng = np.random.default_rng(0)

@@ -413,6 +413,27 @@ def test_steps_that_nothing_happened_between_compare_nothing_anew(monkeypatch: p
         schedule.step()
 
 
+class _Counting(optim.Adam):
+    """Has its number of steps elsewhere."""
+
+    @property
+    def steps(self) -> int:
+        return int(self.count)
+
+    @steps.setter
+    def steps(self, count: int) -> None:
+        self.count = count
+
+
+def test_steps_that_are_no_plain_attribute_are_counted_and_used() -> None:
+    kinds = (_Counting, optim.Adam)
+    choose = (lambda both, number: both[1], lambda both, number: both[0])
+    counted, plain = [
+        trained(functools.partial(kind, lr=0.05), chosen) for kind, chosen in zip(kinds, choose, strict=True)
+    ]
+    assert counted == plain
+
+
 @pytest.mark.parametrize("steps", [1, 5])  # from the sixth on they are made without Python
 def test_a_step_that_fails_is_none(steps: int) -> None:
     model = net()

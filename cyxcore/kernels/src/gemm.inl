@@ -490,9 +490,10 @@ static void NAME(product_body)(void *context, int64_t begin, int64_t end) {
 
 /* How many threads share a product of these sizes. */
 static int64_t NAME(threads_for)(int64_t m, int64_t n, int64_t k) {
+    int64_t threads = cyx_threads();
+    if (threads == 1) return 1;
     double most = (double)m * (double)((n + VN - 1) / VN * VN) * (double)k /
                   (cyx_shares_finely ? FEW_OF_A_THREAD : LEAST_OF_A_THREAD);
-    int64_t threads = cyx_threads();
     return most >= (double)threads ? threads : most >= 2 ? (int64_t)most : 1;
 }
 
@@ -634,11 +635,20 @@ static int NAME(multiply_small)(const NAME(product) * p) {
         int packed = p->b_transposed || (tail && column == whole);
         if (packed)
             NAME(pack_panel)(p->b + column * (p->b_transposed ? k : 1), p->b_row, p->b_transposed, panel, k, columns);
-        for (int64_t r = 0; r < m; r += height) {
-            NAME(ending) ending;
+        const NAME(block_kernel)(*kernels)[NV] = p->a_transposed ? NAME(packed_kernels) : NAME(rows_kernels);
+        NAME(block_kernel) kernel = columns % VN ? NULL : kernels[height - 1][columns / VN - 1];
+        const T *b = packed ? panel : p->b + column;
+        int64_t b_k = packed ? NR : p->b_row, r = 0;
+        NAME(ending) ending;
+        NAME(end_at)(&ending, &p->ending, 0, column);
+        for (; kernel && r + height <= m; r += height) {
+            kernel(p->a + r * a_step, p->a_row, b, b_k, p->c + r * n + column, n, k, 0, &ending);
+            if (ending.at) ending.at += height * ending.row;
+            if (ending.image) ending.image += height * ending.image_row;
+        }
+        for (; r < m; r += height) {
             NAME(end_at)(&ending, &p->ending, r, column);
-            NAME(run_block)(p->a_transposed ? NAME(packed_kernels) : NAME(rows_kernels), m - r < height ? m - r : height,
-                            columns, p->a + r * a_step, p->a_row, packed ? panel : p->b + column, packed ? NR : p->b_row,
+            NAME(run_block)(kernels, m - r < height ? m - r : height, columns, p->a + r * a_step, p->a_row, b, b_k,
                             p->c + r * n + column, n, k, 0, &ending);
         }
     }

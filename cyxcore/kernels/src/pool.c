@@ -166,7 +166,7 @@ static void stop_workers(void) {
     atomic_store(&stopping, 0);
 }
 
-int cyx_threads(void) { return inside_body ? 1 : wanted_threads; }
+int cyx_threads(void) { return wanted_threads == 1 || inside_body ? 1 : wanted_threads; }
 
 void cyx_set_threads(int count) {
     count = count < 1 ? 1 : count > MAX_THREADS ? MAX_THREADS : count;
@@ -183,6 +183,7 @@ void cyx_stop_threads(void) {
 }
 
 int64_t cyx_grain(int64_t count, double work_per_item, double least_work) {
+    if (wanted_threads == 1) return count;
     double fit = (double)count * work_per_item / least_work, most = (double)(PIECES_PER_THREAD * wanted_threads);
     int64_t pieces = (int64_t)(fit < most ? fit : most);
     if (pieces > wanted_threads) pieces -= pieces % wanted_threads; /* none waits for the last piece of another */
