@@ -10,7 +10,7 @@ import importlib
 import math
 from typing import TYPE_CHECKING, Any
 
-from cyxcore import torchpaths
+from cyxcore import torchpaths, torchwords
 from cyxcore.dtype import DTYPES, PYTORCHS
 
 __version__ = "0.1.0"
@@ -167,6 +167,14 @@ _NAMES: dict[str, str] = {
     "quantize": "quantization",
     "rewrite_gguf": "gguf.rewriting",
 }
+# Whose functions take PyTorch's words for their arguments.
+_WORDED = frozenset(
+    "elementwise extras functional linalg manipulation searching signals solving statistics torchnames torchrarer "
+    "torchstatistics creation".split()
+)
+_DRAWN_LIKE = frozenset(
+    "bernoulli multinomial poisson rand_like randint_like randn_like".split()
+)  # the same of torchfunctions
 _MODULES = (
     "amp",
     "autograd",
@@ -290,6 +298,8 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     if name in _NAMES:
         value = getattr(importlib.import_module(f"cyxcore.{_NAMES[name]}"), name)
+        if _NAMES[name] in _WORDED or name in _DRAWN_LIKE:
+            value = torchwords.spoken("cyxcore", name, value, torchwords.ARGUMENTS.get(name, "input"))
     elif name in _MODULES:
         value = importlib.import_module(f"cyxcore.{name}")
     elif name in DTYPES:

@@ -206,10 +206,12 @@ def full_like(
 
 
 @placed
-def arange(start: Any, /, stop: Any = None, step: Any = 1, *, dtype: Any = None, device: Any = None) -> Tensor:
+def arange(start: Any = None, /, stop: Any = None, step: Any = 1, *, dtype: Any = None, device: Any = None) -> Tensor:
     """Numbers from start (0 when only one is given) to below stop."""
     _on(device)
-    first, last = (0, start) if stop is None else (start, stop)
+    first, last = (0, start) if stop is None else (start or 0, stop)
+    if last is None:
+        raise ShapeError("arange: expected where to end")
     if step == 0:
         raise ShapeError("arange: expected a step other than 0")
     whole = all(isinstance(n, int) for n in (first, last, step))

@@ -31,7 +31,7 @@ from cyxcore.exports import Leaving
 from cyxcore.gradients import NO_GRADIENT
 from cyxcore.held import Held, Node, connect, copied, is_recording
 from cyxcore.infer import Shape, Typed
-from cyxcore.inplace import InPlace
+from cyxcore.inplace import InPlace, check_fits
 from cyxcore.kernels.bfloat16 import NUMPY_DTYPES
 from cyxcore.keys import Generator as Generator
 from cyxcore.keys import generator_state as generator_state
@@ -40,7 +40,7 @@ from cyxcore.keys import next_key as next_key
 from cyxcore.keys import set_generator_state as set_generator_state
 from cyxcore.memory import GONE, VIEWS, Memory, Put, Region, View, picked, put, seen
 from cyxcore.ops import infer_op
-from cyxcore.tape import DIFFERENTIABLE, into_leaves
+from cyxcore.tape import DIFFERENTIABLE, Composed, into_leaves
 from cyxcore.tape import enable_grad as enable_grad
 from cyxcore.tape import no_grad as no_grad
 from cyxcore.tape import now as now
@@ -71,6 +71,17 @@ def _planned(module: str, name: str) -> Callable[..., Any]:
 def _infer(op: str, shapes: tuple[Shape, ...], dtypes: tuple[str, ...]) -> tuple[Typed, dict[str, Any]]:
     """infer_op of a call without attributes: loops ask the same question again and again."""
     return infer_op(op, shapes, dtypes, {})
+
+
+_quiet = [0, 0]  # a time, and the last one up to which nothing was recorded since
+
+
+def _pass(time: int) -> list[int]:
+    """Let a time at which nothing is recorded go by. Returns `_quiet`."""
+    if _quiet[1] != time - 1:
+        _quiet[0] = time - 1
+    _quiet[1] = time
+    return _quiet
 
 
 class Tensor(Held, Leaving):
@@ -203,6 +214,30 @@ class Tensor(Held, Leaving):
         if not is_recording() or self.dtype not in DIFFERENTIABLE:
             return self
         return self.copy() if self._followed() or any(getattr(x, "requires_grad", False) for x in others) else self
+
+    def _is_newest(self) -> bool:
+        node = self._op
+        if node is None or self._memory is not None or self._view is not None or not is_recording():
+            return False
+        if type(node.op) is not str and not isinstance(node.op, Composed):
+            return False  # the user's, whose backward may read this tensor
+        return node.time in _pass(now())
+
+    def _become(self, name: str, operate: Callable[[Any, Any], Any], other: Any) -> "Tensor":
+        before = wrap(self._data)
+        before._op, before.requires_grad = self._op, True
+        result = operate(before, before if other is self else other)
+        if not isinstance(result, Tensor):
+            raise GraphError(f"{name}: a tensor cannot hold a value of a graph; write x = x ...")
+        check_fits(name, self, result)
+        if result is before:
+            return self
+        if result._memory is not None:  # a view of something
+            result = result.copy()
+        result = result.astype(self.dtype)
+        before._hooks, self._hooks = self._hooks, None
+        self._data, self._op = result._data, result._op
+        return self
 
     def _wrote(self) -> int:
         """Tell everybody with this memory that it was written to. Returns the time."""
@@ -393,7 +428,7 @@ class Tensor(Held, Leaving):
 
     def _assign(self, value: Any) -> None:
         self._data[...] = value._data
-        self._wrote()
+        _pass(self._wrote())
 
     def _next_generally(self, op: str, *others: Any, **attrs: Any) -> "Tensor":
         inputs = [self._data, *(x._data if x._view is None else x._dense() for x in others)]

@@ -32,6 +32,14 @@ class InPlace(Value):
         """This value for an operation on it and others whose gradient reads it, and whose result is written over it."""
         raise NotImplementedError
 
+    def _is_newest(self) -> bool:
+        """Whether only this value has its memory, and nothing was computed from it whose gradient is still to come."""
+        return False
+
+    def _become(self, name: str, operate: Callable[[Any, Any], Any], other: Any) -> Self:
+        """_in_place of the newest result, in memory of its own: nobody can tell, and its gradient is an operation's."""
+        raise NotImplementedError
+
     def _in_place(
         self, name: str, operate: Callable[[Any, Any], Any], other: Any, readers: Sequence[Any] | None = None
     ) -> Self:
@@ -41,6 +49,8 @@ class InPlace(Value):
         """
         if isinstance(other, Value) and not isinstance(other, InPlace):
             return other._in_place_of(self, sys.getrefcount(self), name, operate)  # type: ignore[attr-defined]
+        if self._is_newest():
+            return self._become(name, operate, other)
         result = operate(self if readers is None else self._kept(*readers), other)
         if not isinstance(result, InPlace):
             instead = f"x = x.{name[:-1]}(...)" if name.endswith("_") else "x = x ..."

@@ -23,7 +23,8 @@ from cyxcore.errors import AxisError, ShapeError, SpecError
 from cyxcore.functional.basic import stack
 from cyxcore.infer import broadcast
 from cyxcore.infermatrix import matrices, unpacked
-from cyxcore.torchwords import worded
+from cyxcore.torchwords import LINALG, worded
+from cyxcore.torchwords import spoken as _spoken
 from cyxcore.values import apply, composed, of_one_dtype, root, sum_dtype, to_inexact
 
 __all__ = (
@@ -393,6 +394,8 @@ matrix_norm = worded(matrix_norm, _WORDS)
 cross = worded(cross, _WORDS)
 vecdot = worded(vecdot, _WORDS)
 tensordot = worded(tensordot, _WORDS)
+for _name, _said in LINALG.items():
+    globals()[_name] = _spoken("cyxcore.linalg", _name, globals()[_name], _said)
 
 
 def __getattr__(name: str) -> Any:

@@ -199,9 +199,10 @@ class Symbol(Placed):
 
     def _write(self, name: str, *given: Any, **options: Any) -> "Symbol":
         """x.name(...) of x that is updated: what reads it from here on reads the new value."""
-        if name not in _FILLS:
-            return self._take(name, getattr(self, name[:-1])(*given, **options))
         builder = self.builder
+        if name not in _FILLS:
+            count = len(builder.nodes)
+            return self._take(name, getattr(self, name[:-1])(*given, **options), count)
         value = builder.lift(given[0] if given else False if self.dtype == "bool" else 0)
         value = (value.astype(self.dtype) if name == "copy_" else value).broadcast_to(self.shape)
         if (builder.recording is None or builder.recording()) and self.requires_grad:
@@ -210,7 +211,9 @@ class Symbol(Placed):
             value = builder.apply("where", [everywhere, value.astype(self.dtype), self.up_to_date()], {})
         return self._take(name, value)
 
-    def _take(self, name: str, value: "Symbol") -> "Symbol":
+    def _take(self, name: str, value: "Symbol", count: int | None = None) -> "Symbol":
+        """count: of the nodes before the value was computed; what is none of them is the value of nobody else."""
+        is_new = count is not None and value.node >= count and value._memory is None
         owner = self._owner(name)
         check_fits(name, self, value)
         value = value.astype(self.dtype)
@@ -223,7 +226,8 @@ class Symbol(Placed):
                 self.node = self.home = value.node
                 self._writes = owner._writes
         else:
-            owner.node = owner.home = value.copy().node  # what is copied into it is written to by itself
+            # What is copied into it is written to by itself.
+            owner.node = owner.home = value.node if is_new else value.copy().node
             owner._source = None
             owner._wrote()
         return self
@@ -237,7 +241,8 @@ class Symbol(Placed):
         """x += y: whoever else has x, or a view of it, reads the new value. Of a model that is traced x = x + y."""
         if not self.is_compiled and self._is_outside():
             return operate(self, other)
-        return self._take(name, operate(self, other))
+        count = len(self.builder.nodes)
+        return self._take(name, operate(self, other), count)
 
     def _in_place_of(self, tensor: Any, references: int, name: str, operate: Callable[[Any, Any], Any]) -> Any:
         """x += self of a tensor x: of one that a compiled step made (total = cx.zeros(())) x is a symbol from here on.

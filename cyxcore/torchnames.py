@@ -475,27 +475,27 @@ def _lerp(x: Any, end: Any, weight: Any) -> Any:
     return x + (end - x) * weight
 
 
-def addcmul(x: Any, one: Any, other: Any, *, value: float = 1) -> Any:
-    """x + value * one * other."""
-    return composed(_addcmul, (x, one, other), (value,))
+def addcmul(x: Any, tensor1: Any, tensor2: Any, *, value: float = 1) -> Any:
+    """x + value * tensor1 * tensor2."""
+    return composed(_addcmul, (x, tensor1, tensor2), (value,))
 
 
 def _addcmul(x: Any, one: Any, other: Any, value: float) -> Any:
     return x + one * other * value
 
 
-def addcdiv(x: Any, one: Any, other: Any, *, value: float = 1) -> Any:
-    """x + value * one / other."""
-    return composed(_addcdiv, (x, one, other), (value,))
+def addcdiv(x: Any, tensor1: Any, tensor2: Any, *, value: float = 1) -> Any:
+    """x + value * tensor1 / tensor2."""
+    return composed(_addcdiv, (x, tensor1, tensor2), (value,))
 
 
 def _addcdiv(x: Any, one: Any, other: Any, value: float) -> Any:
     return x + one / other * value
 
 
-def addmm(x: Any, one: Any, other: Any, *, beta: float = 1, alpha: float = 1) -> Any:
-    """beta * x + alpha * (one @ other)."""
-    product = one @ other
+def addmm(x: Any, mat1: Any, mat2: Any, *, beta: float = 1, alpha: float = 1) -> Any:
+    """beta * x + alpha * (mat1 @ mat2)."""
+    product = mat1 @ mat2
     return (x if beta == 1 else x * beta) + (product if alpha == 1 else product * alpha)
 
 

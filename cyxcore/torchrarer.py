@@ -107,25 +107,25 @@ def rsub(x: Any, other: Any) -> Any:
 # products -----------------------------------------------------------------------------------------
 
 
-def baddbmm(x: Any, one: Any, other: Any, *, beta: float = 1, alpha: float = 1) -> Any:
-    """beta * x + alpha * (one @ other), of batches of matrices."""
-    return torchnames.addmm(x, one, other, beta=beta, alpha=alpha)
+def baddbmm(x: Any, batch1: Any, batch2: Any, *, beta: float = 1, alpha: float = 1) -> Any:
+    """beta * x + alpha * (batch1 @ batch2), of batches of matrices."""
+    return torchnames.addmm(x, batch1, batch2, beta=beta, alpha=alpha)
 
 
-def addbmm(x: Any, one: Any, other: Any, *, beta: float = 1, alpha: float = 1) -> Any:
+def addbmm(x: Any, batch1: Any, batch2: Any, *, beta: float = 1, alpha: float = 1) -> Any:
     """beta * x + alpha times the sum of the products of a batch of matrices."""
-    product = (one @ other).sum(0)
+    product = (batch1 @ batch2).sum(0)
     return (x if beta == 1 else x * beta) + (product if alpha == 1 else product * alpha)
 
 
-def addmv(x: Any, matrix: Any, vector: Any, *, beta: float = 1, alpha: float = 1) -> Any:
-    """beta * x + alpha * (matrix @ vector)."""
-    return torchnames.addmm(x, matrix, vector, beta=beta, alpha=alpha)
+def addmv(x: Any, mat: Any, vec: Any, *, beta: float = 1, alpha: float = 1) -> Any:
+    """beta * x + alpha * (mat @ vec)."""
+    return torchnames.addmm(x, mat, vec, beta=beta, alpha=alpha)
 
 
-def addr(x: Any, one: Any, other: Any, *, beta: float = 1, alpha: float = 1) -> Any:
-    """beta * x + alpha * outer(one, other)."""
-    product = linalg.outer(one, other)
+def addr(x: Any, vec1: Any, vec2: Any, *, beta: float = 1, alpha: float = 1) -> Any:
+    """beta * x + alpha * outer(vec1, vec2)."""
+    product = linalg.outer(vec1, vec2)
     return (x if beta == 1 else x * beta) + (product if alpha == 1 else product * alpha)
 
 

@@ -246,7 +246,12 @@ def _written(name: str) -> Callable[..., Any]:
         others = (*args, *options.values())
         is_asked = name in ("mul", "multiply") and any(getattr(x, "requires_grad", False) for x in others)
         readers = others if is_asked or name not in UNREAD else None
-        return self._in_place(f"{name}_", lambda x, _: getattr(x, name)(*args, **options), None, readers)
+
+        def operate(x: Any, _: Any) -> Any:  # x stands for this tensor among the others too: x.mul_(x)
+            named = {word: x if each is self else each for word, each in options.items()}
+            return getattr(x, name)(*[x if each is self else each for each in args], **named)
+
+        return self._in_place(f"{name}_", operate, None, readers)
 
     method.__doc__ = f"x.{name}(...) in the memory of x; x itself."
     return method

@@ -1,13 +1,13 @@
 """Activations. Names, arguments and formulas are torch.nn.functional's; x is of any shape.
 
-inplace, PyTorch's option to save memory, changes nothing here.
+inplace: the result is written into x, which is what comes back: see cyxcore.functional.basic.overwritten.
 """
 
 import math
 from typing import Any
 
 from cyxcore.errors import ShapeError, SpecError
-from cyxcore.functional.basic import softmax, where
+from cyxcore.functional.basic import overwritten, softmax, where
 from cyxcore.values import apply, composed, to_inexact
 
 # Klambauer et al. 2017 (arXiv 1706.02515): the constants under which mean 0 and variance 1 stay.
@@ -21,6 +21,8 @@ def _below(x: Any) -> Any:
 
 def elu(x: Any, alpha: float = 1.0, inplace: bool = False) -> Any:
     """x above 0, alpha (e^x - 1) below."""
+    if inplace:
+        return overwritten(x, elu, alpha)
     return composed(_elu, (x,), (alpha,))
 
 
@@ -30,6 +32,8 @@ def _elu(x: Any, alpha: float) -> Any:
 
 def selu(x: Any, inplace: bool = False) -> Any:
     """See cx.nn.SELU."""
+    if inplace:
+        return overwritten(x, selu)
     return composed(_selu, (x,), ())
 
 
@@ -39,6 +43,8 @@ def _selu(x: Any) -> Any:
 
 def celu(x: Any, alpha: float = 1.0, inplace: bool = False) -> Any:
     """x above 0, alpha (e^(x / alpha) - 1) below."""
+    if inplace:
+        return overwritten(x, celu, alpha)
     return composed(_celu, (x,), (alpha,))
 
 
@@ -62,6 +68,8 @@ def _gelu(x: Any, approximate: str) -> Any:
 
 def silu(x: Any, inplace: bool = False) -> Any:
     """x σ(x), also called swish."""
+    if inplace:
+        return overwritten(x, silu)
     return x._composed(_silu, (x,), ())
 
 
@@ -99,6 +107,8 @@ def _logsigmoid(x: Any) -> Any:
 
 def mish(x: Any, inplace: bool = False) -> Any:
     """x tanh(log(1 + e^x))"""
+    if inplace:
+        return overwritten(x, mish)
     return composed(_mish, (x,), ())
 
 
@@ -149,6 +159,8 @@ def softmin(x: Any, dim: int = -1, *, dtype: Any = None) -> Any:
 
 def hardtanh(x: Any, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> Any:
     """x kept within min_val … max_val."""
+    if inplace:
+        return overwritten(x, hardtanh, min_val, max_val)
     return composed(_hardtanh, (x,), (min_val, max_val))
 
 
@@ -161,11 +173,15 @@ def _hardtanh(x: Any, min_val: float, max_val: float) -> Any:
 
 def relu6(x: Any, inplace: bool = False) -> Any:
     """x kept within 0 … 6."""
+    if inplace:
+        return overwritten(x, relu6)
     return hardtanh(x, 0.0, 6.0)
 
 
 def hardsigmoid(x: Any, inplace: bool = False) -> Any:
     """(x + 3) / 6 kept within 0 … 1."""
+    if inplace:
+        return overwritten(x, hardsigmoid)
     return composed(_hardsigmoid, (x,), ())
 
 
@@ -175,6 +191,8 @@ def _hardsigmoid(x: Any) -> Any:
 
 def hardswish(x: Any, inplace: bool = False) -> Any:
     """See cx.nn.Hardswish."""
+    if inplace:
+        return overwritten(x, hardswish)
     return composed(_hardswish, (x,), ())
 
 
@@ -184,6 +202,8 @@ def _hardswish(x: Any) -> Any:
 
 def threshold(x: Any, threshold: float, value: float, inplace: bool = False) -> Any:
     """x above the threshold, `value` elsewhere."""
+    if inplace:
+        return overwritten(x, _threshold, threshold, value)
     return composed(_threshold, (x,), (threshold, value))
 
 

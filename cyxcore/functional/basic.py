@@ -111,13 +111,24 @@ def _conv2d(x: Any, weight: Any, bias: Any, stride: Any, padding: Any, dilation:
     return result if bias is None else result + bias.reshape(1, -1, 1, 1)
 
 
+def overwritten(x: Any, function: Callable[..., Any], *options: Any) -> Any:
+    """function(x, *options) written into x, as PyTorch's inplace=True does; x itself.
+
+    Raises GradientError for a leaf that requires a gradient, GraphError for an argument of a compiled function.
+    """
+    name = function.__name__.lstrip("_")
+    return x._in_place(f"{name}: inplace", lambda value, _: function(value, *options), None, ())
+
+
 def relu(x: Any, inplace: bool = False) -> Any:
-    """max(x, 0). inplace, PyTorch's option to save memory, changes nothing here."""
-    return x.relu()
+    """max(x, 0). inplace: see overwritten."""
+    return x._in_place("relu: inplace", lambda value, _: value.relu(), None) if inplace else x.relu()
 
 
 def leaky_relu(x: Any, negative_slope: float = 0.01, inplace: bool = False) -> Any:
-    """See cx.nn.LeakyReLU."""
+    """See cx.nn.LeakyReLU. inplace: see overwritten."""
+    if inplace:
+        return overwritten(x, leaky_relu, negative_slope)
     return composed(_leaky_relu, (x,), (negative_slope,))
 
 
@@ -164,11 +175,13 @@ def gumbel_softmax(logits: Any, tau: float = 1.0, hard: bool = False, dim: int =
 
 
 def dropout(x: Any, p: float = 0.5, training: bool | TracedMode = True, inplace: bool = False) -> Any:
-    """In training each element is zero with probability p and x / (1 - p) otherwise. inplace changes nothing here."""
+    """In training each element is zero with probability p and x / (1 - p) otherwise. inplace: see overwritten."""
     if not 0.0 <= p <= 1.0:
         raise SpecError(f"dropout: expected a probability 0 <= p <= 1, got {p}")
     if p == 0.0:
         return x
+    if inplace and training is not False:
+        return overwritten(x, dropout, p, training)
     if p == 1.0:
         return by_mode(training, lambda: x * 0.0, lambda: x)
     return by_mode(training, lambda: x * ((x._uniform(x.shape) >= p).astype(x.dtype) * (1.0 / (1.0 - p))), lambda: x)

@@ -1,11 +1,11 @@
-"""Dropout in its kinds. Names, arguments and formulas are torch.nn.functional's; inplace changes nothing here."""
+"""Dropout in its kinds. Names, arguments and formulas are torch.nn.functional's. inplace: see overwritten."""
 
 import math
 from typing import Any
 
 from cyxcore.errors import ShapeError, SpecError
 from cyxcore.functional.activations import SELU_ALPHA, SELU_SCALE
-from cyxcore.functional.basic import channel_dropout, where
+from cyxcore.functional.basic import channel_dropout, overwritten, where
 from cyxcore.values import TracedMode, by_mode
 
 
@@ -19,11 +19,15 @@ def _channels(name: str, x: Any, rank: int, p: float, training: bool | TracedMod
 
 def dropout1d(x: Any, p: float = 0.5, training: bool | TracedMode = True, inplace: bool = False) -> Any:
     """Whole channels of x (N, C, L) or (C, L) are zero with probability p in training, and x / (1 - p) otherwise."""
+    if inplace and training is not False:
+        return overwritten(x, dropout1d, p, training)
     return _channels("dropout1d", x, 1, p, training)
 
 
 def dropout2d(x: Any, p: float = 0.5, training: bool | TracedMode = True, inplace: bool = False) -> Any:
     """dropout1d of (N, C, H, W), or, as in PyTorch, of (N, C, L)."""
+    if inplace and training is not False:
+        return overwritten(x, dropout2d, p, training)
     if x.ndim not in (3, 4):
         raise ShapeError(f"dropout2d: expected x (N, C, H, W), got {x.shape}")
     return channel_dropout(x, p, training)
@@ -31,6 +35,8 @@ def dropout2d(x: Any, p: float = 0.5, training: bool | TracedMode = True, inplac
 
 def dropout3d(x: Any, p: float = 0.5, training: bool | TracedMode = True, inplace: bool = False) -> Any:
     """dropout1d of (N, C, D, H, W) or (C, D, H, W)."""
+    if inplace and training is not False:
+        return overwritten(x, dropout3d, p, training)
     return _channels("dropout3d", x, 3, p, training)
 
 
@@ -39,11 +45,15 @@ def alpha_dropout(x: Any, p: float = 0.5, training: bool | TracedMode = False, i
 
     Klambauer et al. 2017, arXiv 1706.02515, section 3: a (x m + α' (1 - m)) + b, α' being SELU's least value.
     """
+    if inplace and training is not False:
+        return overwritten(x, alpha_dropout, p, training)
     return _alpha("alpha_dropout", x, x.shape, p, training)
 
 
 def feature_alpha_dropout(x: Any, p: float = 0.5, training: bool | TracedMode = False, inplace: bool = False) -> Any:
     """alpha_dropout of whole channels of x (N, C, ...)."""
+    if inplace and training is not False:
+        return overwritten(x, feature_alpha_dropout, p, training)
     if x.ndim < 2:
         raise ShapeError(f"feature_alpha_dropout: expected x (N, C, ...), got {x.shape}")
     return _alpha("feature_alpha_dropout", x, (*x.shape[:2], *(1,) * (x.ndim - 2)), p, training)
@@ -77,6 +87,8 @@ def rrelu(
 
     Xu et al. 2015, arXiv 1505.00853. Raises SpecError unless lower <= upper.
     """
+    if inplace:
+        return overwritten(x, rrelu, lower, upper, training)
     if not lower <= upper:
         raise SpecError(f"rrelu: expected lower <= upper, got {lower} and {upper}")
 

@@ -14,24 +14,28 @@ class Identity(Module):
 
 
 class _MaybeInPlace(Module):
-    """inplace is PyTorch's option to save memory, which a plan does without being asked: it changes nothing."""
+    """inplace: the result is written into x."""
 
     def __init__(self, inplace: bool = False) -> None:
         super().__init__()
+        self.inplace = inplace
+
+    def extra_repr(self) -> str:
+        return "inplace=True" if self.inplace else ""
 
 
 class ReLU(_MaybeInPlace):
     """max(x, 0)."""
 
     def forward(self, x: Any) -> Any:
-        return F.relu(x)
+        return F.relu(x, self.inplace)
 
 
 class ReLU6(_MaybeInPlace):
     """x kept within 0 … 6."""
 
     def forward(self, x: Any) -> Any:
-        return F.relu6(x)
+        return F.relu6(x, self.inplace)
 
 
 class LeakyReLU(Module):
@@ -39,10 +43,10 @@ class LeakyReLU(Module):
 
     def __init__(self, negative_slope: float = 0.01, inplace: bool = False) -> None:
         super().__init__()
-        self.negative_slope = negative_slope
+        self.negative_slope, self.inplace = negative_slope, inplace
 
     def forward(self, x: Any) -> Any:
-        return F.leaky_relu(x, self.negative_slope)
+        return F.leaky_relu(x, self.negative_slope, self.inplace)
 
 
 class RReLU(Module):
@@ -50,10 +54,10 @@ class RReLU(Module):
 
     def __init__(self, lower: float = 1.0 / 8.0, upper: float = 1.0 / 3.0, inplace: bool = False) -> None:
         super().__init__()
-        self.lower, self.upper = lower, upper
+        self.lower, self.upper, self.inplace = lower, upper, inplace
 
     def forward(self, x: Any) -> Any:
-        return F.rrelu(x, self.lower, self.upper, self.training)
+        return F.rrelu(x, self.lower, self.upper, self.training, self.inplace)
 
     def extra_repr(self) -> str:
         return f"lower={self.lower}, upper={self.upper}"
@@ -73,7 +77,7 @@ class PReLU(Layer):
 class _WithAlpha(Module):
     def __init__(self, alpha: float = 1.0, inplace: bool = False) -> None:
         super().__init__()
-        self.alpha = alpha
+        self.alpha, self.inplace = alpha, inplace
 
     def extra_repr(self) -> str:
         return f"alpha={self.alpha}"
@@ -83,21 +87,21 @@ class ELU(_WithAlpha):
     """x above 0, alpha (exp(x) - 1) below."""
 
     def forward(self, x: Any) -> Any:
-        return F.elu(x, self.alpha)
+        return F.elu(x, self.alpha, self.inplace)
 
 
 class CELU(_WithAlpha):
     """max(0, x) + min(0, alpha (exp(x / alpha) - 1))."""
 
     def forward(self, x: Any) -> Any:
-        return F.celu(x, self.alpha)
+        return F.celu(x, self.alpha, self.inplace)
 
 
 class SELU(_MaybeInPlace):
     """ELU with the scales that keep mean and variance (Klambauer 2017)."""
 
     def forward(self, x: Any) -> Any:
-        return F.selu(x)
+        return F.selu(x, self.inplace)
 
 
 class GELU(Module):
@@ -115,7 +119,7 @@ class SiLU(_MaybeInPlace):
     """x sigmoid(x)."""
 
     def forward(self, x: Any) -> Any:
-        return F.silu(x)
+        return F.silu(x, self.inplace)
 
 
 Swish = SiLU  # the name of the paper
@@ -125,7 +129,7 @@ class Mish(_MaybeInPlace):
     """x tanh(softplus(x))."""
 
     def forward(self, x: Any) -> Any:
-        return F.mish(x)
+        return F.mish(x, self.inplace)
 
 
 class Softplus(Module):
@@ -166,10 +170,10 @@ class Hardtanh(Module):
 
     def __init__(self, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> None:
         super().__init__()
-        self.min_val, self.max_val = min_val, max_val
+        self.min_val, self.max_val, self.inplace = min_val, max_val, inplace
 
     def forward(self, x: Any) -> Any:
-        return F.hardtanh(x, self.min_val, self.max_val)
+        return F.hardtanh(x, self.min_val, self.max_val, self.inplace)
 
 
 class Sigmoid(Module):
@@ -190,14 +194,14 @@ class Hardsigmoid(_MaybeInPlace):
     """x / 6 + 1 / 2 kept within 0 … 1."""
 
     def forward(self, x: Any) -> Any:
-        return F.hardsigmoid(x)
+        return F.hardsigmoid(x, self.inplace)
 
 
 class Hardswish(_MaybeInPlace):
     """x times Hardsigmoid of x."""
 
     def forward(self, x: Any) -> Any:
-        return F.hardswish(x)
+        return F.hardswish(x, self.inplace)
 
 
 class Threshold(Module):
@@ -205,10 +209,10 @@ class Threshold(Module):
 
     def __init__(self, threshold: float, value: float, inplace: bool = False) -> None:
         super().__init__()
-        self.threshold, self.value = threshold, value
+        self.threshold, self.value, self.inplace = threshold, value, inplace
 
     def forward(self, x: Any) -> Any:
-        return F.threshold(x, self.threshold, self.value)
+        return F.threshold(x, self.threshold, self.value, self.inplace)
 
 
 class GLU(Module):

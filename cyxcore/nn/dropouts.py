@@ -14,14 +14,14 @@ class Dropout(Module):
     function: ClassVar[Callable[..., Any]] = staticmethod(F.dropout)
 
     def __init__(self, p: float = 0.5, inplace: bool = False) -> None:
-        """inplace: PyTorch's option to save memory, changes nothing here."""
+        """inplace: the result is written into x."""
         super().__init__()
         if not isinstance(p, int | float) or not 0.0 <= p <= 1.0:
             raise SpecError(f"{type(self).__name__}: expected p from 0 to 1, got {p!r}")
-        self.p = p
+        self.p, self.inplace = p, inplace
 
     def forward(self, x: Any) -> Any:
-        return type(self).function(x, self.p, self.training)
+        return type(self).function(x, self.p, self.training, self.inplace)
 
     def extra_repr(self) -> str:
         return f"p={self.p}"

@@ -199,7 +199,7 @@ CALLS: list[Callable[[Any, Any], Any]] = [
     lambda m, x: m.nn.Softplus(2.0, 1.0)(x),
     lambda m, x: m.nn.functional.softmax(x, 1, dtype=m.float64),
     lambda m, x: m.nn.functional.log_softmax(x, 1, 3, m.float64),
-    lambda m, x: m.nn.functional.elu(x, 0.5, True) if m is cx else m.nn.functional.elu(x, 0.5),
+    lambda m, x: m.nn.functional.elu(x * 2.0, 0.5, True),
     lambda m, x: m.nn.functional.interpolate(x, 3, mode="area"),
     lambda m, x: m.nn.functional.interpolate(x, scale_factor=0.45, mode="area"),
     lambda m, x: m.nn.functional.interpolate(x, scale_factor=(1.7, 0.4), mode="bilinear", recompute_scale_factor=True),

@@ -58,7 +58,7 @@ def test_a_class_is_the_same_by_every_path() -> None:
 def test_paths_are_not_loaded_before_they_are_used() -> None:
     code = "import sys, cyxcore; print([m for m in sys.modules if m.startswith('cyxcore.')])"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert set(eval(said)) <= {"cyxcore.torchpaths", "cyxcore.dtype", "cyxcore.errors"}
+    assert set(eval(said)) <= {"cyxcore.torchpaths", "cyxcore.torchwords", "cyxcore.dtype", "cyxcore.errors"}
 
 
 @pytest.mark.parametrize("path", sorted(INSTEAD))
