@@ -27,23 +27,27 @@ def due(job: Job, known: Mapping[str, Job]) -> m.DependenciesMet | m.DependencyF
     return None if open_ else m.DependenciesMet(weights=weights)
 
 
-def false(job: Job, event: m.DependenciesMet | m.DependencyFailed, known: Mapping[str, Job]) -> str | None:
+def why_untrue(job: Job, event: m.DependenciesMet | m.DependencyFailed, known: Mapping[str, Job]) -> str | None:
     """Why what is said of the jobs that this one comes after is not so; None when it is.
 
-    They may have been delivered and have failed since, as their escrows were refunded: then both was so.
+    One may have been delivered and have failed since, as its escrow was refunded: then both was so.
     """
-    others = {after.job_id: known.get(after.job_id) for after in job.job.after}
+    weights = ""
+    for after in job.job.after:
+        other = known.get(after.job_id)
+        if isinstance(event, m.DependencyFailed):
+            if after.job_id == event.job_id and other and other.outcome and too_little(after, other):
+                return None
+        elif other is None or not other.outcome or other.completed is None or _too_bad(after, other.completed):
+            return f"{after.job_id} is not completed, or not as it was to be"
+        elif after.model:
+            weights = other.completed.model.sha256
     if isinstance(event, m.DependencyFailed):
-        other = others.get(event.job_id)
-        return None if other and other.outcome else f"{event.job_id} has not ended, or it does not come after that"
-    delivered = {job_id: other.completed for job_id, other in others.items() if other and other.outcome}
-    if any(delivered.get(job_id) is None for job_id in others):
-        return "not all that it comes after are completed"
-    models = {done.model.sha256 for after in job.job.after if after.model and (done := delivered[after.job_id])}
-    return None if {event.weights} == (models or {""}) else "it begins with another model"
+        return f"{event.job_id} has not failed it, or it does not come after that"
+    return None if event.weights == weights else "it begins with another model"
 
 
-def open_(job: Job, known: Mapping[str, Job]) -> list[str]:
+def unfinished(job: Job, known: Mapping[str, Job]) -> list[str]:
     """The jobs that this one waits for."""
     others = ((after.job_id, known.get(after.job_id)) for after in job.job.after if job.awaiting)
     return [job_id for job_id, other in others if other is None or other.outcome is None]
@@ -54,12 +58,17 @@ def too_little(after: m.After, other: Job) -> str | None:
     if other.outcome != "completed" or other.completed is None:
         why = f": {other.error}" if other.error and not other.awaiting else ""  # that one tells of another again
         return f"{after.job_id}, which it comes after, has {_ENDS[other.outcome or 'failed']}{why}"
+    return _too_bad(after, other.completed)
+
+
+def _too_bad(after: m.After, done: m.Completed) -> str | None:
+    """Why a model is not what it was to be."""
     if after.metric is None:
         return None
-    found = getattr(other.completed.summary, after.metric)
+    found = getattr(done.summary, after.metric)
     wanted = f"{after.metric} of {after.job_id} is to be {_bounds(after)}"
     if found is None:
-        return f"{wanted}, and it has none: hold out rows for it by data.validation"
+        return f"{wanted}, and it has none"
     good = (after.at_least is None or found >= after.at_least) and (after.at_most is None or found <= after.at_most)
     return None if good else f"{wanted}, and is {found:.6g}"
 

@@ -6,6 +6,7 @@ at any time. What a node was last heard saying is the only memory; losing it cos
 
 import asyncio
 import functools
+import heapq
 import logging
 import math
 import zlib
@@ -44,6 +45,7 @@ PAUSE_GRACE_MS = 60_000  # a run that was told to pause has so long to store its
 ALONE = "limit_base_units"  # in the explanation of a lease: its node is not proven, and may have this one only
 ONE_TOO_MANY = "the node is not proven, and another central gave it a job at the same moment: it has one at a time"
 NODE_GONE = "the node that held the lease is gone"
+DEPENDENTS_AT_ONCE = 100  # that are let begin, or are cancelled, before silence and room are looked at again
 MOST_LEASES_AT_ONCE = 500  # that are lost together with their node
 LONGEST_REASON_CHARS = 500
 COMMAND_DELAYS_S = (0.1, 0.5, 1.0, 2.0)
@@ -160,7 +162,7 @@ class Dispatch:
                 await self._sweep(changed)
                 await self._ban_suspects()
                 await self._scale(changed)
-                await self._go_on()
+                await self._decide_dependents()
                 await self._check_waiting(whole=changed is None)
                 if our_turn or changed is None:
                     await self._assign_waiting()
@@ -299,12 +301,13 @@ class Dispatch:
             return None
         return choice.event
 
-    async def _go_on(self) -> None:
-        """Let jobs begin whose dependencies are met, and cancel those that never can."""
-        for job_id in sorted(self._world.decided):
-            subject = subjects.job_event(job_id)
-            if self._may_decide(subject):
-                await self._events.record(subject, functools.partial(self._dependencies, job_id))
+    async def _decide_dependents(self) -> None:
+        """Let jobs begin whose dependencies are met, and cancel those that never can: some, then others have a turn."""
+        decided = [job_id for job_id in self._world.decided if self._may_decide(subjects.job_event(job_id))]
+        for job_id in heapq.nsmallest(DEPENDENTS_AT_ONCE, decided):
+            await self._events.record(subjects.job_event(job_id), functools.partial(self._dependencies, job_id))
+        if len(decided) > DEPENDENTS_AT_ONCE:
+            self._wake.set()
 
     def _dependencies(self, job_id: str) -> m.DependenciesMet | m.DependencyFailed | None:
         return dependencies.due(self._world.jobs[job_id], self._world.jobs)

@@ -15,7 +15,7 @@ from cyxcentral.nodes import Node
 from cyxcore.errors import SpecError
 from cyxcore.graph import Graph
 from cyxcore.layers import build
-from cyxcore.spec import ModelSpec, check_metrics
+from cyxcore.spec import ModelSpec, check_metrics, check_summary_metric
 from cyxnet import messages as m
 from cyxnet.amounts import format_cyx
 from cyxnet.bus import ApiError
@@ -225,6 +225,11 @@ def refuse_dependencies(job: m.JobRequest, caller: str, known: Mapping[str, Job]
             raise ApiError(
                 "bad_request", f"after: the model of {after.job_id} is sealed: no other job can read it", 400
             )
+        if after.metric:
+            try:
+                check_summary_metric(after.metric, other.job.data)
+            except SpecError as error:
+                raise ApiError("bad_spec", f"after {after.job_id}: {error}", 400) from None
         if other.outcome and (why := dependencies.too_little(after, other)):
             raise ApiError("dependency_failed", f"it would never begin: {why}", 409)
 

@@ -208,7 +208,7 @@ def placed_prospect(job: jobs.Job, node_id: str) -> m.Prospect:
 
 def waited_for(job: jobs.Job, known: Mapping[str, jobs.Job]) -> str:
     """The jobs that a job still waits for, each with how far it is."""
-    names = dependencies.open_(job, known)
+    names = dependencies.unfinished(job, known)
     told = (f"{job_id} ({known[job_id].status if job_id in known else 'not known here'})" for job_id in names[:SHOWN])
     return ", ".join(told) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 

@@ -522,7 +522,7 @@ class World:
             case m.Submitted() if event.job.after:
                 return self._cannot_come_after(event)
             case m.DependenciesMet() | m.DependencyFailed() if job is not None:
-                return dependencies.false(job, event, self.jobs)
+                return dependencies.why_untrue(job, event, self.jobs)
             case m.Settled() if job is not None:
                 shares = (event.node_base_units, event.platform_base_units, event.client_base_units)
                 if min(shares) < 0 or sum(shares) != job.terms.amount_base_units:

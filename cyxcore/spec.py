@@ -188,6 +188,17 @@ def check_metrics(training: TrainingSpec, held_out: bool) -> None:
         raise SpecError("training.metrics: they are of held-out rows, and there are none; raise data.validation")
 
 
+def check_summary_metric(name: str, data: DataSpec) -> None:
+    """Raises SpecError for a field of TrainingSummary that a job on such data will not have."""
+    if name.startswith("validation_") and data.validation == 0.0:
+        raise SpecError(f"{name}: no rows are held out, of which it could be; raise data.validation")
+    if data.task is None:
+        return
+    if name.endswith("accuracy") and data.task != "classification" or name.endswith("r2") and data.task != "regression":
+        fitting = "validation_r2 or a loss" if data.task == "regression" else "an accuracy or a loss"
+        raise SpecError(f"{name}: there is none of a {data.task}; expected {fitting}")
+
+
 class BatchMetrics(Struct, kw_only=True):
     """Said after a training batch. accuracy is absent for regression; batches is 0 where the data does not say."""
 

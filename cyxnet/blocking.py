@@ -134,14 +134,19 @@ class Client:
     def run(self, path: str | Path, run: str | None = None) -> "dict[str, Job]":
         """Submit the jobs of a workflow file, and pay for all of them. Returns them by name, in their order.
 
-        run: of one that broke off, to go on with it: the ten hex digits that the ids of its jobs end in.
+        run: of one that broke off, to go on with it: the ten hex digits that the ids of its jobs end in, and that a
+        note of the error tells. A job that could never begin, as one before it has failed already, is not among them.
         """
         from cyxnet import workflow
 
         folder = self._client.folder
         found = workflow.load(path, folder / "packed" if folder else None)
+        again, run = run is not None, run or secrets.token_hex(5)
         try:
-            ids = self._run(workflow.submit(self._client, found, run or secrets.token_hex(5), again=run is not None))
+            ids = self._run(workflow.submit(self._client, found, run, again=again))
+        except BaseException as error:
+            error.add_note(f"to go on with this workflow: run({str(path)!r}, run={run!r})")
+            raise
         finally:
             found.discard()
         return {step: Job(self, job_id) for step, job_id in ids.items()}

@@ -98,12 +98,14 @@ def load(
     work_folder: Path | None = None,
     numerics: NumericsName | None = None,
     changes: Mapping[str, Any] | None = None,
+    sources: dict[Any, Path] | None = None,
 ) -> LoadedJob:
     """Read and check a job file.
 
     work_folder: where data that is packed or fetched lies, each in a new folder within it, until discard() of the
     data's path; the system's temporary folder when absent. numerics: instead of the file's. changes: values by the
-    names of their keys, such as "training.epochs", that count instead of the file's.
+    names of their keys, such as "training.epochs", that count instead of the file's. sources: data that was packed or
+    fetched for other jobs, which this one may share; what is made for it is added, and stays when it is refused.
     Raises SpecError, AmountError, DataError, ShapeError or GraphError; each message starts with the file it is about.
     """
     from cyxcore import data
@@ -119,7 +121,7 @@ def load(
         file = msgspec.structs.replace(file, training=msgspec.structs.replace(file.training, numerics=numerics))
     amount_base_units = amounts.parse(file.amount, f"{path}: amount")
     needs = _needs(file.needs, path)
-    data_path, section = _data_file(file.data, path, work_folder)
+    data_path, section = _data_file(file.data, path, work_folder, sources)
     fetched = data_path.parent.name.startswith((PACKED, FETCHED))
     try:
         spec = _data_spec(section, data_path, file, path)
@@ -146,7 +148,7 @@ def load(
             str(path),
         )
     except BaseException:
-        if fetched:
+        if fetched and sources is None:
             discard(data_path)
         raise
 
@@ -276,12 +278,18 @@ def _needs(section: NeedsSection, path: Path) -> Needs:
     )
 
 
-def _data_file(section: DataSection, path: Path, work_folder: Path | None) -> tuple[Path, DataSection]:
+def _data_file(
+    section: DataSection, path: Path, work_folder: Path | None, sources: dict[Any, Path] | None
+) -> tuple[Path, DataSection]:
     """The one file that travels, and the section that describes it: packed when the source is not one file."""
     from cyxcore import data
 
+    made = {} if sources is None else sources
+    same = (path.parent, section.path, section.target_path, section.image_size)
     if section.path.startswith(("https://", "s3://")):
-        return _fetched(section.path, path, work_folder), section
+        if same not in made:
+            made[same] = _fetched(section.path, path, work_folder)
+        return made[same], section
     source = path.parent / (_of_uri(section.path, path) if section.path.startswith("file:") else section.path)
     if not section.path or "://" in str(section.path).removeprefix("file://"):
         raise DataError(f"{path}: data.path: expected a file or folder of this machine, got {section.path!r}")
@@ -300,16 +308,18 @@ def _data_file(section: DataSection, path: Path, work_folder: Path | None) -> tu
         return source, section
     if not source.is_dir() and section.target_path is None:
         raise SpecError(f"{path}: data.target_path is missing: the .npy file with the labels of {section.path}")
-    packed = _new_folder(PACKED, work_folder) / f"{source.name.removesuffix('.npy')}.npz"
-    try:
-        if section.target_path is None:
-            data.pack_images(source, section.image_size, packed)
-        else:
-            data.pack(source, path.parent / section.target_path, packed)
-    except BaseException:
-        discard(packed)
-        raise
-    return packed, msgspec.structs.replace(section, format="npz", target="y")
+    if same not in made:
+        packed = _new_folder(PACKED, work_folder) / f"{source.name.removesuffix('.npy')}.npz"
+        try:
+            if section.target_path is None:
+                data.pack_images(source, section.image_size, packed)
+            else:
+                data.pack(source, path.parent / section.target_path, packed)
+        except BaseException:
+            discard(packed)
+            raise
+        made[same] = packed
+    return made[same], msgspec.structs.replace(section, format="npz", target="y")
 
 
 def _new_folder(prefix: str, work_folder: Path | None) -> Path:

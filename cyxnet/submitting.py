@@ -172,9 +172,7 @@ class Submitter(Caller):
             request = job.request(m.ArtifactRef(sha256=found.sha256, size=found.size))
             job_id = job_id or job.job_id
         job_id = job_id or subjects.new_job_id(request.name)
-        called = request.needs.node_id
-        if called and not request.sealed and not re.fullmatch(NODE_ID, called):
-            request = replace(request, needs=replace(request.needs, node_id=await self.node_called(called)))
+        request = await self._with_node_id(request)
         info = self._info = self._info or await self.info()
         if again and self._is_stored(request.dataset, QUOTE_FRESH_S):
             if known := self._quotes.again(request, job_id, _now_s()):
@@ -190,6 +188,13 @@ class Submitter(Caller):
         if again:
             self._quotes.keep(quote, asked_s)
         return Prepared(job_id=job_id, job=request, data_path=data_path, quote=quote, quoted_at_s=_now_s())
+
+    async def _with_node_id(self, request: m.JobRequest) -> m.JobRequest:
+        """The job with the id of its node, where it names that."""
+        called = request.needs.node_id
+        if not called or request.sealed or re.fullmatch(NODE_ID, called):
+            return request
+        return replace(request, needs=replace(request.needs, node_id=await self.node_called(called)))
 
     async def place(self, prepared: Prepared, on_upload: Advance | None = None) -> m.SubmitReply:
         """Upload the data, sign the deposit, submit. Safe to call again: the same id, the same deposit.
@@ -227,7 +232,7 @@ class Submitter(Caller):
         if view.job_id != job.job_id:  # a longer id that begins like this one
             return False
         found = await asyncio.to_thread(artifacts.describe, job.data_path)
-        request = job.request(m.ArtifactRef(sha256=found.sha256, size=found.size))
+        request = await self._with_node_id(job.request(m.ArtifactRef(sha256=found.sha256, size=found.size)))
         await self._ask("job.submit", m.SubmitRequest(job=request, job_id=job.job_id), m.SubmitReply)
         return True
 

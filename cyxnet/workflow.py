@@ -19,6 +19,7 @@ Central lets each job begin when those before it are completed (cyxcentral/depen
 import difflib
 import graphlib
 import itertools
+import math
 import re
 import tomllib
 import typing
@@ -31,6 +32,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from cyxcore.errors import SpecError
+from cyxcore.spec import check_summary_metric
 from cyxnet import jobfile, jobtoml
 from cyxnet.bus import ApiError
 from cyxnet.jobfile import LoadedJob
@@ -92,12 +94,13 @@ class Workflow(Struct, kw_only=True, frozen=True):
                 jobfile.discard(step.job.data_path)
 
 
-Told = Callable[[Step, str, bool], None]
+Told = Callable[[Step, str, bool, str], None]
+RUN = re.compile(r"[0-9a-f]{10}")
 
 
 def job_id(workflow: str, step: str, run: str) -> str:
     """The id of a step's job in a run of a workflow: the same whenever it is asked for."""
-    slug = re.sub(r"[^a-z0-9]+", "-", workflow.lower()).strip("-")[:20].strip("-") or "workflow"
+    slug = re.sub(r"[^a-z0-9]+", "-", workflow.lower()).strip("-")[:15].strip("-") or "workflow"  # 63 letters in all
     return f"{slug}-{step}-{run}"
 
 
@@ -116,26 +119,56 @@ def load(path: str | Path, work_folder: Path | None = None) -> Workflow:
     """
     path = Path(path)
     file = _parse(jobtoml.read_text(path), path)
-    planned = {name: list(_expanded(name, section, path)) for name, section in file.jobs.items()}
-    count = sum(map(len, planned.values()))
+    count = sum(math.prod(map(len, section.matrix.values())) for section in file.jobs.values())
     if not 1 <= count <= MOST_JOBS:
-        raise SpecError(f"{path}: expected 1 to {MOST_JOBS} jobs, got {count}")
+        raise SpecError(f"{path}: expected 1 to {MOST_JOBS} jobs, got {count:,}")
+    planned = {name: list(_expanded(name, section)) for name, section in file.jobs.items()}
     called = _called(planned, path)
     after = {name: _dependencies(name, section, called, path) for name, section in file.jobs.items()}
     steps: list[Step] = []
     workflow = Workflow(name=file.name, steps=steps)
+    sources: dict[Any, Path] = {}  # jobs on the same data share what was packed or fetched of it
     try:
         for name in _in_order(after, planned, path):
             for step in planned[name]:
                 try:
-                    job = jobfile.load(path.parent / file.jobs[name].file, work_folder, changes=step.changes)
+                    job = jobfile.load(path.parent / file.jobs[name].file, work_folder, None, step.changes, sources)
                 except SpecError as error:
                     raise SpecError(f"{path}: jobs.{step.name}: {error}") from None
                 steps.append(Step(name=step.name, job=job, after=after[name], values=step.values))
+                _check_dependencies(steps, path)
     except BaseException:
+        for source in sources.values():
+            jobfile.discard(source)
         workflow.discard()
         raise
     return workflow
+
+
+def _check_dependencies(steps: list[Step], path: Path) -> None:
+    """Raise SpecError for what the last step wants of others, and can never have."""
+    step = steps[-1]
+    for after in step.after:
+        other = next(each.job for each in steps if each.name == after.job_id)
+        where = f"{path}: jobs.{step.name}"
+        if after.metric:
+            try:
+                check_summary_metric(after.metric, other.data)
+            except SpecError as error:
+                raise SpecError(f"{where}.after: {after.job_id}: {error}") from None
+        if after.model:
+            own, others = (_shapes(job) for job in (step.job, other))
+            for name in sorted(own.keys() | others.keys()):
+                if own.get(name) != others.get(name):
+                    here, there = (found.get(name, "not there") for found in (own, others))
+                    what = f"{after.job_id} has another model: {name} is {there}, and here it is {here}"
+                    raise SpecError(f"{where}.weights: {what}")
+
+
+def _shapes(job: LoadedJob) -> dict[str, tuple[int, ...]]:
+    from cyxcore import layers
+
+    return {param.name: param.shape for param in layers.build(job.model).all_parameters}
 
 
 def _parse(text: str, path: Path) -> WorkflowFile:
@@ -146,15 +179,26 @@ def _parse(text: str, path: Path) -> WorkflowFile:
     if "jobs" not in table and "model" in table:
         raise SpecError(f"{path}: expected a workflow file, this is a job file; submit it with: cyx submit {path}")
     found = _converted(table, WorkflowFile, "", path)
-    file = replace(
-        found, jobs={name: _converted(part, StepSection, f"jobs.{name}", path) for name, part in found.jobs.items()}
-    )
+    jobs = {name: _converted(part, StepSection, f"jobs.{name}", path) for name, part in found.jobs.items()}
+    file = replace(found, jobs={name: replace(part, set=dict(_dotted(part.set))) for name, part in jobs.items()})
     for name, section in file.jobs.items():
         if not STEP.fullmatch(name):
             raise SpecError(f"{path}: jobs.{name}: expected a name of up to 30 letters a-z, digits and dashes")
+        for key, values in section.matrix.items():
+            if not values:
+                raise SpecError(f"{path}: jobs.{name}.matrix.{key}: expected a list of values, it is empty")
         if both := sorted(section.set.keys() & section.matrix.keys()):
             raise SpecError(f"{path}: jobs.{name}: {both[0]} is in set and in matrix")
     return file
+
+
+def _dotted(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of nested tables by dotted names: training.epochs = 1 is the same as "training.epochs" = 1."""
+    for key, value in table.items():
+        if isinstance(value, dict):
+            yield from _dotted(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def _converted(table: Any, kind: type[T], place: str, path: Path) -> T:
@@ -186,16 +230,10 @@ class _Planned(NamedTuple):
     values: dict[str, Any]
 
 
-def _expanded(name: str, section: StepSection, path: Path) -> Iterator[_Planned]:
-    for key, values in section.matrix.items():
-        if not values:
-            raise SpecError(f"{path}: jobs.{name}.matrix.{key}: expected a list of values, it is empty")
+def _expanded(name: str, section: StepSection) -> Iterator[_Planned]:
     if not section.matrix:
         yield _Planned(name, section.set, {})
-        return
-    for number, combination in enumerate(itertools.product(*section.matrix.values()), start=1):
-        if number > MOST_JOBS:
-            raise SpecError(f"{path}: jobs.{name}.matrix: it stands for more than {MOST_JOBS} jobs")
+    for number, combination in enumerate(itertools.product(*section.matrix.values()) if section.matrix else (), 1):
         chosen = dict(zip(section.matrix, combination, strict=True))
         yield _Planned(f"{name}-{number}", section.set | chosen, chosen)
 
@@ -241,8 +279,10 @@ def afters(
             known = found.get(job, After(job_id=job))
             if known.metric and condition and known.metric != condition["metric"]:
                 raise SpecError(f"{where}after: two metrics of {job}; expected one")
+            if any(getattr(known, bound, None) is not None for bound in condition if bound != "metric"):
+                raise SpecError(f"{where}after: two bounds of one kind for {job}; expected one")
             found[job] = replace(known, **condition)
-    if weights:
+    if weights is not None:
         source, *others = jobs(weights, "weights")
         if others:
             what = f"{weights} stands for {len(others) + 1} jobs; name one of them, such as {source}"
@@ -265,9 +305,12 @@ def _condition(text: str, where: str) -> tuple[str, dict[str, Any]]:
     if metric not in METRICS:
         raise SpecError(f"{where}: no model has a {metric}{_nearest(metric, METRICS)}")
     try:
-        return name, {"metric": metric, ("at_least" if sign == ">=" else "at_most"): float(bound)}
+        found = float(bound)
     except ValueError:
-        raise SpecError(f"{where}: expected {example}, got {text[:60]!r}") from None
+        found = math.nan
+    if not math.isfinite(found):
+        raise SpecError(f"{where}: expected {example}, got {text[:60]!r}")
+    return name, {"metric": metric, ("at_least" if sign == ">=" else "at_most"): found}
 
 
 def _in_order(after: Mapping[str, list[After]], planned: Mapping[str, list[_Planned]], path: Path) -> list[str]:
@@ -283,25 +326,37 @@ def _in_order(after: Mapping[str, list[After]], planned: Mapping[str, list[_Plan
 async def submit(
     client: "Submitter", workflow: Workflow, run: str, told: "Told | None" = None, *, again: bool = False
 ) -> dict[str, str]:
-    """Submit the jobs of a workflow, and pay for all of them. Returns their ids by step.
+    """Submit the jobs of a workflow, and pay for all of them. Returns their ids by step, without those of jobs that
+    could never begin any more, as one that they come after has failed already.
 
     run: ten hex digits, in which the ids end. again: some of it may have been submitted before; the rest is now.
-    told: called with each step, the id of its job, and whether it was there already.
+    told: called with each step, the id of its job, whether it was there already, and why it is not submitted.
 
     Raises InsufficientFunds before anything is submitted, SpecError when what is there is not what the file says, and
     what submit() of a job raises: then those before it have been submitted.
     """
+    if not RUN.fullmatch(run):
+        raise SpecError(f"run: expected 10 hex digits, got {run[:40]!r}")
     jobs = list(jobs_of(workflow, run))
     there = {job.job_id for job in jobs if again and await _is_there(client, job)}
     missing = [job for job in jobs if job.job_id not in there]
     if missing:
         await client.afford(sum(job.amount_base_units for job in missing), f"{len(missing)} jobs")
+    ids: dict[str, str] = {}
     for step, job in zip(workflow.steps, jobs, strict=True):
-        if job.job_id not in there:
-            await client.submit(job)
+        why_never = next((f"{each.job_id} is not submitted" for each in step.after if each.job_id not in ids), "")
+        if job.job_id not in there and not why_never:
+            try:
+                await client.submit(job)
+            except ApiError as error:
+                if error.code != "dependency_failed":
+                    raise
+                why_never = str(error)
+        if not why_never:
+            ids[step.name] = job.job_id
         if told:
-            told(step, job.job_id, job.job_id in there)
-    return {step.name: job.job_id for step, job in zip(workflow.steps, jobs, strict=True)}
+            told(step, job.job_id, job.job_id in there, why_never)
+    return ids
 
 
 async def _is_there(client: "Submitter", job: LoadedJob) -> bool:

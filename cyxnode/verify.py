@@ -151,11 +151,22 @@ class Bench:
             return False
         return True
 
+    async def _check_weights(self) -> None:
+        """Raise NotVerified unless the job began with the model of the job that it names."""
+        for after in self._request.after:
+            if after.model:
+                view = await self._client.job(after.job_id)
+                if view.model is None or view.model.sha256 != self._request.model.weights:
+                    has = view.model.sha256 if view.model else "none"
+                    began = self._request.model.weights
+                    raise NotVerified(f"it began with {began}, and the model of {after.job_id} is {has}")
+
     async def ends_of(self, parts: list[Part]) -> AsyncGenerator[tuple[Part, m.ArtifactRef], None]:
         """Train parts that follow one another, in a process of its own: each, and what its end is here."""
         data_path, start_path = await self._fetch("data", self._request.dataset.sha256), await self._start(parts[0])
         weights = None if start_path else self._request.model.weights
         weights_path = await self._fetch("weights", weights) if weights else None
+        await self._check_weights()
         process = await TrainingProcess.start(Launch(work_folder=self._folder / "work"))
         try:
             self.isa = (await process.wait_ready()).isa

@@ -13,6 +13,7 @@ import msgspec
 from cyxcore.errors import CyxError, SpecError
 from cyxnet import messages as m
 from cyxnet import workflow as workflows
+from cyxnet.caller import first_of
 from cyxnet.cli.exits import DONE, WORLD_FAILED
 from cyxnet.cli.jobs import first_money, why_they_wait
 from cyxnet.cli.models import fetch_model, output_path
@@ -20,9 +21,9 @@ from cyxnet.cli.running import connected
 from cyxnet.cli.screen import Screen
 from cyxnet.client import AsyncClient
 from cyxnet.display import Tally, cyx, tell, validation
-from cyxnet.follow import ENDED
 from cyxnet.workflow import Step, Workflow
 
+End = tuple[m.JobView, dict[str, Any] | None]  # of a job: as it is then, and its model, where that was fetched
 TOLD = frozenset({"Leased", "LeaseLost", "DependenciesMet", "DependencyFailed", "FundFailed", "Completed", "Settled"})
 
 
@@ -35,12 +36,13 @@ async def run(args: argparse.Namespace, screen: Screen) -> int:
         run_id = args.again or secrets.token_hex(5)
         async with connected(args) as client:
             await first_money(client, screen)
-            ids = await _submitted(client, workflow, run_id, args, screen)
+            ids, never = await _submitted(client, workflow, run_id, args, screen)
             if args.no_wait:
-                text = f"{workflow.name}: {len(ids)} jobs are submitted; follow them with: {_again(args.file, run_id)}"
-                screen.result(text, {"run": run_id, "jobs": ids}, run_id)
-                return DONE
-            return await _followed(client, workflow, ids, models, screen)
+                text = f"{workflow.name}: {_count(len(ids))} submitted; follow with: {_again(args, run_id)}"
+                screen.result(text, {"run": run_id, "jobs": ids, "not_submitted": never}, run_id)
+                return WORLD_FAILED if never else DONE
+            ends = await _followed(client, ids, models, f"follow them with: {_again(args, run_id)}", screen)
+    return _tell_end(workflow, ends, never, screen)
 
 
 @contextlib.contextmanager
@@ -52,8 +54,12 @@ def _loaded(args: argparse.Namespace) -> Iterator[Workflow]:
         workflow.discard()
 
 
-def _again(file: Path, run_id: str) -> str:
-    return f"cyx run {file} --again {run_id}"
+def _again(args: argparse.Namespace, run_id: str) -> str:
+    return f"cyx run {args.file} --again {run_id}" + (f" -o {args.output}" if args.output else "")
+
+
+def _count(jobs: int) -> str:
+    return "1 job is" if jobs == 1 else f"{jobs} jobs are"
 
 
 def _show(workflow: Workflow, screen: Screen) -> None:
@@ -76,7 +82,12 @@ def _show(workflow: Workflow, screen: Screen) -> None:
         ],
     }
     screen.table(["job", "after", "with", "amount", "parameters"], rows, data)
-    screen.remark("total", f"{len(rows)} jobs, {cyx(workflow.amount_base_units)} at the most")
+    screen.remark("total", _total(workflow))
+
+
+def _total(workflow: Workflow) -> str:
+    count = len(workflow.steps)
+    return f"{count} job{'s' * (count > 1)}, {cyx(workflow.amount_base_units)} at the most"
 
 
 def _after(step: Step) -> str:
@@ -100,44 +111,53 @@ def _model_paths(args: argparse.Namespace, workflow: Workflow) -> dict[str, Path
     """Where the models go, checked before anything is paid."""
     if args.output is None:
         return {}
+    if args.no_wait:
+        raise SpecError("-o: --no-wait waits for no model; fetch them later with --again RUN -o DIR")
     if not args.output.is_dir():
         raise SpecError(f"{args.output}: expected a folder for the models, there is none; run: mkdir -p {args.output}")
-    names = [step.name for step in workflow.steps]
-    return {name: output_path(args.output / f"{name}.safetensors", name, force=args.force) for name in names}
+    paths = {step.name: args.output / f"{step.name}.safetensors" for step in workflow.steps}
+    if args.again and not args.force:  # what was fetched before stays
+        paths = {name: path for name, path in paths.items() if not path.exists()}
+    return {name: output_path(path, name, force=args.force) for name, path in paths.items()}
 
 
 async def _submitted(
     client: AsyncClient, workflow: Workflow, run_id: str, args: argparse.Namespace, screen: Screen
-) -> dict[str, str]:
-    """The ids of the jobs by their steps. What breaks off in between says how to go on."""
-    total = f"{len(workflow.steps)} jobs, {cyx(workflow.amount_base_units)} at the most"
-    screen.say("workflow", f"{workflow.name}, run {run_id}: {total}", kind="workflow", run=run_id, name=workflow.name)
+) -> tuple[dict[str, str], dict[str, str]]:
+    """The ids of the jobs by their steps, and why the others are not submitted. What breaks off says how to go on."""
+    about = {"run": run_id, "name": workflow.name}
+    screen.say("workflow", f"{workflow.name}, run {run_id}: {_total(workflow)}", kind="workflow", **about)
     begun: list[str] = []
+    never: dict[str, str] = {}
 
-    def told(step: Step, job_id: str, was_there: bool) -> None:
+    def told(step: Step, job_id: str, was_there: bool, why_never: str) -> None:
+        if why_never:
+            never[step.name] = why_never
+            screen.say("not begun", f"{step.name} is not submitted: {why_never}", kind="not_submitted", step=step.name)
+            return
         begun.append(job_id)
-        about = "; ".join(filter(None, [_values(step.values), f"after {_after(step)}" if step.after else ""]))
-        text = f"{step.name} is {'there' if was_there else 'submitted'} as {job_id}{f' ({about})' if about else ''}"
+        more = "; ".join(filter(None, [_values(step.values), f"after {_after(step)}" if step.after else ""]))
+        text = f"{step.name} is {'there' if was_there else 'submitted'} as {job_id}{f' ({more})' if more else ''}"
         screen.say("job", text, kind="job", step=step.name, job_id=job_id)
 
     try:
-        return await workflows.submit(client, workflow, run_id, told, again=args.again is not None)
+        return await workflows.submit(client, workflow, run_id, told, again=args.again is not None), never
     except (CyxError, asyncio.CancelledError):
         if begun:
-            text = f"{len(begun)} of {len(workflow.steps)} jobs are submitted; go on with: {_again(args.file, run_id)}"
+            text = f"{len(begun)} of {_count(len(workflow.steps))} submitted; go on with: {_again(args, run_id)}"
             screen.say("hint", text, kind="hint", run=run_id)
         raise
 
 
 async def _followed(
-    client: AsyncClient, workflow: Workflow, ids: dict[str, str], models: dict[str, Path], screen: Screen
-) -> int:
+    client: AsyncClient, ids: dict[str, str], models: dict[str, Path], how_to_go_on: str, screen: Screen
+) -> dict[str, End]:
     """Tell what happens to the jobs until all have ended, and fetch the models that somebody wants."""
     open_ = set(ids.values())
-    width = max(map(len, ids))
+    width = max(map(len, ids), default=0)
     under_way: dict[str, Tally] = {}  # by step
 
-    async def follow(step: str, job_id: str) -> tuple[m.JobView, dict[str, Any] | None]:
+    async def follow(step: str, job_id: str) -> End:
         async with contextlib.aclosing(client.watch(job_id)) as updates:
             async for update in updates:
                 if update.kind in TOLD and (told := tell(update)):
@@ -160,27 +180,32 @@ async def _followed(
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = {step: group.create_task(follow(step, job_id)) for step, job_id in ids.items()}
-        except* CyxError as failed:
-            raise failed.exceptions[0] from None
-        except* asyncio.CancelledError:
+        except asyncio.CancelledError:
             screen.close()
-            screen.say("goes on", "the jobs are not stopped by this; stop one with: cyx cancel JOB", kind="hint")
+            screen.say("goes on", f"the jobs are not stopped by this; {how_to_go_on}", kind="hint")
             raise
-    return _tell_end(workflow, {step: task.result() for step, task in tasks.items()}, screen)
+        except BaseExceptionGroup as failed:
+            screen.close()
+            screen.say("goes on", f"the jobs go on; {how_to_go_on}", kind="hint")
+            raise first_of(failed) from None
+    return {step: task.result() for step, task in tasks.items()}
 
 
-def _tell_end(workflow: Workflow, ends: Mapping[str, tuple[m.JobView, dict[str, Any] | None]], screen: Screen) -> int:
+def _tell_end(workflow: Workflow, ends: Mapping[str, End], never: Mapping[str, str], screen: Screen) -> int:
     rows = []
     for step in workflow.steps:
+        if step.name in never:
+            rows.append([step.name, "not submitted", _values(step.values), never[step.name], cyx(0), ""])
+            continue
         view, model = ends[step.name]
         found = ", ".join(validation(msgspec.to_builtins(view.summary))) if view.summary else view.error or ""
         paid = (view.node_base_units or 0) + (view.platform_base_units or 0)
         rows.append([step.name, view.status, _values(step.values), found, cyx(paid), model["path"] if model else ""])
     columns = ["job", "status", "with", "result", "paid", "model"]
     used = [place for place, name in enumerate(columns) if any(row[place] for row in rows) or name == "job"]
-    data = [{"step": name, "job": view, "model": model} for name, (view, model) in ends.items()]
+    data: list[dict[str, Any]] = [{"step": name, "job": view, "model": model} for name, (view, model) in ends.items()]
+    data += [{"step": name, "not_submitted": why} for name, why in never.items()]
     screen.table([columns[place] for place in used], [[row[place] for place in used] for row in rows], data)
     done = sum(view.status == "completed" for view, _ in ends.values())
-    screen.remark("done", f"{done} of {len(ends)} jobs are completed")
-    assert all(view.status in ENDED for view, _ in ends.values())
-    return DONE if done == len(ends) else WORLD_FAILED
+    screen.remark("done", f"{done} of {_count(len(rows))} completed")
+    return DONE if done == len(rows) else WORLD_FAILED

@@ -85,7 +85,7 @@ def test_a_job_waits_for_all_that_it_comes_after():
     both = waiting(FIRST, m.After(job_id="job-2"))
     known = {"job-1": after(*TRAINED), "job-2": after(f.FUNDED, job_id="job-2")}
     assert dependencies.due(both, known) is None
-    assert dependencies.open_(both, known) == ["job-2"]
+    assert dependencies.unfinished(both, known) == ["job-2"]
     known["job-2"] = after(*TRAINED, job_id="job-2")
     assert dependencies.due(both, known) == m.DependenciesMet()
 
@@ -280,8 +280,8 @@ async def test_two_centrals_let_a_job_begin_once(central, other):
     await central.job("job-1", *TRAINED)
     await central.job("job-2", f.FUNDED, after=[FIRST])
     await other.log.catch_up()
-    await central.dispatch._go_on()
-    await other.dispatch._go_on()  # it has not read what the first wrote
+    await central.dispatch._decide_dependents()
+    await other.dispatch._decide_dependents()  # it has not read what the first wrote
     await other.log.catch_up()
     assert (await kinds_of(central, "job-2"))[-2:] == ["Funded", "DependenciesMet"]
     assert other.world.quarantined == 0

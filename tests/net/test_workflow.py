@@ -1,13 +1,16 @@
 """A workflow file is right, or one line says where it is wrong and what to write instead."""
 
+import msgspec
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from cyxcore.errors import CyxError, SpecError
 from cyxnet import workflow as workflows
 from cyxnet.jobfile import load as load_job
-from cyxnet.messages import After
+from cyxnet.messages import After, JobId
 from tests.net.test_jobfile import write
 
 HEAD = 'name = "flow"\n'
@@ -23,6 +26,10 @@ def flow(folder, *sections, head=HEAD):
 
 def section(name, *lines):
     return "\n".join([f"[jobs.{name}]", 'file = "job.toml"', *lines])
+
+
+HELD, NONE_HELD = (f'set = {{ "data.validation" = {share} }}' for share in ("0.25", "0.0"))
+WIDER = 'set = { "model.layers" = [{ kind = "Linear", out_features = 3 }] }'
 
 
 def load(folder, *sections, head=HEAD):
@@ -45,6 +52,28 @@ def test_what_is_set_counts_instead_of_what_the_job_file_says(tmp_path):
     assert (job.model, job.data, plain.training.epochs) == (plain.model, plain.data, 2)
 
 
+@pytest.mark.parametrize("lines", ["set = { training.epochs = 7 }", "[jobs.a.set.training]\nepochs = 7"])
+def test_what_is_set_in_a_nested_table_leaves_the_rest_of_its_section(tmp_path, lines):
+    job, plain = load(tmp_path, section("a", lines)).steps[0].job, load_job(tmp_path / "job.toml")
+    assert job.training.epochs == 7
+    assert replace(job.training, epochs=plain.training.epochs) == plain.training
+
+
+def test_jobs_on_the_same_data_share_what_was_packed_of_it(tmp_path):
+    np.save(tmp_path / "x.npy", np.ones((8, 2), np.float32))
+    np.save(tmp_path / "y.npy", np.arange(8) % 3)
+    arrays = 'set = { "data.path" = "x.npy", "data.target_path" = "y.npy" }'
+    write(tmp_path)
+    job = (tmp_path / "job.toml").read_text().replace('target = "label"\n', "")
+    (tmp_path / "job.toml").write_text(job)
+    file = tmp_path / "flow.toml"
+    file.write_text(HEAD + section("a", arrays, 'matrix = { "training.seed" = [1, 2, 3] }'))
+    found = workflows.load(file, tmp_path / "packed")
+    assert len({step.job.data_path for step in found.steps}) == len(list((tmp_path / "packed").iterdir())) == 1
+    found.discard()
+    assert list((tmp_path / "packed").iterdir()) == []
+
+
 def test_a_matrix_stands_for_a_job_of_each_combination_and_its_name_for_all_of_them(tmp_path):
     matrix = 'matrix = { "training.seed" = [1, 2], "training.epochs" = [3, 4] }'
     found = load(tmp_path, section("a", matrix), section("b", 'after = ["a"]'), section("c", 'weights = "a-4"'))
@@ -60,12 +89,12 @@ def test_a_matrix_stands_for_a_job_of_each_combination_and_its_name_for_all_of_t
     [
         (['after = ["a.final_loss <= 0.5"]'], After(job_id="a", metric="final_loss", at_most=0.5)),
         (
-            ['after = ["a.validation_accuracy>=0.9", "a.validation_accuracy <= 0.99"]'],
-            After(job_id="a", metric="validation_accuracy", at_least=0.9, at_most=0.99),
+            ['after = ["a.final_accuracy>=0.9", "a.final_accuracy <= 0.99"]'],
+            After(job_id="a", metric="final_accuracy", at_least=0.9, at_most=0.99),
         ),
         (
-            ['after = ["a.validation_r2 >= -1e-2"]', 'weights = "a"'],
-            After(job_id="a", model=True, metric="validation_r2", at_least=-0.01),
+            ['after = ["a.final_accuracy >= -1e-2"]', 'weights = "a"'],
+            After(job_id="a", model=True, metric="final_accuracy", at_least=-0.01),
         ),
         (['weights = "a"'], After(job_id="a", model=True)),
     ],
@@ -91,6 +120,21 @@ def test_what_is_wanted_of_a_model_is_read(tmp_path, lines, expected):
         ([section("a"), section("b", 'after = ["a.final_loss > 1"]')], 'expected "teacher" or "teacher.validation'),
         ([section("a"), section("b", 'after = ["a.final_loss >= 1e"]')], 'expected "teacher" or "teacher.validation'),
         (
+            [section("a"), section("b", 'after = ["a.final_loss <= 1e999"]')],
+            'expected "teacher" or "teacher.validation',
+        ),
+        (
+            [section("a", NONE_HELD), section("b", 'after = ["a.validation_loss <= 1"]')],
+            "no rows are held out, of which",
+        ),
+        ([section("a", HELD), section("b", 'after = ["a.validation_r2 >= 1"]')], "there is none of a classification"),
+        ([section("a"), section("b", 'after = ["a.final_loss <= 1", "a.final_loss <= 2"]')], "two bounds of one kind"),
+        ([section("a"), section("b", 'weights = ""')], "jobs.b.weights: no job is called ; there are a, b"),
+        (
+            [section("a"), section("b", 'weights = "a"', WIDER)],
+            "jobs.b.weights: a has another model: 0.bias is (4,), and",
+        ),
+        (
             [section("a"), section("b", 'after = ["a.final_loss <= 1", "a.final_accuracy >= 1"]')],
             "two metrics of a; expected one",
         ),
@@ -109,7 +153,7 @@ def test_what_is_wanted_of_a_model_is_read(tmp_path, lines, expected):
         (["[jobs]"], "expected 1 to 1000 jobs, got 0"),
         (["[jobs.a]"], "jobs.a: object missing required field file"),
         (["[jobs.a]", "file = 3"], "jobs.a.file: expected text, got a whole number"),
-        ([section("a", f'matrix = {{ "training.seed" = {list(range(1001))} }}')], "more than 1000 jobs"),
+        ([section("a", f'matrix = {{ "training.seed" = {list(range(1001))} }}')], "expected 1 to 1000 jobs, got 1,001"),
         (
             [section("a", f'matrix = {{ "training.seed" = {list(range(101))} }}'), section("b", 'after = ["a"]')],
             "at most 100",
@@ -134,7 +178,9 @@ def test_a_job_file_and_a_workflow_file_are_told_apart(tmp_path):
 def test_the_jobs_of_a_run_have_ids_that_follow_from_it(tmp_path):
     found = load(tmp_path, section("a"), section("b", 'weights = "a"'), head='name = "My Flow, the long one of all"\n')
     first, second = workflows.jobs_of(found, "0123456789")
-    assert (first.job_id, second.job_id) == ("my-flow-the-long-one-a-0123456789", "my-flow-the-long-one-b-0123456789")
+    assert (first.job_id, second.job_id) == ("my-flow-the-lon-a-0123456789", "my-flow-the-lon-b-0123456789")
+    longest = workflows.job_id("x" * 40, "y" * 30 + "-1000", "0123456789")
+    assert msgspec.convert(longest, JobId) == longest
     assert second.after == [After(job_id=first.job_id, model=True)] and second.name == "My Flow, the long one of all/b"
 
 

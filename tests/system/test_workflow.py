@@ -34,6 +34,9 @@ after = ["never"]
 """
 
 
+LATE = [("late", "never"), ("later", "late")]  # jobs that come too late
+
+
 async def cyx(network, *arguments):
     command = [sys.executable, "-m", "cyxnet", "--dir", str(network.folder), "--json", *arguments]
     process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
@@ -71,10 +74,34 @@ async def test_a_workflow_runs_in_its_order_each_job_with_what_it_was_to_have(cl
     run = said[0]["data"]["run"]
     code, said = await cyx(network, "run", str(file), "--again", run, "--no-wait")
     assert (code, said[-1]["data"]["jobs"]) == (0, {step: job["job_id"] for step, job in ends.items()})
+    late = [f'[jobs.{name}]\nfile = "{EXAMPLES / "digits.toml"}"\nafter = ["{other}"]' for name, other in LATE]
+    file.write_text("\n".join([FLOW, *late]))
+    code, said = await cyx(network, "run", str(file), "--again", run)
+    whys = {each["step"]: each["not_submitted"] for each in said[-1] if "not_submitted" in each}
+    assert (code, list(whys)) == (1, ["late", "later"])
+    assert "it would never begin: digits-never-" in whys["late"] and "is not submitted" in whys["later"]
     file.write_text(FLOW.replace('amount = "1"', 'amount = "2"'))
     code, said = await cyx(network, "run", str(file), "--again", run, "--no-wait")
     assert code == 2 and "was submitted with other settings" in said[-1]["data"]["message"]
     await assert_money_is_conserved(client, network)
+
+
+async def test_who_stops_following_stops_nothing_and_hears_how_to_go_on(client, network, standing, tmp_path):
+    file = tmp_path / "flow.toml"
+    file.write_text(FLOW)
+    standing.after(epoch=1)
+    command = [sys.executable, "-m", "cyxnet", "--dir", str(network.folder), "--json", "run", str(file)]
+    pipes = {"stdout": asyncio.subprocess.PIPE, "stderr": asyncio.subprocess.PIPE}
+    process = await asyncio.create_subprocess_exec(*command, **pipes)
+    while json.loads(await process.stdout.readline())["kind"] != "Leased":
+        pass
+    process.send_signal(signal.SIGINT)
+    said, complaint = await asyncio.wait_for(process.communicate(), 60)
+    assert (process.returncode, complaint.decode()) == (130, "cyx: stopped\n")
+    assert "--again" in said.decode()
+    standing.go_on()
+    [first] = (await client.jobs(name="digits/rates-1")).jobs
+    assert (await client.wait(first.job_id)).status == "completed"
 
 
 async def test_a_workflow_goes_on_when_its_client_is_gone_and_central_is_killed(network, standing, tmp_path):

@@ -157,7 +157,7 @@ def _untold(*changes: Any) -> Iterator[Any]:
     """What decides about dependencies, changed; and nobody who reads the log finds that false."""
     for name, changed in changes:
         yield mock.patch.object(dependencies, name, changed)
-    yield mock.patch.object(dependencies, "false", anything)
+    yield mock.patch.object(dependencies, "why_untrue", anything)
 
 
 @planted
@@ -256,4 +256,4 @@ def who_fails_now_has_failed() -> Iterator[Any]:
 @planted
 def nobody_lets_them_begin() -> Iterator[Any]:
     """When the jobs before it are completed, nobody writes it down."""
-    yield mock.patch.object(Dispatch, "_go_on", nothing)
+    yield mock.patch.object(Dispatch, "_decide_dependents", nothing)
