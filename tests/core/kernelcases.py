@@ -442,6 +442,73 @@ ODD = [Case(op, [special(dtype)]) for op in (*ROUNDED_UNARY, *EXACT_UNARY) for d
     for dtype in FLOATS
 ]
 
+LENGTHS = (1, 2, 3, 5, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 100, 129, 257, 1000, 1025)
+
+
+def sized_cases(n: int, dtype: str) -> Iterator[Case]:
+    """Of rows and of columns of n numbers: where vectors, blocks of sums and panels end."""
+    small, large = (1e-5, 3e-7) if dtype == "float32" else (1e-13, 1e-15)  # of sums, and of single roundings
+    row, rows, columns = (values(shape, dtype, seed=n) for shape in ((n,), (3, n), (n, 3)))
+    stack, several = values((2, n, 5), dtype), [values((n,), dtype, seed=seed) for seed in range(4)]
+    labels = np.random.default_rng(n).integers(0, n, (3, 5))
+    for op in EXACT_UNARY:
+        yield Case(op, [np.abs(row)])
+    for op, tolerance in ROUNDED_UNARY.items():
+        yield Case(op, [np.abs(row) + 0.01], tolerance=tolerance if dtype == "float32" else 1e-15)
+    for op in (*ARITHMETIC, "div", *COMPARE):
+        for left, right in ((row, several[1]), (rows, row), (columns, columns[:, :1]), (row[:1], rows)):
+            yield Case(op, [left, np.ascontiguousarray(right)])
+    yield Case("pow", [np.abs(row), several[1]], tolerance=large)
+    yield Case("where", [row > 0, row, several[1]])
+    yield Case("softplus_grad", [row, several[1]], tolerance=small)
+    for x, axis in ((rows, 1), (columns, 0), (stack, 1)):
+        for op in ("sum", "mean", "max", "min"):
+            exact = op in ("max", "min")
+            yield Case(op, [x], {"axes": (axis,), "keepdims": False}, tolerance=0.0 if exact else small)
+        yield Case("argmax", [x], {"axis": axis})
+        yield Case("cumulative_sum", [x], {"axis": axis}, tolerance=small)
+        for op in ("softmax", "log_softmax"):
+            yield Case(op, [x], {"axis": axis}, tolerance=small)
+            yield Case(f"{op}_grad", [x, np.ascontiguousarray(x[::-1])], {"axis": axis}, tolerance=small)
+        yield Case("take", [x, np.array([0, -1, n // 2])], {"axis": axis})
+        yield Case("take_grad", [x, np.arange(n) % 4], {"axis": axis, "size": 4}, tolerance=small)
+        yield Case("take_along", [x, np.zeros(x.shape, np.int64) + n // 2], {"axis": axis})
+        yield Case("concat", [x, x], {"axis": axis})
+    yield Case("cross_entropy", [values((3, n, 5), dtype), labels], tolerance=small)
+    yield Case("cross_entropy_grad", [values((3, 5), dtype), values((3, n, 5), dtype), labels], tolerance=small)
+    yield Case("transpose", [rows], {"axes": (1, 0)})
+    yield Case("transpose", [stack], {"axes": (0, 2, 1)})
+    yield Case("slice", [rows], {"starts": (1, 0), "stops": (3, n), "steps": (1, 3)})
+    yield Case("slice", [rows], {"starts": (0, n - 1), "stops": (3, 0), "steps": (2, -1)})
+    yield Case("pad", [rows], {"pads": ((1, 0), (0, 3)), "value": 2.0})
+    yield Case("broadcast_to", [row], {"shape": (4, n)})
+    yield Case("cast", [row], {"dtype": "float64" if dtype == "float32" else "float32"})
+    yield Case("one_hot", [labels], {"depth": n})
+    yield Case("uniform", [np.array([5, 7], np.uint64)], {"shape": (n,), "stream": 9})
+    for left, right in (
+        (rows, columns),
+        (columns, rows),
+        (rows, values((n, 37), dtype)),
+        (values((37, n), dtype), columns),
+    ):
+        for ta, tb in ((False, False), (True, False), (False, True), (True, True)):
+            a, b = (np.ascontiguousarray(x.T) if turned else x for x, turned in ((left, ta), (right, tb)))
+            yield Case("matmul", [a, b], {"transpose_a": ta, "transpose_b": tb}, tolerance=small)
+    p, g, b, v = several
+    lr, step = np.array(0.01, dtype), np.array(3.0, "float32")
+    decay, beta = {"weight_decay": 0.1}, {"beta": 0.9, "weight_decay": 0.1}
+    yield Case("sgd_update", [p, g, lr], decay, tolerance=small)
+    yield Case("momentum", [b, g, p], {"momentum": 0.9, **decay}, tolerance=small)
+    yield Case("nesterov_update", [p, g, b, lr], {"momentum": 0.9, **decay}, tolerance=small)
+    yield Case("axpy_update", [p, b, lr], tolerance=small)
+    yield Case("adam_m", [b, g, p], beta, tolerance=small)
+    yield Case("adam_v", [np.abs(v), g, p], beta, tolerance=small)
+    attrs = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "decoupled_weight_decay": 0.1}
+    yield Case("adam_update", [p, b, np.abs(v), lr, step], attrs, out_dtype=dtype, tolerance=small)
+
+
+SIZED = [case for n in LENGTHS for dtype in FLOATS for case in sized_cases(n, dtype)]
+
 
 def machine_isas() -> list[str]:
     """The instruction sets this machine has."""

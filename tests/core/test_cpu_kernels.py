@@ -22,6 +22,7 @@ from tests.core.kernelcases import (
     ISAS,
     ODD,
     ROUNDED_UNARY,
+    SIZED,
     SPECIALS,
     Array,
     Case,
@@ -41,7 +42,7 @@ def test_every_operation_of_the_table_has_a_case() -> None:
 @pytest.mark.parametrize("op", sorted(CASES))
 def test_a_kernel_agrees_with_numpy(op: str, isa: str) -> None:
     cpu.set_isa(isa)
-    for case in CASES[op]:
+    for case in [*CASES[op], *(c for c in SIZED if c.op == op)]:
         with np.errstate(all="ignore"):
             expected, got = case.expected(), case.run()
         described = f"{[(x.shape, x.dtype.name) for x in case.inputs]} {case.attrs}"
@@ -56,7 +57,7 @@ def test_a_kernel_agrees_with_numpy(op: str, isa: str) -> None:
 
 @pytest.mark.parametrize("op", sorted(CASES))
 def test_bits_do_not_depend_on_the_instruction_set(op: str) -> None:
-    for case in [*CASES[op], *(c for c in (*BIG, *ODD) if c.op == op)]:
+    for case in [*CASES[op], *(c for c in (*BIG, *ODD, *SIZED) if c.op == op)]:
         with np.errstate(all="ignore"):
             cpu.set_isa(ISAS[0])
             first = case.run()

@@ -6,6 +6,9 @@
 
 enum { CYX_LINE_BYTES = 64, CYX_FEW_LINES = 12 };
 
+/* An address to fetch, so many elements from x, where the array may have ended: no pointer of C may point there. */
+#define CYX_BEYOND(x, count) ((const void *)((uintptr_t)(x) + sizeof(*(x)) * (uintptr_t)(count)))
+
 typedef struct {
     const char *at;
     int64_t lines;

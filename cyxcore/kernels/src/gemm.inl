@@ -355,7 +355,7 @@ static void NAME(pack_b)(const NAME(product) * p, T *to, int64_t begin, int64_t 
         for (int64_t k = 0; k < p->k_count; k++)
             for (int64_t panel = begin; panel < whole; panel++) {
                 const T *line = b + k * p->b_row + panel * NR;
-                for (int64_t at = 0; at < NR; at += LINE) __builtin_prefetch(line + ROWS_AHEAD * p->b_row + at, 0, 2);
+                for (int64_t at = 0; at < NR; at += LINE) __builtin_prefetch(CYX_BEYOND(line, ROWS_AHEAD * p->b_row + at), 0, 2);
                 memcpy(to + (panel - begin) * PANEL(p) + k * NR, line, sizeof(T) * NR);
             }
         if (whole > begin) first = whole;

@@ -32,7 +32,7 @@ static inline __attribute__((always_inline)) void make_link(const int W, V *made
         const float *from = link->first.array + at;
         IN_REGISTER(from);
         ON_ALL(made[i] = W > 1 ? *(const V *)(from + i * VN) : NAME(part)(from, left, 0));
-        if (W > 1 && is.first.ahead) ON_ALL(__builtin_prefetch(from + LINKS_AHEAD + i * VN, 0, 3));
+        if (W > 1 && is.first.ahead) ON_ALL(__builtin_prefetch(CYX_BEYOND(from, LINKS_AHEAD + i * VN), 0, 3));
     }
     V with[LINKED];
     switch (is.other.form) {

@@ -48,7 +48,7 @@ static inline __attribute__((always_inline)) V NAME(norm_square)(NAME(norm_row) 
     return centred * centred;
 }
 static inline __attribute__((always_inline)) V NAME(norm_square_ahead)(NAME(norm_row) row, int64_t i, int64_t left) {
-    __builtin_prefetch(row.x + i + row.ahead, 0, 2);
+    __builtin_prefetch(CYX_BEYOND(row.x, i + row.ahead), 0, 2);
     return NAME(norm_square)(row, i, left);
 }
 /* The gradient of what was normalised: that of the result times the weights. */
@@ -56,12 +56,12 @@ static inline __attribute__((always_inline)) V NAME(norm_given)(NAME(norm_row) r
     return NAME(part)(row.g + i, left, 0) * (row.weight ? NAME(part)(row.weight + i, left, 0) : SPLAT(row.factor));
 }
 static inline __attribute__((always_inline)) V NAME(norm_slope)(NAME(norm_row) row, int64_t i, int64_t left) {
-    __builtin_prefetch(row.x + i + row.ahead, 0, 2);
+    __builtin_prefetch(CYX_BEYOND(row.x, i + row.ahead), 0, 2);
     return NAME(norm_given)(row, i, left) * NAME(norm_centred)(row, i, left);
 }
 /* The gradient but for the part that goes through the mean; it is left in `out`. */
 static inline __attribute__((always_inline)) V NAME(norm_gradient)(NAME(norm_row) row, int64_t i, int64_t left) {
-    __builtin_prefetch(row.g + i + row.ahead, 0, 2);
+    __builtin_prefetch(CYX_BEYOND(row.g, i + row.ahead), 0, 2);
     V made = NAME(norm_given)(row, i, left) * SPLAT(row.scale) + SPLAT(row.slope) * NAME(norm_centred)(row, i, left);
     NAME(put_part)(row.out + i, made, left);
     return made;
@@ -256,7 +256,7 @@ static void NAME(norm_weigh)(const cyx_norm *norm, NAME(norm_row) row, int64_t r
     for (int64_t k = 0; k < runs; k++, c++, row.g += inner, row.out += inner) {
         V weight = SPLAT(((const T *)norm->weight)[c]);
         for (int64_t i = 0; i < inner; i += VN) {
-            __builtin_prefetch(row.g + i + row.ahead, 0, 2);
+            __builtin_prefetch(CYX_BEYOND(row.g, i + row.ahead), 0, 2);
             NAME(put_part)(row.out + i, NAME(part)(row.g + i, inner - i, 0) * weight, inner - i);
         }
     }
@@ -269,7 +269,7 @@ static inline void NAME(norm_finish)(const NAME(norm_row) * row, V through_mean,
     if (!before) {
         int64_t i = 0;
         _Pragma("GCC unroll 4") for (; i + VN <= n; i += VN) {
-            __builtin_prefetch(out + i + row->ahead, 1, 2);
+            __builtin_prefetch(CYX_BEYOND(out, i + row->ahead), 1, 2);
             *(V *)(out + i) = *(V *)(out + i) + through_mean;
         }
         if (i < n) NAME(put_part)(out + i, NAME(part)(out + i, n - i, 0) + through_mean, n - i);
@@ -302,7 +302,7 @@ static inline __attribute__((always_inline)) void NAME(norm_slopes_part)(const N
     V weight = rows > 1 || row->weight ? NAME(part)(row->weight + i, left, 0) : SPLAT((T)1);
     V of_weight = NAME(part)(weighed + i, left, 0), of_bias = NAME(part)(sums + i, left, 0);
     _Pragma("GCC unroll 4") for (int r = 0; r < rows; r++) {
-        __builtin_prefetch(row[r].x + i + row[r].ahead, 0, 2);
+        __builtin_prefetch(CYX_BEYOND(row[r].x, i + row[r].ahead), 0, 2);
         V g = NAME(part)(row[r].g + i, left, 0), centred = NAME(norm_centred)(row[r], i, left);
         IN_VECTOR_REGISTER(g);
         V next = g * weight * centred;
@@ -378,7 +378,7 @@ static inline __attribute__((always_inline)) void NAME(norm_run_block)(NAME(norm
             V g = NAME(part)(row.g + at, left, 0), centred = NAME(norm_centred)(row, at, left);
             IN_VECTOR_REGISTER(g);
             V weighed = g * (centred * SPLAT(row.scale)), slope = g * SPLAT(row.factor) * centred;
-            __builtin_prefetch(row.x + at + row.ahead, 0, 2);
+            __builtin_prefetch(CYX_BEYOND(row.x, at + row.ahead), 0, 2);
             if (left < VN) weighed = NAME(kept)(weighed, left), slope = NAME(kept)(slope, left);
             lanes[0][v] = lanes[0][v] + weighed, lanes[1][v] = lanes[1][v] + g, lanes[2][v] = lanes[2][v] + slope;
         }

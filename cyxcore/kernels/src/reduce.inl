@@ -496,7 +496,7 @@ static int64_t NAME(argmax_block)(const T *x, int64_t n) {
     enum { PARTS = 4, STEP = 4 * VN };
     if (n >= STEP) {
         int64_t length = (n + PARTS * STEP - 1) / (PARTS * STEP) * STEP, start[PARTS];
-        V best[PARTS], greatest;
+        V best[PARTS];
         UNORDERED odd = {0};
         for (int p = 0; p < PARTS; p++) {
             V lanes[4];
@@ -510,9 +510,10 @@ static int64_t NAME(argmax_block)(const T *x, int64_t n) {
                 }
             lanes[0] = QUICK_MAX(lanes[0], lanes[1]), lanes[2] = QUICK_MAX(lanes[2], lanes[3]);
             best[p] = QUICK_MAX(lanes[0], lanes[2]);
-            greatest = p ? QUICK_MAX(greatest, best[p]) : best[p];
         }
         if (!ANY_UNORDERED(odd)) {
+            V greatest = best[0];
+            for (int p = 1; p < PARTS; p++) greatest = QUICK_MAX(greatest, best[p]);
             if (VN > 8) FOLD_LANES(greatest, VN > 8 ? 8 : 1, QUICK_MAX)
             if (VN > 4) FOLD_LANES(greatest, VN > 4 ? 4 : 1, QUICK_MAX)
             if (VN > 2) FOLD_LANES(greatest, VN > 2 ? 2 : 1, QUICK_MAX)

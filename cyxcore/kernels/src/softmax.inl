@@ -220,12 +220,13 @@ static inline __attribute__((always_inline)) void NAME(finish_sums_of_columns)(V
 }
 
 /* Columns read and write a few lines of each row, which the processor does not expect: they are fetched while it computes. */
-static inline __attribute__((always_inline)) void NAME(fetch)(const T *x, int64_t vectors, const int for_writing) {
-    for (int64_t v = 0; v < vectors; v++)
+static inline __attribute__((always_inline)) void NAME(fetch)(const T *x, int64_t at, int64_t vectors,
+                                                              const int for_writing) {
+    for (int64_t v = 0; v < vectors; v++, at += VN)
         if (for_writing)
-            __builtin_prefetch(x + v * VN, 1, 3);
+            __builtin_prefetch(CYX_BEYOND(x, at), 1, 3);
         else
-            __builtin_prefetch(x + v * VN, 0, 3);
+            __builtin_prefetch(CYX_BEYOND(x, at), 0, 3);
 }
 
 /* The sums of e**(x - shift), which takes the place of x, or where `apart` is given goes there, over each other. next, out:
@@ -241,8 +242,8 @@ static inline __attribute__((always_inline)) void NAME(sum_powers_of_columns)(V 
         for (int64_t i = 0; i < count; i++) {
             V *row = x + (first + i) * vectors, *made = apart ? apart : row, *lane = lanes + i % width * vectors;
             NAME(exp_less)((T *)made, (const T *)row, (const T *)shift, vectors * VN);
-            if (next) NAME(fetch)(next + (first + i) * inner, vectors, 0);
-            if (out) NAME(fetch)(out + (first + i) * inner, vectors, 1);
+            if (next) NAME(fetch)(next, (first + i) * inner, vectors, 0);
+            if (out) NAME(fetch)(out, (first + i) * inner, vectors, 1);
             if (i < width)
                 for (int64_t v = 0; v < vectors; v++) lane[v] = made[v];
             else
@@ -370,9 +371,9 @@ static void NAME(softmax_grad_columns)(T *out, const T *g, const T *y, int64_t n
     for (int64_t first = 0, blocks = 0; first < n; first += BLOCK_ROWS, blocks++) {
         for (int64_t i = first; i < n && i < first + BLOCK_ROWS; i++) {
             int64_t ahead = i + GRADIENTS_AHEAD;
-            if (ahead < n) NAME(fetch)(g + ahead * inner, vectors, 0);
-            if (ahead < n && !logarithm) NAME(fetch)(y + ahead * inner, vectors, 0);
-            if (ahead >= n && ahead < 2 * n) NAME(fetch)(out + (ahead - n) * inner, vectors, 1);
+            if (ahead < n) NAME(fetch)(g, ahead * inner, vectors, 0);
+            if (ahead < n && !logarithm) NAME(fetch)(y, ahead * inner, vectors, 0);
+            if (ahead >= n && ahead < 2 * n) NAME(fetch)(out, (ahead - n) * inner, vectors, 1);
             for (int64_t v = 0; v < vectors; v++) {
                 int64_t at = i * inner + v * VN, left = count - v * VN;
                 V term = NAME(part)(g + at, left, 0);
@@ -388,8 +389,8 @@ static void NAME(softmax_grad_columns)(T *out, const T *g, const T *y, int64_t n
     NAME(finish_sums_of_columns)(sums, tree, height, vectors);
     for (int64_t i = 0; i < n; i++) {
         int64_t ahead = i + GRADIENTS_AHEAD, at_ahead = ahead < n ? ahead * inner : (ahead - n) % n * inner + count;
-        if (ahead >= n || n > GRADIENTS_NEAR) NAME(fetch)(g + at_ahead, vectors, 0), NAME(fetch)(y + at_ahead, vectors, 0);
-        if (ahead < n) NAME(fetch)(out + at_ahead, vectors, 1);
+        if (ahead >= n || n > GRADIENTS_NEAR) NAME(fetch)(g, at_ahead, vectors, 0), NAME(fetch)(y, at_ahead, vectors, 0);
+        if (ahead < n) NAME(fetch)(out, at_ahead, vectors, 1);
         if (logarithm) NAME(exp_row)((T *)powers, y + i * inner, 0, count);
         for (int64_t v = 0; v < vectors; v++) {
             int64_t at = i * inner + v * VN, left = count - v * VN;

@@ -192,7 +192,7 @@ static inline __attribute__((always_inline)) void NAME(see_lines)(const int S, c
                         _Pragma("GCC unroll 4") for (int v = 0; v < vectors; v++) {
                             const T *pixel = from + s * tall + TILE_OUT * n + v * VN;
                             a[s * vectors + v] = NAME(pixels)(pixel, there[n][v] & inside[s]);
-                            if (!n) __builtin_prefetch(pixel + plane); /* of the next plane */
+                            if (!n) __builtin_prefetch(CYX_BEYOND(pixel, plane)); /* of the next plane */
                         }
                     V even = EVENS(a[0], a[1]), next_even = EVENS(a[2], a[3]), odd = ODDS(a[0], a[1]), next_odd = ODDS(a[2], a[3]);
                     d[TILE_OUT * n] = EVENS(even, next_even), d[TILE_OUT * n + 1] = EVENS(odd, next_odd);
