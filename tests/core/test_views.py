@@ -1,5 +1,6 @@
 """Indexing, assignment, views and operations in place: NumPy's semantics, and gradients that notice."""
 
+import math
 import operator
 from typing import Any
 
@@ -114,7 +115,8 @@ def test_integer_arrays_read_and_write_as_in_numpy(data: st.DataObject) -> None:
 def test_operations_take_views_with_gaps(data: st.DataObject) -> None:
     """A view is computed with like a copy, also NaN, infinities and -0.0 in it."""
     shape = data.draw(hnp.array_shapes(min_dims=1, max_dims=3, min_side=0, max_side=4))
-    odd = st.sampled_from(list(specials("float32")))
+    # without the largest numbers: whether a sum of them comes to an infinity goes by its order
+    odd = st.sampled_from([each for each in specials("float32") if not 1e30 < abs(each) < math.inf])
     theirs = data.draw(hnp.arrays(np.float32, shape, elements=odd))
     index = data.draw(hnp.basic_indices(shape))
     ours = cx.asarray(theirs)[index].T
