@@ -1,5 +1,6 @@
 """The rarer of PyTorch's names: the values and the gradients PyTorch has."""
 
+import inspect
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -313,4 +314,4 @@ def test_every_name_is_there_and_explained() -> None:
     for name, method in torchrarer.METHODS.items():
         assert callable(getattr(cx.tensor(X), name)) and method.__doc__, name
     for maker in torchrarer.MAKERS:
-        assert getattr(cx, maker.__name__) is maker and maker.__doc__
+        assert inspect.unwrap(getattr(cx, maker.__name__)) is inspect.unwrap(maker) and maker.__doc__

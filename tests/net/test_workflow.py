@@ -1,5 +1,7 @@
 """A workflow file is right, or one line says where it is wrong and what to write instead."""
 
+from pathlib import Path
+
 import msgspec
 import numpy as np
 import pytest
@@ -194,3 +196,8 @@ def test_no_text_is_anything_but_a_workflow_or_one_line(tmp_path_factory, text, 
     with pytest.raises(CyxError) as error:
         workflows.load(path)
     assert "\n" not in str(error.value)
+
+
+def test_the_example_is_a_workflow():
+    found = workflows.load(Path(__file__).parents[2] / "examples" / "workflow.toml")
+    assert [step.name for step in found.steps] == ["rates-1", "rates-2", "rates-3", "longer", "finetuned"]
