@@ -80,7 +80,7 @@ class Server:
         for task in self.connections:
             task.cancel()
         await asyncio.gather(*self.connections, return_exceptions=True)
-        await self.listener.wait_closed()
+        # not wait_closed(): from Python 3.12.1 on it waits for peers that do not read what was written to them
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()

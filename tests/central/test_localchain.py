@@ -289,6 +289,25 @@ def sending(raw: bytes, identifier: int) -> bytes:
     return json.dumps({"id": identifier, "method": "sendTransaction", "params": params}).encode()
 
 
+async def test_a_peer_that_does_not_read_its_answer_does_not_hold_up_the_end(
+    chain: Chain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, asked = Server(chain), asyncio.Event()
+
+    async def large(body: bytes) -> tuple[int, bytes]:
+        asked.set()
+        return 200, bytes(2**25)  # more than the buffers of both sockets hold
+
+    monkeypatch.setattr(server, "handle", large)
+    await server.start()
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(server.url.rpartition(":")[2]))
+    reader._transport.pause_reading()  # type: ignore[attr-defined]
+    writer.write(b"POST / HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}")
+    await asyncio.wait_for(asked.wait(), 60)
+    await asyncio.wait_for(server.stop(), 30)
+    writer.transport.abort()
+
+
 async def test_payments_of_one_turn_share_a_sync_of_the_disk(chain: Chain) -> None:
     server, statements = Server(chain), list[str]()
     raw = [payment(chain, SOL // 1_000 + n) for n in range(5)]
