@@ -3,7 +3,7 @@
 cdef str _FLOAT32 = "float32"
 cdef dict _FROM_NAMES = {}  # the names of dtypes, by themselves: a name is always the same object
 cdef dict _interned = {}  # shapes and the like, by themselves: calls are known by the very objects
-cdef list _reductions = [None] * 64  # attributes, by twice the axis (16: all axes), one more where they are kept
+cdef list _reductions = [None] * 64  # attributes, by twice the axis (16 + rank: all), one more where it is kept
 cdef list _along_axis = [{"axis": axis} for axis in range(8)]
 
 

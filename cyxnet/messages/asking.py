@@ -133,8 +133,8 @@ class JobView(Struct, kw_only=True, omit_defaults=True):
     """A job as a reader sees it.
 
     attempt: 0 until a node has it. progress: from 0 to 1; of a job that no node trains, what its checkpoint holds.
-    latest: the newest metrics of a batch or epoch. error: why it ended so; of a job that has not
-    ended (see status) why its attempt before did, which is over: whether the job fails nothing says yet.
+    latest: the newest metrics of a batch or epoch. error: why it ended so; of a job that has not ended (see status)
+    why its attempt before did: the job itself may still complete.
     """
 
     job_id: str
