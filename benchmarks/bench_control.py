@@ -38,7 +38,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from benchmarks.control import celery_peer, child, cyx_peer, dask_peer, jetstream_peer, ray_peer, report, tables
-from benchmarks.figures import add_save, beside, save
+from benchmarks.figures import add_save, beside, commit, machine, save
 
 LIMIT_S = 900.0  # of one step; far beyond what any takes
 
@@ -121,12 +121,8 @@ def usable(only: list[str]) -> tuple[list[str], dict[str, str]]:
 
 
 def this_machine(load_before: float) -> tables.Machine:
-    model = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     return tables.Machine(
-        name=model,
+        name=machine(),
         cores=os.cpu_count() or 1,
         memory_gb=psutil.virtual_memory().total / 2**30,
         system=f"{platform.system()} {platform.release()}",
@@ -147,15 +143,6 @@ def _fdatasync_ms(count: int = 200) -> float:
             os.fdatasync(file.fileno())
             took.append((time.perf_counter() - begun) * 1000)
     return statistics.median(took)
-
-
-def _commit() -> str:
-    """The commit of this checkout, with a + when files differ from it."""
-    try:
-        command = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
-        return subprocess.run(command, cwd=child.ROOT, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
 
 
 def measure_all(names: list[str], results: tables.Results, logs: Path, console: Console) -> bool:
@@ -230,7 +217,7 @@ def main() -> int:
     results = tables.Results(
         date=datetime.datetime.now(datetime.UTC).date().isoformat(),
         command=" ".join(["python -m benchmarks.bench_control", *sys.argv[1:]]),
-        commit=_commit(),
+        commit=commit(),
         seed=args.seed,
         scale=report.QUICK if args.quick else report.FULL,
         machine=this_machine(load_before),

@@ -21,7 +21,6 @@ import contextlib
 import json
 import math
 import os
-import platform
 import signal
 import statistics
 import sys
@@ -35,7 +34,7 @@ import psutil
 from msgspec import Struct
 from msgspec.structs import replace
 
-from benchmarks.figures import add_save, save
+from benchmarks.figures import add_save, machine, save
 from cyxnet import jobfile, subjects
 from cyxnet import messages as m
 from cyxnet.broker import Passwords
@@ -377,14 +376,6 @@ async def measure(kinds: list[str], rounds: int) -> list[Result]:
     return results
 
 
-def machine() -> str:
-    model = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
-    return f"{model}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one round of each instead of ten")
@@ -393,7 +384,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print the figures as one JSON object")
     add_save(parser)
     options = parser.parse_args()
-    where = machine()
+    where = f"{machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
     results = asyncio.run(measure(options.only, options.rounds or (1 if options.quick else 10)))
     rows = [
         {

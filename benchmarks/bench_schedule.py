@@ -23,19 +23,17 @@ import argparse
 import heapq
 import json
 import math
-import platform
 import random
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from types import FrameType
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from msgspec.structs import replace
 
-from benchmarks.figures import add_save, save
+from benchmarks.figures import add_save, machine, save
 from cyxcentral import schedule
 from cyxcentral.jobs import Job
 from cyxcentral.matching import Matching
@@ -291,11 +289,6 @@ def fitted_exponent(sizes: list[int], costs: list[float]) -> float:
     return sum((x - middle_x) * (y - middle_y) for x, y in zip(xs, ys, strict=True)) / sum(
         (x - middle_x) ** 2 for x in xs
     )
-
-
-def machine() -> str:
-    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    return names[0].split(":", 1)[1].strip() if names else platform.processor()
 
 
 def main() -> int:

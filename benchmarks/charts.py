@@ -177,12 +177,13 @@ CHARTS: dict[str, Callable[[Any], Iterable[Chart]]] = {
 # -- how it is drawn ----------------------------------------------------------------------------------------------
 
 
-def draw(name: str, found: Any, path: Path) -> None:
+def draw(name: str, found: Mapping[str, Any], path: Path) -> None:
     """Write the charts of a benchmark, one below the other, as an SVG. Raises NoPlots."""
     require()
     matplotlib = importlib.import_module("matplotlib")
     figures: Any = importlib.import_module("matplotlib.figure")
-    charts = [chart for chart in CHARTS[name](found) if chart.labels]
+    figures_alone = {word: each for word, each in found.items() if word != "environment"}
+    charts = [chart for chart in CHARTS[name](figures_alone) if chart.labels]
     heights = [AROUND_IN + BAR_IN * len(chart.labels) * (len(chart.series) + 1) for chart in charts] or [AROUND_IN]
     # the text as text and nothing of the date: the same figures are the same file
     with matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "none", "font.size": 8}):

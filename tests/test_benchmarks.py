@@ -4,6 +4,7 @@ import asyncio
 import errno
 import json
 import os
+import platform
 import subprocess
 import sys
 import xml.etree.ElementTree as xml
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as benchmarks
-from benchmarks import bench_bits, bench_rebuild, bench_serve, bench_submissions, charts
+from benchmarks import bench_bits, bench_rebuild, bench_serve, bench_submissions, charts, figures
 from benchmarks.jax_steps import Steps, burst
 from cyxcore.errors import CyxError
 from cyxcore.kernels import cpu
@@ -122,13 +123,44 @@ def test_a_file_is_no_folder_for_results(monkeypatch, capsys, tmp_path):
     assert "expected a folder" in capsys.readouterr().err
 
 
+def test_every_json_says_where_when_and_with_what_it_was_measured(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["bench_log", "--quick"])
+    figures.save(tmp_path / "log", {"js.publish": TIMES, "environment": {"card": "H200"}}, jax="0.10.2")
+    found = json.loads((tmp_path / "log.json").read_text())
+    about = found.pop("environment")
+    assert found == {"js.publish": TIMES}
+    assert about["machine"] and about["cores"] == os.cpu_count() and about["memory_gb"] > 0 and about["card"] == "H200"
+    assert about["command"].endswith("--quick") and about["date"].startswith("20") and about["commit"]
+    assert about["python"] == platform.python_version()
+    assert about["packages"]["numpy"] == np.__version__ and about["packages"]["jax"] == "0.10.2"
+    assert any(name.endswith("(NumPy)") for name in about["packages"])  # its BLAS
+
+
+def test_a_commit_is_marked_where_sources_differ_from_it_not_where_results_do(monkeypatch, tmp_path):
+    def git(*words):
+        subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *words], cwd=tmp_path, check=True)
+
+    monkeypatch.setattr(figures, "ROOT", tmp_path)
+    results = tmp_path / "benchmarks" / "results"
+    results.mkdir(parents=True)
+    (results / "log.json").write_text("{}")
+    (tmp_path / "setup.py").write_text("")
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "all of it")
+    (results / "log.json").unlink()
+    clean = figures.commit()
+    (tmp_path / "setup.py").write_text("1")
+    assert len(clean) == 8 and figures.commit() == f"{clean}+"
+
+
 @pytest.mark.parametrize("name", sorted(charts.CHARTS))
 def test_the_figures_of_each_are_drawn_the_same_each_time(name, tmp_path):
     found = FIGURES[name] if name in FIGURES else json.loads((RESULTS / f"{name}.json").read_text())
     drawn = list(charts.CHARTS[name](found))
     assert drawn and all(chart.labels for chart in drawn)
     for path in (tmp_path / "one.svg", tmp_path / "two.svg"):
-        charts.draw(name, found, path)
+        charts.draw(name, {**found, "environment": {"date": "2026-11-29", "cores": 2}}, path)
     assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
     words = "".join(xml.parse(tmp_path / "one.svg").getroot().itertext())
     assert all(chart.title in words and chart.labels[0] in words for chart in drawn)

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.figures import add_save, beside, save
+from benchmarks.figures import add_save, beside, commit, save
 from benchmarks.gpu import models, peers
 from cyxcore import device as devices
 from cyxcore.device import Call
@@ -225,6 +225,7 @@ class Bench:
         driver = runtime.driverGetVersion()
         return {
             "date": datetime.date.today().isoformat(),
+            "commit": commit(),
             "card": about["name"].decode(),
             "compute_capability": f"{about['major']}.{about['minor']}",
             "memory_gib": round(about["totalGlobalMem"] / 2**30, 1),
