@@ -76,7 +76,7 @@ def _plan(job: m.JobRequest) -> Plan:
         raise SpecError(
             "sealed: expected a job that trains on the node of needs.node_id, which alone can read its data"
         )
-    if job.after:
+    if job.after or job.best_by:
         _check_dependencies(job)
     if job.serve:
         return _plan_of_serving(job, job.serve)
@@ -120,8 +120,10 @@ def _check_dependencies(job: m.JobRequest) -> None:
         if after.metric is not None and not bounded:
             raise SpecError(f"{where}: {after.metric} needs at_least or at_most")
     models = sum(after.model for after in job.after)
-    if models > 1:
-        raise SpecError("after: expected at most one whose model this job begins with")
+    if models > 1 and not job.best_by:
+        raise SpecError("after: expected one whose model this job begins with, or best_by, a metric that says which")
+    if job.best_by and not models:
+        raise SpecError("best_by: expected jobs in after of which it begins with the best model (model = true)")
     if models and (job.sealed or job.model.weights):
         what = "is sealed" if job.sealed else "has weights of its own to begin with"
         raise SpecError(f"after: a job that {what} cannot begin with another one's model")
@@ -225,13 +227,14 @@ def refuse_dependencies(job: m.JobRequest, caller: str, known: Mapping[str, Job]
             raise ApiError(
                 "bad_request", f"after: the model of {after.job_id} is sealed: no other job can read it", 400
             )
-        if after.metric:
+        for metric in (after.metric, job.best_by if after.model else None):
             try:
-                check_summary_metric(after.metric, other.job.data)
+                if metric:
+                    check_summary_metric(metric, other.job.data)
             except SpecError as error:
                 raise ApiError("bad_spec", f"after {after.job_id}: {error}", 400) from None
-        if other.outcome and (why := dependencies.too_little(after, other)):
-            raise ApiError("dependency_failed", f"it would never begin: {why}", 409)
+    for _, why in dependencies.never(job.after, known):
+        raise ApiError("dependency_failed", f"it would never begin: {why}", 409)
 
 
 def refuse_other_shapes(job: m.JobRequest, known: Mapping[str, Job]) -> None:

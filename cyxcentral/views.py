@@ -48,6 +48,7 @@ def job_view(job: jobs.Job, node: nodes.Node | None, latest: dict[str, Any] | No
         deployment=job.job.serve.deployment if job.job.serve else "",
         check=segments.in_words(job),
         after=list(job.job.after),
+        best_by=job.job.best_by,
     )
 
 

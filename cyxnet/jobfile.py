@@ -36,7 +36,7 @@ from cyxnet import amounts, envelope, jobgraph, subjects
 from cyxnet.artifacts import describe
 from cyxnet.identity import Identity
 from cyxnet.jobtoml import DataSection, JobFile, ModelSection, NeedsSection, one_line, parse_bytes, read_text
-from cyxnet.messages import After, ArtifactRef, CheckpointPolicy, DatasetFacts, JobRequest, Needs
+from cyxnet.messages import After, ArtifactRef, CheckpointPolicy, DatasetFacts, JobRequest, Needs, SummaryMetric
 
 if TYPE_CHECKING:
     from cyxcore.data import DatasetInfo
@@ -72,6 +72,7 @@ class LoadedJob(Struct, kw_only=True, frozen=True):
     sealed: bool = False  # its data is, to one node
     job_id: str = ""  # chosen already, since it is sealed with the data, or others name it; "": by the submission
     after: list[After] = []  # jobs that have to be completed first
+    best_by: SummaryMetric | None = None  # of several whose model it could begin with
     fetched: bool = False  # or packed: its data was made for it, in a folder of its own; discard() it when all is sent
 
     def request(self, dataset: ArtifactRef) -> JobRequest:
@@ -90,6 +91,7 @@ class LoadedJob(Struct, kw_only=True, frozen=True):
             checkpoints=self.checkpoints,
             sealed=self.sealed,
             after=self.after,
+            best_by=self.best_by,
         )
 
 

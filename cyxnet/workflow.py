@@ -12,6 +12,9 @@
     file = "finetune.toml"
     weights = "longer"                                # begins with its model, after it
     after = ["longer.validation_accuracy >= 0.9"]     # and only if that is good enough
+    [jobs.best]
+    file = "finetune.toml"
+    weights = "rates.validation_accuracy"             # begins with the best of them by this metric
 
 Central lets each job begin when those before it are completed (cyxcentral/dependencies.py): nobody has to wait here.
 """
@@ -68,11 +71,13 @@ class WorkflowFile(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True
 
 
 class Step(Struct, kw_only=True, frozen=True):
-    """One job of a workflow. after: its ids are names of other steps. values: those that its matrix gave it."""
+    """One job of a workflow. after: its ids are names of other steps. best_by: which of their models it begins with.
+    values: those that its matrix gave it."""
 
     name: str
     job: LoadedJob
     after: list[After]
+    best_by: SummaryMetric | None = None
     values: dict[str, Any] = {}
 
 
@@ -109,7 +114,8 @@ def jobs_of(workflow: Workflow, run: str) -> Iterator[LoadedJob]:
     for step in workflow.steps:
         after = [replace(each, job_id=job_id(workflow.name, each.job_id, run)) for each in step.after]
         name = f"{workflow.name}/{step.name}"[:100]
-        yield replace(step.job, name=name, after=after, job_id=job_id(workflow.name, step.name, run))
+        named = job_id(workflow.name, step.name, run)
+        yield replace(step.job, name=name, after=after, best_by=step.best_by, job_id=named)
 
 
 def load(path: str | Path, work_folder: Path | None = None) -> Workflow:
@@ -125,6 +131,7 @@ def load(path: str | Path, work_folder: Path | None = None) -> Workflow:
     planned = {name: list(_expanded(name, section)) for name, section in file.jobs.items()}
     called = _called(planned, path)
     after = {name: _dependencies(name, section, called, path) for name, section in file.jobs.items()}
+    best_by = {name: source_of(section.weights)[1] for name, section in file.jobs.items() if section.weights}
     steps: list[Step] = []
     workflow = Workflow(name=file.name, steps=steps)
     sources: dict[Any, Path] = {}  # jobs on the same data share what was packed or fetched of it
@@ -135,7 +142,9 @@ def load(path: str | Path, work_folder: Path | None = None) -> Workflow:
                     job = jobfile.load(path.parent / file.jobs[name].file, work_folder, None, step.changes, sources)
                 except SpecError as error:
                     raise SpecError(f"{path}: jobs.{step.name}: {error}") from None
-                steps.append(Step(name=step.name, job=job, after=after[name], values=step.values))
+                steps.append(
+                    Step(name=step.name, job=job, after=after[name], best_by=best_by.get(name), values=step.values)
+                )
                 _check_dependencies(steps, path)
     except BaseException:
         for source in sources.values():
@@ -151,11 +160,12 @@ def _check_dependencies(steps: list[Step], path: Path) -> None:
     for after in step.after:
         other = next(each.job for each in steps if each.name == after.job_id)
         where = f"{path}: jobs.{step.name}"
-        if after.metric:
+        for key, metric in (("after", after.metric), ("weights", after.model and step.best_by)):
             try:
-                check_summary_metric(after.metric, other.data)
+                if metric:
+                    check_summary_metric(metric, other.data)
             except SpecError as error:
-                raise SpecError(f"{where}.after: {after.job_id}: {error}") from None
+                raise SpecError(f"{where}.{key}: {after.job_id}: {error}") from None
         if after.model:
             own, others = (_shapes(job) for job in (step.job, other))
             for name in sorted(own.keys() | others.keys()):
@@ -269,8 +279,8 @@ def afters(
 ) -> list[After]:
     """What a job comes after, by lines such as "teacher" or "teacher.validation_accuracy >= 0.9".
 
-    weights: whose model it begins with. jobs: those that a name stands for. where: how an error begins.
-    Raises SpecError.
+    weights: whose model it begins with, "teacher", or of several jobs the best by what source_of() finds in
+    "teachers.validation_accuracy". jobs: those that a name stands for. where: how an error begins. Raises SpecError.
     """
     found: dict[str, After] = {}
     for text in conditions:
@@ -283,14 +293,24 @@ def afters(
                 raise SpecError(f"{where}after: two bounds of one kind for {job}; expected one")
             found[job] = replace(known, **condition)
     if weights is not None:
-        source, *others = jobs(weights, "weights")
-        if others:
-            what = f"{weights} stands for {len(others) + 1} jobs; name one of them, such as {source}"
-            raise SpecError(f"{where}weights: {what}")
-        found[source] = replace(found.get(source, After(job_id=source)), model=True)
+        name, best_by = source_of(weights, where)
+        sources = jobs(name, "weights")
+        if len(sources) > 1 and not best_by:
+            what = f"{weights} stands for {len(sources)} jobs; name one of them, such as {sources[0]}, or the best by a"
+            raise SpecError(f"{where}weights: {what} metric, such as {weights}.validation_accuracy")
+        for source in sources:
+            found[source] = replace(found.get(source, After(job_id=source)), model=True)
     if len(found) > MOST_AFTER:
         raise SpecError(f"{where}after: expected at most {MOST_AFTER} jobs, got {len(found)}")
     return list(found.values())
+
+
+def source_of(weights: str, where: str = "") -> tuple[str, SummaryMetric | None]:
+    """(name, metric by which the best is taken) of "teacher" or "teachers.validation_accuracy". Raises SpecError."""
+    name, dot, metric = weights.partition(".")
+    if dot and metric not in METRICS:
+        raise SpecError(f"{where}weights: no model has a {metric}{_nearest(metric, METRICS)}")
+    return name, typing.cast(SummaryMetric, metric) if dot else None
 
 
 def _condition(text: str, where: str) -> tuple[str, dict[str, Any]]:

@@ -194,6 +194,7 @@ def _facts_of(view: m.JobView) -> list[list[str]]:
         ("checkpoint", view.checkpoint and _checkpoint(view.checkpoint)),
         ("check", view.check),
         ("after", ", ".join(after.job_id for after in view.after)),
+        ("begins with", view.best_by and f"the best model of those by {view.best_by}"),
         (WHY.get(view.status, "last attempt"), view.error),
         ("model", view.model and f"{human_bytes(view.model.size)}, SHA-256 {view.model.sha256}"),
         ("metrics", view.summary and ", ".join(validation(msgspec.to_builtins(view.summary)))),

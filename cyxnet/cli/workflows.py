@@ -74,6 +74,7 @@ def _show(workflow: Workflow, screen: Screen) -> None:
             {
                 "name": step.name,
                 "after": step.after,
+                "best_by": step.best_by,
                 "values": step.values,
                 "amount_base_units": step.job.amount_base_units,
                 "parameters": step.job.parameters,
@@ -91,14 +92,15 @@ def _total(workflow: Workflow) -> str:
 
 
 def _after(step: Step) -> str:
-    return ", ".join(each.job_id + (f" ({', '.join(terms)})" if (terms := _terms(each)) else "") for each in step.after)
+    terms = {each.job_id: ", ".join(_terms(each, step)) for each in step.after}
+    return ", ".join(job_id + (f" ({wanted})" if wanted else "") for job_id, wanted in terms.items())
 
 
-def _terms(after: m.After) -> list[str]:
+def _terms(after: m.After, step: Step) -> list[str]:
     """What is wanted of a job that another one comes after, besides its end."""
     bounds = [("≥", after.at_least), ("≤", after.at_most)]
     return [
-        *(["its model"] if after.model else []),
+        *([f"its model, if best by {step.best_by}" if step.best_by else "its model"] if after.model else []),
         *(f"{after.metric} {sign} {bound:g}" for sign, bound in bounds if bound is not None),
     ]
 

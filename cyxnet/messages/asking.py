@@ -6,7 +6,17 @@ from msgspec import Meta, Struct
 
 from cyxcore.spec import Digest, TrainingSummary
 from cyxnet.messages.fields import U63, Address, JobId, NodeId, Request, RequestId, SeedSignature, Text
-from cyxnet.messages.jobs import After, ArtifactRef, Checkpoint, EscrowTerms, JobRequest, JobStatus, Payee, Payment
+from cyxnet.messages.jobs import (
+    After,
+    ArtifactRef,
+    Checkpoint,
+    EscrowTerms,
+    JobRequest,
+    JobStatus,
+    Payee,
+    Payment,
+    SummaryMetric,
+)
 
 
 class NetworkInfoRequest(Request, kw_only=True, frozen=True):
@@ -168,6 +178,7 @@ class JobView(Struct, kw_only=True, omit_defaults=True):
     sealed: bool = False  # its data and its model are not in plain text
     check: str = ""  # whether its training was checked before it is paid, in words; empty before it is delivered
     after: list[After] = []  # the jobs that have to be completed before it begins
+    best_by: SummaryMetric | None = None  # which of their models it begins with
 
 
 class JobListRequest(Request, kw_only=True, frozen=True):

@@ -86,8 +86,9 @@ class ServeSpec(Request, kw_only=True, frozen=True):
 class After(Request, kw_only=True, frozen=True):
     """A job of the same client that has to be completed before another one begins.
 
-    model: the other one begins with the weights of its model. metric: of its summary, which has to be at_least or
-    at_most so much: else the other one is cancelled, as if this one had failed.
+    model: the other one begins with the weights of its model, or, of several of which that is said, with those of the
+    best by JobRequest.best_by; those that fail are passed over while one is left. metric: of its summary, which has to
+    be at_least or at_most so much: else it is as if this one had failed, and the other one is cancelled.
     """
 
     job_id: JobId
@@ -106,7 +107,8 @@ class JobRequest(Request, kw_only=True, frozen=True):
     sealed: the dataset is readable by the node of needs.node_id only, and the states and the model by it and the
     client (cyxnet/envelope.py).
 
-    after: the jobs that have to be completed first; until then it waits, and its deposit with it.
+    after: the jobs that have to be completed first; until then it waits, and its deposit with it. best_by: of those
+    whose model it could begin with, which is best: the least loss, or the greatest of any other metric.
     """
 
     name: Name
@@ -123,6 +125,7 @@ class JobRequest(Request, kw_only=True, frozen=True):
     serve: ServeSpec | None = None
     sealed: bool = False
     after: Annotated[list[After], Meta(max_length=100)] = []
+    best_by: SummaryMetric | None = None
 
 
 class SignedTransaction(Struct, kw_only=True, omit_defaults=True, gc=False):

@@ -7,7 +7,7 @@ from msgspec.structs import replace
 
 from cyxcentral import dependencies, intake, jobfold, jobs
 from cyxcore.errors import SpecError
-from cyxcore.spec import ModelSpec
+from cyxcore.spec import DataSpec, ModelSpec
 from cyxnet import messages as m
 from cyxnet import subjects
 from cyxnet.bus import ApiError
@@ -118,6 +118,100 @@ def test_a_job_that_begins_with_the_model_of_another_gets_its_weights_and_is_sti
     assert jobs.as_asked(goes_on) == job.job
 
 
+# -- the best of several -----------------------------------------------------------------------------------
+
+
+THREE = [m.After(job_id=f"job-{number}", model=True) for number in (1, 2, 3)]
+
+
+def trained(number, outcome="completed", **summary):
+    """A job whose model is known by its number."""
+    done = f.completed()
+    done = replace(done, model=replace(done.model, sha256=str(number) * 64), summary=replace(done.summary, **summary))
+    return replace(after(f.FUNDED, f.leased(), done, job_id=f"job-{number}"), outcome=outcome)
+
+
+def best_of(*others, by="validation_accuracy", afters=THREE):
+    job = f.job_after(f.FUNDED, after=afters, best_by=by)
+    return job, {other.job_id: other for other in others}
+
+
+@pytest.mark.parametrize(
+    ("metric", "values", "expected"),
+    [
+        ("validation_accuracy", [0.5, 0.9, 0.7], 2),
+        ("final_loss", [0.5, 0.9, 0.7], 1),
+        ("validation_loss", [0.5, 0.9, 0.1], 3),
+        ("validation_r2", [-2.0, -1.0, -3.0], 2),
+        ("final_accuracy", [0.5, 0.9, 0.9], 2),  # the first of equals
+        ("final_accuracy", [None, None, 0.1], 3),
+    ],
+)
+def test_a_job_begins_with_the_best_model_of_several(metric, values, expected):
+    job, known = best_of(*(trained(number, **{metric: value}) for number, value in enumerate(values, 1)), by=metric)
+    event = dependencies.due(job, known)
+    assert event == m.DependenciesMet(weights=str(expected) * 64)
+    assert dependencies.why_untrue(job, event, known) is None
+    worse = m.DependenciesMet(weights=str(values.index(min(values, key=lambda v: v or 0)) + 1) * 64)
+    assert (dependencies.why_untrue(job, worse, known) is None) == (worse == event)
+
+
+def test_which_is_best_is_known_when_all_are_over():
+    job, known = best_of(trained(1, validation_accuracy=0.9), trained(2, validation_accuracy=0.5))
+    known["job-3"] = after(f.FUNDED, f.leased(), job_id="job-3")
+    assert dependencies.due(job, known) is None
+    assert dependencies.unfinished(job, known) == ["job-3"]
+    assert "job-3 is not completed" in dependencies.why_untrue(job, m.DependenciesMet(weights="1" * 64), known)
+
+
+def test_of_several_those_that_fail_or_are_worth_too_little_are_passed_over_while_one_is_left():
+    afters = [THREE[0], replace(THREE[1], metric="final_loss", at_most=0.5), THREE[2]]
+    failed = after(f.FUNDED, f.CANCELLED)
+    bad = trained(2, validation_accuracy=0.9, final_loss=2.0)
+    job, known = best_of(failed, bad, trained(3, validation_accuracy=0.1), afters=afters)
+    assert dependencies.due(job, known) == m.DependenciesMet(weights="3" * 64)
+    assert dependencies.why_untrue(job, m.DependencyFailed(job_id="job-1", reason="r"), known)
+    known["job-3"] = after(f.FUNDED, f.CANCELLED, job_id="job-3")
+    event = dependencies.due(job, known)
+    assert event.reason == (
+        "job-1, which it comes after, has been cancelled: changed my mind; none of 3 jobs has a model to begin with"
+    )
+    for job_id in known:
+        assert dependencies.why_untrue(job, m.DependencyFailed(job_id=job_id, reason="r"), known) is None
+    assert dependencies.why_untrue(job, m.DependenciesMet(weights=""), known)
+
+
+def test_one_that_has_no_model_to_give_fails_it_as_ever_beside_those_that_have():
+    job, known = best_of(
+        trained(1), trained(2), after(f.FUND_FAILED, job_id="job-3"), afters=[*THREE[:2], m.After(job_id="job-3")]
+    )
+    assert dependencies.due(job, known).job_id == "job-3"
+
+
+def test_what_was_the_best_before_its_escrow_was_refunded_was_so_and_so_is_the_best_that_is_left():
+    gone = trained(1, "failed", validation_accuracy=0.9)
+    job, known = best_of(gone, trained(2, validation_accuracy=0.5), trained(3, validation_accuracy=0.1))
+    assert dependencies.due(job, known) == m.DependenciesMet(weights="2" * 64)
+    true = [n for n in "123" if dependencies.why_untrue(job, m.DependenciesMet(weights=n * 64), known) is None]
+    assert true == ["1", "2"]
+
+
+def test_a_job_of_the_best_is_refused_when_no_job_that_it_could_begin_with_is_left():
+    job = f.job_request(after=THREE[:2], best_by="final_loss")
+    known = {"job-1": after(f.FUND_FAILED), "job-2": after(job_id="job-2")}
+    intake.refuse_dependencies(job, "alice", known)
+    known["job-2"] = after(f.FUNDED, f.CANCELLED, job_id="job-2")
+    with pytest.raises(ApiError, match="none of 2 jobs has a model"):
+        intake.refuse_dependencies(job, "alice", known)
+
+
+def test_the_best_by_what_a_job_will_not_have_is_refused():
+    job = f.job_request(after=THREE[:1], best_by="validation_r2")
+    other = replace(after(), job=f.job_request(data=DataSpec(task="classification")))
+    with pytest.raises(ApiError, match="there is none of a classification"):
+        intake.refuse_dependencies(job, "alice", {"job-1": other})
+
+
 def test_a_job_that_waits_gets_no_lease_and_then_one_like_any_other():
     job = f.job_after(after=[FIRST])
     assert (job.status, jobs.waits(job)) == ("funding", False)
@@ -192,13 +286,15 @@ def test_what_was_released_before_its_predecessor_was_refunded_stays_released():
         ([FIRST, FIRST], {}, "named twice"),
         ([m.After(job_id="job-1", at_least=1.0)], {}, "need a metric"),
         ([m.After(job_id="job-1", metric="final_loss")], {}, "needs at_least or at_most"),
-        ([replace(FIRST, model=True), m.After(job_id="job-2", model=True)], {}, "at most one"),
+        ([replace(FIRST, model=True), m.After(job_id="job-2", model=True)], {}, "or best_by, a metric that says which"),
+        ([FIRST], {"best_by": "final_loss"}, "best_by: expected jobs in after"),
+        ([], {"best_by": "final_loss"}, "best_by: expected jobs in after"),
         ([replace(FIRST, model=True)], {"weights": True}, "weights of its own"),
     ],
 )
 def test_dependencies_that_make_no_sense_are_refused(afters, changes, why):
-    request = f.job_request(after=afters)
-    if changes:
+    request = f.job_request(after=afters, best_by=changes.get("best_by"))
+    if "weights" in changes:
         request = replace(request, model=replace(request.model, weights="a" * 64))
     with pytest.raises(SpecError, match=why):
         intake.examine(request)

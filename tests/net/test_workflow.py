@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from cyxcore.errors import CyxError, SpecError
 from cyxnet import workflow as workflows
 from cyxnet.jobfile import load as load_job
-from cyxnet.messages import After, JobId
+from cyxnet.messages import After, ArtifactRef, JobId
 from tests.net.test_jobfile import write
 
 HEAD = 'name = "flow"\n'
@@ -86,6 +86,16 @@ def test_a_matrix_stands_for_a_job_of_each_combination_and_its_name_for_all_of_t
     assert by_name["c"].after == [After(job_id="a-4", model=True)]
 
 
+def test_a_job_may_begin_with_the_best_of_a_matrix(tmp_path):
+    found = load(
+        tmp_path, section("a", 'matrix = { "training.seed" = [1, 2] }'), section("b", 'weights = "a.final_loss"')
+    )
+    *_, job = workflows.jobs_of(found, "0123456789")
+    request = job.request(ArtifactRef(sha256="a" * 64, size=1))
+    ids = ["flow-a-1-0123456789", "flow-a-2-0123456789"]
+    assert (request.best_by, request.after) == ("final_loss", [After(job_id=job_id, model=True) for job_id in ids])
+
+
 @pytest.mark.parametrize(
     ("lines", "expected"),
     [
@@ -142,7 +152,15 @@ def test_what_is_wanted_of_a_model_is_read(tmp_path, lines, expected):
         ),
         (
             [section("a", 'matrix = { "training.seed" = [1, 2] }'), section("b", 'weights = "a"')],
-            "jobs.b.weights: a stands for 2 jobs; name one of them, such as a-1",
+            "jobs.b.weights: a stands for 2 jobs; name one of them, such as a-1, or the best by a metric, such as ",
+        ),
+        (
+            [section("a", HELD), section("b", 'weights = "a.accuracy"')],
+            "jobs.b.weights: no model has a accuracy; did you mean final_accuracy?",
+        ),
+        (
+            [section("a", HELD), section("b", 'weights = "a.validation_r2"')],
+            "jobs.b.weights: a: validation_r2: there is none of a classification",
         ),
         ([section("a", 'matrix = { "training.seed" = [] }')], "matrix.training.seed: expected a list of values"),
         ([section("a", "matrix = { x = [1] }", "set = { x = 1 }")], "x is in set and in matrix"),

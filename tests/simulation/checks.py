@@ -610,7 +610,7 @@ class Checks:
         why = followers.met(job, event, self.jobs)
         self.expect(why is None, f"I27: {job_id} may begin: {why}")
         self.expect(not job.orphaned, f"I27: {job_id} may begin, and was cancelled for {job.orphaned}")
-        job.awaiting = False
+        job.awaiting, job.passed_over = False, followers.passed_over(job, self.jobs)
 
     def _dependency_failed(self, job_id: str, job: JobModel, event: m.DependencyFailed) -> None:
         why = followers.failed(job, event.job_id, self.jobs)
@@ -862,6 +862,10 @@ class Checks:
         for job_id, job in self.jobs.items():
             if job.orphaned and (why := followers.failed(job, job.orphaned, self.jobs)):
                 self.fail(f"I27: {job_id} was cancelled: {why}")
+            for name in job.passed_over:
+                self.expect(
+                    not self.jobs[name].completed, f"I27: {job_id} began without {name}, which was still at work"
+                )
             said = fold.jobs[job_id].priority
             self.expect(said == job.priority, f"I11: {job_id} has priority {said}, its owner asked for {job.priority}")
         for central in self.network.live_centrals():

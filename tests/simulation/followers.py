@@ -16,6 +16,7 @@ class Followers:
 
     def __init__(self, seed: int):
         self._dice = Random(f"followers of {seed}")
+        self._best = Random(f"best of {seed}")
         self._share = self._dice.choice([0.0, 0.0, 0.0, 0.5])  # of the clients
 
     def after(self, job: m.JobRequest) -> list[m.JobRequest]:
@@ -31,8 +32,15 @@ class Followers:
             metric = None if at_least is at_most else "final_loss"
             first = replace(first, model=dice.random() < 0.5, metric=metric, at_least=at_least, at_most=at_most)
             found.append(f"{job.name}-{letter}")
-            jobs.append(replace(job, name=found[-1], after=[first, *others]))
+            jobs.append(self._of_the_best(replace(job, name=found[-1], after=[first, *others])))
         return jobs
+
+    def _of_the_best(self, job: m.JobRequest) -> m.JobRequest:
+        """Half of the jobs after several begin with the best model of all."""
+        if len(job.after) < 2 or self._best.random() < 0.5:
+            return job
+        after = [replace(each, model=True) for each in job.after]
+        return replace(job, after=after, best_by=self._best.choice(["final_loss", "final_accuracy"]))
 
     def pauses(self) -> bool:
         """Whether the owner of a job that comes after others pauses it for a while."""
@@ -43,15 +51,24 @@ def met(job: JobModel, event: m.DependenciesMet, jobs: Mapping[str, JobModel]) -
     """Why a job may not begin."""
     if not job.awaiting:
         return "it waits for none"
-    models = {""}
     for after in _afters(job):
+        if after.model and _best_by(job):
+            continue
         if not _is_well(jobs[after.job_id]):
             return f"{after.job_id}, which it comes after, is not completed"
         if not _is_good(after, jobs[after.job_id]):
             return f"{after.job_id}, which it comes after, is worth too little"
-        if after.model:
-            models = {jobs[after.job_id].model}
-    return None if {event.weights} == models else f"it begins with {event.weights[:8]} instead of {models}"
+    sources = [jobs[after.job_id] for after in _sources(job) if _is_left(after, jobs[after.job_id])]
+    firm = [_worth(job, source) for source in sources if not _is_refunded(source)]
+    models = {source.model for source in sources if all(_worth(job, source) >= other for other in firm)}
+    if not _sources(job):
+        models = {""}
+    return None if event.weights in models else f"it begins with {event.weights[:8]} instead of one of {models}"
+
+
+def passed_over(job: JobModel, jobs: Mapping[str, JobModel]) -> list[str]:
+    """The jobs that came to nothing, with whose model it would have begun had it been the best."""
+    return [after.job_id for after in _sources(job) if not _is_well(jobs[after.job_id])]
 
 
 def failed(job: JobModel, job_id: str, jobs: Mapping[str, JobModel]) -> str | None:
@@ -59,9 +76,32 @@ def failed(job: JobModel, job_id: str, jobs: Mapping[str, JobModel]) -> str | No
     after = next((after for after in _afters(job) if after.job_id == job_id), None)
     if after is None:
         return f"it does not come after {job_id}"
-    other = jobs[job_id]
-    refunded = other.ended and not other.settled
-    return None if refunded or not _is_well(other) or not _is_good(after, other) else f"{job_id} is completed"
+    for each in _sources(job) if after.model else [after]:
+        if _is_left(each, jobs[each.job_id]) and not _is_refunded(jobs[each.job_id]):
+            return f"{each.job_id} is completed"
+    return None
+
+
+def _is_refunded(job: JobModel) -> bool:
+    return job.ended and not job.settled
+
+
+def _is_left(after: m.After, job: JobModel) -> bool:
+    return _is_well(job) and _is_good(after, job)
+
+
+def _worth(job: JobModel, other: JobModel) -> float:
+    if _best_by(job) == "final_loss":
+        return -other.summary.final_loss if other.summary else 0.0
+    return other.summary.final_accuracy or 0.0 if other.summary else 0.0
+
+
+def _best_by(job: JobModel) -> str | None:
+    return job.request.best_by if job.request else None
+
+
+def _sources(job: JobModel) -> list[m.After]:
+    return [after for after in _afters(job) if after.model]
 
 
 def _afters(job: JobModel) -> list[m.After]:

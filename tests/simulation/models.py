@@ -67,6 +67,7 @@ class JobModel(Struct):
     awaiting: bool = False  # it comes after jobs that are not all completed
     orphaned: str = ""  # the job that came to nothing, for which this one is cancelled
     model: str = ""  # SHA-256 of what was delivered
+    passed_over: list[str] = []  # jobs with whose model it could have begun, had they come to anything
     summary: TrainingSummary | None = None
 
     @property

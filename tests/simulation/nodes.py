@@ -69,11 +69,12 @@ def model_of(name: str, steps: int) -> bytes:
     return b"model " + state_after(name, steps)
 
 
-def summary_of(steps: int) -> TrainingSummary:
+def summary_of(name: str, steps: int) -> TrainingSummary:
     return TrainingSummary(
         total_time_ms=1.0,
         steps=steps,
-        final_loss=0.1,
+        final_loss=1 + hashlib.sha256(name.encode()).digest()[0] % 8,  # that some models are as good as others
+        final_accuracy=hashlib.sha256(name.encode()).digest()[1] / 256,
         best_epoch=1,
         delivered_epoch=1,
         train_rows=1,
@@ -535,6 +536,6 @@ class Run:
             attempt=self.assign.attempt,
             model=model,
             graph_sha256=GRAPH_SHA256,
-            summary=summary_of(steps),
+            summary=summary_of(self.assign.job.name, steps),
             signature="0" * 128,
         )

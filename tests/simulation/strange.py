@@ -63,7 +63,7 @@ class Strange:
             node_id="node-0",
             model=NO_MODEL,
             graph_sha256="0" * 64,
-            summary=summary_of(1),
+            summary=summary_of("strange", 1),
             signature="",
         )
         return self._record(subject, event)

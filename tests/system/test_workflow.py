@@ -23,7 +23,7 @@ set = {{ "training.epochs" = 2, amount = "1" }}
 [jobs.more]
 file = "{EXAMPLES / "digits.toml"}"
 set = {{ "training.epochs" = 1, "training.optimizer.learning_rate" = 1e-9, amount = "1" }}
-weights = "rates-1"
+weights = "rates.validation_accuracy"
 after = ["rates.validation_accuracy >= 0.1"]
 [jobs.never]
 file = "{EXAMPLES / "digits.toml"}"

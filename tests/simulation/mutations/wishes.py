@@ -228,6 +228,35 @@ def delivered_is_as_good_as_checked() -> Iterator[Any]:
 
 
 @planted
+def the_worst_is_best() -> Iterator[Any]:
+    """Of several jobs, one begins with the worst model."""
+    real = dependencies._worth
+    yield from _untold(("_worth", lambda job, done: -real(job, done)))
+
+
+@planted
+def the_best_so_far_will_do() -> Iterator[Any]:
+    """A job begins with the best model that there is, while others are at work that could be better."""
+    real = dependencies._over
+
+    def over(after: m.After, known: Any) -> bool:
+        return real(after, known) or (after.model and after.job_id in known)
+
+    yield from _untold(("_over", over))
+
+
+@planted
+def all_are_to_have_a_model() -> Iterator[Any]:
+    """A job that begins with the best model of several is cancelled when one of them fails."""
+    real = dependencies.never
+
+    def never(afters: Any, known: Any) -> Any:
+        return real([replace(after, model=False) for after in afters], known)
+
+    yield from _untold(("never", never))
+
+
+@planted
 def a_failure_cancels_nobody() -> Iterator[Any]:
     """What comes after a job that failed waits for ever."""
     real = dependencies.due
