@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from cyxcore import eager, torchpaths
+from cyxcore import casting, eager, torchpaths
 from cyxcore import gradients as rules
 from cyxcore.dtype import INEXACT
 from cyxcore.eager import Tensor, enable_grad, no_grad
@@ -553,6 +553,7 @@ class _Recomputed(Function):
     @staticmethod
     def forward(ctx: Any, f: Callable[..., Any], *args: Any) -> Any:
         ctx.f, ctx.given, ctx.generator, ctx.since = f, args, eager.generator_state(), eager.now()
+        ctx.casting = casting.current()
         return f(*args)
 
     @staticmethod
@@ -562,7 +563,7 @@ class _Recomputed(Function):
         eager.set_generator_state(ctx.generator)  # so that dropout drops the same again
         try:
             given = [eager.alias(arg) if isinstance(arg, Tensor) and arg.dtype in INEXACT else arg for arg in ctx.given]
-            with enable_grad():
+            with enable_grad(), casting.of_thread(ctx.casting):
                 output = ctx.f(*given)
         finally:
             eager.set_generator_state(now)

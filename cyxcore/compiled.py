@@ -9,9 +9,9 @@ from functools import partial
 from threading import Lock
 from typing import Any, NamedTuple
 
+from cyxcore import casting, precision
 from cyxcore import device as devices
 from cyxcore import plan as planning
-from cyxcore import precision
 from cyxcore.arguments import Form, Given, IsAPart, NumbersAsked, taken_apart, with_others
 from cyxcore.eager import Tensor, copy_of
 from cyxcore.errors import GraphError
@@ -180,7 +180,7 @@ class Compiled(Repeating):
     def _run(self, tensors: list[Tensor], form: Form, given: Given) -> Any:
         at = self.device or (tensors[0].device if tensors else devices.default_device())
         numerics = self.numerics or precision.current()
-        key = (at, numerics, kinds(tensors), form, self._seen.key(self._look))
+        key = (at, numerics, kinds(tensors), form, self._seen.key(self._look), casting.current())
         recent = self._plans.recent(key)
         self._watch, self._repeat = self._seen.watch, recent.repeat if recent else None
         plan, rebuild, fed, draws, modes, *_ = recent or self._plans.of(

@@ -35,6 +35,10 @@ FLOAT32, FLOAT16 = np.dtype("float32"), np.dtype("float16")
 HALVES = frozenset((FLOAT16, BFLOAT16))  # of the size of float32
 MOVES = frozenset("reshape transpose broadcast_to slice concat take take_along".split())  # no numbers change
 WORD = np.dtype("uint16")
+# What of float16, too, is made by float32's kernel and rounded once: sums of many numbers, which NumPy adds up slowly.
+ROUNDED_ONCE = frozenset(
+    "matmul conv2d conv2d_grad_input conv2d_grad_weight softmax log_softmax softmax_grad log_softmax_grad".split()
+)
 
 # ndarray.dtype.name takes microseconds; this takes none.
 DTYPE_NAMES: dict[Any, str] = {dtype: name for name, dtype in NUMPY_DTYPES.items()}
@@ -202,7 +206,7 @@ class Cpu(HostMemory):
         if op == "cast" and FLOAT32 in (out.dtype, inputs[0].dtype):
             self.kernels.cast_halves(self.put(inputs[0]), out)
             return True
-        if FLOAT16 in (out.dtype, *[x.dtype for x in inputs]):
+        if FLOAT16 in (out.dtype, *[x.dtype for x in inputs]) and op not in ROUNDED_ONCE:
             return False  # NumPy's, which rounds each step; float64 would be rounded twice
         wide = [self._widened(x) if x.dtype in HALVES else x for x in inputs]
         result = self.empty(out.shape, "float32") if narrow else out

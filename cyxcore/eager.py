@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from cyxcore import casting, indexing, infer, torchstatistics  # noqa: F401 - tensors have PyTorch's names too
 from cyxcore import device as devices
-from cyxcore import indexing, infer, torchstatistics  # noqa: F401 - tensors have PyTorch's names too
 from cyxcore.conversion import as_array as as_array
 from cyxcore.device import DTYPE_NAMES
 from cyxcore.dtype import (
@@ -133,6 +133,8 @@ class Tensor(Held, Leaving):
     def _composed(
         self, function: Callable[..., Any], inputs: Sequence[Any], options: tuple[Any, ...], elements: int = 0
     ) -> Any:
+        if casting.inside[0] and casting.composed_of_halves(self):
+            return casting.composed(function, inputs, options)
         if not devices.straight[0] or (elements or math.prod(self.shape)) < LEAST_COMPOSED:
             return function(*inputs, *options)
         return _planned("cyxcore.composed", "composed")(function, inputs, options)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from cyxcore import matrixgradients
+from cyxcore import casting, matrixgradients
 from cyxcore.dtype import COMPLEX, INEXACT, is_float
 from cyxcore.elementwise import conj, real
 from cyxcore.errors import GradientError
@@ -145,6 +145,9 @@ def input_gradients(
 
     wanted: of which inputs somebody asks; others may be None. Raises GradientError.
     """
+    if casting.current() is not None:  # dtypes were chosen on the way there
+        with casting.of_thread(None):
+            return input_gradients(op, g, inputs, output, attrs, wanted)
     if op in NO_GRADIENT:
         raise GradientError(f"{op}: has no gradient; use detach() on its input, or another operation")
     if output.dtype in COMPLEX and op not in KNOW_COMPLEX:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from cyxcore import creation, fft, functional, torchnames
+from cyxcore.casting import in_float32
 from cyxcore.dtype import COMPLEX, FLOATS, dtype_name
 from cyxcore.eager import Tensor
 from cyxcore.elementwise import real
@@ -110,6 +111,7 @@ def _lapped(name: str, n_fft: int, hop_length: int | None, win_length: int | Non
     return hop, functional.pad(window, [(before, n_fft - wide - before)]) if wide < n_fft else window
 
 
+@in_float32
 def stft(
     input: Any,
     n_fft: int,

@@ -6,6 +6,7 @@ axis: an integer, a tuple of them, or None for all. Raises AxisError for an axis
 import functools
 from typing import Any
 
+from cyxcore.casting import in_float32
 from cyxcore.dtype import dtype_name
 from cyxcore.elementwise import or_method, value_of
 from cyxcore.errors import AxisError, ShapeError
@@ -31,6 +32,7 @@ def sum(x: Any, /, *, axis: Axis = None, dtype: Any = None, keepdims: bool = Fal
     return _reduced("sum", _summable(value_of("sum", x), dtype), axis, keepdims)
 
 
+@in_float32
 @or_method
 def prod(x: Any, /, *, axis: Axis = None, dtype: Any = None, keepdims: bool = False) -> Any:
     """The product, in the dtype `sum` would have."""

@@ -30,9 +30,9 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from cyxcore import casting, precision
 from cyxcore import device as devices
 from cyxcore import plan as planning
-from cyxcore import precision
 from cyxcore.arguments import NO_FORM, Form, Given, IsAPart, NumbersAsked, taken_apart, with_others
 from cyxcore.eager import Tensor, copy_of, next_key
 from cyxcore.errors import GradientError, GraphError
@@ -410,6 +410,7 @@ class CompiledStep(Repeating):
             kinds(tensors),
             form,
             own,
+            casting.current(),
         )
         recent = self._plans.recent(key)
         self._watch, self._repeat = self._seen.watch, recent.repeat if recent else None

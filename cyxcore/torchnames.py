@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from cyxcore import elementwise, extras, functional, linalg, manipulation, searching, statistics
+from cyxcore.casting import as_given, in_float32, lowered
 from cyxcore.dtype import COMPLEX, FLOATS, INTEGERS, PYTORCHS, dtype_name, finfo
 from cyxcore.errors import DtypeError, ShapeError, SpecError
 from cyxcore.functional.basic import concat, stack, take_along_axis, where
@@ -387,6 +388,7 @@ def dist(x: Any, other: Any, p: float = 2) -> Any:
     return norm(x - other, p)
 
 
+@in_float32
 def cdist(x1: Any, x2: Any, p: float = 2.0) -> Any:
     """The p-norm of each row of x1 (..., P, M) less each of x2 (..., R, M). Returns (..., P, R)."""
     return composed(_cdist, (to_inexact(x1), to_inexact(x2)), (float(p),), x1.size * x2.shape[-2])
@@ -493,6 +495,7 @@ def _addcdiv(x: Any, one: Any, other: Any, value: float) -> Any:
     return x + one / other * value
 
 
+@lowered
 def addmm(x: Any, mat1: Any, mat2: Any, *, beta: float = 1, alpha: float = 1) -> Any:
     """beta * x + alpha * (mat1 @ mat2)."""
     product = mat1 @ mat2
@@ -506,6 +509,7 @@ def xlogy(x: Any, other: Any) -> Any:
     return where(away, 0.0, value * where(away, 1.0, others).log())
 
 
+@as_given
 def dot(x: Any, tensor: Any) -> Any:
     """The sum of products of two vectors."""
     if x.ndim != 1 or tensor.ndim != 1:
@@ -625,7 +629,7 @@ _RENAMED: dict[str, Function] = {
     **{"eq": elementwise.equal, "ne": elementwise.not_equal, "lt": elementwise.less, "le": elementwise.less_equal},
     **{"gt": elementwise.greater, "ge": elementwise.greater_equal, "bitwise_not": elementwise.bitwise_invert},
     **dict.fromkeys(("mm", "bmm"), worded(linalg.matmul, {"mat2": "other"})),
-    **{"mv": worded(linalg.matmul, {"vec": "other"}), "inverse": linalg.inv},
+    **{"mv": worded(as_given(linalg.matmul), {"vec": "other"}), "inverse": linalg.inv},
     **{"movedim": manipulation.moveaxis, "take_along_dim": take_along_dim},
     **{"softmax": functional.softmax, "log_softmax": functional.log_softmax},
 }

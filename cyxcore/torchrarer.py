@@ -11,6 +11,7 @@ from typing import Any
 
 from cyxcore import elementwise, extras, functional, linalg, manipulation, searching, special, statistics, torchnames
 from cyxcore.attrs import is_whole
+from cyxcore.casting import as_given, lowered
 from cyxcore.dtype import COMPLEX, FLOATS, INTEGERS, result_type
 from cyxcore.errors import DtypeError, ShapeError, SpecError
 from cyxcore.functional.basic import concat, maximum, minimum, stack, take_along_axis, where
@@ -112,12 +113,14 @@ def baddbmm(x: Any, batch1: Any, batch2: Any, *, beta: float = 1, alpha: float =
     return torchnames.addmm(x, batch1, batch2, beta=beta, alpha=alpha)
 
 
+@lowered
 def addbmm(x: Any, batch1: Any, batch2: Any, *, beta: float = 1, alpha: float = 1) -> Any:
     """beta * x + alpha times the sum of the products of a batch of matrices."""
     product = (batch1 @ batch2).sum(0)
     return (x if beta == 1 else x * beta) + (product if alpha == 1 else product * alpha)
 
 
+@as_given
 def addmv(x: Any, mat: Any, vec: Any, *, beta: float = 1, alpha: float = 1) -> Any:
     """beta * x + alpha * (mat @ vec)."""
     return torchnames.addmm(x, mat, vec, beta=beta, alpha=alpha)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from cyxcore import attrs, elementwise, extras, linalg, manipulation, searching, statistics, torchnames, torchrarer
+from cyxcore.casting import in_float32
 from cyxcore.dtype import FLOATS
 from cyxcore.errors import ShapeError, SpecError
 from cyxcore.functional.basic import concat, stack, take_along_axis, where
@@ -126,6 +127,7 @@ def _shaped(found: list[Any], x: Any, q: Any, dim: Any, keepdim: bool) -> Any:
     return stack(found, 0) if isinstance(q, Value) and q.ndim else found[0]
 
 
+@in_float32
 def quantile(
     x: Any, q: Any, dim: Any = None, keepdim: bool = False, *, interpolation: str = "linear", **words: Any
 ) -> Any:
@@ -139,6 +141,7 @@ def quantile(
     return _quantiles("quantile", x, q, dim, keepdim, interpolation, skipping=False)
 
 
+@in_float32
 def nanquantile(x: Any, q: Any, dim: Any = None, keepdim: bool = False, *, interpolation: str = "linear") -> Any:
     """quantile() of what is a number."""
     return _quantiles("nanquantile", x, q, dim, keepdim, interpolation, skipping=True)

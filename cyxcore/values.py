@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, Self, TypeVar
 
+from cyxcore import casting
 from cyxcore.attrs import several
 from cyxcore.dtype import COMPLEX, DTYPES, FLOATS, INEXACT, dtype_name, promote, scalar_dtype
 from cyxcore.errors import AxisError, DtypeError, GraphError, ShapeError
@@ -225,6 +226,8 @@ class Value:
 
         elements: of the largest array that the operations make, where that is not the size of the first input.
         """
+        if casting.inside[0] and casting.composed_of_halves(self):
+            return casting.composed(function, inputs, options)
         return function(*inputs, *options)
 
     def _sequenced(self, function: Callable[..., Any], inputs: Sequence[Any], options: tuple[Any, ...]) -> Any:
@@ -311,6 +314,8 @@ class Value:
     def __matmul__(self, other: Any) -> Self:
         """Matrix product with NumPy's rule for vectors."""
         left, right = of_one_dtype(self, other)
+        if casting.inside[0]:
+            left, right = casting.operands(left, right)
         if left.dtype == "bool":  # whether some pair is true twice, as in NumPy: a sum of ones is never rounded to 0
             return (left.astype("float32") @ right.astype("float32")).astype("bool")
         if len(left.shape) == 2 and len(right.shape) == 2:

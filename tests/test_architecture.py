@@ -19,7 +19,7 @@ cyxcore.errors cyxcore.paths cyxcore.columns cyxcore.wording cyxcore.plotting cy
 cyxcore.dtype
 cyxcore.attrs cyxcore.infer cyxcore.infer2d cyxcore.infermatrix cyxcore.ops
 cyxcore.graph
-cyxcore.torchpaths cyxcore.torchwords cyxcore.values cyxcore.inplace cyxcore.indexing cyxcore.hosted
+cyxcore.torchpaths cyxcore.torchwords cyxcore.casting cyxcore.values cyxcore.inplace cyxcore.indexing cyxcore.hosted
 cyxcore.functional.basic cyxcore.functional.activations cyxcore.functional.dropouts cyxcore.functional.losses
 cyxcore.functional.embeddings
 cyxcore.functional.convolutions cyxcore.functional.pooling cyxcore.functional.adaptive

@@ -6,6 +6,7 @@ inplace: the result is written into x, which is what comes back: see cyxcore.fun
 import math
 from typing import Any
 
+from cyxcore.casting import lowered
 from cyxcore.errors import ShapeError, SpecError
 from cyxcore.functional.basic import overwritten, softmax, where
 from cyxcore.values import apply, composed, to_inexact
@@ -211,6 +212,7 @@ def _threshold(x: Any, threshold: float, value: float) -> Any:
     return where(x > threshold, x, value)
 
 
+@lowered
 def prelu(x: Any, weight: Any) -> Any:
     """x above 0, weight x below. weight: (1,), or one per channel (axis 1)."""
     if weight.shape != (1,) and (x.ndim < 2 or weight.shape != (x.shape[1],)):

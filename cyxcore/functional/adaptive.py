@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 from cyxcore.attrs import is_whole
+from cyxcore.casting import in_float32
 from cyxcore.errors import SpecError
 from cyxcore.functional.basic import Pair, concat, numbers, take_along_axis
 from cyxcore.functional.convolutions import Triple
@@ -57,6 +58,7 @@ def adaptive_avg_pool2d(x: Any, output_size: Pair) -> Any:
     return _adaptive("adaptive_avg_pool2d", 2, x, output_size)
 
 
+@in_float32
 def adaptive_avg_pool3d(x: Any, output_size: Triple) -> Any:
     """(N, C, D, H, W) -> (N, C, *output_size), by the windows of adaptive_avg_pool1d; a size of None: as it is."""
     return _adaptive("adaptive_avg_pool3d", 3, x, output_size)

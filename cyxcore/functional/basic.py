@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from cyxcore.attrs import is_whole
+from cyxcore.casting import as_given, in_float32, inside, operands
 from cyxcore.dtype import DEFAULTS, result_type
 from cyxcore.errors import DtypeError, ShapeError, SpecError
 from cyxcore.infer import broadcast
@@ -64,6 +65,8 @@ def linear(x: Any, weight: Any, bias: Any = None) -> Any:
     """x @ weight.T + bias. x: (..., in), weight: (out, in), bias: (out,). Returns (..., out)."""
     if x.ndim < 1 or x.shape[-1] != weight.shape[-1]:
         raise ShapeError(f"linear: expected x (..., {weight.shape[-1]}) for weight {weight.shape}, got {x.shape}")
+    if inside[0]:
+        x, weight, bias = operands(x, weight, bias)
     return composed(_linear, (x, weight, bias), ())
 
 
@@ -75,6 +78,7 @@ def _linear(x: Any, weight: Any, bias: Any) -> Any:
     return result if x.ndim == 2 else result.reshape(*x.shape[:-1], weight.shape[0])
 
 
+@as_given
 def bilinear(a: Any, b: Any, weight: Any, bias: Any = None) -> Any:
     """a[i] weight[o, i, j] b[j]. a: (..., I), b: (..., J), weight: (O, I, J), bias: (O,). Returns (..., O)."""
     if a.shape[:-1] != b.shape[:-1] or weight.shape[1:] != (a.shape[-1], b.shape[-1]):
@@ -98,6 +102,8 @@ def conv2d(
 
     Returns (N, O, H', W'); of an x (C, H, W) without a batch (O, H', W').
     """
+    if inside[0]:
+        x, weight, bias = operands(x, weight, bias)
     if len(x.shape) == 3:
         return conv2d(x.expand_dims(0), weight, bias, stride, padding, dilation, groups).squeeze(0)
     if type(padding) is str:
@@ -282,6 +288,16 @@ def pad(x: Any, pads: Any, mode: str = "constant", value: float = 0.0) -> Any:
         return where(inside, apply("pad", x, pads=grown, value=0.0), x._constant(float(value), x.dtype))
     if mode not in BORDERS:
         raise SpecError(f"pad: expected mode constant, {', '.join(BORDERS)}, got {mode!r}")
+    return _bordered(x, mode, sides) if mode == "circular" else _mirrored(x, mode, sides)
+
+
+@in_float32
+def _mirrored(x: Any, mode: str, sides: list[tuple[int, int]]) -> Any:
+    return _bordered(x, mode, sides)
+
+
+def _bordered(x: Any, mode: str, sides: list[tuple[int, int]]) -> Any:
+    """x with a border of what is in it."""
     for axis, (low, high) in enumerate(sides):
         count = x.shape[axis]
         most = {"reflect": max(count - 1, 0), "circular": count, "replicate": 2**31 if count else 0}[mode]

@@ -7,6 +7,7 @@ Names, arguments and weight layouts are torch.nn.functional's.
 
 from typing import Any
 
+from cyxcore.casting import lowered
 from cyxcore.errors import ShapeError, SpecError
 from cyxcore.functional.basic import Pair, conv2d, numbers, pad, padded_like, pair
 from cyxcore.values import apply
@@ -25,6 +26,7 @@ def _rank(name: str, x: Any, rank: int, axes: str) -> None:
         raise ShapeError(f"{name}: expected x {axes}, got {x.shape}")
 
 
+@lowered
 def conv1d(
     x: Any, weight: Any, bias: Any = None, stride: int = 1, padding: int = 0, dilation: int = 1, groups: int = 1
 ) -> Any:
@@ -39,6 +41,7 @@ def conv1d(
     return result.squeeze(2)
 
 
+@lowered
 def conv3d(
     x: Any,
     weight: Any,
@@ -75,6 +78,7 @@ def conv3d(
     return result if bias is None else result + bias.reshape(1, -1, 1, 1, 1)
 
 
+@lowered
 def conv_transpose2d(
     x: Any,
     weight: Any,
@@ -110,6 +114,7 @@ def conv_transpose2d(
     return result if bias is None else result + bias.reshape(1, -1, 1, 1)
 
 
+@lowered
 def conv_transpose1d(
     x: Any,
     weight: Any,
@@ -131,6 +136,7 @@ def conv_transpose1d(
     return conv_transpose2d(x.expand_dims(2), weight.expand_dims(2), bias, *options).squeeze(2)
 
 
+@lowered
 def conv_transpose3d(
     x: Any,
     weight: Any,

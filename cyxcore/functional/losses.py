@@ -5,6 +5,7 @@ from collections.abc import Callable
 from itertools import chain
 from typing import Any
 
+from cyxcore.casting import in_float32
 from cyxcore.dtype import FLOATS
 from cyxcore.errors import IndexingError, ShapeError, SpecError
 from cyxcore.functional.activations import softplus
@@ -29,6 +30,7 @@ def _reduced(rows: Any, reduction: str) -> Any:
     return rows.mean() if reduction == "mean" else rows.sum()
 
 
+@in_float32
 def cross_entropy(
     logits: Any,
     labels: Any,
@@ -81,6 +83,7 @@ def _of_probabilities(logits: Any, target: Any, reduction: str, weight: Any, lab
     return _reduced(rows, reduction)
 
 
+@in_float32
 def nll_loss(
     log_probabilities: Any, labels: Any, reduction: str = "mean", *, weight: Any = None, ignore_index: int | None = None
 ) -> Any:
@@ -150,6 +153,7 @@ def _weighted(rows: Any, own: Any, counted: Any, reduction: str) -> Any:
     return _reduced(rows, reduction) if own is None or reduction != "mean" else rows.sum() / own.sum()
 
 
+@in_float32
 def mse_loss(prediction: Any, target: Any, reduction: str = "mean", weight: Any = None) -> Any:
     """(prediction - target)^2. weight: what each element counts; the mean is then over the weights."""
     _same("mse_loss", prediction, target)
@@ -160,6 +164,7 @@ def _mse_loss(prediction: Any, target: Any, weight: Any, reduction: str) -> Any:
     return _of_weight("mse_loss", (prediction - target) ** 2, weight, reduction)
 
 
+@in_float32
 def l1_loss(prediction: Any, target: Any, reduction: str = "mean", weight: Any = None) -> Any:
     """|prediction - target|. weight: what each element counts; the mean is then over the weights."""
     _same("l1_loss", prediction, target)
@@ -178,6 +183,7 @@ def _of_weight(name: str, rows: Any, weight: Any, reduction: str) -> Any:
     return total / weight.sum() if reduction == "mean" else total
 
 
+@in_float32
 def huber_loss(prediction: Any, target: Any, reduction: str = "mean", delta: float = 1.0, weight: Any = None) -> Any:
     """d^2 / 2 for |d| <= delta, delta (|d| - delta / 2) beyond, d being the difference.
 
@@ -197,6 +203,7 @@ def _huber_loss(prediction: Any, target: Any, weight: Any, reduction: str, delta
     return _reduced(rows, reduction)
 
 
+@in_float32
 def smooth_l1_loss(prediction: Any, target: Any, reduction: str = "mean", beta: float = 1.0) -> Any:
     """d^2 / (2 beta) for |d| < beta, |d| - beta / 2 beyond, d being the difference."""
     if beta == 0.0:
@@ -210,6 +217,7 @@ def _bounded_log(p: Any) -> Any:
     return where(inside, maximum(where(inside, p, 1.0).log(), -100.0), -100.0)
 
 
+@in_float32
 def binary_cross_entropy(probabilities: Any, target: Any, reduction: str = "mean", weight: Any = None) -> Any:
     """-t log p - (1 - t) log(1 - p); logarithms are kept above -100, as in torch, and have no gradient at p = 0."""
     _same("binary_cross_entropy", probabilities, target)
@@ -221,6 +229,7 @@ def _binary_cross_entropy(probabilities: Any, target: Any, weight: Any, reductio
     return _reduced(rows if weight is None else rows * weight, reduction)
 
 
+@in_float32
 def binary_cross_entropy_with_logits(
     logits: Any, target: Any, reduction: str = "mean", weight: Any = None, pos_weight: Any = None
 ) -> Any:
@@ -240,6 +249,7 @@ def _binary_cross_entropy_with_logits(logits: Any, target: Any, weight: Any, pos
     return _reduced(rows if weight is None else rows * weight, reduction)
 
 
+@in_float32
 def kl_div(log_probabilities: Any, target: Any, reduction: str = "mean", log_target: bool = False) -> Any:
     """t (log t - log p), 0 where t is 0. reduction "batchmean": the sum over the number of rows."""
     _same("kl_div", log_probabilities, target)
@@ -310,6 +320,7 @@ def _root(x: Any, power: float) -> Any:
     return where(zero, x.detach(), where(zero, x + 1.0, x) ** power)
 
 
+@in_float32
 def cosine_embedding_loss(a: Any, b: Any, target: Any, reduction: str = "mean", margin: float = 0.0) -> Any:
     """1 - cos(a, b) where the target is 1, max(0, cos(a, b) - margin) where it is -1. a, b: (N, D); target: (N,)."""
     cosine = cosine_similarity(a, b, a.ndim - 1, 1e-8)
@@ -317,18 +328,21 @@ def cosine_embedding_loss(a: Any, b: Any, target: Any, reduction: str = "mean", 
     return _reduced(where(target > 0, 1.0 - cosine, (cosine - margin).relu()), reduction)
 
 
+@in_float32
 def hinge_embedding_loss(x: Any, target: Any, reduction: str = "mean", margin: float = 1.0) -> Any:
     """x where the target is 1, max(0, margin - x) where it is -1."""
     _same("hinge_embedding_loss", x, target)
     return _reduced(where(target > 0, x, (margin - x).relu()), reduction)
 
 
+@in_float32
 def margin_ranking_loss(a: Any, b: Any, target: Any, reduction: str = "mean", margin: float = 0.0) -> Any:
     """max(0, -target (a - b) + margin); target 1: a should be larger, -1: b."""
     _same("margin_ranking_loss", a, b)
     return _reduced((-target * (a - b) + margin).relu(), reduction)
 
 
+@in_float32
 def triplet_margin_loss(
     anchor: Any,
     positive: Any,
@@ -370,6 +384,7 @@ def triplet_margin_with_distance_loss(
     return _reduced((near - far + margin).relu(), reduction)
 
 
+@in_float32
 def poisson_nll_loss(
     x: Any, target: Any, log_input: bool = True, full: bool = False, eps: float = 1e-8, reduction: str = "mean"
 ) -> Any:
@@ -409,18 +424,21 @@ def gaussian_nll_loss(
     return _reduced(rows + 0.5 * math.log(2.0 * math.pi) if full else rows, reduction)
 
 
+@in_float32
 def soft_margin_loss(x: Any, target: Any, reduction: str = "mean") -> Any:
     """log(1 + e^(-t x)), t being 1 or -1."""
     _same("soft_margin_loss", x, target)
     return _reduced(softplus(-target * x), reduction)
 
 
+@in_float32
 def multilabel_soft_margin_loss(x: Any, target: Any, weight: Any = None, reduction: str = "mean") -> Any:
     """The mean over the classes (last axis) of binary cross-entropies with logits; target: 0 or 1 of each class."""
     rows = binary_cross_entropy_with_logits(x, target, "none", weight)
     return _reduced(rows.mean(-1), reduction)
 
 
+@in_float32
 def multi_margin_loss(
     x: Any, labels: Any, p: int = 1, margin: float = 1.0, weight: Any = None, reduction: str = "mean"
 ) -> Any:
@@ -439,6 +457,7 @@ def multi_margin_loss(
     return _reduced((short * other).mean(1), reduction)
 
 
+@in_float32
 def multilabel_margin_loss(x: Any, target: Any, reduction: str = "mean") -> Any:
     """sum over labels y and other classes i of max(0, 1 - x[y] + x[i]), over the number of classes.
 
@@ -489,6 +508,7 @@ def _rows(targets: Any, lengths: Any) -> Any:
     )
 
 
+@in_float32
 def ctc_loss(
     log_probs: Any,
     targets: Any,

@@ -4,12 +4,14 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from cyxcore.casting import rounded
 from cyxcore.dtype import finfo
 from cyxcore.errors import ShapeError, SpecError
 from cyxcore.functional.basic import maximum, pad
 from cyxcore.values import TracedMode, by_mode
 
 
+@rounded
 def batch_norm(
     x: Any,
     running_mean: Any = None,

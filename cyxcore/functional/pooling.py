@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from cyxcore.casting import in_float32
 from cyxcore.dtype import INTEGERS
 from cyxcore.errors import ShapeError, SpecError
 from cyxcore.functional.basic import Pair, looked_up, numbers, pad, pair, where
@@ -197,6 +198,7 @@ def max_pool2d(
     return _max_pool("max_pool2d", 2, x, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
 
 
+@in_float32
 def max_pool3d(
     x: Any,
     kernel_size: Triple,
@@ -349,6 +351,7 @@ def avg_pool2d(
     return _avg_pool("avg_pool2d", 2, x, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
 
 
+@in_float32
 def avg_pool3d(
     x: Any,
     kernel_size: Triple,

@@ -8,6 +8,7 @@ lengths: (N,) integers; what comes after the length of a row changes nothing and
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from cyxcore.casting import rounded_product
 from cyxcore.errors import ShapeError, SpecError
 from cyxcore.functional.basic import linear, stack, where
 
@@ -84,6 +85,7 @@ def recur(
     return outputs, tuple(last)
 
 
+@rounded_product
 def recur_as_one(
     kind: str, x: Any, weights: Weights, start: Sequence[Any] | None, lengths: Any, reverse: bool
 ) -> tuple[Any, State]:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from numbers import Integral
 from typing import Any
 
+from cyxcore.casting import in_float32
 from cyxcore.errors import ShapeError, SpecError
 from cyxcore.functional.adaptive import adaptive_avg_pool1d, adaptive_avg_pool2d, adaptive_avg_pool3d
 from cyxcore.functional.basic import Pair, looked_up, maximum, minimum, pad, pair, stack, take_along_axis, where
@@ -246,6 +247,7 @@ def _ends(count: int, aligned: bool) -> list[float]:
     return [(2.0 * number + 1.0) / count - 1.0 for number in range(count)]
 
 
+@in_float32
 def grid_sample(
     x: Any, grid: Any, mode: str = "bilinear", padding_mode: str = "zeros", align_corners: bool = False
 ) -> Any:

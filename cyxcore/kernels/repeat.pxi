@@ -110,7 +110,7 @@ cdef class Repeat:
         cdef Held tensor
         cdef dict optimizer
         cdef PyObject *hooks
-        if self.left <= 0 or len(given) != len(self.fed) or self.recording != (_recording != 0):
+        if self.left <= 0 or _is_casting() or len(given) != len(self.fed) or self.recording != (_recording != 0):
             return False
         for i in range(len(given)):
             if type(given[i]) is not _tensor_type:

@@ -31,6 +31,7 @@ from operator import itemgetter
 
 import numpy as np
 
+from cyxcore import casting
 from cyxcore.errors import GradientError, KernelError
 from cyxcore.kernels import cpu
 
@@ -451,7 +452,7 @@ cdef class Held:
         return _operated("div", left, right)
 
     def __matmul__(left, right):
-        if isinstance(left, Held) and isinstance(right, Held) and (<Held>left).dtype != "bool":
+        if isinstance(left, Held) and isinstance(right, Held) and (<Held>left).dtype != "bool" and not _is_casting():
             if len((<Held>left).shape) == 2 and len((<Held>right).shape) == 2 and (<Held>left).dtype is (<Held>right).dtype:
                 return _of_two("matmul", <Held>left, <Held>right)
             if (<Held>left).dtype is (<Held>right).dtype and _has_vector(<Held>left, <Held>right):
@@ -667,6 +668,7 @@ cdef object _tensor_type = None
 cdef tuple _nothing = ()
 cdef dict _devices = None
 cdef bytearray _straight = bytearray(1)  # whether there is a short way at the moment
+cdef bytearray _inside = casting.inside
 cdef object _infer = None
 cdef object _look = None  # memory.seen
 cdef dict _general = None  # the methods of Value and of Leaving
@@ -687,6 +689,11 @@ def connect(
     _FROM_NAMES.update({name: name for name in ("float32", "float64", "int64", "int32", "bool", "uint8")})
     _views, _no_gradient, _differentiable = views, no_gradient, differentiable
     cyx_reuse(<PyTypeObject *>tensor_type)
+
+
+cdef inline bint _is_casting():
+    """Whether any thread is within autocast, where products are the general way's."""
+    return PyByteArray_AS_STRING(_inside)[0]
 
 
 cdef inline Held _new():
