@@ -1,22 +1,23 @@
-"""One training step of six models beside PyTorch: time, and how many times faster ours is.
+"""One training step of six models beside PyTorch and JAX: times, and the error of each against float64.
 
     pip install torch                             # the peer; without it only our own times are shown
     python -m benchmarks.bench_train              # 1 and 2 threads
     python -m benchmarks.bench_train --quick --only mlp_small,cnn --threads 1
     python -m benchmarks.bench_train --threads 1 --processor-time     # on a busy machine
     python -m benchmarks.bench_train --numerics fast                  # products by AMX: docs/numerics.md
-    python -m benchmarks.bench_train --jax PYTHON                     # beside JAX too: an interpreter that has it
+    python3 -m venv .peers && .peers/bin/pip install 'jax[cpu]'       # JAX, in an environment of its own
     python -m benchmarks.bench_train --json
 
 A step is forward, cross-entropy, backward and the optimiser's update, float32, the batch as given in MODELS. Ours is
 compiled (`cx.compile(step)`), in the exact class, whose bits depend on no thread count and no instruction set. PyTorch
-runs eagerly, as it comes, with its fused optimiser and, where inputs are images, with channels last as well, and with
---compile through torch.compile; JAX under jax.jit, in a process of its own (jax_steps.py), on as many cores as there
-are threads. Rounds alternate between them, so that a busy machine slows all; a figure is the median over rounds of the
-median step of each, so that a step that the machine interrupts does not count; before each burst all rest a moment, as
-threads that still look out for work of the one before would take a core from the next. Before anything is timed, all
-run the same first steps from the same weights, and their losses must agree; by how much they differ is shown beside the
-times.
+runs eagerly, as it comes, with its fused optimiser and, where inputs are images, with channels last as well, and,
+unless it is --quick, through torch.compile; JAX under jax.jit, in a process of its own (jax_steps.py), on as many
+cores as there are threads. Rounds alternate between them, so that a busy machine slows all; a figure is the median
+over rounds of the median step of each, so that a step that the machine interrupts does not count; before each burst
+all rest a moment, as threads that still look out for work of the one before would take a core from the next. Before
+anything is timed, all run the same first steps from the same weights, and their losses must agree. Behind each time
+stands the error of the parameters after these steps, of the way that they went, against PyTorch's steps in float64;
+the JSON has the greatest relative error of a loss as well.
 
 Target: never slower than the fastest of them; in the geometric mean 1.6 times faster on one thread, 1.8 times on two.
 With --numerics fast 2.5 times, with fast16 3.8 times.
@@ -25,7 +26,6 @@ With --numerics fast 2.5 times, with fast16 3.8 times.
 import argparse
 import json
 import math
-import platform
 import statistics
 import sys
 import time
@@ -36,14 +36,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import cyxcore as cx
-from benchmarks.figures import add_save, save
+from benchmarks.figures import ROOT, add_save, as_float64, relative_error, save
 from benchmarks.jax_steps import Steps, burst
 from cyxcore import functional as F
 from cyxcore.kernels import cpu
 
 Array = np.ndarray[Any, Any]
+PEERS = ROOT / ".peers" / "bin" / "python"  # docs/benchmarks.md says how it is made
 STEPS_COMPARED = 3
 REST_S = 0.02  # PyTorch's threads look out for work for about 10 ms
+Row = dict[str, Any]  # ms, loss_error, parameter_error: of each by name; plan_s: seconds our plan took
 LOSS_TOLERANCE = {"exact": 1e-3, "fast": 1e-3, "fast16": 1e-3, "bf16": 2e-2}  # relative, by numeric class
 
 
@@ -160,10 +162,17 @@ MODELS: dict[str, Case] = {
 }
 
 
+class Training(NamedTuple):
+    """step() trains once and returns the loss; parameters() are those so far, by PyTorch's names."""
+
+    step: Callable[[], float]
+    parameters: Callable[[], dict[str, Any]]
+
+
 def ours(
     case: Case, weights: dict[str, Array] | None, batch: tuple[Array, Array], numerics: str = "exact"
-) -> tuple[Any, Callable[[], float]]:
-    """(the model, a compiled step that returns the loss)."""
+) -> tuple[Any, Training]:
+    """(the model, its training by a compiled step)."""
     model = case.make(cx.nn)
     if weights:
         model.load_state_dict(weights)
@@ -179,19 +188,21 @@ def ours(
         return loss
 
     compiled = cx.compile(step, numerics=numerics)
-    return model, lambda: float(compiled(x, y).item())
+    return model, Training(lambda: float(compiled(x, y).item()), lambda: dict(model.named_parameters()))
 
 
-def theirs(case: Case, state: Any, batch: tuple[Array, Array], how: str) -> Callable[[], float]:
-    """A step of PyTorch, run in one of the ways of peers()."""
+def theirs(case: Case, weights: dict[str, Array], batch: tuple[Array, Array], how: str) -> Training:
+    """PyTorch's, in one of the ways of peers(), or all of it in `float64`, which errors are measured against."""
     import torch
 
     model = case.make(torch.nn)
-    model.load_state_dict(state)
+    model.load_state_dict({name: torch.tensor(value) for name, value in weights.items()})
     x, y = torch.tensor(batch[0]), torch.tensor(batch[1])
     if how == "channels last":
         model, x = model.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last)
-    fused = None if how == "eager" else True
+    if how == "float64":
+        model, x = model.double(), x.double() if x.is_floating_point() else x
+    fused = None if how in ("eager", "float64") else True
     optimizer = getattr(torch.optim, case.optimizer)(model.parameters(), fused=fused, **case.options)
 
     def forward(x: Any, y: Any) -> Any:
@@ -207,19 +218,24 @@ def theirs(case: Case, state: Any, batch: tuple[Array, Array], how: str) -> Call
         optimizer.step()
         return float(loss.detach())
 
-    return step
+    return Training(step, lambda: dict(model.named_parameters()))
 
 
-def peers(case: Case, batch: tuple[Array, Array], with_compile: bool) -> Iterator[tuple[str, Any, Callable[[], float]]]:
-    """(name, its first weights, its step) of each way to run PyTorch here."""
+def first_weights(case: Case) -> dict[str, Array]:
+    """As PyTorch draws them."""
     import torch
 
     torch.manual_seed(0)
-    state = case.make(torch.nn).state_dict()
-    weights = {name: value.numpy().copy() for name, value in state.items()}
+    return {name: value.numpy().copy() for name, value in case.make(torch.nn).state_dict().items()}
+
+
+def peers(
+    case: Case, weights: dict[str, Array], batch: tuple[Array, Array], with_compile: bool
+) -> Iterator[tuple[str, Training]]:
+    """Each way to run PyTorch here."""
     ways = ["eager", "fused"] + ["channels last"] * (batch[0].ndim == 4) + ["compile"] * with_compile
     for how in ways:
-        yield how, weights, theirs(case, {key: torch.tensor(value) for key, value in weights.items()}, batch, how)
+        yield f"torch {how}", theirs(case, weights, batch, how)
 
 
 def measure(
@@ -231,62 +247,79 @@ def measure(
     clock: Callable[[], float],
     numerics: str = "exact",
     jax: str = "",
-) -> dict[str, float]:
-    """Median milliseconds of a step by each, the seconds our plan took, and the largest relative difference of our
-    losses to the others' in the steps that are compared (only beside them). jax: the interpreter that has it.
-    """
+) -> Row:
+    """Trainings of one model by all. jax: the interpreter that has it."""
     case = MODELS[name]
     batch = case.inputs(np.random.default_rng(0))
     cpu.set_num_threads(threads)
-    steps: dict[str, Callable[[], float]] = {}
-    weights = None
+    trainings: dict[str, Training] = {}
+    weights = truth = None
     if torch_is_here():
         import torch
 
         torch.set_num_threads(threads)
-        for peer, first, step in peers(case, batch, with_compile):
-            steps[f"torch {peer}"], weights = step, first
+        weights = first_weights(case)
+        trainings = dict(peers(case, weights, batch, with_compile))
+        truth = theirs(case, weights, batch, "float64")
     cx.manual_seed(0)
-    model, steps["cyx"] = ours(case, weights, batch, numerics)
+    model, trainings["cyx"] = ours(case, weights, batch, numerics)
+    weights = weights or {key: value.numpy().copy() for key, value in model.state_dict().items()}
     if not jax:
-        return _compared(name, steps, None, rounds, budget_s, clock, numerics)
-    weights = weights or {key: value.numpy() for key, value in model.state_dict().items()}
+        return _measured(name, trainings, truth, weights, None, rounds, budget_s, clock, numerics)
     with Steps(jax, name, weights, batch, threads) as other:
-        return _compared(name, steps, other, rounds, budget_s, clock, numerics)
+        return _measured(name, trainings, truth, weights, other, rounds, budget_s, clock, numerics)
 
 
-def _compared(
+def _measured(
     name: str,
-    steps: dict[str, Callable[[], float]],
+    trainings: dict[str, Training],
+    truth: Training | None,
+    weights: dict[str, Array],
     jax: Steps | None,
     rounds: int,
     budget_s: float,
     clock: Callable[[], float],
     numerics: str,
-) -> dict[str, float]:
+) -> Row:
+    row: Row = {"ms": {}, "plan_s": 0.0, "loss_error": {}, "parameter_error": {}, "packages": {}}
     losses = {}
-    for who, step in steps.items():
+    for who, training in trainings.items():
         begun = time.perf_counter()
-        losses[who] = [step()]
+        losses[who] = [training.step()]
         if who == "cyx":
-            plan_s = time.perf_counter() - begun
-        losses[who] += [step() for _ in range(STEPS_COMPARED - 1)]
+            row["plan_s"] = time.perf_counter() - begun
+        losses[who] += [training.step() for _ in range(STEPS_COMPARED - 1)]
+    parameters = {who: training.parameters() for who, training in trainings.items()}
     if jax:
-        losses["jax jit"] = jax.ask("steps", STEPS_COMPARED)
+        losses["jax jit"], parameters["jax jit"] = jax.ask("steps", STEPS_COMPARED), jax.weights()
+        row["packages"] = {"jax": jax.version}
     for who, found in losses.items():
         if not np.allclose(found, losses["cyx"], rtol=LOSS_TOLERANCE[numerics]):
             raise SystemExit(f"{name}: {who} lost {found}, cyx {losses['cyx']}: not the same training")
-    others = [np.array(found) for who, found in losses.items() if who != "cyx"]
-    apart = {"losses_apart": max(float(np.max(np.abs(losses["cyx"] / each - 1))) for each in others)} if others else {}
+    if truth:
+        right = [truth.step() for _ in range(STEPS_COMPARED)]
+        for who, found in losses.items():
+            row["loss_error"][who] = float(np.max(np.abs(np.divide(found, right) - 1)))
+            row["parameter_error"][who] = error_of_the_way(weights, parameters[who], truth.parameters())
     took: dict[str, list[float]] = {who: [] for who in losses}
     for _ in range(rounds):
-        for who, step in steps.items():
+        for who, training in trainings.items():
             time.sleep(REST_S)
-            took[who].append(burst(step, budget_s, clock)[0])
+            took[who].append(burst(training.step, budget_s, clock)[0])
         if jax:
             time.sleep(REST_S)
             took["jax jit"].append(jax.ask("burst", budget_s, "processor" if clock is time.process_time else "wall")[0])
-    return {**{who: statistics.median(each) for who, each in took.items()}, "plan_s": plan_s, **apart}
+    row["ms"] = {who: statistics.median(each) for who, each in took.items()}
+    return row
+
+
+def error_of_the_way(first: dict[str, Any], found: dict[str, Any], true: dict[str, Any]) -> float:
+    """Of the way that parameters went from the first ones, all of them as one vector: relative to the true way."""
+
+    def way(to: dict[str, Any]) -> Array:
+        return np.concatenate([(as_float64(to[name]) - as_float64(first[name])).ravel() for name in true])
+
+    return relative_error(way(found), way(true))
 
 
 def torch_is_here() -> bool:
@@ -304,9 +337,16 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds")
     parser.add_argument("--threads", default="1,2", help="thread counts, with commas between (default 1,2)")
     parser.add_argument("--only", default="", help=f"some of {', '.join(MODELS)}, with commas between")
-    parser.add_argument("--compile", action="store_true", help="also torch.compile, which takes minutes to warm up")
     parser.add_argument(
-        "--jax", metavar="PYTHON", default="", help="beside JAX as well, with this interpreter that has it"
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        help="torch.compile, which takes minutes to warm up: in full runs, unless --no-compile; in --quick with it",
+    )
+    parser.add_argument(
+        "--jax",
+        metavar="PYTHON",
+        default=str(PEERS) if PEERS.exists() else "",
+        help="the interpreter that has JAX (default .peers/bin/python where that is; '' for none)",
     )
     parser.add_argument(
         "--processor-time",
@@ -324,9 +364,11 @@ def main() -> int:
         parser.error(f"--only: unknown {', '.join(unknown)}; known: {', '.join(MODELS)}")
     if options.processor_time and options.threads != "1":
         parser.error("--processor-time adds up the threads of a process; give it with --threads 1")
+    with_compile = not options.quick if options.compile is None else options.compile
     clock = time.process_time if options.processor_time else time.perf_counter
     rounds, budget_s = (3, 0.05) if options.quick else (9, 0.5)
-    found: dict[str, dict[str, dict[str, float]]] = {}
+    found: dict[str, dict[str, Row]] = {}
+    packages: dict[str, str] = {}  # of peers in environments of their own
     if options.numerics != "exact" and not cpu.amx():
         parser.error(f"--numerics {options.numerics}: there is no AMX here, so the exact kernels would be measured")
     if not (torch_is_here() or options.jax):
@@ -334,7 +376,8 @@ def main() -> int:
     for threads in map(int, options.threads.split(",")):
         rows = found[str(threads)] = {}
         for name in names:
-            rows[name] = measure(name, threads, rounds, budget_s, options.compile, clock, options.numerics, options.jax)
+            rows[name] = measure(name, threads, rounds, budget_s, with_compile, clock, options.numerics, options.jax)
+            packages |= rows[name].pop("packages")
             if not options.json:
                 show(name, threads, rows[name])
         ratios = [ratio for row in rows.values() if (ratio := times_faster(row))]
@@ -344,27 +387,26 @@ def main() -> int:
                 f"{threads} thread(s): geometric mean {mean:.2f} × the fastest of the others, least {min(ratios):.2f} ×"
             )
     result = {
-        "machine": platform.processor() or platform.machine(),
         "isa": cpu.isa(),
         "numerics": options.numerics,
         "threads": found,
     }
-    save(options.save, result)
+    save(options.save, result, **packages)
     if options.json:
         print(json.dumps(result))
     return 0
 
 
-def times_faster(row: dict[str, float]) -> float:
+def times_faster(row: Row) -> float:
     """Than the fastest of the others; 0 without any."""
-    others = [ms for who, ms in row.items() if who.startswith(("torch", "jax"))]
-    return min(others) / row["cyx"] if others else 0.0
+    others = [ms for who, ms in row["ms"].items() if who != "cyx"]
+    return min(others) / row["ms"]["cyx"] if others else 0.0
 
 
-def show(name: str, threads: int, row: dict[str, float]) -> None:
-    times = "  ".join(f"{who} {ms:9.3f} ms" for who, ms in row.items() if who not in ("plan_s", "losses_apart"))
+def show(name: str, threads: int, row: Row) -> None:
+    errors = {who: f" ({error:.0e})" for who, error in row["parameter_error"].items()}
+    times = "  ".join(f"{who} {ms:9.3f} ms{errors.get(who, '')}" for who, ms in row["ms"].items())
     ratio = f"  {times_faster(row):5.2f} ×" if times_faster(row) else ""
-    ratio += f"  losses within {row['losses_apart']:.0e}" if "losses_apart" in row else ""
     print(f"{name:10} {threads} thread(s)  {times}{ratio}  (planned in {row['plan_s']:.2f} s)", flush=True)
 
 

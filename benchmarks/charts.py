@@ -127,10 +127,8 @@ def _startup(found: Any) -> Iterable[Chart]:
 
 def _train(found: Any) -> Iterable[Chart]:
     for threads, rows in found["threads"].items():
-        series = {
-            who: bars for who, bars in _turned(rows).items() if who not in ("plan_s", "losses_apart")
-        }  # of which only times are drawn
-        yield Chart(f"a training step, {threads} thread(s)", "ms (less is better)", series)
+        times = _turned({model: row["ms"] for model, row in rows.items()})
+        yield Chart(f"a training step, {threads} thread(s)", "ms (less is better)", times)
 
 
 def _llm(found: Any) -> Iterable[Chart]:

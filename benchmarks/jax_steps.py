@@ -5,7 +5,8 @@
 bench_train starts it, and says in which interpreter. STATE.npz holds the first weights by PyTorch's names, and the
 batch as `x` and `y`. A step is one function under jax.jit that gives up its arguments and makes the new weights and
 state of the optimiser. Each line of stdin is answered by one line of JSON: `steps N` by the losses of N steps, `burst
-SECONDS CLOCK` by (median milliseconds of a step, how many were made), CLOCK being wall or processor.
+SECONDS CLOCK` by (median milliseconds of a step, how many were made), CLOCK being wall or processor, `weights FILE` by
+null once the trained weights are in FILE (.npz).
 """
 
 import json
@@ -97,8 +98,8 @@ def models() -> dict[str, Callable[[Weights, Any], tuple[Any, Weights]]]:
     return {"mlp_small": mlp, "mlp_large": mlp, "cnn": cnn, "resnet": resnet, "gpt": gpt, "lstm": lstm}
 
 
-def step_of(model: str, state: dict[str, Any]) -> Callable[[], float]:
-    """One training step, which returns its loss."""
+def step_of(model: str, state: dict[str, Any]) -> tuple[Callable[[], float], Callable[[], Weights]]:
+    """(one training step, which returns its loss; the weights so far, without buffers)."""
     import jax
     import jax.numpy as jnp
 
@@ -140,7 +141,7 @@ def step_of(model: str, state: dict[str, Any]) -> Callable[[], float]:
         *all_of_it[:], loss = run(*all_of_it, x, y)
         return float(loss)
 
-    return step
+    return step, lambda: all_of_it[0]
 
 
 def burst(step: Callable[[], float], seconds: float, clock: Callable[[], float]) -> tuple[float, int]:
@@ -193,6 +194,14 @@ class Steps:
         print(*words, file=self.process.stdin, flush=True)
         return self._answer()
 
+    def weights(self) -> dict[str, Array]:
+        """The trained ones, without buffers, by PyTorch's names."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "weights.npz"
+            self.ask("weights", path)
+            with np.load(path) as held:
+                return dict(held)
+
     def __enter__(self) -> "Steps":
         return self
 
@@ -208,17 +217,21 @@ def main() -> None:
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false"
     os.environ["JAX_PLATFORMS"] = "cpu"
     with np.load(path) as state:
-        step = step_of(model, dict(state))
+        step, weights = step_of(model, dict(state))
     import jax
 
     print(json.dumps(jax.__version__), flush=True)
     for line in sys.stdin:
-        verb, number, *rest = line.split()
+        verb, rest = line.rstrip("\n").split(" ", 1)
         if verb == "steps":
-            print(json.dumps([step() for _ in range(int(number))]), flush=True)
+            print(json.dumps([step() for _ in range(int(rest))]), flush=True)
+        elif verb == "weights":
+            np.savez(rest, **weights())
+            print("null", flush=True)
         else:
-            clock = time.process_time if rest == ["processor"] else time.perf_counter
-            print(json.dumps(burst(step, float(number), clock)), flush=True)
+            seconds, clock = rest.split()
+            by = time.process_time if clock == "processor" else time.perf_counter
+            print(json.dumps(burst(step, float(seconds), by)), flush=True)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as benchmarks
-from benchmarks import bench_bits, bench_rebuild, bench_serve, bench_submissions, charts, figures
+from benchmarks import bench_bits, bench_rebuild, bench_serve, bench_submissions, bench_train, charts, figures
 from benchmarks.jax_steps import Steps, burst
 from cyxcore.errors import CyxError
 from cyxcore.kernels import cpu
@@ -36,7 +36,7 @@ FIGURES = {  # of the others, the last figures are in benchmarks/results
     "startup": {"MLP": {"cyx": {"plan": TIMES}, "target_ms": 6.0, "torch eager": {"plan": TIMES}}, "import": TIMES},
     "submissions": {"the broker alone": {"one at a time /s": 129.6}},
     "submit": {"total": {"p50_ms": 40.0, "max_ms": 60.0}},
-    "train": {"threads": {"1": {"cnn": {"torch eager": 215.4, "cyx": 150.7, "plan_s": 0.2, "losses_apart": 1e-7}}}},
+    "train": {"threads": {"1": {"cnn": {"ms": {"torch eager": 215.4, "cyx": 150.7}, "plan_s": 0.2}}}},
 }
 
 
@@ -208,6 +208,30 @@ def test_steps_in_jax_need_an_interpreter_that_has_it(tmp_path: Path) -> None:
     other.chmod(0o755)
     with pytest.raises(SystemExit, match="python ended with status 1; does it have JAX"):
         Steps(str(other), "mlp_small", {}, batch, 1)
+
+
+@pytest.fixture
+def same_threads():
+    torch = pytest.importorskip("torch")
+    before = cpu.get_num_threads(), torch.get_num_threads()
+    yield
+    cpu.set_num_threads(before[0])
+    torch.set_num_threads(before[1])
+
+
+def test_a_training_step_is_compared_with_pytorchs_in_float64(same_threads):
+    row = bench_train.measure("mlp_small", 1, 1, 0.0, with_compile=False, clock=lambda: 0.0)
+    assert list(row["parameter_error"]) == list(row["loss_error"]) == list(row["ms"])
+    assert set(row["ms"]) == {"torch eager", "torch fused", "cyx"}
+    assert all(1e-9 < error < 1e-5 for error in row["parameter_error"].values())  # rounded to float32, and no worse
+    assert all(error < 1e-6 for error in row["loss_error"].values())
+
+
+def test_an_error_is_measured_on_the_way_that_parameters_went_not_on_where_they_are():
+    first, true = {"w": np.ones(4), "b": np.ones(1)}, {"w": np.full(4, 1.002), "b": np.ones(1)}
+    found = {"w": np.full(4, 1.001), "b": np.ones(1)}
+    assert bench_train.error_of_the_way(first, found, true) == pytest.approx(0.5)
+    assert bench_train.error_of_the_way(first, true, true) == 0
 
 
 @pytest.mark.parametrize("step_ms, interrupted", [(10, 7), (0.05, 300)])
