@@ -441,7 +441,7 @@ class Api:
 
     async def _list(self, caller: str, ask: m.JobListRequest) -> m.JobList:
         roster, who = await self._roster(), caller if ask.mine else EVERYBODY
-        counted = ask.name is None and ask.node_id is None  # then nobody has to look at every job
+        counted = ask.name is None and ask.node_id is None and ask.run is None  # then nobody has to look at every job
         total = roster.total(who, ask.status) if counted else 0
         found: list[jobs.Job] = []
         more, begins, at = False, listing.begins_before(ask), listing.begins_before(ask) if counted else None

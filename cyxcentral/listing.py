@@ -65,6 +65,7 @@ def wanted_job(job: jobs.Job, ask: m.JobListRequest, caller: str) -> bool:
         and (ask.name is None or ask.name in job.job.name)
         and (ask.node_id is None or bool(job.attempts) and job.attempts[-1].node_id == ask.node_id)
         and (not ask.mine or job.caller == caller)
+        and (ask.run is None or job.job_id.endswith(f"-{ask.run}"))
     )
 
 

@@ -183,7 +183,7 @@ class AsyncClient(Submitter):
     # -- following --------------------------------------------------------------------------------
 
     async def jobs(self, status: m.JobStatus | None = None, limit: int = 50, **filters: Any) -> m.JobList:
-        """Newest first, page by page until there are `limit` of them. filters: name, node_id, mine, before and
+        """Newest first, page by page until there are `limit` of them. filters: name, node_id, mine, run, before and
         before_id, as in JobListRequest; `more` in the answer: there are others behind the last one.
         """
         found: list[m.JobView] = []

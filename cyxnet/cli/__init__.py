@@ -157,7 +157,11 @@ COMMANDS = [
         options.verify,
     ),
     Command(
-        "cancel", "stop a job; what was not earned comes back", "cyx cancel digits-3f", "jobs:cancel", options.cancel
+        "cancel",
+        "stop jobs, or a run of a workflow; what was not earned comes back",
+        "cyx cancel digits-3f",
+        "jobs:cancel",
+        options.cancel,
     ),
     Command(
         "refund",

@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from cyxcore.errors import CyxError
+from cyxcore.errors import CyxError, SpecError
 from cyxcore.spec import TrainingSummary
 from cyxcore.wording import human_bytes, human_duration, percent
 from cyxnet import messages as m
+from cyxnet.bus import BusError
 from cyxnet.cli.exits import DONE, WORLD_FAILED
 from cyxnet.cli.models import fetch_model, output_path
 from cyxnet.cli.running import connected
@@ -20,6 +21,7 @@ from cyxnet.cli.screen import Screen
 from cyxnet.cli.values import MOST
 from cyxnet.client import AsyncClient, Prepared
 from cyxnet.display import cyx, human_age, node_names, validation
+from cyxnet.follow import ENDED
 from cyxnet.jobfile import LoadedJob
 
 FIRST_USE_BASE_UNITS = 100 * 10**9
@@ -91,7 +93,9 @@ async def why_they_wait(
 async def jobs(args: argparse.Namespace, screen: Screen) -> int:
     async with connected(args) as client:
         node_id = await client.node_called(args.node) if args.node else None
-        reply = await client.jobs(args.status, args.limit, name=args.name, node_id=node_id, mine=args.mine)
+        reply = await client.jobs(
+            args.status, args.limit, name=args.name, node_id=node_id, mine=args.mine, run=args.run_id
+        )
     if args.sort != "submitted":
         reply.jobs.sort(key=lambda view: _place(view, args.sort))
     called = node_names(reply.jobs)
@@ -114,7 +118,7 @@ async def jobs(args: argparse.Namespace, screen: Screen) -> int:
                 "more", f"{older} older job{'s' * (older > 1)}; see {'them' if older > 1 else 'it'} with --limit {most}"
             )
     else:
-        asked = args.status or args.name or args.node or args.mine
+        asked = args.status or args.name or args.node or args.mine or args.run_id
         what = "no job is like that; all of them: cyx jobs" if asked else "no jobs yet; submit one: cyx submit FILE"
         screen.result(what, reply)
     return DONE
@@ -228,9 +232,32 @@ async def get(args: argparse.Namespace, screen: Screen) -> int:
 
 async def cancel(args: argparse.Namespace, screen: Screen) -> int:
     async with connected(args) as client:
-        view = await client.cancel(args.job, args.reason)
-    screen.result(f"{view.job_id} is {view.status}; watch the refund with: cyx watch {view.job_id}", view)
+        job_ids = args.jobs or await _left_of_run(client, args.run_id)
+        if not job_ids:
+            screen.result(f"no job of run {args.run_id} is left", [])
+        refused: list[CyxError] = []
+        for job_id in job_ids:
+            try:
+                view = await client.cancel(job_id, args.reason)
+            except BusError:
+                raise
+            except CyxError as error:  # of this job: the others are stopped all the same
+                if len(job_ids) > 1:
+                    screen.say("warning", str(error))
+                refused.append(error)
+                continue
+            screen.result(f"{view.job_id} is {view.status}; watch the refund with: cyx watch {view.job_id}", view)
+    if refused:
+        raise refused[0]
     return DONE
+
+
+async def _left_of_run(client: AsyncClient, run_id: str) -> list[str]:
+    """The jobs of a run that have not ended, each before those that it comes after: it is told who stopped it."""
+    found = (await client.jobs(limit=MOST, mine=True, run=run_id)).jobs
+    if not found:
+        raise SpecError(f"no job of yours is of run {run_id}; see: cyx jobs --mine")
+    return [view.job_id for view in found if view.status not in ENDED]
 
 
 async def pause(args: argparse.Namespace, screen: Screen) -> int:

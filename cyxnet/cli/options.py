@@ -264,6 +264,9 @@ def job_list(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--mine", action="store_true", help="only jobs that were submitted from this folder")
     parser.add_argument(
+        "--run", type=values.run_id, dest="run_id", metavar="RUN", help="only jobs of this run of a workflow"
+    )
+    parser.add_argument(
         "--sort",
         choices=["submitted", "accuracy", "r2", "loss", "time"],
         default="submitted",
@@ -320,7 +323,13 @@ def job_priority(parser: argparse.ArgumentParser) -> None:
 
 
 def cancel(parser: argparse.ArgumentParser) -> None:
-    job(parser)
+    either = parser.add_mutually_exclusive_group(required=True)
+    either.add_argument(
+        "jobs", type=values.job_id, nargs="*", default=[], metavar="JOB", help="jobs, by their ids or how those begin"
+    )
+    either.add_argument(
+        "--run", type=values.run_id, dest="run_id", metavar="RUN", help="all that is left of this run of a workflow"
+    )
     parser.add_argument(
         "--reason", type=values.reason, default="cancelled by the client", help="kept in the job's history"
     )

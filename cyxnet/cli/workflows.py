@@ -55,7 +55,8 @@ def _loaded(args: argparse.Namespace) -> Iterator[Workflow]:
 
 
 def _again(args: argparse.Namespace, run_id: str) -> str:
-    return f"cyx run {args.file} --again {run_id}" + (f" -o {args.output}" if args.output else "")
+    again = f"cyx run {args.file} --again {run_id}" + (f" -o {args.output}" if args.output else "")
+    return f"{again}; stop them with: cyx cancel --run {run_id}"
 
 
 def _count(jobs: int) -> str:

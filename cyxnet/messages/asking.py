@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Struct
 
 from cyxcore.spec import Digest, TrainingSummary
-from cyxnet.messages.fields import U63, Address, JobId, NodeId, Request, RequestId, SeedSignature, Text
+from cyxnet.messages.fields import U63, Address, JobId, NodeId, Request, RequestId, RunId, SeedSignature, Text
 from cyxnet.messages.jobs import (
     After,
     ArtifactRef,
@@ -185,13 +185,15 @@ class JobListRequest(Request, kw_only=True, frozen=True):
     """Newest first. `before` and `before_id` are submitted_at_ms and job_id of the last job of the page before.
 
     limit: of one answer, which is shorter when the jobs have much to say. name, node_id: only jobs whose name contains
-    this text, whose last attempt was on this node. mine: only the caller's own.
+    this text, whose last attempt was on this node. mine: only the caller's own. run: only those of this run of a
+    workflow.
     """
 
     status: JobStatus | None = None
     name: Annotated[str, Meta(max_length=100)] | None = None
     node_id: NodeId | None = None
     mine: bool = False
+    run: RunId | None = None
     limit: Annotated[int, Meta(ge=1, le=1000)] = 50
     before: U63 | None = None
     before_id: JobId | None = None

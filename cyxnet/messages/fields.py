@@ -10,6 +10,7 @@ JobId = Annotated[str, Meta(pattern=r"\A[a-z0-9][a-z0-9-]{2,62}\Z")]
 NodeId = Annotated[str, Meta(pattern=r"\A[a-z0-9][a-z0-9-]{2,62}\Z")]
 ClientId = Annotated[str, Meta(pattern=r"\Ac-[0-9a-f]{32}\Z")]
 CallerId = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9_-]{1,64}\Z")]
+RunId = Annotated[str, Meta(pattern=r"\A[0-9a-f]{10}\Z")]  # of a workflow: the ids of its jobs end in it
 SessionId = Annotated[str, Meta(pattern=r"\A[0-9a-f]{32}\Z")]
 Address = Annotated[str, Meta(pattern=r"\A[1-9A-HJ-NP-Za-km-z]{32,44}\Z")]  # Solana account, base58
 Signature = Annotated[str, Meta(pattern=r"\A[1-9A-HJ-NP-Za-km-z]{64,88}\Z")]  # Solana transaction, base58

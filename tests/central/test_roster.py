@@ -16,6 +16,7 @@ from cyxnet import subjects
 from cyxnet.bus import ApiError
 from tests.central import facts as f
 
+RUN = "0123456789"  # of a workflow
 STATUSES = (None, "funding", "queued", "leased", "completed", "failed")
 
 
@@ -68,14 +69,16 @@ async def test_every_list_is_what_looking_at_every_job_gives(monkeypatch, seed):
     for round_ in range(40):
         for _ in range(5):
             number = dice.randrange(120)
-            known = world.jobs.get(f"job-{number:04d}")
-            job = known or job_of(number, dice.randrange(30), dice.choice("ab"), name=dice.choice(["x", "xy"]))
+            job_id = f"job-{number:04d}" if number % 3 else f"job-{number:04d}-{RUN}"
+            job = job_of(number, dice.randrange(30), dice.choice("ab"), name=dice.choice(["x", "xy"]))
+            job = world.jobs.get(job_id) or replace(job, job_id=job_id)
             put(world, replace(job, status=dice.choice(STATUSES[1:])))
         last = dice.choice(list(world.jobs.values())) if dice.random() < 0.5 else None
         ask = m.JobListRequest(
             status=dice.choice(STATUSES),
             mine=dice.random() < 0.5,
             name=dice.choice([None, None, "y"]),
+            run=dice.choice([None, None, RUN]),
             limit=dice.choice([1, 3, 10]),
             before=last.submitted_at_ms if last else None,
             before_id=last.job_id if last and dice.random() < 0.7 else None,

@@ -237,7 +237,11 @@ class FakeCentral:
 
     async def _jobs(self, ask: m.JobListRequest) -> m.JobList:
         assert 1 <= ask.limit <= 1000 and ask.node_id in (None, self.node.node_id)
-        views = [self.view(job_id) for job_id in self.status if ask.status in (None, self.status[job_id])]
+        views = [
+            self.view(job_id)
+            for job_id in self.status
+            if ask.status in (None, self.status[job_id]) and (ask.run is None or job_id.endswith(f"-{ask.run}"))
+        ]
         ids = [view.job_id for view in views]
         begin = ids.index(ask.before_id) + 1 if ask.before_id else 0
         end = begin + min(ask.limit, self.page_limit) + (0 if ask.before_id else self.same_ms)

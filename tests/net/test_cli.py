@@ -79,6 +79,8 @@ def test_the_help_of_each_command_has_an_example(command: str, capsys: pytest.Ca
         (["submit", "a.toml", "--priority", "10"], "expected a number from 0 to 9, got '10'"),
         (["priority", "digits-1", "10"], "expected a number from 0 to 9, got '10'"),
         (["cancel", "a", "--reason", "x" * 2001], "expected at most 2000 letters, got 2001"),
+        (["cancel"], "one of the arguments JOB --run is required"),
+        (["cancel", "a", "--run", "0123456789"], "not allowed with"),
         (["ledger", " "], "expected a SELECT statement, got nothing"),
         (["key"], "the following arguments are required: ACTION"),
         (["key", "new", "--rate", "nan"], "expected requests a second, from 0.001 to a million, got 'nan'"),
@@ -371,6 +373,28 @@ async def test_an_ambiguous_prefix_is_exit_code_2(central: FakeCentral, cyx: Run
     central.add_job("digits-a2")
     code, _, err = await cyx("cancel", "digits")
     assert code == 2 and "2 jobs start with digits" in err
+
+
+async def test_several_jobs_are_cancelled_and_what_cannot_be_is_told(central: FakeCentral, cyx: Run) -> None:
+    for job_id in (JOB, "other-1"):
+        central.add_job(job_id)
+    code, out, err = await cyx("cancel", JOB, "nothing", "other-1")
+    assert (code, central.asked["job.cancel"]) == (2, 3)
+    assert [line.split()[0] for line in out.splitlines()] == [JOB, "warning", "other-1"]
+    assert "0 jobs start with nothing" in out and err == "cyx: 0 jobs start with nothing; see: cyx jobs\n"
+
+
+async def test_what_is_left_of_a_run_is_cancelled(central: FakeCentral, cyx: Run) -> None:
+    run = "0123456789"
+    for job_id in (f"flow-b-{run}", f"flow-a-{run}", "flow-c-9876543210"):
+        central.add_job(job_id)
+    code, out, _ = await cyx("cancel", "--run", run)
+    assert (code, [line.split()[0] for line in out.splitlines()]) == (0, [f"flow-b-{run}", f"flow-a-{run}"])
+    central.status |= {f"flow-b-{run}": "completed", f"flow-a-{run}": "cancelled"}
+    code, out, _ = await cyx("cancel", "--run", run)
+    assert (code, out) == (0, f"no job of run {run} is left\n")
+    code, out, err = await cyx("cancel", "--run", "aaaaaaaaaa")
+    assert (code, err) == (2, "cyx: no job of yours is of run aaaaaaaaaa; see: cyx jobs --mine\n")
 
 
 async def test_jobs_are_a_table(central: FakeCentral, cyx: Run) -> None:

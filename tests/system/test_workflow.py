@@ -104,6 +104,22 @@ async def test_who_stops_following_stops_nothing_and_hears_how_to_go_on(client, 
     assert (await client.wait(first.job_id)).status == "completed"
 
 
+async def test_a_run_is_stopped_with_one_command(client, network, standing, tmp_path):
+    file = tmp_path / "flow.toml"
+    file.write_text(FLOW)
+    standing.after(epoch=1)
+    code, said = await cyx(network, "run", str(file), "--no-wait")
+    run, ids = said[-1]["data"]["run"], said[-1]["data"]["jobs"]
+    await until(client, ids["rates-1"], "Started")
+    code, said = await cyx(network, "cancel", "--run", run, "--reason", "another idea")
+    assert (code, len(said)) == (0, len(ids))
+    standing.go_on()
+    ends = [await client.wait(job_id) for job_id in ids.values()]
+    assert {(end.status, end.error) for end in ends} == {("cancelled", "another idea")}
+    assert {view.job_id for view in (await client.jobs(run=run)).jobs} == set(ids.values())
+    await assert_money_is_conserved(client, network)
+
+
 async def test_a_workflow_goes_on_when_its_client_is_gone_and_central_is_killed(network, standing, tmp_path):
     file = tmp_path / "flow.toml"
     file.write_text(FLOW)
