@@ -32,6 +32,67 @@ BANDS_OF_A_LANE = 8  # or more, where bands add up: a lane waits once for each o
 Rule = Callable[[Node, Sequence[Shape], Shape], tuple[bool, ...] | None]
 
 
+class Blocks(NamedTuple):
+    """Blocks of rows of a stack of matrices (rowblocks.py): of each whole ones, and perhaps a shorter last one."""
+
+    lead: Shape  # the dimensions of the stack
+    length: int  # rows of each matrix
+    rows: int  # of a block
+
+    @property
+    def matrices(self) -> int:
+        return math.prod(self.lead)
+
+    @property
+    def whole(self) -> int:
+        """The blocks of a matrix that have all their rows."""
+        return self.length // self.rows
+
+    @property
+    def last(self) -> int:
+        """The rows of the block behind those."""
+        return self.length % self.rows
+
+    @property
+    def bands(self) -> int:
+        return self.matrices * self.whole
+
+    def is_whole(self, shape: Shape) -> bool:
+        """Whether an array that fits has all matrices of the stack."""
+        return math.prod(shape[:-2]) == self.matrices
+
+    def fits(self, shape: Shape, cut: bool) -> bool:
+        """Whether an array lies so that a band finds its block of rows, or its whole matrix, at even steps."""
+        if cut and (len(shape) < 2 or shape[-2] != self.length):
+            return False
+        return len(shape) <= 2 or self._turns(shape) is not None
+
+    def _turns(self, shape: Shape) -> tuple[int, int] | None:
+        """(how many matrices an array has, for how many of the stack in a row each is); None: not at even steps."""
+        lead = (1,) * (len(self.lead) + 2 - len(shape)) + shape[:-2]
+        if len(lead) != len(self.lead) or any(
+            size not in (1, full) for size, full in zip(lead, self.lead, strict=True)
+        ):
+            return None
+        own = [axis for axis, size in enumerate(lead) if size > 1]
+        if not own:
+            return 1, 1
+        first, last = own[0], own[-1]
+        if lead[first : last + 1] != self.lead[first : last + 1]:
+            return None
+        return math.prod(lead), math.prod(self.lead[last + 1 :])
+
+    def view(self, shape: Shape, cut: bool, rows: int) -> Shape:
+        """What a band sees of an array."""
+        return (rows, shape[-1]) if cut else shape[-2:]
+
+    def steps(self, shape: Shape, cut: bool, item_bytes: int) -> tuple[int, int, int, int]:
+        """(bytes to the next matrix, to the next block, matrices, for how many of the stack in a row each is)."""
+        turns, repeats = (self._turns(shape) if len(shape) > 2 else None) or (1, 1)
+        matrix = math.prod(shape[-2:]) * item_bytes
+        return matrix, self.rows * shape[-1] * item_bytes if cut else 0, turns, repeats
+
+
 class Stretch(NamedTuple):
     """Calls that run together, band by band."""
 
@@ -39,6 +100,13 @@ class Stretch(NamedTuple):
     by_rows: dict[int, tuple[bool, ...]]  # of each call: which inputs are cut
     bands: int
     adds: frozenset[int] = frozenset()  # the calls whose one output is the sum of what all bands come to
+    blocks: Blocks | None = None  # where bands are blocks of rows of matrices; adds: for each matrix a sum of its own
+
+    def band_shape(self, shape: Shape) -> Shape:
+        """Of what one band makes of an array, that is cut."""
+        if self.blocks is not None:
+            return self.blocks.view(shape, True, self.blocks.rows)
+        return (shape[0] // self.bands, *shape[1:])
 
 
 def arrange(
@@ -49,12 +117,15 @@ def arrange(
     lanes: int = 1,
     unmade: Collection[int] = (),
     exact: bool = False,
+    made: Sequence[Stretch] = (),
 ) -> tuple[list[int], list[Stretch]]:
     """The calls in an order in which those of a stretch follow each other, and the stretches. lanes: how many threads
     there are to take bands. unmade: what nobody makes where it is in no band. exact: whether the bits of a product do
-    not depend on where its sums are cut.
+    not depend on where its sums are cut. made: stretches that are there already, whose calls follow each other.
     """
-    rules = _rules(graph, known, order)
+    elsewhere = {place for stretch in made for place in stretch.places}
+    rules = _rules(graph, known, [place for place in order if place not in elsewhere])
+    rules.update(dict.fromkeys(elsewhere, ()))
     bands, least_rows = _recurrence(graph, known, rules, lanes), LEAST_SHORT_ROWS
     if bands == 1:
         bands, least_rows = _band_count(graph, known, rules), LEAST_ROWS
@@ -63,13 +134,22 @@ def arrange(
         cuts.pop(place, None)
     needed = _needed(graph, order, alias, cuts)
     adds = _added_up(graph, known, order, alias, bands) if exact and bands >= BANDS_OF_A_LANE * lanes else {}
+    for place in elsewhere & adds.keys():
+        del adds[place]
     found: list[Stretch] = []
     arranged: list[int] = []
-    begin = 0
-    for first, stop in [*rows_across(graph, known, order), (len(order), len(order))]:  # which are made as they are
-        arranged += _arranged(graph, known, order[begin:first], alias, bands, cuts, needed, adds, found, lanes)
-        arranged += order[first:stop]
-        begin = stop
+    at = 0
+    for stretch in (*made, None):
+        stop = len(order) if stretch is None else order.index(stretch.places[0], at)
+        calls, begin = order[at:stop], 0
+        for first, end in [*rows_across(graph, known, calls), (len(calls), len(calls))]:  # which are made as they are
+            arranged += _arranged(graph, known, calls[begin:first], alias, bands, cuts, needed, adds, found, lanes)
+            arranged += calls[first:end]
+            begin = end
+        if stretch is not None:
+            found.append(stretch)
+            arranged += stretch.places
+            at = stop + len(stretch.places)
     return arranged, found
 
 
@@ -152,7 +232,7 @@ def _cuts(
         ):
             found[place] = cut
             batch.add(place)
-        elif node.op in ROWS_STAY and node.inputs[0] in batch:
+        elif node.op in ROWS_STAY and node.inputs[0] in batch or cut == () and not batch.isdisjoint(node.inputs):
             batch.add(place)
     return found
 

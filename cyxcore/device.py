@@ -59,8 +59,11 @@ class Banded(NamedTuple):
     first: int  # the place of the first in the list of calls
     bands: int
     lanes: int
-    steps: list[list[tuple[int, int]]]  # of each call, for output and inputs: bytes to the next band's, the next lane's
+    # Of each call, for output and inputs: bytes to the next band's, the next lane's; of blocks as in Program.stretch.
+    steps: list[list[tuple[int, ...]]]
     adds: Sequence[int] = ()  # which of these calls add up what all bands come to in one output
+    blocks: int = 0  # so many bands in a row are blocks of rows of one matrix; 0: bands are of axis 0
+    goes_on: bool = False  # blocks: those that add up do so onto what is there
 
 
 class Backend(Protocol):

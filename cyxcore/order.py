@@ -12,6 +12,7 @@ from cyxcore.accumulating import Joined, accumulations, beside_readers, joined_r
 from cyxcore.bands import Stretch, arrange
 from cyxcore.graph import Graph, Inferred
 from cyxcore.ops import OPS
+from cyxcore.rowblocks import take_out
 
 LEAST_GRADIENT = 65536  # elements: a smaller one is in the cache either way
 FAR = 16  # calls by which a gradient may come later than it could
@@ -166,12 +167,21 @@ class Schedule(NamedTuple):
     masked: dict[int, list[int]]  # the last call of those that are made at once as one masked gradient -> all of them
 
     def stretch_of(self, with_sums: bool = True) -> dict[int, int]:
-        """The number of the stretch of each call in bands. with_sums: also of those that add up all bands."""
+        """The number of the stretch of each call in bands. with_sums: also of those that add up all bands of axis 0."""
         return {
             place: number
             for number, each in enumerate(self.stretches)
             for place in each.places
-            if with_sums or place not in each.adds
+            if with_sums or each.blocks or place not in each.adds
+        }
+
+    def shared(self, known: Inferred) -> set[int]:
+        """The calls on blocks of rows that every matrix of a stack makes for itself, as masks of all heads."""
+        return {
+            place
+            for each in self.stretches
+            for place in each.places
+            if each.blocks and not each.blocks.is_whole(known.shapes[place])
         }
 
     def home(self, place: int) -> int:
@@ -189,7 +199,8 @@ class Schedule(NamedTuple):
             sources = {self.alias.get(i, i) for i in graph.nodes[place].inputs}
             kept |= {source for source in sources if stretch_of.get(source, -1) != stretch_of.get(place, -2)}
         for place, root in self.alias.items():  # seen with other rows
-            if root in stretch_of and (known.shapes[place] or (1,))[0] % self.stretches[stretch_of[root]].bands:
+            stretch = self.stretches[stretch_of[root]] if root in stretch_of else None
+            if stretch and not stretch.blocks and (known.shapes[place] or (1,))[0] % stretch.bands:
                 kept.add(root)
         return set(stretch_of) - kept
 
@@ -228,7 +239,8 @@ def schedule(graph: Graph, in_bands: bool = False, lanes: int = 1, exact: bool =
         early = together_at_last(early, masked)
         joined = joined_rows(graph, known, early, alias)
         alone = [each.place for each in joined] + [place for group in masked.values() for place in group]
-        early, stretches = arrange(graph, known, early, alias, lanes, alone, exact)
+        early, by_blocks = take_out(graph, known, early, alias, alone) if exact else (early, [])
+        early, stretches = arrange(graph, known, early, alias, lanes, alone, exact, by_blocks)
         elsewhere = {place for each in stretches for place in each.places}
         of_products = masked_gradients(graph, known, early, alias, "matmul", elsewhere)
         early = together_at_last(early, of_products)

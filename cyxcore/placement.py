@@ -3,6 +3,7 @@
 Pure bookkeeping: the memory is allocated once, when everything has its place.
 """
 
+import math
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import NamedTuple
 
 from cyxcore.bands import Stretch
 from cyxcore.device import ALIGN_BYTES
+from cyxcore.dtype import item_bytes
 from cyxcore.graph import Graph, Inferred
 from cyxcore.ops import OPS
 from cyxcore.order import Schedule
@@ -312,7 +314,8 @@ def _place_within(
                     until = group_end[until]
                 elif until in finished:
                     until += 1
-            blocks.append(Block(known.bytes_of(place) // stretch.bands, number, until))
+            band = math.prod(stretch.band_shape(known.shapes[place])) * item_bytes(known.dtypes[place])
+            blocks.append(Block(band, number, until))
     slots, size = lay_out(blocks)
     return dict(zip(places, slots, strict=True)), size
 
@@ -340,7 +343,9 @@ def _taken_over(
             fitting = [
                 source
                 for source in sorted(through)
-                if last.get(source, number) < number and known.bytes_of(source) == known.bytes_of(place)
+                if last.get(source, number) < number
+                and known.bytes_of(source) == known.bytes_of(place)
+                and (not stretch.blocks or known.shapes[source] == known.shapes[place])
             ]
             if fitting:
                 found[place] = fitting[0]

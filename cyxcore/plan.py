@@ -12,6 +12,7 @@ and a partial batch) can share them. On a device with its own memory they must b
 and out, unless the plan is made resident.
 """
 
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -20,7 +21,7 @@ import numpy as np
 
 from cyxcore import device as devices
 from cyxcore import precision
-from cyxcore.bands import Stretch, attrs_of_band
+from cyxcore.bands import Blocks, Stretch, attrs_of_band
 from cyxcore.device import Banded, Call
 from cyxcore.dtype import IN_GRAPHS
 from cyxcore.errors import GraphError, ShapeError
@@ -31,6 +32,7 @@ from cyxcore.order import Schedule, schedule
 from cyxcore.passes import copied_before_updates, cut_products, optimise, turn_once
 from cyxcore.placement import Slot, made_where_kept, place_arrays
 from cyxcore.recompute import recompute, recompute_in_bands
+from cyxcore.rowblocks import masks_apart
 
 Array = Any  # numpy.ndarray, or cupy.ndarray on a device with its own memory
 
@@ -69,12 +71,15 @@ class Plan:
             if self.numerics == "exact":  # in other classes the bits of a product depend on its size
                 graph = cut_products(graph)
             self.graph = graph = recompute(gather(turn_once(graph)))
+            if self.numerics == "exact":
+                self.graph = graph = masks_apart(graph)
         self.backend = precision.backend(self.device, self.numerics)
         self._lanes: int = getattr(self.backend, "lanes", 0)
         in_bands = optimised and self._lanes > 0 and set(graph.infer(1).dtypes) <= IN_GRAPHS
         how = in_bands, self._lanes, self.numerics == "exact"
         decided = schedule(graph, *how)
-        shorter = recompute_in_bands(graph, decided.order, decided.alias, decided.stretch_of(with_sums=False))
+        in_stretches = decided.stretch_of(with_sums=False)
+        shorter = recompute_in_bands(graph, decided.order, decided.alias, in_stretches, decided.shared(graph.infer(1)))
         if shorter is not graph:
             self.graph = graph = shorter
             decided = schedule(graph, *how)
@@ -100,13 +105,28 @@ class Plan:
         self._device_keys = {stream: there for stream, (_, there) in fed.items()}
         self._device_inputs: dict[str, Array] = {}
         self._root = [decided.alias.get(place, place) for place in range(len(graph.nodes))]
-        self._bands = {place: stretch.bands for stretch in decided.stretches for place in stretch.places}
         self.arrays: list[Array] = []  # of what stays within a stretch those of its first band
+        self._stretch_of = in_stretch = {place: stretch for stretch in decided.stretches for place in stretch.places}
         for place in range(len(graph.nodes)):
             self.arrays.append(self._array(place, known, decided, slots, arena, state or {}, resident))
-        in_stretch = {place: stretch for stretch in decided.stretches for place in stretch.places}
-        calls = [self._call(place, in_stretch.get(place)) for place in decided.order]
-        stretches = [self._banded(stretch, decided) for stretch in decided.stretches]
+        calls, stretches = list[Call](), list[Banded]()
+        short: list[Array] = []  # what the last blocks of matrices make for others, where those have fewer rows
+        for place in decided.order:
+            stretch = in_stretch.get(place)
+            if stretch is None or stretch.blocks is None:
+                calls.append(self._call(place, stretch))
+            if stretch is None or place != stretch.places[0]:
+                continue
+            if stretch.blocks is None:
+                stretches.append(self._banded(stretch, len(calls) - 1))
+                continue
+            for last in (False, True) if stretch.blocks.last else (False,):
+                stretches.append(self._in_blocks(stretch, stretch.blocks, known, len(calls), last))
+                made = [self._call_on_block(p, stretch, stretch.blocks, known, last) for p in stretch.places]
+                calls += made
+                short += [
+                    one.out for p, one in zip(stretch.places, made, strict=True) if last and p not in self._within
+                ]
         for target, value in decided.copies:
             array = self.arrays[target]
             calls.append(Call("reshape", array, (self.arrays[value],), {"shape": array.shape}))
@@ -115,7 +135,7 @@ class Plan:
         own = self.device in devices.OWN_MEMORY and fetch
         self.outputs = [self.backend.staging(array.shape, array.dtype.name) for array in results] if own else results
         fetches = list(zip(self.outputs, results, strict=True)) if own else []
-        self.program = self.backend.program(calls, self._sends, fetches, arena, results, stretches)
+        self.program = self.backend.program(calls, self._sends, fetches, arena, [*results, *short], stretches)
         # What matrices take that are packed beside the arena: by a fast class, and for all bands of a stretch.
         self.packed_bytes: int = getattr(getattr(self.program, "__self__", None), "packed_bytes", 0)
 
@@ -140,8 +160,39 @@ class Plan:
             attrs_of_band(node, bands),
         )
 
-    def _banded(self, stretch: Stretch, decided: Schedule) -> Banded:
-        def step(source: int, cut: bool) -> tuple[int, int]:
+    def _call_on_block(self, place: int, stretch: Stretch, blocks: Blocks, known: Inferred, last: bool) -> Call:
+        """A call on the first block of rows. last: on the last one of the first matrix, which has fewer rows."""
+        rows, first = (blocks.last, blocks.whole * blocks.rows) if last else (blocks.rows, 0)
+
+        def seen(source: int, cut: bool) -> Array:
+            shape = known.shapes[source]
+            view = blocks.view(shape, cut, rows)
+            begin = first * shape[-1] if cut and self._root[source] not in self._within else 0
+            return self.arrays[source].reshape(-1)[begin : begin + math.prod(view)].reshape(view)
+
+        node = self.graph.nodes[place]
+        out = seen(place, place not in stretch.adds)
+        attrs = {**node.attrs, **{key: 1 for key in ("axis",) if key in node.attrs}}
+        attrs |= {key: value for key, value in (("axes", (1,)), ("shape", out.shape)) if key in node.attrs}
+        return Call(node.op, out, tuple(map(seen, node.inputs, stretch.by_rows[place])), attrs)
+
+    def _in_blocks(self, stretch: Stretch, blocks: Blocks, known: Inferred, first: int, last: bool) -> Banded:
+        def step(source: int, cut: bool) -> tuple[int, ...]:
+            if self._root[source] in self._within:
+                return 0, self._lane_bytes[self._root[source]], 0, 1, 1
+            matrix, block, turns, repeats = blocks.steps(known.shapes[source], cut, self.arrays[source].itemsize)
+            return matrix, 0, block, turns, repeats
+
+        steps = [
+            [step(place, place not in stretch.adds), *map(step, self.graph.nodes[place].inputs, stretch.by_rows[place])]
+            for place in stretch.places
+        ]
+        adds = [number for number, place in enumerate(stretch.places) if place in stretch.adds]
+        bands = blocks.matrices if last else stretch.bands
+        return Banded(first, bands, min(self._lanes, bands), steps, adds, 1 if last else blocks.whole, last)
+
+    def _banded(self, stretch: Stretch, first: int) -> Banded:
+        def step(source: int, cut: bool) -> tuple[int, ...]:
             if self._root[source] in self._within:
                 return 0, self._lane_bytes[self._root[source]]
             return (self.arrays[source].nbytes // stretch.bands if cut else 0), 0
@@ -152,7 +203,7 @@ class Plan:
         ]
         lanes = min(self._lanes, stretch.bands)
         adds = [number for number, place in enumerate(stretch.places) if place in stretch.adds]
-        return Banded(decided.order.index(stretch.places[0]), stretch.bands, lanes, steps, adds)
+        return Banded(first, stretch.bands, lanes, steps, adds)
 
     def _fed(self, shape: Shape, dtype: str, resident: bool) -> tuple[Array, Array]:
         """(what the caller fills, what the kernels read): two arrays where the device cannot read the host's."""
@@ -199,7 +250,7 @@ class Plan:
                 self.inputs[name], self._device_inputs[name] = self._fed(shape, dtype, name in resident)
             return self._device_inputs[name]
         if self._root[place] in self._within:
-            shape = (shape[0] // self._bands[self._root[place]], *shape[1:])
+            shape = self._stretch_of[self._root[place]].band_shape(shape)
         if place in decided.alias:
             return self.arrays[decided.alias[place]].reshape(shape)
         if place in decided.in_place:

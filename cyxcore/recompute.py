@@ -7,7 +7,7 @@ for a later one or for gradients of weights behind that.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from cyxcore.graph import Graph, Inferred, Node
@@ -131,21 +131,31 @@ class _Again:
 
 
 def recompute_in_bands(
-    graph: Graph, order: Sequence[int], alias: Mapping[int, int], stretch: Mapping[int, int]
+    graph: Graph,
+    order: Sequence[int],
+    alias: Mapping[int, int],
+    stretch: Mapping[int, int],
+    shared: Collection[int] = (),
 ) -> Graph:
     """The graph without cheap arrays that one stretch of bands would keep for a later one, which reads anyway what they
     are made of: there they are made again. The same graph where there are none.
 
     order: the calls; alias: what shares the memory of which; stretch: the number of the stretch of a call in bands.
+    shared: those of them, as masks, that every matrix of a stack makes for itself (rowblocks.py): nobody can keep them.
     """
-    return _InBands(graph, order, alias, stretch).graph() if stretch else graph
+    return _InBands(graph, order, alias, stretch, shared).graph() if stretch else graph
 
 
 class _InBands:
     def __init__(
-        self, graph: Graph, order: Sequence[int], alias: Mapping[int, int], stretch: Mapping[int, int]
+        self,
+        graph: Graph,
+        order: Sequence[int],
+        alias: Mapping[int, int],
+        stretch: Mapping[int, int],
+        shared: Collection[int],
     ) -> None:
-        self.nodes, self.source, self.alias, self.stretch = graph.nodes, graph, alias, stretch
+        self.nodes, self.source, self.alias, self.stretch, self.shared = graph.nodes, graph, alias, stretch, shared
         self.known = graph.infer(1)
         at = {place: index for index, place in enumerate(order)}
         self.begins: dict[int, int] = {}  # of each stretch, where in the order
@@ -198,7 +208,10 @@ class _InBands:
         while waiting:
             at = waiting.pop()
             root = self.alias.get(at, at)
-            if self._is_there(root, self.known.bytes_of(place)):
+            if at in self.shared:
+                calls.add(at)
+                waiting += self.nodes[at].inputs
+            elif self._is_there(root, self.known.bytes_of(place)):
                 reads.add(root)
             elif at != root:
                 waiting.append(root)

@@ -49,7 +49,8 @@ cyxcore.kernels.gpu.cuda
 cyxcore.metrics.base cyxcore.metrics.classification cyxcore.metrics.regression cyxcore.metrics
 cyxcore.device cyxcore.precision cyxcore.held cyxcore.inspection cyxcore.drawing cyxcore.variates
 cyxcore.gradients cyxcore.memory
-cyxcore.passes cyxcore.onepass cyxcore.recompute cyxcore.accumulating cyxcore.bands cyxcore.order cyxcore.placement
+cyxcore.passes cyxcore.onepass cyxcore.recompute cyxcore.accumulating cyxcore.bands cyxcore.rowblocks
+cyxcore.order cyxcore.placement
 cyxcore.plan cyxcore.retracing
 cyxcore.tape cyxcore.keys cyxcore.conversion cyxcore.forks
 cyxcore.torchtensors cyxcore.exports
@@ -174,6 +175,7 @@ PURE = {
     "cyxcore.recompute",
     "cyxcore.accumulating",
     "cyxcore.bands",
+    "cyxcore.rowblocks",
     "cyxnode.chain",
     "cyxnode.events",
     "cyxnode.outbox",

@@ -22,7 +22,14 @@ class Program:
     def __init__(self, terms: int = 0) -> None: ...
     def add(self, op: str, out: NDArray[Any], inputs: Sequence[NDArray[Any]], attrs: dict[str, Any]) -> None: ...
     def stretch(
-        self, first: int, bands: int, lanes: int, steps: list[list[tuple[int, int]]], adds: Sequence[int] = ()
+        self,
+        first: int,
+        bands: int,
+        lanes: int,
+        steps: list[list[tuple[int, ...]]],
+        adds: Sequence[int] = (),
+        blocks: int = 0,
+        goes_on: bool = False,
     ) -> None: ...
     def fuse(
         self, scratch: NDArray[Any] | None = None, results: Sequence[NDArray[Any]] = ()

@@ -64,6 +64,9 @@ cdef extern from "cyx.h" nogil:
         int32_t dtype
         int64_t band_bytes
         int64_t lane_bytes
+        int64_t block_bytes
+        int32_t turns
+        int32_t repeats
     ctypedef struct cyx_factor
     ctypedef struct cyx_group
     ctypedef struct cyx_lanes
@@ -80,7 +83,9 @@ cdef extern from "cyx.h" nogil:
         int32_t stretch
         int32_t lanes
         int32_t bands
+        int32_t blocks
         int32_t adds
+        int32_t goes_on
         int32_t terms
         double work
         cyx_factor *packed
@@ -625,7 +630,7 @@ cdef class Program:
         self._arrays.append((out, tuple(inputs)))
         self._count += 1
 
-    def stretch(self, int64_t first, int bands, int lanes, list steps, adds=()) -> None:
+    def stretch(self, int64_t first, int bands, int lanes, list steps, adds=(), int blocks=0, bint goes_on=False) -> None:
         """The calls from `first` on run on one band after another: cyxcore/bands.py.
 
         They were added with the arrays of band 0, lane 0. steps: of each call, for its output and then its inputs, how
@@ -633,6 +638,11 @@ cdef class Program:
         stays within memory that it keeps, and that no two bands write to one place. adds: which of the calls (from 0) add
         up what all bands come to in one output; they are products of a transposed matrix, and sums over rows of which each
         band has 32, 64, 128 and so on. Before fuse().
+
+        blocks: where it is not 0, so many bands in a row are blocks of rows of one matrix of a stack (rowblocks.py), and
+        steps have three numbers more: how many bytes further on the next block lies (the first number is then to the next
+        matrix), how many matrices there are, and for how many of the stack in a row each is. What all blocks of a matrix
+        come to is added up, in products of a transposed matrix only; goes_on: to what is there already.
         """
         cdef cyx_array *array
         cdef int64_t place
@@ -645,10 +655,14 @@ cdef class Program:
                 raise ValueError("expected the steps of an output and of every input")
             for i in range(len(arrays)):
                 array = &self._calls[place].out if i == 0 else &self._calls[place].inputs[i - 1]
-                array.band_bytes, array.lane_bytes = arrays[i]
-            self._calls[place].bands = bands
+                array.turns = array.repeats = 1
+                array.band_bytes, array.lane_bytes = arrays[i][:2]
+                if blocks:
+                    array.block_bytes, array.turns, array.repeats = arrays[i][2:]
+            self._calls[place].bands, self._calls[place].blocks = bands, blocks
         for place in adds:
-            self._calls[first + <int64_t>place].adds = 1
+            self._calls[first + <int64_t>place].adds = blocks or bands
+            self._calls[first + <int64_t>place].goes_on = goes_on
         self._calls[first].stretch, self._calls[first].lanes = len(steps), lanes
         self._edges.update((first, first + len(steps)))
 

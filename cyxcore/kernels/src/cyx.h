@@ -47,7 +47,11 @@ typedef struct {
     int32_t ndim;
     int32_t dtype;
     int64_t band_bytes, lane_bytes; /* in a stretch: how far further on the next band's and the next lane's lie */
-} cyx_array;                        /* always C-contiguous */
+    /* Where bands are blocks of rows of a stack of matrices: how far further on the next block's lies; band_bytes is then to the
+     * next matrix, of which there are `turns`, each for `repeats` matrices of the stack in a row. */
+    int64_t block_bytes;
+    int32_t turns, repeats;
+} cyx_array; /* always C-contiguous */
 
 typedef struct cyx_group cyx_group; /* fused.c */
 typedef struct cyx_lanes cyx_lanes; /* stretch.c */
@@ -73,7 +77,9 @@ typedef struct cyx_call {
     int32_t elided; /* nobody outside the group reads the output: it is never stored */
     int32_t stretch, lanes; /* of the first call of a stretch: how many calls, on how many lanes */
     int32_t bands;          /* of every call of a stretch: how often it is made */
-    int32_t adds;           /* in a stretch: what all bands come to is added up in one output */
+    int32_t blocks;         /* of every call of a stretch: so many bands in a row are the blocks of one matrix; 0: bands are of axis 0 */
+    int32_t adds;           /* in a stretch: what so many bands in a row come to is added up in one output */
+    int32_t goes_on;        /* adds to what is in that output already */
     int32_t terms; /* 0: exact; 1 to 3: bfloat16 terms into which a product may split its float32 factors (fast.h) */
     const void *panels; /* in a stretch: the right factor of an exact product as its kernel reads it; else NULL */
     const void *const *lines; /* in a group that begins with a concat: where the rows of the first input lie; else NULL */

@@ -828,7 +828,7 @@ static cyx_status NAME(matmul)(const cyx_call *call) {
          .lines = (const T *const *)call->lines,
          .looking = {.ahead = call->ahead},
          .b_transposed = (int)call->ints[1],
-         .adds = call->adding && cyx_band > 0};
+         .adds = call->adding && (call->goes_on || cyx_band % call->adds)};
     if (call->adding) return NAME(multiply)(&p);
     if (!cyx_asked && a->ndim == 2 && b->ndim == 2 && m > 1 && n > 1 && one &&
         (NAME(multiply_few_columns)(&p) || NAME(multiply_small)(&p)))

@@ -34,8 +34,14 @@ typedef struct {
     cyx_message message;
 } stretch;
 
-static void move(cyx_array *array, const cyx_array *first, int64_t band, int64_t lane) {
-    array->data = (char *)first->data + band * first->band_bytes + lane * first->lane_bytes;
+static void move(cyx_array *array, const cyx_array *first, int64_t band, int64_t lane, int64_t blocks) {
+    array->data = (char *)first->data + lane * first->lane_bytes;
+    if (!blocks) {
+        array->data = (char *)array->data + band * first->band_bytes;
+        return;
+    }
+    int64_t matrix = band / blocks / first->repeats % first->turns;
+    array->data = (char *)array->data + matrix * first->band_bytes + band % blocks * first->block_bytes;
 }
 
 static void note_failure(stretch *s, int64_t band, int64_t failed, cyx_status status) {
@@ -71,8 +77,8 @@ static void copy_records(cyx_call *own, const cyx_call *calls) {
 
 static void move_records(cyx_call *own, const cyx_call *calls, int64_t band, int64_t lane) {
     for (int64_t k = 0; k < calls->stretch; k++) {
-        move(&own[k].out, &calls[k].out, band, lane);
-        for (int i = 0; i < calls[k].in_count; i++) move(&own[k].in[i], &calls[k].in[i], band, lane);
+        move(&own[k].out, &calls[k].out, band, lane, calls[k].blocks);
+        for (int i = 0; i < calls[k].in_count; i++) move(&own[k].in[i], &calls[k].in[i], band, lane, calls[k].blocks);
     }
 }
 
@@ -119,7 +125,7 @@ static int is_shared_product(const cyx_call *call) {
     const cyx_array *factor = &call->in[1];
     int has_panels = call->dtype == CYX_F32 || call->dtype == CYX_F64; /* others would be made instead of answering */
     return call->op == CYX_OP_matmul && has_panels && !call->terms && factor->ndim == 2 && !factor->band_bytes &&
-           !factor->lane_bytes;
+           !factor->block_bytes && !factor->lane_bytes;
 }
 
 /* Which of the packed matrices a product reads; -1: none. */

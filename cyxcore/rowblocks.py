@@ -1,0 +1,308 @@
+"""Attention of long sequences: which calls of a plan run on blocks of rows of a stack of matrices.
+
+Of T positions that look at S others, scores, mask, softmax and their gradients are T x S numbers for each head. Rows
+do not depend on each other in any of these calls, so a block of rows goes through all of them before the next one, and
+none of those matrices is ever there whole: bands (bands.py) within one matrix. The gradients of keys and values are
+products by a transposed matrix of weights: each block goes on adding where the one before it ended. So the chains of
+sums, and with them all bits, are those of the whole matrices.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import NamedTuple
+
+from cyxcore.bands import Blocks, Stretch
+from cyxcore.dtype import item_bytes
+from cyxcore.graph import Graph, Inferred, Node
+from cyxcore.infer import Shape
+from cyxcore.ops import OPS
+
+LEAST_BYTES = 8 * 1024 * 1024  # of the weights of one matrix: fewer are made whole in the cache
+BLOCK_BYTES = 1024 * 1024  # of weights in a block
+LEAST_ROWS = 16  # of a block: fewer do not pay for reading keys and values again
+ROWS_ALIKE = 4  # a multiple of that
+FLOATS = ("float32", "float64")
+FEW_TERMS = 4  # of scores, so many times fewer than rows and columns: as of attention
+
+
+class Place(NamedTuple):
+    """A call on blocks of rows."""
+
+    cut: tuple[bool, ...]  # which inputs are cut; of the others each block needs one matrix whole
+    adds: bool = False  # whether all blocks of a matrix add up to one output
+
+
+def take_out(
+    graph: Graph, known: Inferred, order: Sequence[int], alias: Mapping[int, int], unmade: Collection[int] = ()
+) -> tuple[list[int], list[Stretch]]:
+    """The calls in an order in which those of a stretch follow each other, and the stretches, for exact plans: in other
+    classes the bits of a product depend on its size. unmade: calls that are made elsewhere.
+    """
+    stacks = _stacks(graph, known, order)
+    if not stacks:
+        return list(order), []
+    readers: dict[int, list[int]] = {}
+    for place in order:
+        for source in graph.nodes[place].inputs:
+            readers.setdefault(alias.get(source, source), []).append(place)
+    for place in (*graph.outputs, *(i for update in graph.updates for i in update)):
+        readers.setdefault(alias.get(place, place), []).append(-1)
+    segments: list[list[int] | Stretch] = [list(order)]
+    for blocks, widths, of_masks in stacks:
+        places = {}
+        for place in order:
+            # How much a mask shows of each row is counted before anything is multiplied: in a stretch of its own.
+            is_float = known.dtypes[place] in FLOATS
+            fitting = not is_float if of_masks else is_float or graph.nodes[place].op in MASKS
+            found = _place(graph, known, place, blocks, widths) if fitting and place not in unmade else None
+            if found is not None:
+                places[place] = found
+        segments = [
+            piece
+            for segment in segments
+            for piece in (
+                [segment]
+                if isinstance(segment, Stretch)
+                else _split(graph, known, segment, alias, places, readers, blocks)
+            )
+        ]
+    arranged: list[int] = []
+    for segment in segments:
+        arranged += segment.places if isinstance(segment, Stretch) else segment
+    return arranged, [segment for segment in segments if isinstance(segment, Stretch)]
+
+
+class _Stack(NamedTuple):
+    blocks: Blocks
+    widths: Collection[int]  # how many columns its matrices have
+    of_masks: bool = False
+
+
+def _stacks(graph: Graph, known: Inferred, order: Sequence[int]) -> list[_Stack]:
+    """The stacks of matrices of scores that are worth it, and then those that masks may be, with fewer matrices."""
+    found: dict[tuple[Shape, int], set[int]] = {}
+    row_bytes: dict[tuple[Shape, int], int] = {}
+    for place in order:
+        node, shape = graph.nodes[place], known.shapes[place]
+        if node.op != "matmul" or len(shape) < 3 or known.dtypes[place] not in FLOATS:
+            continue
+        if node.attrs["transpose_a"] or any(known.shapes[i][:-2] != shape[:-2] for i in node.inputs):
+            continue
+        lead, (rows, columns) = shape[:-2], shape[-2:]
+        terms = known.shapes[node.inputs[0]][-1]
+        in_row = columns * item_bytes(known.dtypes[place])
+        if math.prod(lead) and rows * in_row >= LEAST_BYTES and 0 < terms * FEW_TERMS <= min(rows, columns):
+            found.setdefault((lead, rows), set()).add(columns)
+            row_bytes[lead, rows] = max(in_row, row_bytes.get((lead, rows), 0))
+    stacks: list[_Stack] = []
+    for (lead, rows), widths in found.items():
+        count = -(-rows * row_bytes[lead, rows] // BLOCK_BYTES)
+        block = max(-(-rows // count), LEAST_ROWS)
+        block = -(-block // ROWS_ALIKE) * ROWS_ALIKE
+        if block < rows:
+            stacks.append(_Stack(Blocks(lead, rows, block), widths))
+    for stack in list(stacks):
+        choices: list[set[int]] = [{1, size} for size in stack.blocks.lead]
+        for fewer in sorted(itertools.product(*choices), key=lambda each: -math.prod(each)):
+            stacks.append(_Stack(stack.blocks._replace(lead=fewer), stack.widths, of_masks=True))
+    return stacks
+
+
+def _place(graph: Graph, known: Inferred, place: int, blocks: Blocks, widths: Collection[int]) -> Place | None:
+    """How a call runs on blocks of rows; None: it does not."""
+    node, out = graph.nodes[place], known.shapes[place]
+    shapes = [known.shapes[i] for i in node.inputs]
+    if not any(_is_large(shape, blocks, widths) for shape in (out, *shapes)):
+        return None
+    rule = RULES.get(node.op) or GROUP_RULES.get(OPS[node.op].group)
+    found = rule(node, shapes, out, blocks) if rule else None
+    if found is None or not blocks.fits(out, not found.adds):
+        return None
+    if found.adds and (known.dtypes[place] not in FLOATS or _is_large(out, blocks, widths)):
+        return None
+    return found if all(map(blocks.fits, shapes, found.cut)) else None
+
+
+def _is_large(shape: Shape, blocks: Blocks, widths: Collection[int]) -> bool:
+    return len(shape) > 1 and shape[-2] == blocks.length and shape[-1] in widths and blocks.fits(shape, True)
+
+
+def _split(
+    graph: Graph,
+    known: Inferred,
+    order: Sequence[int],
+    alias: Mapping[int, int],
+    places: Mapping[int, Place],
+    readers: Mapping[int, Sequence[int]],
+    blocks: Blocks,
+) -> list[list[int] | Stretch]:
+    """Calls as rows of them and the stretches between."""
+    pieces: list[list[int] | Stretch] = []
+    plain: list[int] = []
+    waiting, left = list(order), dict(places)
+    while waiting:
+        if waiting[0] not in left:
+            plain.append(waiting.pop(0))
+            continue
+        taken, before, rest = _gather(graph, waiting, alias, left)
+        wrong = _wrong(graph, known, taken, alias, left, readers, blocks)
+        if wrong:
+            for place in wrong:
+                del left[place]
+            continue
+        if len(taken) < 2:
+            del left[waiting[0]]
+            continue
+        pieces += [
+            [*plain, *before],
+            Stretch(
+                taken,
+                {place: left[place].cut for place in taken},
+                blocks.bands,
+                frozenset(place for place in taken if left[place].adds),
+                blocks,
+            ),
+        ]
+        plain, waiting = [], rest
+    return [*pieces, plain]
+
+
+def _gather(
+    graph: Graph, waiting: Sequence[int], alias: Mapping[int, int], places: Mapping[int, Place]
+) -> tuple[list[int], list[int], list[int]]:
+    """(calls of one stretch, what they need before, the rest), each in order.
+
+    What needs a matrix of the stretch whole comes behind it. From then on only calls that go on from those of the
+    stretch belong to it, and masks: others may be for a later one, as weights that are made again for gradients.
+    """
+    taken, apart = list[int](), list[int]()
+    inside, masks, sums, later = set[int](), set[int](), set[int](), set[int]()
+    for place in waiting:
+        sources = [alias.get(i, i) for i in graph.nodes[place].inputs]
+        how = places.get(place)
+        ready = how is not None and not any(
+            source in later or source in sums or (source in inside and not cut)
+            for source, cut in zip(sources, how.cut, strict=True)
+        )
+        goes_on = any(source in inside for source in sources)
+        if ready and how is not None and (goes_on or not later):
+            taken.append(place)
+            (sums if how.adds else inside).add(place)
+        elif ready and graph.nodes[place].op in MASKS:
+            taken.append(place)
+            masks.add(place)
+        elif goes_on or any(source in later or source in sums or source in masks for source in sources):
+            later.add(place)
+        else:
+            apart.append(place)
+    needed = {alias.get(i, i) for place in taken for i in graph.nodes[place].inputs}
+    others = [place for place in taken if place not in needed and graph.nodes[place].op in MASKS]
+    # What reads these has come behind the stretch. Without them more may belong to it, and need other masks.
+    others = [place for place in others if place not in masks] or others
+    if others:
+        return _gather(graph, waiting, alias, {place: how for place, how in places.items() if place not in others})
+    for place in reversed(apart):
+        if place in needed:
+            needed.update(alias.get(i, i) for i in graph.nodes[place].inputs)
+    before = [place for place in apart if place in needed]
+    gone = {*taken, *before}
+    return taken, before, [place for place in waiting if place not in gone]
+
+
+def _wrong(
+    graph: Graph,
+    known: Inferred,
+    taken: Sequence[int],
+    alias: Mapping[int, int],
+    places: Mapping[int, Place],
+    readers: Mapping[int, Sequence[int]],
+    blocks: Blocks,
+) -> list[int]:
+    """The calls that cannot run in a stretch: what several heads share must stay within it, as each of them makes it;
+    and nothing in it is seen in another shape.
+    """
+    inside = set(taken)
+    found = []
+    for place in taken:
+        whole = blocks.is_whole(known.shapes[place])
+        if not whole and not inside.issuperset(readers.get(place, ())):
+            found.append(place)
+        for source in graph.nodes[place].inputs:
+            root = alias.get(source, source)
+            if root != source and root in inside and known.shapes[root] != known.shapes[source]:
+                found.append(place)
+    return found
+
+
+def _elementwise(node: Node, shapes: Sequence[Shape], out: Shape, blocks: Blocks) -> Place | None:
+    return Place(tuple([len(shape) > 1 and shape[-2] == out[-2] for shape in shapes]))
+
+
+def _along(node: Node, shapes: Sequence[Shape], out: Shape, blocks: Blocks) -> Place | None:
+    return Place((True,) * len(shapes)) if node.attrs["axis"] == len(out) - 1 else None
+
+
+def _reduce(node: Node, shapes: Sequence[Shape], out: Shape, blocks: Blocks) -> Place | None:
+    columns = tuple(node.attrs["axes"]) == (len(shapes[0]) - 1,) and node.attrs["keepdims"]
+    return Place((True,)) if columns and blocks.is_whole(out) else None
+
+
+def _matmul(node: Node, shapes: Sequence[Shape], out: Shape, blocks: Blocks) -> Place | None:
+    if not blocks.is_whole(out):
+        return None
+    if not node.attrs["transpose_a"]:
+        return Place((True, False))
+    if node.attrs["transpose_b"] or not all(map(blocks.is_whole, shapes)):
+        return None
+    return Place((True, True), adds=True)
+
+
+MASKS = frozenset("equal not_equal less less_equal greater greater_equal logical_not logical_and logical_or".split())
+Rule = Callable[[Node, Sequence[Shape], Shape, Blocks], Place | None]
+GROUP_RULES: dict[str, Rule] = {"elementwise": _elementwise, "reduce": _reduce}
+RULES: dict[str, Rule] = {
+    "matmul": _matmul,
+    "broadcast_to": _elementwise,
+    "softmax": _along,
+    "log_softmax": _along,
+    "softmax_grad": _along,
+    "log_softmax_grad": _along,
+}
+
+
+def masks_apart(graph: Graph) -> Graph:
+    """The graph in which everything that reads a mask of long sequences has a mask of its own: made in each block of
+    rows, it is never there whole.
+    """
+    known = graph.infer(1)
+    stacks = _stacks(graph, known, range(len(graph.nodes)))
+
+    def is_mask(place: int) -> bool:
+        large = any(_is_large(known.shapes[place], stack.blocks, stack.widths) for stack in stacks)
+        return large and graph.nodes[place].op in MASKS
+
+    masks = {place for place in range(len(graph.nodes)) if is_mask(place)}
+    if not masks:
+        return graph
+    nodes: list[Node] = []
+    origin: list[int] = []
+    new: dict[int, int] = {}
+
+    def emit(place: int) -> int:
+        node = graph.nodes[place]
+        inputs = tuple([emit(i) if i in masks else new[i] for i in node.inputs])
+        nodes.append(Node(node.op, inputs, node.attrs, node.layer))
+        origin.append(place)
+        return len(nodes) - 1
+
+    results = {*graph.outputs, *(value for _, value in graph.updates)}
+    for place in range(len(graph.nodes)):
+        if place not in masks or place in results:
+            new[place] = emit(place)
+    return Graph(
+        nodes,
+        [new[place] for place in graph.outputs],
+        [(new[target], new[value]) for target, value in graph.updates],
+        Inferred(tuple([known.shapes[i] for i in origin]), tuple([known.dtypes[i] for i in origin])),
+    )

@@ -1,0 +1,193 @@
+"""Attention on blocks of rows: that no bit changes, and that no matrix of weights is ever there whole."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+import cyxcore as cx
+from cyxcore import functional as F
+from cyxcore import rowblocks
+from cyxcore.gradients import backward, totals
+from cyxcore.graph import Graph
+from cyxcore.kernels import cpu
+from cyxcore.order import schedule
+from cyxcore.passes import optimise
+from cyxcore.plan import Plan
+from cyxcore.symbols import Builder
+
+TERMS, VALUES, STACK = 7, 9, (2, 3)
+SIZES = [(64, 64), (67, 67), (61, 83), (96, 70), (127, 64)]
+MASKS: dict[str, tuple[tuple[int, ...], str]] = {
+    "plain": ((), ""),
+    "causal": ((), ""),
+    "rows": ((0, 0), "bool"),
+    "keys": ((STACK[0], 1, 1, 0), "bool"),
+    "batch, causal": ((STACK[0], 1, 0, 0), "bool"),
+    "added": ((STACK[0], 1, 0, 0), "float"),
+    "heads, added": ((STACK[1], 0, 0), "float"),
+    "all, added": ((*STACK, 0, 0), "float"),
+}
+
+
+@pytest.fixture(autouse=True)
+def _short_is_long(monkeypatch: pytest.MonkeyPatch, own_machine: None) -> None:
+    """Sequences of a test count as long ones."""
+    monkeypatch.setattr(rowblocks, "LEAST_BYTES", 1)
+    monkeypatch.setattr(rowblocks, "BLOCK_BYTES", 5000)
+
+
+def attention(kind: str, rows: int, columns: int, dtype: str = "float32", stack: tuple[int, ...] = STACK) -> Graph:
+    """There and back."""
+    builder = Builder()
+    query = builder.input("query", (*stack, rows, TERMS), dtype)
+    key = builder.input("key", (*stack, columns, TERMS), dtype)
+    value = builder.input("value", (*stack, columns, VALUES), dtype)
+    gradient = builder.input("gradient", (*stack, rows, VALUES), dtype)
+    shape, of = MASKS[kind]
+    sizes = (*shape[:-2], *(own or full for own, full in zip(shape[-2:], (rows, columns), strict=False)))
+    mask = builder.input("mask", sizes, "bool" if of == "bool" else dtype) if shape else None
+    mixed = F.scaled_dot_product_attention(query, key, value, mask, is_causal="causal" in kind)
+    back = totals(builder, mixed, gradient, [query, key, value], {})
+    return builder.graph(mixed, *[x for x in back if x is not None])
+
+
+def run(plan: Plan) -> list[bytes]:
+    rng = np.random.default_rng(5)
+    for _, array in sorted(plan.inputs.items()):
+        array[...] = rng.random(array.shape) > 0.3 if array.dtype == bool else rng.normal(size=array.shape)
+        if array.dtype == bool:
+            array[..., -1, :] = False  # who sees nothing
+    plan.run()
+    return [output.tobytes() for output in plan.outputs]
+
+
+def blocks_of(graph: Graph) -> list[Any]:
+    return [stretch.blocks for stretch in schedule(graph, in_bands=True, exact=True).stretches if stretch.blocks]
+
+
+@pytest.mark.parametrize("kind", MASKS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_the_bits_are_those_of_whole_matrices(isa: str, kind: str, dtype: str, threads: int) -> None:
+    cpu.set_num_threads(threads)
+    for rows, columns in SIZES:
+        graph = attention(kind, rows, columns, dtype)
+        plan, whole = Plan(graph, device="cpu"), Plan(graph, device="cpu", optimised=False)
+        assert blocks_of(plan.graph)
+        expected = run(whole)
+        assert run(plan) == expected
+        assert run(plan) == expected  # and again: nothing of the first run is left over
+
+
+@pytest.mark.parametrize("kind", MASKS)
+def test_no_matrix_of_weights_is_there_whole(kind: str) -> None:
+    cpu.set_num_threads(1)
+    rows = columns = 128
+    plan = Plan(attention(kind, rows, columns), device="cpu")
+    heads, item = STACK[0] * STACK[1], 4
+    per_position = heads * rows * (3 * TERMS + VALUES + 3) * item  # what is multiplied, comes out and is known of rows
+    one_matrix = rows * columns * item
+    assert plan.arena_bytes < per_position + one_matrix < heads * one_matrix
+
+
+def test_a_shorter_last_block_adds_to_the_gradients_of_the_others() -> None:
+    graph = attention("plain", 67, 64)
+    (blocks,) = blocks_of(Plan(graph, device="cpu").graph)
+    assert (blocks.rows, blocks.whole, blocks.last) == (20, 3, 7)
+
+
+def test_one_matrix_alone_is_cut_too() -> None:
+    for stack in ((1, 1), (1,), (4,)):
+        graph = attention("causal", 80, 80, stack=stack)
+        plan = Plan(graph, device="cpu")
+        assert blocks_of(plan.graph)
+        assert run(plan) == run(Plan(graph, device="cpu", optimised=False))
+
+
+def test_short_sequences_are_made_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rowblocks, "LEAST_BYTES", 64 * 64 * 4)
+    assert blocks_of(attention("plain", 64, 64))
+    assert not blocks_of(attention("plain", 64, 60))
+
+
+def test_classes_whose_bits_depend_on_the_size_of_a_product_make_matrices_whole() -> None:
+    graph = optimise(attention("plain", 64, 64))
+    assert not [each for each in schedule(graph, in_bands=True, exact=False).stretches if each.blocks]
+
+
+def test_every_call_comes_once_and_after_those_it_reads() -> None:
+    graph = layers(2)
+    decided = schedule(graph, in_bands=True, exact=True)
+    done: set[int] = set()
+    for place in decided.order:
+        sources = {decided.alias.get(i, i) for i in graph.nodes[place].inputs}
+        assert all(source in done for source in sources if source in decided.order)
+        done.add(place)
+    assert sorted(decided.order) == sorted(schedule(graph).order)
+
+
+def layers(count: int, rows: int = 64, width: int = 12, heads: int = 2) -> Graph:
+    """A training step of layers of causal attention, each with a matrix before and behind it."""
+    builder = Builder()
+    x = builder.input("x", (3, rows, width))
+    weights = []
+    for number in range(count):
+        before, behind = (
+            builder.param(f"{number}.{name}", shape, {"kind": "constant", "value": 0.0})
+            for name, shape in (("before", (3 * width, width)), ("behind", (width, width)))
+        )
+        weights += [before, behind]
+        both = F.linear(x, before).reshape(3, rows, 3, heads, width // heads)
+        query, key, value = (both[:, :, place].transpose(0, 2, 1, 3) for place in range(3))
+        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        x = x + F.linear(mixed.transpose(0, 2, 1, 3).reshape(3, rows, width), behind)
+    loss = x.square().sum()
+    return optimise(builder.graph(loss, *backward(builder, loss, weights)))
+
+
+def state_of(graph: Graph) -> dict[str, Any]:
+    rng = np.random.default_rng(3)
+    params = [node.attrs for node in graph.nodes if node.op == "param"]
+    return {each["name"]: rng.normal(size=each["shape"]).astype(np.float32) / 4 for each in params}
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_training_step_has_the_same_bits(threads: int) -> None:
+    cpu.set_num_threads(threads)
+    graph = layers(3)
+    plan = Plan(graph, state_of(graph), "cpu")
+    assert len(blocks_of(plan.graph)) == 6
+    assert run(plan) == run(Plan(graph, state_of(graph), "cpu", optimised=False))
+
+
+def test_weights_and_masks_are_made_again_for_the_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cyxcore.recompute.LEAST_BYTES", 1)
+    monkeypatch.setattr("cyxcore.recompute.SHARE_OF_WEIGHTS", 1 << 30)
+    cpu.set_num_threads(1)
+    graph = layers(3)
+    plan = Plan(graph, state_of(graph), "cpu")
+    softmaxes = sum(node.op == "softmax" for node in plan.graph.nodes)
+    assert softmaxes == 6
+    decided = schedule(plan.graph, in_bands=True, exact=True)
+    known = plan.graph.infer(1)
+    kept = set(decided.order) - decided.within(plan.graph, known)
+    assert not [place for place in kept if known.shapes[place][-2:] == (64, 64)]
+    assert run(plan) == run(Plan(graph, state_of(graph), "cpu", optimised=False))
+
+
+def gradients_of(inputs: Sequence[np.ndarray[Any, Any]], **options: Any) -> list[bytes]:
+    tensors = [cx.tensor(x, requires_grad=True) for x in inputs]
+    mixed = F.scaled_dot_product_attention(*tensors, **options)
+    mixed.backward(cx.ones_like(mixed))
+    return [mixed.numpy().tobytes(), *(x.grad.numpy().tobytes() for x in tensors)]
+
+
+def test_tensors_have_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(2)
+    inputs = [rng.normal(size=(2, 2, 301, 32)).astype(np.float32) for _ in range(3)]
+    expected = gradients_of(inputs, is_causal=True)
+    monkeypatch.setattr(rowblocks, "LEAST_BYTES", 1 << 60)
+    monkeypatch.setattr("cyxcore.composed._ways", {})
+    assert gradients_of(inputs, is_causal=True) == expected
