@@ -13,6 +13,7 @@ import numpy as np
 from cyxcore import torchstates, updates
 from cyxcore.eager import Tensor, no_grad
 from cyxcore.errors import ShapeError, SpecError
+from cyxcore.functional.basic import where
 from cyxcore.held import scalar, watched
 from cyxcore.infer import stretches
 from cyxcore.optimizerhooks import Hooked
@@ -153,6 +154,7 @@ class Optimizer(Hooked):
         self.steps = 0
         self.missed: dict[int, int] = {}  # by place: in how many of the steps it had no gradient, if in any
         self.cycles_momentum = False
+        self.unless: Any = None  # a bool of a compiled step: whether its updates are left out
         self.irregular: set[int] = set()  # places that counted like all others at first: plans may still do so
         self._groups: dict[int, _Group] = {}
         self._known: dict[int, _Known] = {}  # by place
@@ -230,6 +232,14 @@ class Optimizer(Hooked):
         self._update()
         return loss
 
+    def step_unless(self, found: Any) -> Any:
+        """step() of a compiled step, which leaves all as it is where `found`, a bool, is true."""
+        self.unless = found
+        try:
+            return self.step()
+        finally:
+            self.unless = None
+
     def _update(self) -> None:
         self.steps += 1
         place, missed = 0, self.missed
@@ -277,7 +287,7 @@ class Optimizer(Hooked):
             self._known[place] = _Known(p, options, tries + 1 if replay is None else replay)
         for old, new in changed.items():
             if new is not old:
-                old._assign(new)
+                old._assign(new if self.unless is None else where(self.unless, old, new))
 
     def next_values(
         self, p: Any, g: Any, slot: Any, lr: Any, step: Any, spec: OptimizerSpec, momentum: Any = None

@@ -300,6 +300,7 @@ class _Traced(NamedTuple):
     written: list[Tensor]  # parameters and buffers the plan writes in place
     fed: list[Array]  # for each argument what the plan reads
     stepped: list[tuple[Optimizer, list[int]]]  # and the places that have no gradient in it
+    left_out: list[tuple[Optimizer, Array]]  # whether the step of an optimiser was, by what the plan found
     scalars: list[
         tuple[Optimizer, list[tuple[int | None, Array]], list[tuple[int, Array]]]
     ]  # (place, steps), (group, lr)
@@ -436,7 +437,9 @@ class CompiledStep(Repeating):
         for parameter, fed in traced.gradients.before:
             backend.assign(fed, backend.put(parameter.grad._data))
         plan.run()
-        for optimizer, missing in traced.stepped:  # a step that failed is none
+        left_out = {id(optimizer) for optimizer, found in traced.left_out if bool(found)}
+        stepped = [(optimizer, missing) for optimizer, missing in traced.stepped if id(optimizer) not in left_out]
+        for optimizer, missing in stepped:  # a step that failed is none
             optimizer.steps += 1
             for place in missing:
                 optimizer.miss(place)
@@ -445,9 +448,9 @@ class CompiledStep(Repeating):
             part.training = is_training
         for parameter, is_trained in traced.trained:
             parameter.requires_grad = is_trained
-        for optimizer, _ in traced.stepped:
+        for optimizer, _ in stepped:
             optimizer.call_step_hooks("after_step")
-        results = tuple(map(copy_of, plan.outputs))
+        results = tuple(map(copy_of, plan.outputs[: len(plan.outputs) - len(traced.left_out)]))
         results = traced.gradients.taken(results)
         return traced.rebuild(results)
 
@@ -506,6 +509,8 @@ class CompiledStep(Repeating):
             args, named = with_others(given, arguments, self.fixed)
             try:
                 result = self.function(*args, **named)
+                for check in builder.at_end:
+                    check()
                 now = [_rates(optimizer) for optimizer in self.optimizers]
             finally:
                 for optimizer, was in zip(self.optimizers, rates, strict=True):
@@ -517,7 +522,8 @@ class CompiledStep(Repeating):
                 raise _changes_rates(f", from {rates} to {now}")
         outputs, rebuild = results_of(result, "step to return tensors computed in it, such as its loss")
         after = [home for home in builder.gradients if home in builder.added or home in builder.waiting]
-        graph = builder.graph(*outputs, *[builder.gradients[home] for home in after])
+        skips = [stepper.unless for stepper in steppers if stepper.unless is not None]
+        graph = builder.graph(*outputs, *[builder.gradients[home] for home in after], *skips)
         builder.ended = True
         changed = [(part, _is_training(part)) for part, was in zip(parts, modes, strict=True) if part.training != was]
         trained = [(parameters[home], wanted) for home, wanted in builder.trained.items() if home in parameters]
@@ -538,6 +544,12 @@ class CompiledStep(Repeating):
             draws=[place for place, draw in enumerate(builder.draws) if draw is None],
         )
         scalars, stepped, momenta = [], [], []
+        conditional = [
+            optimizer
+            for optimizer, stepper in zip(self.optimizers, steppers, strict=True)
+            if stepper.unless is not None
+        ]
+        count = len(plan.outputs) - len(conditional)
         for optimizer, stepper in zip(self.optimizers, steppers, strict=True):
             if stepper.steps:
                 rates = [(group, plan.inputs[name]) for name, group in stepper.rates.items() if name in plan.inputs]
@@ -561,7 +573,7 @@ class CompiledStep(Repeating):
         late = [place is not None for _, counts, _ in scalars for place, _ in counts]
         late += [bool(missing) for _, missing in stepped]
         short = None
-        if is_of_tensors(given) and not any([momenta, drawn, modes, trained, *gradients, any(late)]):
+        if is_of_tensors(given) and not any([momenta, drawn, modes, trained, *gradients, any(late), conditional]):
             short = repeat(
                 fed,
                 [(count, vars(optimizer)) for optimizer, counts, _ in scalars for _, count in counts],
@@ -575,10 +587,23 @@ class CompiledStep(Repeating):
                 precision.CLASSES[plan.numerics].terms if self.numerics is None else None,
             )
         traced = _Traced(
-            plan, rebuild, written, fed, stepped, scalars, momenta, drawn, gradients, modes, trained, kept, short
+            plan,
+            rebuild,
+            written,
+            fed,
+            stepped,
+            list(zip(conditional, plan.outputs[count:], strict=True)),
+            scalars,
+            momenta,
+            drawn,
+            gradients,
+            modes,
+            trained,
+            kept,
+            short,
         )
         missed = [dict(optimizer.missed) for optimizer in self.optimizers]
-        return traced, Before(graph, rebuild, len(graph.outputs) - len(after), self.around.by_value, missed)
+        return traced, Before(graph, rebuild, count - len(after), self.around.by_value, missed)
 
 
 class _Followed(NamedTuple):
@@ -670,6 +695,7 @@ class _Stepper:
         self.counts: dict[str, int | None] = {}  # the inputs that say which step it is: of a place, if it missed any
         self.momenta: dict[str, int] = {}
         self.missing: list[int] = []
+        self.unless: Symbol | None = None  # whether the step is left out: found when the plan runs
         self._make_slot = optimizer.slot
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -679,6 +705,7 @@ class _Stepper:
         if self.steps > 1:
             raise GraphError("compile: an optimiser makes at most one step in a compiled function; call it twice")
         loss = type(self.optimizer).step(self.optimizer, closure)
+        self.unless = self.optimizer.unless
         self.builder.waiting.difference_update(p.home for p in self.optimizer.parameters)
         self.optimizer.steps -= 1  # nothing was updated yet
         return loss

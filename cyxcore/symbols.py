@@ -546,6 +546,7 @@ class Builder:
         self.differentiate: Callable[[Builder, Symbol, list[Symbol]], list[Symbol | None]] | None = None
         self.recording: Callable[[], bool] | None = None  # of a compiled training step: False within no_grad()
         self.device = "cpu"  # where the plan will run
+        self.at_end: list[Callable[[], None]] = []  # checks when the function has returned
         self.ended = False  # of a compiled function: it has returned, and its values are of no use any more
         self.before: Callable[[int, Node], None] | None = None  # compares each new node with that of a trace before
         self.layer = ""

@@ -67,10 +67,10 @@ cyxcore.nn.hooks cyxcore.nn.module cyxcore.nn.containers cyxcore.nn.utils.parame
 cyxcore.nn.utils.parametrizations cyxcore.nn.activations cyxcore.nn.dropouts cyxcore.nn.embeddings
 cyxcore.nn.layers cyxcore.nn.norms cyxcore.nn.pooling cyxcore.nn.losses cyxcore.nn.recurrent cyxcore.nn.spatial
 cyxcore.nn.lazy cyxcore.nn.attention cyxcore.nn.init cyxcore.nn
-cyxcore.func cyxcore.derivatives cyxcore.cuda cyxcore.amp cyxcore.backends cyxcore.testing
+cyxcore.func cyxcore.derivatives cyxcore.cuda cyxcore.backends cyxcore.testing
 cyxcore.preprocessing
 cyxcore.updates cyxcore.schedules cyxcore.optimizerhooks cyxcore.torchstates cyxcore.optimizer cyxcore.lbfgs
-cyxcore.muon cyxcore.optim
+cyxcore.muon cyxcore.optim cyxcore.amp
 cyxcore.scheduler cyxcore.cycles cyxcore.lr_scheduler
 cyxcore.swa_utils cyxcore.objectives cyxcore.tracing cyxcore.overview cyxcore.surroundings
 cyxcore.arguments cyxcore.steps cyxcore.compiled cyxcore.evaluation cyxcore.cyxmodel cyxcore.checkpoint

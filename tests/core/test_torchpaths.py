@@ -239,7 +239,7 @@ def test_switches_of_pytorch_are_accepted() -> None:
     scaler.unscale_(sgd)
     scaler.step(sgd)
     scaler.update()
-    assert w.tolist() == [-1.0, -1.0] and scaler.get_scale() == 1.0
+    assert w.tolist() == [-1.0, -1.0] and scaler.get_scale() == 65536.0
 
 
 # functions of functions ---------------------------------------------------------------------------
