@@ -34,7 +34,7 @@ def scaled_dot_product_attention(
         key, value = _shared(key, query.shape[-3]), _shared(value, query.shape[-3])
     if key.shape[-2] != value.shape[-2]:
         raise ShapeError(f"attention: expected as many values as keys (axis -2), got {key.shape} and {value.shape}")
-    if dropout_p == 0.0:
+    if dropout_p == 0.0 or training is False and 0.0 <= dropout_p <= 1.0:
         return composed(_scaled_dot_product_attention, (query, key, value, attn_mask), (is_causal, scale))
     weights = attention_weights(query, key, attn_mask, is_causal, scale)
     return dropout(weights, dropout_p, training) @ value
@@ -124,8 +124,9 @@ def multi_head_attention(
     bias_k: Any = None,
     bias_v: Any = None,
     add_zero_attn: bool = False,
+    need_weights: bool = True,
 ) -> tuple[Any, Any]:
-    """Heads of attention between two projections: (result (N, T, E), weights (N, heads, T, S)).
+    """Heads of attention between two projections: (result (N, T, E), weights (N, heads, T, S); None if not needed).
 
     query: (N, T, E), key: (N, S, EK), value: (N, S, EV). in_weight: (3 E, E), the projections of query, key and value
     above each other, or these three: (E, E), (E, EK) and (E, EV). Masks as in torch's module: True (or -inf) means
@@ -158,6 +159,9 @@ def multi_head_attention(
             seen = mask.dtype == "bool"
             added = mask._constant(seen, mask.dtype).broadcast_to(*mask.shape[:-1], more)
             mask = concat([mask, added], mask.ndim - 1)
+    if not need_weights:
+        mixed = scaled_dot_product_attention(q, k, v, mask, dropout_p, is_causal, training=training)
+        return linear(join_heads(mixed), out_weight, out_bias), None
     weights = dropout(attention_weights(q, k, mask, is_causal), dropout_p, training)
     return linear(join_heads(weights @ v), out_weight, out_bias), weights
 

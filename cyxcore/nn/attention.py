@@ -108,6 +108,7 @@ class MultiheadAttention(Module):
             bias_k=self.bias_k,
             bias_v=self.bias_v,
             add_zero_attn=self.add_zero_attn,
+            need_weights=need_weights,
         )
         if alone:
             result = result.squeeze(0)

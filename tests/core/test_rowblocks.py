@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import cyxcore as cx
+from cyxcore import composed, nn, rowblocks
 from cyxcore import functional as F
-from cyxcore import rowblocks
 from cyxcore.gradients import backward, totals
 from cyxcore.graph import Graph
 from cyxcore.kernels import cpu
@@ -191,3 +191,28 @@ def test_tensors_have_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rowblocks, "LEAST_BYTES", 1 << 60)
     monkeypatch.setattr("cyxcore.composed._ways", {})
     assert gradients_of(inputs, is_causal=True) == expected
+
+
+def attended(layer: nn.MultiheadAttention, x: np.ndarray[Any, Any], need_weights: bool) -> list[bytes]:
+    given = cx.tensor(x, requires_grad=True)
+    result, weights = layer(given, need_weights=need_weights, is_causal=True)
+    assert (weights is None) != need_weights
+    result.square().sum().backward()
+    assert layer.in_proj_weight is not None and layer.in_proj_weight.grad is not None
+    made = [result, given.grad, layer.in_proj_weight.grad]
+    layer.zero_grad()
+    return [each.detach().numpy().tobytes() for each in made]
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_a_module_whose_weights_nobody_wants_makes_no_matrix_of_them(
+    monkeypatch: pytest.MonkeyPatch, dropout: float
+) -> None:
+    known: dict[Any, Any] = {}
+    monkeypatch.setattr(composed, "_ways", known)
+    layer = nn.MultiheadAttention(64, 2, dropout, batch_first=True).eval()
+    x = np.random.default_rng(4).normal(size=(2, 600, 64)).astype(np.float32)
+    expected = attended(layer, x, need_weights=True)
+    assert not {kind for kind in known if "attention" in kind.function.__name__}
+    assert attended(layer, x, need_weights=False) == expected
+    assert {kind for kind in known if "attention" in kind.function.__name__}
