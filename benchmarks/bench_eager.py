@@ -41,7 +41,7 @@ def operations(library: Any) -> Iterator[tuple[str, Run]]:
     x = make(rng.standard_normal(64, dtype=np.float32), requires_grad=True)
     y, z = (make(rng.standard_normal(64, dtype=np.float32)) for _ in range(2))
     a, one = make(rng.standard_normal((8, 8), dtype=np.float32)), make(np.float32(1.5))
-    places = make(np.arange(8))
+    places, row, functional = make(np.arange(8)), a[0], library.nn.functional
     yield "x + y, 64 elements, with tape", lambda: x + y
     yield "x * 2.0, with tape", lambda: x * 2.0
     yield "x.exp(), with tape", lambda: x.exp()
@@ -69,6 +69,27 @@ def operations(library: Any) -> Iterator[tuple[str, Run]]:
     yield "where(y > 0, y, z)", lambda: library.where(y > 0, y, z)
     yield "cat([a, a])", lambda: library.cat([a, a])
     yield "zeros(8)", lambda: library.zeros(8)
+    yield "exp(x), with tape", lambda: library.exp(x)
+    yield "add(x, y), with tape", lambda: library.add(x, y)
+    yield "mul(y, z)", lambda: library.mul(y, z)
+    yield "pow(y, 3)", lambda: library.pow(y, 3)
+    yield "maximum(y, z)", lambda: library.maximum(y, z)
+    yield "clamp(y, 0, 1)", lambda: library.clamp(y, 0, 1)
+    yield "sum(y)", lambda: library.sum(y)
+    yield "sum(a, dim=1)", lambda: library.sum(a, dim=1)
+    yield "a.mean(-1, keepdim=True)", lambda: a.mean(-1, keepdim=True)
+    yield "max(a, dim=1)", lambda: library.max(a, dim=1)
+    yield "matmul(a, a)", lambda: library.matmul(a, a)
+    yield "transpose(a, 0, 1)", lambda: library.transpose(a, 0, 1)
+    yield "y.unsqueeze(0)", lambda: y.unsqueeze(0)
+    yield "stack([a, a])", lambda: library.stack([a, a])
+    yield "F.relu(y)", lambda: functional.relu(y)
+    yield "F.gelu(y)", lambda: functional.gelu(y)
+    yield "F.softmax(a, dim=1)", lambda: functional.softmax(a, dim=1)
+    yield "F.linear(a, a, a[0])", lambda: functional.linear(a, a, row)
+    yield "F.layer_norm(a, (8,))", lambda: functional.layer_norm(a, (8,))
+    yield "F.mse_loss(y, z)", lambda: functional.mse_loss(y, z)
+    yield "F.cross_entropy(a, places)", lambda: functional.cross_entropy(a, places)
     yield "(x * y).sum().backward()", lambda: (x * y).sum().backward()
 
 

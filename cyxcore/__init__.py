@@ -300,6 +300,7 @@ def __getattr__(name: str) -> Any:
         value = getattr(importlib.import_module(f"cyxcore.{_NAMES[name]}"), name)
         if _NAMES[name] in _WORDED or name in _DRAWN_LIKE:
             value = torchwords.spoken("cyxcore", name, value, torchwords.ARGUMENTS.get(name, "input"))
+            value = importlib.import_module("cyxcore.dispatch").dispatched(name, value)
     elif name in _MODULES:
         value = importlib.import_module(f"cyxcore.{name}")
     elif name in DTYPES:

@@ -17,6 +17,7 @@ from cyxcore import casting, indexing, infer, torchstatistics  # noqa: F401 - te
 from cyxcore import device as devices
 from cyxcore.conversion import as_array as as_array
 from cyxcore.device import DTYPE_NAMES
+from cyxcore.dispatch import PURE, SHORT, dispatched
 from cyxcore.dtype import (
     COMPLEX,
     DEFAULTS,
@@ -663,5 +664,8 @@ def _divided(left: Any, right: Any) -> Any:
 
 _OPERATED = "add sub mul less less_equal equal not_equal greater greater_equal".split()
 _operate: dict[str, Callable[[Any, Any], Any]] = {op: partial(binary, op) for op in _OPERATED} | {"div": _divided}
+for _name in PURE - SHORT:
+    if hasattr(Tensor, _name):
+        setattr(Tensor, _name, dispatched(_name, getattr(Tensor, _name)))
 _methods = {**vars(Value), **vars(InPlace), **vars(Leaving)}
 connect(Tensor, vars(devices), infer_op, seen, _methods, _operate, VIEWS, NO_GRADIENT, DIFFERENTIABLE)

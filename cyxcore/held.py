@@ -113,7 +113,7 @@ class _Plain:
     def connect(self, *general: Any) -> None:
         """There is no short way."""
 
-    connect_tape = connect
+    also_plain = connect_tape = connect
 
     def watched(self, update: Any, given: tuple[Any, ...], states: Any, place: int) -> tuple[Any, None]:
         return update(*given), None
@@ -147,12 +147,14 @@ try:
 except ImportError:
     _made = _Plain()
 
+Dispatched: Any = getattr(_made, "Dispatched", None)  # None: a function is called as it is
 Held: Any = _made.Held
 Memory: Any = _made.Memory
 Node: Any = _made.Node
 Repeating: Any = _made.Repeating
 View: Any = _made.View
 Watch: Any = _made.Watch
+also_plain = _made.also_plain
 connect = _made.connect
 connect_tape = _made.connect_tape
 copied = _made.copied

@@ -47,7 +47,7 @@ cyxcore.kernels.gpu cyxcore.kernels.gpu.helpers cyxcore.kernels.gpu.chains cyxco
 cyxcore.kernels.gpu.fixed cyxcore.kernels.gpu.table cyxcore.kernels.gpu.fusion cyxcore.kernels.gpu.cublas
 cyxcore.kernels.gpu.cuda
 cyxcore.metrics.base cyxcore.metrics.classification cyxcore.metrics.regression cyxcore.metrics
-cyxcore.device cyxcore.precision cyxcore.held cyxcore.inspection cyxcore.drawing cyxcore.variates
+cyxcore.device cyxcore.precision cyxcore.held cyxcore.dispatch cyxcore.inspection cyxcore.drawing cyxcore.variates
 cyxcore.gradients cyxcore.memory
 cyxcore.passes cyxcore.onepass cyxcore.recompute cyxcore.accumulating cyxcore.bands cyxcore.rowblocks
 cyxcore.order cyxcore.placement

@@ -11,6 +11,7 @@ cdef enum:
     MOST_JOINED = 8  # calls of a program that are made tile by tile
     LEAST_JOINED = 65536  # elements of these: smaller ones stay in the cache
     NOWHERE = -1
+    EITHER = -1
 
 cdef extern from *:
     """
@@ -31,8 +32,11 @@ cdef class Recorder:
 
     cdef list notes  # of each call: it, its inputs, its result (None: it was written into the first input)
     cdef bint spoiled
+    cdef int recording  # what all calls must have in common; EITHER: it is not asked
 
     cdef int note(self, Call call, PyObject **tensors, Py_ssize_t count, Held result) except -1:
+        if self.recording != EITHER and self.recording != _recording:
+            self.spoiled = True
         self.notes.append((call, tuple([<object>tensors[i] for i in range(count)]), result))
         return 0
 
@@ -51,6 +55,7 @@ cdef class Program:
 
     cdef Step *steps
     cdef int step_count, given, slot_count
+    cdef int only  # the slot of the first outcome, where a function has results of its own
     cdef uint64_t used  # which of the given a call needs
     cdef list calls
     cdef list kept  # the tensors that are always the same
@@ -160,12 +165,16 @@ cdef bint _is_plain(Held tensor, tuple shape, str dtype) except -1:
     return tensor.shape is shape or tensor.shape == shape
 
 
-cdef bint _played(Program program, PyObject **slots) except -1:
-    """Makes the calls. slots: the given ones filled, borrowed; others NULL, owned afterwards. False: one failed."""
+cdef bint _played(Program program, PyObject **slots, bint recording) except -1:
+    """Makes the calls. slots: the given ones filled, borrowed; others NULL, owned afterwards. False: one failed.
+
+    recording: whether results remember what they came from.
+    """
     cdef PyObject *tensors[5]
     cdef Step *step
     cdef Call call
     cdef Held result
+    cdef uint64_t asked
     cdef int i, k
     for i in range(len(program.kept)):
         slots[program.given + i] = <PyObject *>program.kept[i]
@@ -190,6 +199,12 @@ cdef bint _played(Program program, PyObject **slots) except -1:
                 result = _result(call)
                 if not _ran(call, result._pointer, tensors, step.count):
                     return False
+            if recording and call.differentiable:
+                asked = 0
+                for i in range(step.count):
+                    asked |= <uint64_t>(<Held>tensors[i]).requires_grad << i
+                if asked:
+                    _remember(result, call, tensors, step.count, asked)
             Py_INCREF(result)
             slots[step.place] = <PyObject *>result
         if step.last:
@@ -335,7 +350,7 @@ cdef object _by_program(Program program, Held tensor, Node node, Call call, Held
         elif not _is_plain(x, call.shape, call.dtype):
             return None
     try:
-        if not _played(program, slots):
+        if not _played(program, slots, False):
             return None
         found = []
         for outcome in program.outcomes:
@@ -366,7 +381,7 @@ cdef Program _watched_rule(Held tensor, Node node, Call call, Held g, uint64_t w
         alias._pointer, alias._numpy_type = (<Held>x)._pointer, (<Held>x)._numpy_type
         alias.shape, alias.dtype = (<Held>x).shape, (<Held>x).dtype
         given[place] = alias
-    watched.notes = []
+    watched.notes, watched.recording = [], EITHER
     set_recorder(<void *>watched)
     try:
         asked = [bool(wanted >> i & 1) for i in range(node.count)]
@@ -426,7 +441,7 @@ cdef class Replay:
         try:
             if not PyByteArray_AS_STRING(_straight)[0]:
                 return False
-            if not _played(program, slots):
+            if not _played(program, slots, False):
                 raise KernelError("optimizer: a kernel failed in the middle of a step")
             for i, target in zip(program.outcomes, self.targets):
                 memcpy(target._pointer, (<Held>slots[i])._pointer, _bytes_of(target))
@@ -452,7 +467,7 @@ def watched(update, tuple given, states, place):
     cdef Recorder watching = Recorder.__new__(Recorder)
     cdef Replay made
     cdef void *before = _recorder
-    watching.notes = []
+    watching.notes, watching.recording = [], EITHER
     set_recorder(<void *>watching)
     try:
         changed = update(*given)

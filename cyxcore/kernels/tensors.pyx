@@ -2,7 +2,8 @@
 """What a tensor holds, and the short way of an operation: from tensors straight to a kernel of the cpu.
 
 This file has the fields of a tensor and its operators; calls.pxi what is known of calls, tape.pxi the walk back,
-watch.pxi what compiled calls depend on, repeat.pxi those that are as the one before.
+watch.pxi what compiled calls depend on, repeat.pxi those that are as the one before, functions.pxi functions whose calls
+are known.
 
 `apply` knows calls by what they are of: the operation, the shapes and dtypes of its inputs, its attributes. The first
 call of a kind goes the general way (`Tensor._apply_generally`), which checks it; from the second on its record is kept,
@@ -186,6 +187,7 @@ def set_recording(bint on) -> None:
 
 
 cdef class Call
+cdef class Dispatched
 
 cdef enum:
     NO_TYPE = -1  # of elements that are not in the host's memory, or not as the cpu reads them
@@ -689,6 +691,7 @@ def connect(
     _FROM_NAMES.update({name: name for name in ("float32", "float64", "int64", "int32", "bool", "uint8")})
     _views, _no_gradient, _differentiable = views, no_gradient, differentiable
     cyx_reuse(<PyTypeObject *>tensor_type)
+    also_plain(tensor_type)
 
 
 cdef inline bint _is_casting():
@@ -795,3 +798,4 @@ cdef str _DIV = "div"
 cdef str _BOOL = "bool"
 
 include "methods.pxi"
+include "functions.pxi"

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from cyxcore import functional
+from cyxcore.dispatch import dispatched
 from cyxcore.errors import SpecError
 from cyxcore.functional import *  # noqa: F403
 
@@ -105,4 +106,4 @@ def _by_name(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
 for _name in functional.__all__:
     if inspect.isfunction(_found := getattr(functional, _name)):
-        globals()[_name] = _by_name(_name, _found)
+        globals()[_name] = dispatched(_name, _by_name(_name, _found))

@@ -12,6 +12,7 @@ from cyxcore.dtype import DTYPES, FLOATS, dtype_name
 from cyxcore.eager import Tensor, as_array, next_key
 from cyxcore.errors import CyxError, DtypeError, ShapeError, SpecError
 from cyxcore.graph import at_layer
+from cyxcore.held import also_plain
 from cyxcore.nn.hooks import KINDS, Handle, called
 from cyxcore.symbols import Symbol
 from cyxcore.values import TracedMode, Value
@@ -53,6 +54,10 @@ class Buffer(Tensor):
     def __init__(self, data: Any, *, persistent: bool = True) -> None:
         super().__init__(devices.put(as_array(data)))
         self.persistent = persistent
+
+
+also_plain(Parameter)
+also_plain(Buffer)
 
 
 class LoadedKeys(NamedTuple):

@@ -31,6 +31,16 @@ static int cyx_inherit_operator(PyTypeObject *type, PyObject *name, PyObject *li
     return 0;
 }
 
+/* Objects of the class are functions: they are called by what is at `offset` in them, without a tuple of arguments, are
+ * methods where a class has them, and errors that name the class of what was given say "function". */
+static void cyx_as_function(PyTypeObject *type, Py_ssize_t offset) {
+    type->tp_name = "cyxcore.kernels.tensors.function";
+    type->tp_vectorcall_offset = offset;
+    type->tp_call = PyVectorcall_Call;
+    type->tp_flags |= Py_TPFLAGS_HAVE_VECTORCALL | Py_TPFLAGS_METHOD_DESCRIPTOR;
+    PyType_Modified(type);
+}
+
 /* Tensors come and go with every operation: memory of the last that went is kept for the next that comes.
  *
  * What is kept is what the interpreter would free, so nothing is left in it; it is made anew like fresh memory. Only of
