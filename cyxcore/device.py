@@ -35,10 +35,8 @@ FLOAT32, FLOAT16 = np.dtype("float32"), np.dtype("float16")
 HALVES = frozenset((FLOAT16, BFLOAT16))  # of the size of float32
 MOVES = frozenset("reshape transpose broadcast_to slice concat take take_along".split())  # no numbers change
 WORD = np.dtype("uint16")
-# What of float16, too, is made by float32's kernel and rounded once: sums of many numbers, which NumPy adds up slowly.
-ROUNDED_ONCE = frozenset(
-    "matmul conv2d conv2d_grad_input conv2d_grad_weight softmax log_softmax softmax_grad log_softmax_grad".split()
-)
+# What of float16, too, is made by float32's kernel and rounded once: NumPy does the same, slowly.
+ROUNDED_ONCE = frozenset("matmul conv2d conv2d_grad_input conv2d_grad_weight".split())
 
 # ndarray.dtype.name takes microseconds; this takes none.
 DTYPE_NAMES: dict[Any, str] = {dtype: name for name, dtype in NUMPY_DTYPES.items()}

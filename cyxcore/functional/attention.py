@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from cyxcore.casting import lowered
+from cyxcore.casting import rounded_product
 from cyxcore.errors import ShapeError, SpecError
 from cyxcore.functional.activations import elu
 from cyxcore.functional.basic import concat, dropout, linear, softmax, where
@@ -12,7 +12,7 @@ from cyxcore.values import TracedMode, composed
 NEVER = -1e9  # what a score that must not count becomes: e^(-1e9 - max) is 0 in float32
 
 
-@lowered
+@rounded_product
 def scaled_dot_product_attention(
     query: Any,
     key: Any,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from cyxcore.attrs import is_whole
-from cyxcore.casting import as_given, in_float32, inside, operands
+from cyxcore.casting import as_given, composed_of_halves, in_float32, inside, operands
 from cyxcore.dtype import DEFAULTS, result_type
 from cyxcore.errors import DtypeError, ShapeError, SpecError
 from cyxcore.infer import broadcast
@@ -155,13 +155,20 @@ def sigmoid(x: Any) -> Any:
 def softmax(x: Any, dim: int = -1, *, dtype: Any = None) -> Any:
     """exp(x) / sum(exp(x)) along an axis. dtype: what x is made before."""
     x = x if dtype is None else x.astype(dtype)
-    return apply("softmax", x, axis=_axis(x, dim))
+    return _by_rows("softmax", x, dim)
 
 
 def log_softmax(x: Any, dim: int = -1, *, dtype: Any = None) -> Any:
     """The logarithm of softmax along an axis. dtype: what x is made before."""
     x = x if dtype is None else x.astype(dtype)
-    return apply("log_softmax", x, axis=_axis(x, dim))
+    return _by_rows("log_softmax", x, dim)
+
+
+def _by_rows(op: str, x: Any, dim: int) -> Any:
+    axis = _axis(x, dim)
+    if inside[0] and composed_of_halves(x):
+        return apply(op, x.astype("float32"), axis=axis).astype(x.dtype)
+    return apply(op, x, axis=axis)
 
 
 def gumbel_softmax(logits: Any, tau: float = 1.0, hard: bool = False, dim: int = -1) -> Any:
