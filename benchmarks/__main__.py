@@ -1,8 +1,8 @@
-"""Every benchmark, or those that are named: their tables, their figures as JSON, and those drawn as SVG.
+"""Every benchmark, or those that are named: their tables, their figures as JSON, as Markdown, and drawn as SVG.
 
     python -m benchmarks --list                            what there is
     python -m benchmarks --quick                           all of them, small
-    python -m benchmarks --only log,train --save FOLDER    two of them; NAME.json and NAME.svg go into FOLDER
+    python -m benchmarks --only log,train --save FOLDER    two of them; NAME.json, .md and .svg go into FOLDER
 
 Each runs as a process of its own, one after the other; what it prints is shown as it comes. When one fails the others
 go on, and the last lines say which did not succeed: the exit status is 1 then. Each has options of its own besides:
@@ -19,7 +19,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from benchmarks import charts
+from benchmarks import charts, tables
 from cyxcore.errors import CyxError
 
 HERE = Path(__file__).parent
@@ -60,11 +60,13 @@ def measure(name: str, run: Sequence[str], folder: Path, plots: bool) -> str:
     status = subprocess.run([*run, "--save", str(folder / name)]).returncode
     if status:
         return f"ended with status {status}" if status > 0 else f"was ended by signal {-status}"
-    if plots and target.exists():
-        try:
+    try:
+        if name in tables.TABLES and target.exists():
+            (folder / f"{name}.md").write_text(tables.page(name, json.loads(target.read_bytes())))
+        if plots and target.exists():
             charts.draw(name, json.loads(target.read_bytes()), folder / f"{name}.svg")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            return f"its figures cannot be drawn: {type(error).__name__}: {error}"
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"its figures cannot be drawn: {type(error).__name__}: {error}"
     return ""
 
 
@@ -102,7 +104,7 @@ def main() -> int:
     parser.add_argument("--only", action="append", default=[], metavar="NAME", help="this one; again, or with commas")
     parser.add_argument("--quick", action="store_true", help="small sizes, for a first look")
     parser.add_argument("--save", type=Path, default=FOLDER, metavar="FOLDER", help=f"where to (default {FOLDER})")
-    parser.add_argument("--no-plots", action="store_true", help="JSON alone")
+    parser.add_argument("--no-plots", action="store_true", help="JSON and tables alone")
     options, others = parser.parse_known_args()
     known = programs()
     if others:

@@ -15,7 +15,6 @@ Target: one digest for each model. Exit status 1 where there are two.
 import argparse
 import hashlib
 import json
-import platform
 import re
 import shutil
 import subprocess
@@ -243,7 +242,7 @@ def main() -> int:
         for name, digests in measured_with(other, names, steps).items():
             for digest, ways in digests.items():
                 found[name].setdefault(digest, []).extend(ways)
-    save(options.save, {"steps": steps, "machine": platform.processor() or platform.machine(), "bits": found})
+    save(options.save, {"steps": steps, "bits": found})
     apart = [(name, digest, way) for name in names for digest, ways in ordered(found[name])[1:] for way in ways]
     for name, digest, way in apart:
         print(f"{name}: {digest} with {way}")

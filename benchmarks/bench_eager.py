@@ -6,7 +6,8 @@
 
 Nothing is compiled, one thread. Each operation includes its tape where an input requires a gradient. The step is
 mlp_small of bench_train (64-128-64-10, batch 64, cross-entropy, Adam), or each of --steps; PyTorch's with its fused
-optimiser too. Rounds of the two alternate, figures are medians.
+optimiser too. Rounds of the two alternate, figures are medians. Behind each time of an operation stands the error of
+its first result against PyTorch's of the same numbers in float64, of the norm; errors of steps are bench_train's.
 
 Targets: an operation with its tape in less than 200 ns; mlp_small's step three times faster than PyTorch's fastest.
 """
@@ -21,7 +22,7 @@ import numpy as np
 
 import cyxcore as cx
 from benchmarks.bench_train import MODELS
-from benchmarks.figures import add_save, save
+from benchmarks.figures import add_save, relative_error, save, with_error
 from cyxcore.kernels import cpu
 
 try:
@@ -34,13 +35,16 @@ Run = Callable[[], object]
 WARM_UP = 5  # runs before the first burst: what comes again is planned by then
 
 
-def operations(library: Any) -> Iterator[tuple[str, Run]]:
-    """Of cyxcore or torch, which take the same calls. x requires a gradient."""
+def operations(library: Any, kind: Any = np.float32) -> Iterator[tuple[str, Run]]:
+    """Of cyxcore or torch, which take the same calls, on the same numbers. x requires a gradient."""
     rng = np.random.default_rng(0)
     make = library.tensor
-    x = make(rng.standard_normal(64, dtype=np.float32), requires_grad=True)
-    y, z = (make(rng.standard_normal(64, dtype=np.float32)) for _ in range(2))
-    a, one = make(rng.standard_normal((8, 8), dtype=np.float32)), make(np.float32(1.5))
+
+    def drawn(*shape: int) -> Any:
+        return rng.standard_normal(shape, dtype=np.float32).astype(kind)
+
+    x, y, z = make(drawn(64), requires_grad=True), make(drawn(64)), make(drawn(64))
+    a, w, one = make(drawn(8, 8)), make(drawn(64)), make(kind(1.5))
     places, row, functional = make(np.arange(8)), a[0], library.nn.functional
     yield "x + y, 64 elements, with tape", lambda: x + y
     yield "x * 2.0, with tape", lambda: x * 2.0
@@ -50,7 +54,7 @@ def operations(library: Any) -> Iterator[tuple[str, Run]]:
     yield "y / z", lambda: y / z
     yield "y ** 2", lambda: y**2
     yield "-y", lambda: -y
-    yield "y += z", lambda: y.__iadd__(z)
+    yield "w += z", lambda: w.__iadd__(z)
     yield "y > 0", lambda: y > 0
     yield "y.relu()", lambda: y.relu()
     yield "y.sum()", lambda: y.sum()
@@ -91,6 +95,24 @@ def operations(library: Any) -> Iterator[tuple[str, Run]]:
     yield "F.mse_loss(y, z)", lambda: functional.mse_loss(y, z)
     yield "F.cross_entropy(a, places)", lambda: functional.cross_entropy(a, places)
     yield "(x * y).sum().backward()", lambda: (x * y).sum().backward()
+
+
+def errors() -> dict[str, dict[str, float]]:
+    """Of the first result of each operation that has one."""
+    found: dict[str, dict[str, float]] = {}
+    for (name, ours), (_, theirs), (_, truth) in zip(
+        operations(cx), operations(torch), operations(torch, np.float64), strict=True
+    ):
+        results, true = {"cyx": ours(), "torch": theirs()}, truth()
+        if true is not None:
+            lost = {who: relative_error(_values(each), _values(true)) for who, each in results.items()}
+            found[name] = {who: float(f"{error:.2e}") for who, error in lost.items()}
+    return found
+
+
+def _values(result: Any) -> Any:
+    """Without the places, where it is both."""
+    return result[0] if isinstance(result, tuple) else result
 
 
 def step(library: Any, name: str, **options: Any) -> Run:
@@ -141,7 +163,8 @@ def main() -> None:
         for (_, runs), name in zip(steps, models, strict=True):
             runs.extend([step(torch, name), step(torch, name, fused=True)])
     print(f"{cpu.isa()}, one thread; torch {'missing' if torch is None else torch.__version__}")
-    print(f"{'':34}{'cyx ns':>10}{'torch ns':>12}{'ratio':>8}")
+    print(f"{'ns (error)':34}{'cyx':>18}{'torch':>18}{'ratio':>8}")
+    lost = {} if torch is None or options.steps else errors()
     figures: dict[str, dict[str, float]] = {}
     for name, runs in [*rows, *steps]:
         at_once = 1 if "step" in name and "small" not in name else 20  # runs between two looks at the clock
@@ -153,10 +176,11 @@ def main() -> None:
             for found, run in zip(times, runs, strict=True):
                 found.append(once(run, at_once))
         ours, *others = [statistics.median(found) for found in times]
-        beside = f"{min(others) * 1e9:12.0f}{min(others) / ours:8.2f}" if others else ""
-        print(f"{name:34}{ours * 1e9:10.0f}{beside}", flush=True)
         figures[name] = {"cyx": round(ours * 1e9, 1)} | ({"torch": round(min(others) * 1e9, 1)} if others else {})
-    save(options.save, {"isa": cpu.isa(), "ns": figures})
+        cells = [with_error(f"{ns:.0f}", lost.get(name, {}).get(who)) for who, ns in figures[name].items()]
+        ratio = f"{min(others) / ours:8.2f}" if others else ""
+        print(f"{name:34}{''.join(f'{cell:>18}' for cell in cells)}{ratio}", flush=True)
+    save(options.save, {"isa": cpu.isa(), "ns": figures, "error": lost})
 
 
 if __name__ == "__main__":

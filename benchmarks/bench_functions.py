@@ -1,10 +1,12 @@
 """Functions of 10⁶ numbers, there and back, beside PyTorch and NumPy, and how much of the memory they use.
 
     pip install torch                             # the peer of most rows; without it NumPy alone
-    python -m benchmarks.bench_functions [--quick] [--threads N] [--only TEXT] [--elements N]
+    python -m benchmarks.bench_functions [--quick] [--threads N,N] [--only TEXT] [--elements N]
 
 Each row is a call as users write it, float32, nothing compiled; "and back" is the call with its gradient, of which that
-of the result is given. Rounds of all alternate, and each comes first in turn; figures are medians.
+of the result is given. Rounds of all alternate, and each comes first in turn; figures are medians. Behind each time
+stands the error against PyTorch in float64, of the norm (of several gradients the greatest); of functions of single
+numbers the greatest one in units of the last place as well.
 
 Target: 1.5 times as fast as the faster peer, or 80 % of what the memory gives: of the fastest of all sums where a row
 only reads, else of a copy. Counted is what a row cannot do without: its inputs and its result, or the gradient of that
@@ -12,7 +14,6 @@ and those of its inputs.
 """
 
 import argparse
-import os
 import statistics
 import sys
 import time
@@ -25,7 +26,8 @@ import numpy as np
 import cyxcore as cx
 import cyxcore.functional as F
 from benchmarks.bench_kernels import torch_here
-from benchmarks.figures import add_save, save
+from benchmarks.figures import add_save, greatest_ulp, relative_error, save, times_faster, with_error
+from benchmarks.threads import REST_S, add_threads, alone, one_by_one
 from cyxcore.kernels import cpu
 
 Array = np.ndarray[Any, Any]
@@ -42,6 +44,7 @@ class Row(NamedTuple):
     inputs: tuple[Array, ...]
     of_numpy: Callable[..., Any] | None = None
     back: bool = True  # whether it has a gradient
+    of_single: bool = False  # each result is of one number
 
 
 def rows(elements: int) -> Iterator[Row]:
@@ -57,24 +60,25 @@ def rows(elements: int) -> Iterator[Row]:
     labels, of_pixels = rng.integers(0, side, side), rng.integers(0, 21, (16, pixels, pixels))
     weight, of_channels = f32(side), np.abs(f32(channels))
     for name in ("exp", "tanh", "sin", "cos"):
-        yield Row(name, lambda m, _, x, name=name: getattr(m, name)(x), (x,), getattr(np, name))
-    yield Row("log", lambda m, _, x: m.log(x), (np.abs(x),), np.log)
+        yield Row(name, lambda m, _, x, name=name: getattr(m, name)(x), (x,), getattr(np, name), of_single=True)
+    yield Row("log", lambda m, _, x: m.log(x), (np.abs(x),), np.log, of_single=True)
     for name in ("erf", "sigmoid"):
-        yield Row(name, lambda m, _, x, name=name: getattr(m, name)(x), (x,))
+        yield Row(name, lambda m, _, x, name=name: getattr(m, name)(x), (x,), of_single=True)
     for name in ("gelu", "silu", "softplus"):
-        yield Row(name, lambda _, f, x, name=name: getattr(f, name)(x), (x,))
-    yield Row("gelu by tanh", lambda _, f, x: f.gelu(x, approximate="tanh"), (x,))
+        yield Row(name, lambda _, f, x, name=name: getattr(f, name)(x), (x,), of_single=True)
+    yield Row("gelu by tanh", lambda _, f, x: f.gelu(x, approximate="tanh"), (x,), of_single=True)
     for name in ("softmax", "log_softmax"):
         for text, dim, values in (("last axis", -1, x), ("first axis", 0, x), ("NCHW axis 1", 1, image)):
             yield Row(f"{name} {text}", lambda _, f, x, name=name, dim=dim: getattr(f, name)(x, dim=dim), (values,))
     yield Row("cross_entropy", lambda _, f, x, y: f.cross_entropy(x, y), (x, labels))
     yield Row("cross_entropy NCHW", lambda _, f, x, y: f.cross_entropy(x, y), (image, of_pixels))
     yield Row("logsumexp last axis", lambda m, _, x: m.logsumexp(x, -1), (x,))
-    for name in ("sum", "mean", "var"):
-        yield Row(f"{name} of all", lambda _, f, x, name=name: getattr(x, name)(), (x,), getattr(np, name))
+    for name, words in (("sum", {}), ("mean", {}), ("var", {"correction": 0})):  # PyTorch's own correction is 1
+        numpys = getattr(np, name)
+        yield Row(f"{name} of all", lambda _, f, x, n=name, w=words: getattr(x, n)(**w), (x,), numpys)
         for text, axis in (("last axis", -1), ("first axis", 0)):
-            of_numpy = partial(getattr(np, name), axis=axis)
-            yield Row(f"{name} {text}", lambda _, f, x, n=name, a=axis: getattr(x, n)(a), (x,), of_numpy)
+            of_numpy = partial(numpys, axis=axis)
+            yield Row(f"{name} {text}", lambda _, f, x, n=name, a=axis, w=words: getattr(x, n)(a, **w), (x,), of_numpy)
     for text, dims in (("of all", (0, 1)), ("last axis", -1)):
         yield Row(f"amax {text}", lambda m, _, x, dims=dims: m.amax(x, dims), (x,), partial(np.max, axis=dims))
     yield Row("argmax of all", lambda _, f, x: x.argmax(), (x,), np.argmax, back=False)
@@ -82,7 +86,7 @@ def rows(elements: int) -> Iterator[Row]:
     yield Row("norm of all", lambda _, f, x: x.norm(), (x,), np.linalg.norm)
     yield Row("norm last axis", lambda _, f, x: x.norm(dim=-1), (x,), partial(np.linalg.norm, axis=-1))
     yield Row("layer_norm, weight and bias", lambda _, f, x, w, b: f.layer_norm(x, w.shape, w, b), (x, weight, weight))
-    yield Row("rms_norm, weight", lambda _, f, x, w: f.rms_norm(x, w.shape, w), (x, weight))
+    yield Row("rms_norm, weight", lambda _, f, x, w: f.rms_norm(x, w.shape, w, eps=1e-6), (x, weight))
     yield Row(
         "batch_norm in training",
         lambda _, f, x, w, b: f.batch_norm(x, None, None, w, b, True),
@@ -104,18 +108,34 @@ def there(row: Row, library: Any, functions: Any) -> Work:
 
 def there_and_back(row: Row, library: Any, functions: Any) -> Work:
     tensors = [library.tensor(each) for each in row.inputs]
-    followed = [x for x, each in zip(tensors, row.inputs, strict=True) if each.dtype == np.float32]
+    followed = [x for x, each in zip(tensors, row.inputs, strict=True) if each.dtype.kind == "f"]
     for x in followed:
         x.requires_grad_(True)
     shape = tuple(row.call(library, functions, *tensors).shape)
-    gradient = library.tensor(np.random.default_rng(1).standard_normal(shape).astype(np.float32))
+    gradient = library.tensor(np.random.default_rng(1).standard_normal(shape, np.float32).astype(row.inputs[0].dtype))
 
-    def work() -> None:
+    def work() -> list[Any]:
         for x in followed:
             x.grad = None
         row.call(library, functions, *tensors).backward(gradient)
+        return [x.grad for x in followed]
 
     return work
+
+
+def true_results(row: Row, way: Callable[..., Work], torch: Any) -> list[Any]:
+    """PyTorch's in float64; each a tensor."""
+    wide = [each.astype(np.float64) if each.dtype == np.float32 else each for each in row.inputs]
+    return as_list(way(row._replace(inputs=tuple(wide)), torch, torch.nn.functional)())
+
+
+def as_list(results: Any) -> list[Any]:
+    return results if isinstance(results, list) else [results]
+
+
+def error(work: Work, true: list[Any]) -> float:
+    """The greatest of its results', each of the norm."""
+    return max(map(relative_error, as_list(work()), true))
 
 
 def least_bytes(row: Row, back: bool) -> tuple[int, bool]:
@@ -135,6 +155,8 @@ def measure(works: dict[str, Work], rounds: int, budget_s: float) -> dict[str, f
             work()
     for turn in range(rounds):
         for name in (*names[turn % len(names) :], *names[: turn % len(names)]):
+            if cpu.get_num_threads() > 1:
+                time.sleep(REST_S)
             started, count = time.perf_counter(), 0
             while (spent := time.perf_counter() - started) < budget_s:
                 works[name]()
@@ -155,25 +177,26 @@ def bandwidth(elements: int, torch: Any, rounds: int, budget_s: float) -> tuple[
     return x.nbytes / min(found.values()), 2 * x.nbytes / copied
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds")
-    parser.add_argument("--threads", type=int, default=1, help="of each (default 1)")
+    add_threads(parser)
     parser.add_argument("--elements", type=int, default=1_000_000, help="of each input, about (default 10⁶)")
     parser.add_argument("--only", default="", help="rows whose name contains this")
     add_save(parser)
     options = parser.parse_args()
-    if os.environ.get("OPENBLAS_NUM_THREADS") != str(options.threads):  # it is read at import
-        os.environ["OPENBLAS_NUM_THREADS"] = str(options.threads)
-        os.execv(sys.executable, [sys.executable, "-m", "benchmarks.bench_functions", *sys.argv[1:]])
-    cpu.set_num_threads(options.threads)
-    torch = torch_here(options.threads, gradients=True)
+    if not alone(options.threads):
+        return one_by_one("benchmarks.bench_functions", options.threads, options.save)
+    [threads] = options.threads
+    cpu.set_num_threads(threads)
+    torch = torch_here(threads, gradients=True)
     rounds, budget_s = (5, 0.004) if options.quick else (15, 0.02)
     read, copied = bandwidth(options.elements, torch, rounds, budget_s)
-    print(f"{cpu.isa()}, {options.threads} thread(s), numpy {np.__version__}, torch {torch and torch.__version__}")
+    print(f"{cpu.isa()}, {threads} thread(s), numpy {np.__version__}, torch {torch and torch.__version__}")
     print(f"memory: {read / 1e9:.0f} GB/s read, {copied / 1e9:.0f} GB/s copied")
-    print(f"{'':40}{'cyx us':>9}{'torch us':>10}{'numpy us':>10}{'x faster':>10}{'memory':>8}")
-    figures: dict[str, dict[str, float]] = {}
+    print(f"{'µs (error)':40}{'cyx':>14}{'torch':>14}{'numpy':>14}{'x faster':>10}{'memory':>8}")
+    memory = {"read_gb_s": round(read / 1e9, 1), "copied_gb_s": round(copied / 1e9, 1)}
+    figures: dict[str, Any] = {"memory": memory, "us": {}, "error": {}, "ulp": {}, "share": {}, "met": []}
     for row in rows(options.elements):
         for way in (there, there_and_back)[: 1 + row.back]:
             name = row.name if way is there else f"{row.name}, and back"
@@ -184,18 +207,31 @@ def main() -> None:
                 works["torch"] = way(row, torch, torch.nn.functional)
             if row.of_numpy is not None and way is there:
                 works["numpy"] = partial(row.of_numpy, *row.inputs)
+            lost: dict[str, float] = {}
+            if torch is not None:
+                true = true_results(row, way, torch)
+                lost = {who: error(work, true) for who, work in works.items()}
+                if row.of_single and way is there:
+                    ulp = {who: round(greatest_ulp(work(), true[0]), 2) for who, work in works.items()}
+                    figures["ulp"][name] = ulp
             found = measure(works, rounds, budget_s)
             moved, reads = least_bytes(row, way is there_and_back)
             share = moved / found["cyx"] / (read if reads else copied)
-            peers = [found[each] for each in ("torch", "numpy") if each in found]
-            ratio = min(peers) / found["cyx"] if peers else 0.0
-            shown = "".join(f"{found[each] * 1e6:10.0f}" if each in found else " " * 10 for each in ("torch", "numpy"))
-            met = "met" if ratio >= TARGET or share >= SHARE else ""
-            print(f"{name:40}{found['cyx'] * 1e6:9.0f}{shown}{ratio:10.2f}{share:8.0%} {met}", flush=True)
-            figures[name] = {each: round(time_s * 1e6, 1) for each, time_s in found.items()}
-    memory = {"read_gb_s": round(read / 1e9, 1), "copied_gb_s": round(copied / 1e9, 1)}
-    save(options.save, {"isa": cpu.isa(), "threads": options.threads, "memory": memory, "us": figures})
+            ratio = times_faster(found)
+            if met := ratio >= TARGET or share >= SHARE:
+                figures["met"].append(name)
+            figures["us"][name] = {who: round(time_s * 1e6, 1) for who, time_s in found.items()}
+            figures["error"][name] = {who: float(f"{each:.2e}") for who, each in lost.items()}
+            figures["share"][name] = round(share, 3)
+            cells = [
+                with_error(f"{found[who] * 1e6:.0f}", lost.get(who)) if who in found else ""
+                for who in ("cyx", "torch", "numpy")
+            ]
+            shown = "".join(f"{cell:>14}" for cell in cells)
+            print(f"{name:40}{shown}{ratio:10.2f}{share:8.0%} {'met' * met}", flush=True)
+    save(options.save, {"isa": cpu.isa(), "threads": {str(threads): figures}})
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

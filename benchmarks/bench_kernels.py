@@ -1,17 +1,16 @@
-"""CPU kernels against NumPy and PyTorch, side by side in one process: time of each, and how many times faster ours is.
+"""CPU kernels against NumPy and PyTorch, side by side in one process: time and error of each.
 
-    python -m benchmarks.bench_kernels [--quick] [--threads N] [--isa NAME] [--only TEXT] [--numerics CLASS]
+    python -m benchmarks.bench_kernels [--quick] [--threads N,N] [--isa NAME] [--only TEXT] [--numerics CLASS]
 
 Rounds of the three alternate, so that a busy machine slows all, and each comes first in turn, since who does finds a
 colder cache; each figure is the median, with --processor-time the least. NumPy's BLAS (OpenBLAS) and PyTorch (MKL,
-oneDNN) get as many threads as we do: the program starts itself again
-with OPENBLAS_NUM_THREADS set, because it is read at import. PyTorch takes part where it is installed. Beside products
-stands the error of ours against float64, of the norm: docs/numerics.md. Rows of `@` are products of tensors, with the
-way to the kernel and memory of their own for the result; NumPy's and PyTorch's go into an array that is there.
+oneDNN) get as many threads as we do. PyTorch takes part where it is installed. Behind each time of float32 stands the
+error against the reference kernels (NumPy) in float64, of the norm: docs/numerics.md. Rows of `@` are products of
+tensors, with the way to the kernel and memory of their own for the result; NumPy's and PyTorch's go into an array that
+is there.
 """
 
 import argparse
-import os
 import statistics
 import sys
 import time
@@ -23,7 +22,8 @@ from typing import Any
 import numpy as np
 
 import cyxcore as cx
-from benchmarks.figures import add_save, save
+from benchmarks.figures import add_save, relative_error, save, times_faster, with_error
+from benchmarks.threads import REST_S, add_threads, alone, one_by_one
 from cyxcore import precision
 from cyxcore.kernels import cpu, reference
 
@@ -44,7 +44,8 @@ def f32(*shape: int) -> Array:
 
 
 def elementwise() -> Iterator[Row]:
-    x, y, row, column = f32(1024, 1024), f32(1024, 1024), f32(1024), f32(1024, 1)
+    x, row, column = f32(1024, 1024), f32(1024), f32(1024, 1)
+    y = np.flip(x).copy()
     out, truth = np.empty_like(x), np.empty(x.shape, bool)
     target = np.empty_like(x)
     for op, function in (("add", np.add), ("mul", np.multiply), ("div", np.divide), ("maximum", np.maximum)):
@@ -226,6 +227,7 @@ def _named(name: str) -> Callable[..., Work]:
     return lambda torch, a, out, *inputs: partial(getattr(torch, name), *inputs, out=out)
 
 
+ALL = ("cyx", "numpy", "torch")
 UNARY = ("exp", "log", "tanh", "sqrt", "sin", "cos", "sigmoid", "erf")
 IN_TORCH: dict[str, Callable[..., Work]] = {  # op -> (torch, attributes, output, inputs) -> the same work
     **{op: _named(op) for op in ("add", "mul", "div", "maximum", "less", *UNARY)},
@@ -285,35 +287,53 @@ def ours(op: str, out: Array, inputs: list[Array], attrs: Attrs) -> Work:
     return lambda: left @ right
 
 
-def measure(row: Row, torch: Any, rounds: int, budget: float, processor: bool) -> dict[str, float]:
-    """Seconds of ours, NumPy's and PyTorch's, in alternating bursts: {name: seconds} of those that have the work."""
+def works_of(row: Row, torch: Any) -> dict[str, Work]:
+    """Ours, NumPy's and PyTorch's, of those that have the work."""
     _, op, out, inputs, attrs, numpys, _ = row
     works: dict[str, Work] = {"cyx": ours(op, out, inputs, attrs)}
     if numpys is not None:
         works["numpy"] = numpys
     if torch is not None and op in IN_TORCH:
         works["torch"] = IN_TORCH[op](torch, attrs, *map(torch.from_numpy, (np.zeros_like(out), *inputs)))
+    return works
+
+
+def measure(works: dict[str, Work], rounds: int, budget: float, processor: bool) -> dict[str, float]:
+    """Seconds of each, in alternating bursts."""
     found: dict[str, list[float]] = {name: [] for name in works}
     names = list(works)
     for turn in range(rounds):
         for name in (*names[turn % len(names) :], *names[: turn % len(names)]):
+            if cpu.get_num_threads() > 1:
+                time.sleep(REST_S)
             found[name].append(seconds(works[name], budget, time.process_time if processor else time.perf_counter))
     return {name: (min if processor else statistics.median)(times) for name, times in found.items()}
 
 
-def error(row: Row) -> float:
-    """|ours - float64's| of the norm of that."""
+def errors(row: Row, works: dict[str, Work]) -> dict[str, float]:
+    """|theirs - true| / |true| of the norms, of each result that is float32."""
     _, op, out, inputs, attrs, _, _ = row
-    true, op = np.empty(out.shape), "matmul" if op == "@" else op
-    cpu.call(op, true, [x.astype(np.float64) for x in inputs], attrs)
-    cpu.call(op, out, inputs, attrs)
-    return float(np.linalg.norm(out - true) / np.linalg.norm(true))
+    if out.dtype != np.float32:
+        return {}
+    true = np.empty(out.shape)
+    wide = [x.astype(np.float64) if x.dtype == np.float32 else x for x in inputs]
+    reference.call("matmul" if op == "@" else op, true, wide, attrs)
+    found = {}
+    for name, work in works.items():
+        result: Any = work()
+        if isinstance(result, tuple):  # of PyTorch's gradients, those that were not asked for are None
+            result = next(each for each in result if each is not None)
+        if result is None and name == "cyx":
+            result = out
+        if result is not None:
+            found[name] = relative_error(result, true)
+    return found
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds")
-    parser.add_argument("--threads", type=int, default=1, help="threads of our kernels (default 1)")
+    add_threads(parser)
     parser.add_argument("--isa", default=cpu.isa(), help="avx512, avx2 or portable")
     parser.add_argument("--only", default="", help="rows whose name contains this")
     parser.add_argument(
@@ -326,33 +346,38 @@ def main() -> None:
     )
     add_save(parser)
     options = parser.parse_args()
-    if os.environ.get("OPENBLAS_NUM_THREADS") != str(options.threads):
-        os.environ["OPENBLAS_NUM_THREADS"] = str(options.threads)
-        os.execv(sys.executable, [sys.executable, "-m", "benchmarks.bench_kernels", *sys.argv[1:]])
-    cpu.set_num_threads(options.threads)
+    if not alone(options.threads):
+        return one_by_one("benchmarks.bench_kernels", options.threads, options.save)
+    [threads] = options.threads
+    cpu.set_num_threads(threads)
     cpu.set_isa(options.isa)
     precision.set_numerics(options.numerics)
-    torch = torch_here(options.threads)
+    torch = torch_here(threads)
     rounds, budget = (3, 0.01) if options.quick else (7, 0.05)
     used = precision.numerics()
-    print(f"{cpu.isa()}, {used.name} by {used.by}, {cpu.get_num_threads()} thread(s); numpy {np.__version__}", end="; ")
+    print(f"{cpu.isa()}, {used.name} by {used.by}, {threads} thread(s); numpy {np.__version__}", end="; ")
     print(f"torch {torch.__version__}" if torch else "no torch here")
-    print(f"{'':34}{'cyx us':>10}{'numpy us':>11}{'torch us':>11}{'GFLOP/s':>9}{'x faster':>10}{'error':>10}")
+    print(f"{'µs (error)':34}{'cyx':>20}{'numpy':>20}{'torch':>20}{'GFLOP/s':>9}{'x faster':>10}")
     sizes = (64, 128, 256, 512, 1024) if options.quick else (16, 32, 48, 64, 96, 128, 256, 512, 1024, 2048)
-    figures: dict[str, dict[str, float]] = {}
+    figures: dict[str, dict[str, Any]] = {"us": {}, "error": {}, "gflop_s": {}}
     for row in (*elementwise(), *reductions(), *products(sizes), *tensor_products(), *networks()):
-        if options.only not in row[0]:
+        name, flops = row[0], row[6]
+        if options.only not in name:
             continue
-        found = measure(row, torch, rounds, budget, options.processor_time)
-        own, *others = found.values()
-        peers = "".join(f"{found[name] * 1e6:11.2f}" if name in found else " " * 11 for name in ("numpy", "torch"))
-        rate = f"{row[6] / own / 1e9:9.1f}" if row[6] else " " * 9
-        ratio = f"{min(others) / own:10.2f}" if others else " " * 10
-        lost = f"{error(row):10.1e}" if row[6] else ""
-        print(f"{row[0]:34}{own * 1e6:10.2f}{peers}{rate}{ratio}{lost}", flush=True)
-        figures[row[0]] = {name: round(time_s * 1e6, 2) for name, time_s in found.items()}
-    save(options.save, {"isa": cpu.isa(), "numerics": used.name, "threads": options.threads, "us": figures})
+        works = works_of(row, torch)
+        lost = errors(row, works)
+        took = measure(works, rounds, budget, options.processor_time)
+        figures["us"][name] = {who: round(time_s * 1e6, 2) for who, time_s in took.items()}
+        figures["error"][name] = {who: float(f"{error:.2e}") for who, error in lost.items()}
+        if flops:
+            figures["gflop_s"][name] = round(flops / took["cyx"] / 1e9, 1)
+        cells = [with_error(f"{took[who] * 1e6:.2f}", lost.get(who)) if who in took else "" for who in ALL]
+        rate = f"{figures['gflop_s'][name]:9.1f}" if flops else " " * 9
+        ratio = f"{times_faster(took):10.2f}" if len(took) > 1 else ""
+        print(f"{name:34}{''.join(f'{cell:>20}' for cell in cells)}{rate}{ratio}", flush=True)
+    save(options.save, {"isa": cpu.isa(), "numerics": used.name, "threads": {str(threads): figures}})
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -25,7 +25,6 @@ With --numerics fast 2.5 times, with fast16 3.8 times.
 
 import argparse
 import json
-import math
 import statistics
 import sys
 import time
@@ -36,15 +35,24 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import cyxcore as cx
-from benchmarks.figures import ROOT, add_save, as_float64, relative_error, save
+from benchmarks.figures import (
+    ROOT,
+    add_save,
+    as_float64,
+    geometric_mean,
+    relative_error,
+    save,
+    times_faster,
+    with_error,
+)
 from benchmarks.jax_steps import Steps, burst
+from benchmarks.threads import REST_S
 from cyxcore import functional as F
 from cyxcore.kernels import cpu
 
 Array = np.ndarray[Any, Any]
 PEERS = ROOT / ".peers" / "bin" / "python"  # docs/benchmarks.md says how it is made
 STEPS_COMPARED = 3
-REST_S = 0.02  # PyTorch's threads look out for work for about 10 ms
 Row = dict[str, Any]  # ms, loss_error, parameter_error: of each by name; plan_s: seconds our plan took
 LOSS_TOLERANCE = {"exact": 1e-3, "fast": 1e-3, "fast16": 1e-3, "bf16": 2e-2}  # relative, by numeric class
 
@@ -380,12 +388,10 @@ def main() -> int:
             packages |= rows[name].pop("packages")
             if not options.json:
                 show(name, threads, rows[name])
-        ratios = [ratio for row in rows.values() if (ratio := times_faster(row))]
+        ratios = [ratio for row in rows.values() if (ratio := times_faster(row["ms"]))]
         if ratios and not options.json:
-            mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
-            print(
-                f"{threads} thread(s): geometric mean {mean:.2f} × the fastest of the others, least {min(ratios):.2f} ×"
-            )
+            mean, least = geometric_mean(ratios), min(ratios)
+            print(f"{threads} thread(s): geometric mean {mean:.2f} × the fastest of the others, least {least:.2f} ×")
     result = {
         "isa": cpu.isa(),
         "numerics": options.numerics,
@@ -397,16 +403,11 @@ def main() -> int:
     return 0
 
 
-def times_faster(row: Row) -> float:
-    """Than the fastest of the others; 0 without any."""
-    others = [ms for who, ms in row["ms"].items() if who != "cyx"]
-    return min(others) / row["ms"]["cyx"] if others else 0.0
-
-
 def show(name: str, threads: int, row: Row) -> None:
-    errors = {who: f" ({error:.0e})" for who, error in row["parameter_error"].items()}
-    times = "  ".join(f"{who} {ms:9.3f} ms{errors.get(who, '')}" for who, ms in row["ms"].items())
-    ratio = f"  {times_faster(row):5.2f} ×" if times_faster(row) else ""
+    errors = row["parameter_error"]
+    times = "  ".join(with_error(f"{who} {ms:9.3f} ms", errors.get(who)) for who, ms in row["ms"].items())
+    faster = times_faster(row["ms"])
+    ratio = f"  {faster:5.2f} ×" if faster else ""
     print(f"{name:10} {threads} thread(s)  {times}{ratio}  (planned in {row['plan_s']:.2f} s)", flush=True)
 
 

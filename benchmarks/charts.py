@@ -125,6 +125,16 @@ def _startup(found: Any) -> Iterable[Chart]:
             yield Chart(f"description → first step, {work}", "ms, median (less is better)", series)
 
 
+def _by_threads(title: str, unit: str) -> Callable[[Any], Iterable[Chart]]:
+    """Of times by name in `us`, one chart for each number of threads."""
+
+    def charts(found: Any) -> Iterable[Chart]:
+        for threads, each in found["threads"].items():
+            yield Chart(f"{title}, {threads} thread(s)", unit, _turned(each["us"]))
+
+    return charts
+
+
 def _train(found: Any) -> Iterable[Chart]:
     for threads, rows in found["threads"].items():
         times = _turned({model: row["ms"] for model, row in rows.items()})
@@ -155,9 +165,9 @@ CHARTS: dict[str, Callable[[Any], Iterable[Chart]]] = {
     "eager": lambda found: [Chart("small operations", "ns (less is better)", _turned(found["ns"]))],
     "failover": _failover,
     "flood": _flood,
-    "functions": lambda found: [Chart("functions of 10⁶ numbers", "µs (less is better)", _turned(found["us"]))],
+    "functions": _by_threads("functions of 10⁶ numbers", "µs (less is better)"),
     "gpu": _gpu,
-    "kernels": lambda found: [Chart("kernels", "µs (less is better)", _turned(found["us"]))],
+    "kernels": _by_threads("kernels", "µs (less is better)"),
     "llm": _llm,
     "log": _log,
     "rebuild": _rebuild,

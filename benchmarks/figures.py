@@ -6,12 +6,14 @@ import contextlib
 import datetime
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +103,20 @@ def _libraries() -> dict[str, str]:
     return found
 
 
+# -- ratios -------------------------------------------------------------------------------------------------------
+
+
+def times_faster(times: Mapping[str, float]) -> float:
+    """Ours, `cyx`, than the fastest of the others; 0 without any."""
+    others = [time for who, time in times.items() if who != "cyx"]
+    return min(others) / times["cyx"] if others else 0.0
+
+
+def geometric_mean(ratios: Sequence[float]) -> float:
+    """Of one ratio or more; 0 of none."""
+    return math.exp(sum(map(math.log, ratios)) / len(ratios)) if ratios else 0.0
+
+
 # -- errors -------------------------------------------------------------------------------------------------------
 
 
@@ -116,6 +132,11 @@ def greatest_ulp(found: Any, true: Any) -> float:
     found, true = as_float64(found), as_float64(true)
     last_place = np.spacing(np.abs(true).astype(np.float32)).astype(np.float64)
     return float(np.max(np.abs(found - true) / last_place))
+
+
+def with_error(text: str, error: float | None) -> str:
+    """As the tables show it: behind what it belongs to, in brackets."""
+    return text if error is None else f"{text} ({error:.0e})" if error else f"{text} (0)"
 
 
 def as_float64(x: Any) -> np.ndarray[Any, np.dtype[np.float64]]:

@@ -14,7 +14,20 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as benchmarks
-from benchmarks import bench_bits, bench_rebuild, bench_serve, bench_submissions, bench_train, charts, figures
+from benchmarks import (
+    bench_bits,
+    bench_eager,
+    bench_functions,
+    bench_kernels,
+    bench_rebuild,
+    bench_serve,
+    bench_submissions,
+    bench_train,
+    charts,
+    figures,
+    tables,
+    threads,
+)
 from benchmarks.jax_steps import Steps, burst
 from cyxcore.errors import CyxError
 from cyxcore.kernels import cpu
@@ -22,13 +35,50 @@ from cyxcore.kernels import cpu
 RESULTS = Path(benchmarks.__file__).parent / "results"
 SAVES = "import sys; open(sys.argv[-1] + '.json', 'w').write({!r})"
 TIMES = {"p50_ms": 1.5, "p99_ms": 90.0}
+TRAINED = {
+    "ms": {"torch eager": 215.4, "cyx": 107.7, "jax jit": 300.0},
+    "plan_s": 0.2,
+    "loss_error": {"torch eager": 7e-8, "cyx": 6e-8, "jax jit": 1.7e-7},
+    "parameter_error": {"torch eager": 1e-6, "cyx": 9.8e-7},
+}
+ABOUT = {
+    "date": "2026-11-29 20:00 UTC",
+    "command": "python -m benchmarks.bench_train",
+    "commit": "42c6bb7f",
+    "machine": "AMD EPYC",
+    "cores": 2,
+    "memory_gb": 24,
+    "system": "Linux 6.18",
+    "load_before": 0.1,
+    "python": "3.11.7",
+    "packages": {"numpy": "2.4.6", "jax": "0.10.2"},
+}
 FIGURES = {  # of the others, the last figures are in benchmarks/results
     "bits": {"steps": 20, "bits": {"mlp": {"4d1e35e584c5228f": ["gcc, avx2", "gcc, portable"], "0a": ["clang, avx2"]}}},
-    "eager": {"isa": "avx2", "ns": {"x + y": {"cyx": 220.0, "torch": 2264.0}, "x.exp()": {"cyx": 291.0}}},
+    "eager": {"ns": {"x + y": {"cyx": 220.0, "torch": 2264.0}, "x.exp()": {"cyx": 291.0}}, "error": {}},
     "failover": {"kills": [{"what": "node", "p50_s": 1.0, "p99_s": 2.0, "target_s": None, "lost": 0}]},
     "flood": {"none": {"p50 ms": 1.0, "flood /s": 0.0}, "metrics": {"p50 ms": 2.0, "flood /s": 16250.0}},
-    "functions": {"us": {"exp, and back": {"cyx": 547.0, "torch": 2294.0}}},
-    "kernels": {"us": {"add 1M": {"cyx": 600.0, "numpy": 700.0}}},
+    "functions": {
+        "threads": {
+            "1": {
+                "memory": {"read_gb_s": 88.0, "copied_gb_s": 44.0},
+                "us": {"exp": {"cyx": 166.0, "torch": 830.0, "numpy": 450.0}, "exp, and back": {"cyx": 547.0}},
+                "error": {"exp": {"cyx": 3.1e-8, "torch": 2.8e-8, "numpy": 5e-8}, "exp, and back": {}},
+                "ulp": {"exp": {"cyx": 0.88, "torch": 0.56, "numpy": 2.3}},
+                "share": {"exp": 0.514, "exp, and back": 0.37},
+                "met": ["exp"],
+            }
+        }
+    },
+    "kernels": {
+        "threads": {
+            "2": {
+                "us": {"add 1M": {"cyx": 600.0, "numpy": 700.0}, "matmul 64": {"cyx": 5.0, "torch": 7.25}},
+                "error": {"add 1M": {"cyx": 0.0, "numpy": 3e-8}, "matmul 64": {"cyx": 1.2e-7}},
+                "gflop_s": {"matmul 64": 104.9},
+            }
+        }
+    },
     "llm": {"tokens_per_s": [{"weights": "Q8_0", "threads": 1, "part": "decode", "cyx": 9.0}]},
     "log": {"one alone": {"per_s": 900.0, "cpu_us": 80.0} | TIMES, "js.publish": {"per_s": 700.0}},
     "rebuild": {"events": 20_000, "alone_s": 0.6, "alone_cpu_s": 0.1, "same_content_hash": True},
@@ -36,7 +86,7 @@ FIGURES = {  # of the others, the last figures are in benchmarks/results
     "startup": {"MLP": {"cyx": {"plan": TIMES}, "target_ms": 6.0, "torch eager": {"plan": TIMES}}, "import": TIMES},
     "submissions": {"the broker alone": {"one at a time /s": 129.6}},
     "submit": {"total": {"p50_ms": 40.0, "max_ms": 60.0}},
-    "train": {"threads": {"1": {"cnn": {"ms": {"torch eager": 215.4, "cyx": 150.7}, "plan_s": 0.2}}}},
+    "train": {"threads": {"1": {"cnn": TRAINED}}},
 }
 
 
@@ -208,6 +258,113 @@ def test_steps_in_jax_need_an_interpreter_that_has_it(tmp_path: Path) -> None:
     other.chmod(0o755)
     with pytest.raises(SystemExit, match="python ended with status 1; does it have JAX"):
         Steps(str(other), "mlp_small", {}, batch, 1)
+
+
+def rows_of(name):
+    lines = tables.page(name, {**FIGURES[name], "environment": ABOUT}).splitlines()
+    return [line for line in lines if line.startswith("|")]
+
+
+def test_a_page_of_tables_says_in_its_head_what_measured_it():
+    head = tables.page("train", {**FIGURES["train"], "environment": ABOUT}).splitlines()[2]
+    assert head == (
+        "`python -m benchmarks.bench_train`, 2026-11-29 20:00 UTC, commit 42c6bb7f: AMD EPYC, 2 cores, 24 GB,"
+        " Linux 6.18, load 0.1 before; Python 3.11.7, NumPy 2.4.6, jax 0.10.2."
+    )
+
+
+def test_behind_each_time_of_a_table_stands_its_error_and_a_missing_one_is_left_out():
+    assert rows_of("train")[-1] == "| cnn | 215 (1e-06) | 108 (1e-06) | 300 | 2.00 | 2e-07 |"
+    assert "Geometric mean 2.00 × the fastest" in tables.page("train", FIGURES["train"] | {"environment": ABOUT})
+    assert rows_of("kernels")[-2:] == [
+        "| add 1M | 600 (0) | 700 (3e-08) | – | 1.17 |  |",
+        "| matmul 64 | 5 (1e-07) | – | 7.25 | 1.45 | 104.9 |",
+    ]
+    assert rows_of("functions")[-2:] == [
+        "| exp | 166 (3e-08) | 830 (3e-08) | 450 (5e-08) | 2.71 | 51% | met | 0.88, 0.56, 2.3 |",
+        "| exp, and back | 547 | – | – |  | 37% |  |  |",
+    ]
+    assert rows_of("eager")[-1] == "| `x.exp()` | 291 | – |  |"
+
+
+def test_a_digest_that_differs_stands_in_the_row_of_its_compiler():
+    assert rows_of("bits")[2:] == [
+        "| clang | mlp | 1 | 0a: 1 |",
+        "| gcc | mlp | 2 | 4d1e35e584c5228f: 2 |",
+    ]
+
+
+def test_a_run_writes_the_tables_beside_the_figures(tmp_path):
+    found = FIGURES["kernels"] | {"environment": ABOUT}
+    assert benchmarks.measure_all({"kernels": writes(found)}, tmp_path, plots=False) == 0
+    assert (tmp_path / "kernels.md").read_text() == tables.page("kernels", found)
+
+
+@pytest.mark.parametrize("path", sorted((RESULTS / "tables").glob("*.json")), ids=lambda path: path.stem)
+def test_a_published_page_is_that_of_its_figures(path):
+    assert path.with_suffix(".md").read_text() == tables.page(path.stem, json.loads(path.read_bytes()))
+
+
+@pytest.mark.parametrize("module", [bench_functions, bench_kernels])
+def test_threads_are_counted_one_after_the_other_and_put_together(module, monkeypatch, tmp_path):
+    """Each number of them is a process of its own, whose OpenBLAS gets as many."""
+
+    def run(command, env):
+        count = command[command.index("--threads", len(command) - 4) + 1]
+        assert env["OPENBLAS_NUM_THREADS"] == count and command[:4] == [*command[:3], "--quick"]
+        figures.save(Path(command[-1]), {"isa": "avx2", "threads": {count: {"us": {}}}}, torch="2.9")
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(threads.subprocess, "run", run)
+    monkeypatch.setattr(figures, "commit", lambda: "42c6bb7f")
+    monkeypatch.setattr(sys, "argv", ["bench", "--quick", "--save", str(tmp_path / "both")])
+    assert module.main() == 0
+    found = json.loads((tmp_path / "both.json").read_text())
+    about = found.pop("environment")
+    assert found == {"isa": "avx2", "threads": {"1": {"us": {}}, "2": {"us": {}}}}
+    assert about["command"].endswith(f"--save {tmp_path / 'both'}") and about["packages"]["torch"] == "2.9"
+
+
+def test_a_number_of_threads_that_fails_is_the_exit_status(monkeypatch):
+    monkeypatch.setattr(threads.subprocess, "run", lambda command, env: subprocess.CompletedProcess(command, 3))
+    assert threads.one_by_one("benchmarks.bench_kernels", [1, 2], None) == 3
+
+
+def test_errors_are_relative_to_the_whole_result_and_ulps_to_each_number():
+    true = np.array([1.0, 2.0, 1e-30])
+    assert figures.relative_error(true + [0, 3e-7, 0], true) == pytest.approx(3e-7 / 5**0.5)
+    assert figures.relative_error(np.zeros(2), np.zeros(2)) == 0
+    one = float(np.spacing(np.float32(1.0)))
+    assert figures.greatest_ulp(np.array([1.0 + 3 * one, 2.0]), np.array([1.0, 2.0])) == 3
+    assert figures.greatest_ulp(np.array([1.0, 2.0 + one]), np.array([1.0, 2.0])) == 0.5
+
+
+def test_each_kernel_is_compared_with_the_reference_in_float64():
+    x = np.float32([0.1, 0.2, 0.3])
+    row = ("add", "add", np.empty(3, np.float32), [x, x[::-1].copy()], {}, lambda: x + x[::-1], 0.0)
+    works = bench_kernels.works_of(row, None) | {"off": lambda: (None, 1.01 * (x + x[::-1]))}
+    errors = bench_kernels.errors(row, works)
+    assert 0 < errors["cyx"] < 1e-7 and errors["numpy"] == errors["cyx"] and errors["off"] == pytest.approx(0.01, 1e-4)
+    assert bench_kernels.errors(("less", "less", np.empty(3, bool), [x, x], {}, None, 0.0), {}) == {}
+
+
+def test_each_function_and_its_gradient_is_what_pytorch_calls_by_that_name():
+    """A peer that computes something else would be no peer: another divisor, another epsilon."""
+    torch = pytest.importorskip("torch")
+    for row in bench_functions.rows(4000):
+        for way in (bench_functions.there, bench_functions.there_and_back)[: 1 + row.back]:
+            true = bench_functions.true_results(row, way, torch)
+            works = [way(row, bench_functions.cx, bench_functions.F), way(row, torch, torch.nn.functional)]
+            if row.of_numpy and way is bench_functions.there:
+                works.append(lambda row=row: row.of_numpy(*row.inputs))
+            assert all(bench_functions.error(work, true) < 2e-6 for work in works), row.name
+
+
+def test_small_operations_have_the_results_that_pytorch_has():
+    pytest.importorskip("torch")
+    errors = bench_eager.errors()
+    assert len(errors) > 20 and all(max(each.values()) < 1e-6 for each in errors.values())
+    assert errors["y > 0"] == errors["a[places]"] == {"cyx": 0, "torch": 0}
 
 
 @pytest.fixture
