@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 import numpy as np
 
-from cyxcore import cyxmodel, oldmodels, safetensors
+from cyxcore import cyxmodel, oldmodels, precision, safetensors
 from cyxcore.columns import by_name
 from cyxcore.errors import DtypeError, FormatError, GraphError, ShapeError, SpecError
 from cyxcore.evaluation import Evaluator
@@ -29,7 +29,8 @@ class Facts(msgspec.Struct, kw_only=True, omit_defaults=True):
     """What is known about a model besides graph and weights.
 
     training: how it was trained. about: free text of its maker: name, description, … stored: the dtype that a weight
-    has in files where it is smaller than in the graph (cyxcore/quantization.py): "int8" or "float16".
+    has in files where it is smaller than in the graph (cyxcore/quantization.py): "int8" or "float16". numerics: the
+    class of the process that saved it (precision.in_effect), where no summary says in which it was trained.
     """
 
     history: list[EpochMetrics] = []
@@ -40,6 +41,7 @@ class Facts(msgspec.Struct, kw_only=True, omit_defaults=True):
     training: TrainingSpec | None = None
     about: dict[str, str] = {}
     stored: dict[str, Literal["int8", "float16"]] = {}
+    numerics: str | None = None
 
 
 class Content(NamedTuple):
@@ -77,6 +79,11 @@ class Model:
     def classes(self) -> list[str] | None:
         """Class names in the order of the outputs."""
         return self.facts.classes
+
+    @property
+    def numerics(self) -> str | None:
+        """The numeric class in which it was trained, or that of the process that saved it; None of other files."""
+        return self.facts.summary.numerics if self.facts.summary is not None else self.facts.numerics
 
     @property
     def summary(self) -> TrainingSummary | None:
@@ -320,6 +327,7 @@ def save_model(
         summary=summary,
         training=training,
         about=dict(about or {}),
+        numerics=None if summary is not None else precision.in_effect(),
     )
     state = None if checkpoint is None else Path(checkpoint).read_bytes()
     if state is not None and format_of(path) is not FORMATS[".cyxmodel"]:

@@ -28,12 +28,13 @@ from cyxcore.model import (
     safetensors_content,
 )
 from cyxcore.safetensors import MEBIBYTE, Advance
+from cyxcore.saving import NUMERICS
 
 Array = np.ndarray[Any, Any]
 
 
 def describe_model(path: str | os.PathLike[str], advance: Advance | None = None, **options: Any) -> dict[str, Any]:
-    """Format, bytes, SHA-256, graph, layers, tensors with their digests, facts and history of a file.
+    """Format, bytes, SHA-256, graph, layers, tensors with their digests, numeric class, facts and history of a file.
 
     A file that is no whole model (weights alone, an ONNX graph of several inputs) is described as far as it goes, and
     `model` says why it is none. Raises FormatError for a damaged one. options: as of load_model.
@@ -138,6 +139,7 @@ def _model(model: Model) -> dict[str, Any]:
         "tensors": tensors_of(model.weights),
         "facts": msgspec.to_builtins(msgspec.structs.replace(model.facts, history=[])),
         "history": msgspec.to_builtins(model.history),
+        "numerics": model.numerics,
         "training_state_bytes": len(model.training or b""),
     }
 
@@ -147,7 +149,7 @@ def _see_safetensors(path: Path, advance: Advance | None, options: Mapping[str, 
         read: Any = Hashed(file)
         tensors, metadata = safetensors.load_from(read, os.fstat(file.fileno()).st_size, str(path), advance)
     kept = {key: value for key, value in metadata.items() if key != GRAPH_KEY and len(value) <= 1000}
-    facts = {"sha256": read.digest.hexdigest(), "metadata": kept}
+    facts = {"sha256": read.digest.hexdigest(), "metadata": kept, "numerics": metadata.get(NUMERICS)}
     return _Seen(facts, lambda: safetensors_content(path, tensors, metadata), lambda: tensors_of(tensors))
 
 

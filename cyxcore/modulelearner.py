@@ -311,7 +311,7 @@ class ModuleLearner:
             graph_sha256=hashlib.sha256(arrays.encode()).hexdigest(),
             training=msgspec.json.encode({**training, "metrics": sorted(self.metrics)}, order="sorted").decode(),
             rows="none" if self.source is None else self.source.described,
-            numerics=precision.record_of(device, self.options.numerics),
+            numerics=precision.in_effect(device, self.options.numerics),
         )
 
     def state(self) -> dict[str, Array]:

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any, NamedTuple
 
+from cyxcore import casting
 from cyxcore import device as devices
 from cyxcore.device import Backend, Cpu
 from cyxcore.errors import SpecError
@@ -137,6 +138,16 @@ def chosen(name: str | None, device: str) -> str:
 def record_of(device: str, name: str) -> str:
     """How results of a device and class are called in records. The classes are of the CPU; others have one each."""
     return CLASSES[name].record if device == "cpu" else devices.NUMERICS[device]
+
+
+def in_effect(device: str | None = None, name: str | None = None) -> str:
+    """record_of() what this thread computes now, and within autocast the dtype of its products: cyx-exact/1+bfloat16.
+
+    device: None is the default one; name: of a class, None is the current one.
+    """
+    device = device or devices.default_device()
+    half = casting.current() if device in ("cpu", "reference") else None
+    return record_of(device, name or current()) + (f"+{half}" if half else "")
 
 
 @cache

@@ -2,6 +2,7 @@
 
 A file is a safetensors file. The tensors of a plain state dict stand in it by their names, so any tool opens it. What
 is nested, or holds more than tensors, has its outline in the metadata, as JSON; its tensors are named by their paths.
+The metadata also names the numeric class of the moment (cyxcore/precision.py), as every model file does.
 """
 
 import io
@@ -15,7 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from cyxcore import device as devices
-from cyxcore import safetensors
+from cyxcore import precision, safetensors
 from cyxcore.conversion import as_array
 from cyxcore.eager import Tensor
 from cyxcore.errors import FormatError, SpecError
@@ -23,7 +24,7 @@ from cyxcore.errors import FormatError, SpecError
 Array = np.ndarray[Any, Any]
 File = str | os.PathLike[str] | BinaryIO
 
-OUTLINE = "cyx.outline"
+OUTLINE, NUMERICS = "cyx.outline", "cyx.numerics"
 KEY = "a key of "  # how the path of a key begins: it holds no tensor
 _PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # how torch.save's files begin
 _PARTS = {"complex64": "float32", "complex128": "float64"}  # safetensors has no complex numbers
@@ -46,7 +47,9 @@ def save(obj: Any, f: File) -> None:
     plain = isinstance(obj, Mapping) and all(
         isinstance(name, str) and node == {"tensor": name} for name, node in outline["dict"]
     )
-    metadata = None if plain else {OUTLINE: json.dumps(outline, separators=(",", ":"))}
+    metadata = {NUMERICS: precision.in_effect()}
+    if not plain:
+        metadata[OUTLINE] = json.dumps(outline, separators=(",", ":"))
     if isinstance(f, (str, os.PathLike)):
         safetensors.save(f, tensors, metadata)
     else:

@@ -192,6 +192,8 @@ def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:
         summary = facts["summary"]
         steps, rows, epoch = (summary[key] for key in ("steps", "train_rows", "delivered_epoch"))
         lines.append(("trained", f"{steps} steps on {rows} rows, epoch {epoch} kept"))
+    if found.get("numerics"):
+        lines.append(("numerics", found["numerics"]))
     if found.get("training_state_bytes"):
         lines.append(("resumes", f"from {human_bytes(found['training_state_bytes'])} of training state"))
     return lines

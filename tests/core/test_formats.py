@@ -427,3 +427,12 @@ def test_a_file_that_the_disk_does_not_take_is_named(fails: str, tmp_path: Path,
     with pytest.raises(OSError) as caught:
         own.save(place, TENSORS)
     assert caught.value.filename == str(place) and not place.exists()
+
+
+@pytest.mark.parametrize("extension", [".cyxmodel", ".safetensors", ".onnx"])
+def test_a_model_names_the_numeric_class_it_was_saved_in(extension: str, tmp_path: Path) -> None:
+    weights = initial_weights(GRAPH, seed=1)
+    with cx.set_numerics("fast16"):
+        save_model(tmp_path / f"m{extension}", GRAPH, weights)
+    load_model(tmp_path / f"m{extension}").save(tmp_path / f"again{extension}")
+    assert cx.describe_model(tmp_path / f"again{extension}")["numerics"] == "cyx-fast16/1"

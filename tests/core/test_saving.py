@@ -168,7 +168,20 @@ def test_a_numpy_bool_stays_one(tmp_path: Path) -> None:
 
 
 def test_a_header_that_is_as_long_as_a_pickle_begins_is_no_pickle(tmp_path: Path) -> None:
-    state = {"a" * 580: cx.zeros(2)}
+    state = {"a" * 540: cx.zeros(2)}
     cx.save(state, tmp_path / "x.safetensors")
     assert (tmp_path / "x.safetensors").read_bytes()[:2] == b"\x80\x02"
     assert cx.load(tmp_path / "x.safetensors").keys() == state.keys()
+
+
+@pytest.mark.parametrize(
+    "state", [{"w": cx.zeros(2)}, {"model": {"w": cx.zeros(2)}, "epoch": 3}], ids=["plain", "nested"]
+)
+def test_a_file_names_the_numeric_class_it_was_saved_in(state: Any, tmp_path: Path) -> None:
+    with cx.set_numerics("fast"):
+        cx.save(state, tmp_path / "fast.safetensors")
+    with cx.autocast("cpu", dtype="float16"):
+        cx.save(state, tmp_path / "half.safetensors")
+    cx.save(state, tmp_path / "exact.safetensors")
+    found = [cx.describe_model(tmp_path / f"{name}.safetensors")["numerics"] for name in ("fast", "half", "exact")]
+    assert found == ["cyx-fast/1", "cyx-exact/1+float16", "cyx-exact/1"]

@@ -716,3 +716,17 @@ def test_a_notebook_shows_a_history_as_a_table() -> None:
     long = history.History(map(epoch, range(1, 42)))._repr_html_()
     assert long.count("<tr>") == 42 and "<td>20</td>" in long and "<td>21</td>" not in long and "<td>22</td>" in long
     assert history.History(map(epoch, range(1, 41)))._repr_html_().count("<tr>") == 41
+
+
+def test_a_fit_within_autocast_learns_in_halves_and_its_checkpoint_says_so(tmp_path: Path) -> None:
+    at, found = tmp_path / "at", []
+    for compiled in (True, False):
+        made = trainer(compiled=compiled)
+        with cx.autocast("cpu"):
+            fit(made, callbacks=[callbacks.Checkpoints(at)])
+        found.append(weights(made))
+    exact = trainer()
+    fit(exact)
+    assert found[0] == found[1] != weights(exact)
+    with pytest.raises(CheckpointError, match=r"numerics: expected cyx-exact/1, got cyx-exact/1\+bfloat16"):
+        fit(trainer(), resume=at)

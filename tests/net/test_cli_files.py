@@ -63,6 +63,7 @@ def test_inspect_says_what_is_in_a_file(model: Path, capsys: Any) -> None:
         "epoch loss",
         "0.5000",
         "a, b, c",
+        "cyx-exact/1",
     ):
         assert part in said, said
 
