@@ -695,8 +695,8 @@ row_stack = vstack
 
 
 def is_tensor(x: Any) -> bool:
-    """Whether x is a tensor (or a symbol that stands for one)."""
-    return isinstance(x, Value)
+    """Whether x is a tensor (or a symbol that stands for one, and not for a number)."""
+    return isinstance(x, Value) and x.number is None
 
 
 def __getattr__(name: str) -> Any:
