@@ -367,6 +367,14 @@ def test_small_operations_have_the_results_that_pytorch_has():
     assert errors["y > 0"] == errors["a[places]"] == {"cyx": 0, "torch": 0}
 
 
+def test_what_is_compared_before_and_after_a_change_runs():
+    wanted = ["test_kernel[add 64]", "test_function[exp]", "test_function_and_back[sum of all]", "test_step[mlp_small]"]
+    rows = [f"benchmarks/test_speed.py::{each}" for each in wanted]
+    command = [sys.executable, "-m", "pytest", "-q", "--benchmark-disable", *rows]
+    ran = subprocess.run(command, cwd=figures.ROOT, capture_output=True, text=True)
+    assert f"{len(wanted)} passed" in ran.stdout, ran.stdout + ran.stderr
+
+
 @pytest.fixture
 def same_threads():
     torch = pytest.importorskip("torch")
