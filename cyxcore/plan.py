@@ -32,7 +32,7 @@ from cyxcore.order import Schedule, schedule
 from cyxcore.passes import copied_before_updates, cut_products, optimise, turn_once
 from cyxcore.placement import Slot, made_where_kept, place_arrays
 from cyxcore.recompute import recompute, recompute_in_bands
-from cyxcore.rowblocks import masks_apart
+from cyxcore.rowblocks import for_blocks
 
 Array = Any  # numpy.ndarray, or cupy.ndarray on a device with its own memory
 
@@ -72,7 +72,7 @@ class Plan:
                 graph = cut_products(graph)
             self.graph = graph = recompute(gather(turn_once(graph)))
             if self.numerics == "exact":
-                self.graph = graph = masks_apart(graph)
+                self.graph = graph = for_blocks(graph)
         self.backend = precision.backend(self.device, self.numerics)
         self._lanes: int = getattr(self.backend, "lanes", 0)
         in_bands = optimised and self._lanes > 0 and set(graph.infer(1).dtypes) <= IN_GRAPHS

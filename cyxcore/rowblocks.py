@@ -9,6 +9,7 @@ sums, and with them all bits, are those of the whole matrices.
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
@@ -18,7 +19,7 @@ from cyxcore.graph import Graph, Inferred, Node
 from cyxcore.infer import Shape
 from cyxcore.ops import OPS
 
-LEAST_BYTES = 8 * 1024 * 1024  # of the weights of one matrix: fewer are made whole in the cache
+LEAST_BYTES = 4 * 1024 * 1024  # of the weights of one matrix: fewer are made whole in the cache
 BLOCK_BYTES = 1024 * 1024  # of weights in a block
 LEAST_ROWS = 16  # of a block: fewer do not pay for reading keys and values again
 ROWS_ALIKE = 4  # a multiple of that
@@ -157,7 +158,7 @@ def _split(
         pieces += [
             [*plain, *before],
             Stretch(
-                taken,
+                _masks_first(graph, taken, alias),
                 {place: left[place].cut for place in taken},
                 blocks.bands,
                 frozenset(place for place in taken if left[place].adds),
@@ -166,6 +167,18 @@ def _split(
         ]
         plain, waiting = [], rest
     return [*pieces, plain]
+
+
+def _masks_first(graph: Graph, taken: Sequence[int], alias: Mapping[int, int]) -> list[int]:
+    """Calls with the masks of scores before these: a product and the mask behind it are made in one pass, which leaves out
+    what is hidden (kernels/src/masked.inl).
+    """
+    waiting, masks = set(taken), list[int]()
+    for place in taken:
+        if graph.nodes[place].op in MASKS and waiting.isdisjoint(alias.get(i, i) for i in graph.nodes[place].inputs):
+            waiting.discard(place)
+            masks.append(place)
+    return masks + [place for place in taken if place in waiting]
 
 
 def _gather(
@@ -271,34 +284,47 @@ RULES: dict[str, Rule] = {
 }
 
 
-def masks_apart(graph: Graph) -> Graph:
+def for_blocks(graph: Graph) -> Graph:
     """The graph in which everything that reads a mask of long sequences has a mask of its own: made in each block of
-    rows, it is never there whole.
+    rows, it is never there whole. And the gradient of keys, a product that is transposed, is the product of its factors
+    in the other order, as that of values is: the same numbers, and the kernel leaves out what a mask hides.
     """
     known = graph.infer(1)
     stacks = _stacks(graph, known, range(len(graph.nodes)))
-
-    def is_mask(place: int) -> bool:
-        large = any(_is_large(known.shapes[place], stack.blocks, stack.widths) for stack in stacks)
-        return large and graph.nodes[place].op in MASKS
-
-    masks = {place for place in range(len(graph.nodes)) if is_mask(place)}
-    if not masks:
+    if not stacks:
         return graph
+
+    def is_large(place: int) -> bool:
+        return any(_is_large(known.shapes[place], stack.blocks, stack.widths) for stack in stacks)
+
+    masks = {place for place, node in enumerate(graph.nodes) if node.op in MASKS and is_large(place)}
+    results = {*graph.outputs, *(i for update in graph.updates for i in update)}
+    readers = Counter(i for node in graph.nodes for i in node.inputs)
+    turned: dict[int, int] = {}  # product -> what alone reads it, transposed
+    for place, node in enumerate(graph.nodes):
+        source = node.inputs[0] if node.op == "transpose" else -1
+        if source < 0 or graph.nodes[source].op != "matmul" or readers[source] > 1 or source in results:
+            continue
+        rank, attrs = len(known.shapes[source]), graph.nodes[source].attrs
+        swapped = node.attrs["axes"] == (*range(rank - 2), rank - 1, rank - 2)
+        if swapped and attrs["transpose_a"] and not attrs["transpose_b"] and is_large(graph.nodes[source].inputs[1]):
+            turned[source] = place
     nodes: list[Node] = []
     origin: list[int] = []
     new: dict[int, int] = {}
 
     def emit(place: int) -> int:
         node = graph.nodes[place]
+        if node.op == "transpose" and turned.get(node.inputs[0]) == place:
+            product = graph.nodes[node.inputs[0]]
+            node = Node("matmul", product.inputs[::-1], product.attrs, node.layer)
         inputs = tuple([emit(i) if i in masks else new[i] for i in node.inputs])
         nodes.append(Node(node.op, inputs, node.attrs, node.layer))
         origin.append(place)
         return len(nodes) - 1
 
-    results = {*graph.outputs, *(value for _, value in graph.updates)}
     for place in range(len(graph.nodes)):
-        if place not in masks or place in results:
+        if place not in turned and (place not in masks or place in results):
             new[place] = emit(place)
     return Graph(
         nodes,

@@ -216,3 +216,71 @@ def test_a_module_whose_weights_nobody_wants_makes_no_matrix_of_them(
     assert not {kind for kind in known if "attention" in kind.function.__name__}
     assert attended(layer, x, need_weights=False) == expected
     assert {kind for kind in known if "attention" in kind.function.__name__}
+
+
+def hidden(fill: Any) -> list[np.ndarray[Any, Any]]:
+    """Query, key, value and gradient of 256 positions, of which `fill` changes some."""
+    rng = np.random.default_rng(6)
+    arrays = [rng.normal(size=(2, 256, size)).astype(np.float32) for size in (TERMS, TERMS, VALUES, VALUES)]
+    fill(*arrays)
+    return arrays
+
+
+def _nothing(query: Any, key: Any, value: Any, gradient: Any) -> None:
+    pass
+
+
+def _infinite_value(query: Any, key: Any, value: Any, gradient: Any) -> None:
+    value[:, 200, 3] = np.inf
+
+
+def _infinite_key(query: Any, key: Any, value: Any, gradient: Any) -> None:
+    key[0, 255, 1] = -np.inf
+
+
+def _gradient_without_a_number(query: Any, key: Any, value: Any, gradient: Any) -> None:
+    gradient[1, 10, 2] = np.nan
+
+
+def _values_that_come_to_minus_zero(query: Any, key: Any, value: Any, gradient: Any) -> None:
+    value[:, :200] = -1e-45
+
+
+def _gradients_that_come_to_minus_zero(query: Any, key: Any, value: Any, gradient: Any) -> None:
+    gradient[:, :160], gradient[:, 160:] = -1e-45, 1.0  # from a block of its own on
+
+
+@pytest.mark.parametrize("few_later", [False, True])
+@pytest.mark.parametrize(
+    "fill",
+    [
+        _nothing,
+        _infinite_value,
+        _infinite_key,
+        _gradient_without_a_number,
+        _values_that_come_to_minus_zero,
+        _gradients_that_come_to_minus_zero,
+    ],
+)
+def test_what_a_mask_hides_is_left_out_where_no_bit_depends_on_it(
+    isa: str, monkeypatch: pytest.MonkeyPatch, fill: Any, few_later: bool
+) -> None:
+    monkeypatch.setattr(rowblocks, "BLOCK_BYTES", 40_000)
+    seen = np.tril(np.ones((256, 256), bool))
+    if few_later:  # what early blocks see late ones do not
+        seen[:] = True
+        seen[128:, 64:] = False
+    graph = attention("rows", 256, 256, stack=(2,))
+    plan, whole = Plan(graph, device="cpu"), Plan(graph, device="cpu", optimised=False)
+    assert blocks_of(plan.graph)
+    made = []
+    for each in (plan, whole):
+        names = ("query", "key", "value", "gradient", "mask")
+        for name, array in zip(names, [*hidden(fill), seen], strict=True):
+            each.inputs[name][...] = array
+        each.run()
+        made.append([output.copy() for output in each.outputs])
+    for ours, expected in zip(*made, strict=True):
+        assert np.array_equal(np.isnan(ours), np.isnan(expected))
+        numbers = ~np.isnan(expected)
+        assert ours[numbers].tobytes() == expected[numbers].tobytes()

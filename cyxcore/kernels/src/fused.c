@@ -50,10 +50,12 @@ int cyx_masks_product(const cyx_call *calls) {
     if (product->op != CYX_OP_matmul || masked->op != CYX_OP_where || product->dtype != masked->dtype) return 0;
     if ((product->dtype != CYX_F32 && product->dtype != CYX_F64) || product->terms || product->ints[0]) return 0;
     if (masked->in[1].data != made->data || masked->in[1].size != made->size || out->size != made->size) return 0;
-    if (made->ndim < 3 || out->ndim != made->ndim || product->in[0].ndim < 2 || product->in[1].ndim < 2) return 0;
+    int in_blocks = product->blocks > 0; /* of rows: each call makes one */
+    if (made->ndim < 3 - in_blocks || out->ndim != made->ndim || product->in[0].ndim < 2 || product->in[1].ndim < 2) return 0;
     int64_t m = made->shape[made->ndim - 2], n = made->shape[made->ndim - 1];
-    if (m < CYX_LEAST_MASKED || n < CYX_LEAST_MASKED || m > CYX_MOST_MASKED || n > CYX_MOST_MASKED) return 0;
-    if (!product->in[0].shape[product->in[0].ndim - 1] || made->size < 4 * m * n) return 0; /* threads take whole ones */
+    if (m < CYX_LEAST_MASKED || n < CYX_LEAST_MASKED || m > CYX_MOST_MASKED) return 0;
+    if (!in_blocks && (n > CYX_MOST_MASKED || made->size < 4 * m * n)) return 0; /* threads take whole ones */
+    if (!product->in[0].shape[product->in[0].ndim - 1]) return 0;
     if (mask->dtype != CYX_BOOL || mask->ndim < 2 || mask->size != m * n || masked->in[2].size != 1) return 0;
     if (mask->shape[mask->ndim - 2] != m || masked->in[2].data == made->data) return 0;
     for (int i = 0; i < 3; i++)

@@ -701,7 +701,8 @@ typedef struct {
     _Atomic int status;
 } NAME(batch);
 
-static int NAME(multiply_triangular)(const NAME(product) * p); /* triangular.inl */
+static int NAME(multiply_triangular)(const NAME(product) * p);   /* triangular.inl */
+static int NAME(multiply_used_columns)(const NAME(product) * p); /* the same */
 
 static void NAME(batch_body)(void *context, int64_t begin, int64_t end) {
     NAME(batch) *batch = context;
@@ -829,6 +830,7 @@ static cyx_status NAME(matmul)(const cyx_call *call) {
          .looking = {.ahead = call->ahead},
          .b_transposed = (int)call->ints[1],
          .adds = call->adding && (call->goes_on || cyx_band % call->adds)};
+    if (call->blocks && !cyx_asked && NAME(multiply_used_columns)(&p)) return CYX_OK;
     if (call->adding) return NAME(multiply)(&p);
     if (!cyx_asked && a->ndim == 2 && b->ndim == 2 && m > 1 && n > 1 && one &&
         (NAME(multiply_few_columns)(&p) || NAME(multiply_small)(&p)))

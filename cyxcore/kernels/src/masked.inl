@@ -12,7 +12,7 @@ typedef struct {
     cyx_walk walk;
     const char *mask; /* of m by n */
     T other;
-    int64_t height, needed[MASKED_BLOCKS]; /* of each block of rows: how many columns */
+    int64_t height, needed[MASKED_BLOCKS], most; /* of each block of rows: how many columns; and at most */
     int packs;
     _Atomic int no_memory;
 } NAME(masked);
@@ -45,10 +45,10 @@ static void NAME(masked_body)(void *context, int64_t begin, int64_t end) {
         p.a += (offset[0] + coordinate[last] * all->walk.stride[0][last]) * m * k;
         p.b += (offset[1] + coordinate[last] * all->walk.stride[1][last]) * k * n;
         p.c += i * m * n;
-        for (int64_t column = 0; packed && column < n; column += NR)
+        for (int64_t column = 0; packed && column < all->most; column += NR)
             NAME(pack_panel)(p.b + column * (p.b_transposed ? p.b_row : 1), p.b_row, p.b_transposed, packed + column * k, k,
                              n - column < NR ? n - column : NR);
-        for (int64_t column = 0; column < n; column += NR)
+        for (int64_t column = 0; column < all->most; column += NR)
             for (int64_t r = 0, block = 0; r < m; r += all->height, block++) {
                 int64_t columns = all->needed[block] - column < NR ? all->needed[block] - column : NR;
                 if (columns > 0)
@@ -89,6 +89,7 @@ static cyx_status NAME(masked_product)(const cyx_call *call) {
         for (const char *mask = all.mask + r * n; rows--; mask += n) needed = NAME(last_shown)(mask, n, needed);
         needed = (needed + VN - 1) / VN * VN;
         all.needed[block] = needed < n ? needed : n;
+        if (all.needed[block] > all.most) all.most = all.needed[block];
     }
     cyx_array stacks[2] = {NAME(stack_of)(a), NAME(stack_of)(b)}, results = NAME(stack_of)(out);
     all.walk = cyx_broadcast_walk(&results, stacks, 2);

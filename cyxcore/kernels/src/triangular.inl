@@ -8,7 +8,8 @@
 enum {
     LEAST_TRIANGLE = 64,   /* rows */
     MOST_TRIANGLE = 1024,
-    TRIANGLE_PANELS = 8    /* of a transposed left factor, packed at once */
+    TRIANGLE_PANELS = 8,   /* of a transposed left factor, packed at once */
+    LEAST_LEFT_OUT = 64    /* columns of a block of rows */
 };
 #endif
 
@@ -121,4 +122,52 @@ static int NAME(multiply_triangular)(const NAME(product) * p) {
     if (p->m * p->n * (int64_t)sizeof(T) > NEAR_B_BYTES) return 0;
     if (is_left && NAME(multiply_left_triangular)(p)) return 1;
     return is_right && NAME(multiply_right_triangular)(p);
+}
+
+/* The same of a block of rows, as of long sequences (rowblocks.py), in all of which zeros lie behind some column. */
+
+/* Behind the last column in which a row has something other than +0, or a few more. */
+static int64_t NAME(columns_used)(const T *a, int64_t rows, int64_t columns) {
+    int64_t used = 0, whole = columns / VN * VN;
+    NAME(integer) bits;
+    for (int64_t r = 0; r < rows && used < columns; r++) {
+        const T *row = a + r * columns;
+        for (int64_t at = whole; at < columns; at++) {
+            memcpy(&bits, row + at, sizeof bits);
+            if (bits) return columns;
+        }
+        MASK found = (MASK)(V){0};
+        for (int64_t at = used; at < whole; at += VN) found |= *(const MASK *)(row + at);
+        if (!NAME(any_bit)(found)) continue;
+        for (used = whole; !NAME(any_bit)(*(const MASK *)(row + used - VN));) used -= VN;
+    }
+    return used;
+}
+
+static int NAME(minus_zero_in)(const T *x, int64_t size) {
+    int64_t whole = size / VN * VN;
+    if (NAME(has_minus_zero)(x, 0, 1, whole)) return 1;
+    for (; whole < size; whole++)
+        if (x[whole] == 0 && signbit(x[whole])) return 1;
+    return 0;
+}
+
+/* 0: nothing is left out, and nothing is made. */
+static int NAME(multiply_used_columns)(const NAME(product) * p) {
+    int64_t rows = p->a_transposed ? p->k : p->m, columns = p->a_transposed ? p->m : p->k;
+    if (p->b_transposed || columns < 2 * LEAST_LEFT_OUT || NAME(ends)(&p->ending)) return 0;
+    int64_t used = NAME(columns_used)(p->a, rows, columns), left_out = columns - used;
+    if (left_out < LEAST_LEFT_OUT) return 0;
+    NAME(product) own = *p;
+    own.packed = NULL; /* that is in blocks of all terms */
+    if (!p->a_transposed) {
+        if (!NAME(is_finite)(p->b + used * p->n, left_out * p->n)) return 0;
+        own.k = used;
+        return NAME(multiply)(&own) == CYX_OK && !NAME(minus_zero_in)(p->c, p->m * p->n);
+    }
+    T *rest = p->c + used * p->n; /* rows to which only zeros would be added */
+    if (!NAME(is_finite)(p->b, p->k * p->n) || (p->adds && NAME(minus_zero_in)(rest, left_out * p->n))) return 0;
+    if (!p->adds) memset(rest, 0, sizeof(T) * (size_t)(left_out * p->n));
+    own.m = used;
+    return NAME(multiply)(&own) == CYX_OK;
 }
