@@ -21,7 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.figures import add_save, beside, save
+from benchmarks.figures import add_save, beside, environment, save
+from benchmarks.tables import about
 
 PROMPT, ANSWER = 256, 64
 LAYERS, FEATURES, HIDDEN, HEADS, KV_HEADS, VOCABULARY = 16, 1024, 2816, 16, 4, 32000  # 212 million parameters
@@ -195,12 +196,11 @@ def main() -> None:
                     print(said[-1], flush=True)
     said += [
         "",
-        f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the end; one thread: processor time; two: wall.",
+        f"Load {os.getloadavg()[0]:.1f} at the end; one thread: processor time; two: wall.",
     ]
     print("\n".join(said[-2:]))
     if options.save:
-        asked = (" --peer PYTHON" if options.peer else "") + (" --one-thread" if options.one_thread else "")
-        text = ["# A small language model", "", f"`python -m benchmarks.bench_llm{asked}`", "", *said, ""]
+        text = ["# A small language model", "", about(environment()), "", *said, ""]
         beside(options.save, "md").write_text("\n".join(text))
     save(options.save, {"tokens_per_s": figures})
 

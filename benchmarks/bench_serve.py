@@ -21,6 +21,7 @@ server's processor time for a request, which other work on the machine disturbs 
 import argparse
 import asyncio
 import contextlib
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -38,8 +39,9 @@ from typing import Any
 import numpy as np
 import psutil
 
-from benchmarks.figures import add_save, beside, save
+from benchmarks.figures import add_save, beside, environment, save
 from benchmarks.serving.models import MODULES, Case, make
+from benchmarks.tables import about
 
 CONNECTIONS, CONNECTIONS_OVERLOAD = 64, 200
 OVERLOAD = 3.0
@@ -361,16 +363,16 @@ def main() -> int:
             case = make("mlp", Path(folder))
             found["network"] = asyncio.run(over_network(case, have["fastapi"] and have["onnxruntime"], rounds, seconds))
     table = report(found)
-    cores, busy = os.cpu_count(), os.getloadavg()[0]
+    busy = os.getloadavg()[0]
     missing = [name for name, there in have.items() if not there]
-    notes = [f"{cores} cores, load {busy:.1f} at the end; {rounds} rounds of {seconds:g} s."]
+    notes = [f"Load {busy:.1f} at the end; {rounds} rounds of {seconds:g} s."]
     notes += [f"Missing and left out: {', '.join(missing)} (pip install 'cyx[peers]' onnxruntime)."] if missing else []
     text = table + "\n\n" + " ".join(notes)
     print(json.dumps(found) if options.json else text)
     if options.save:
-        command = "python -m benchmarks.bench_serve" + (" --network" if options.network else "")
-        save(options.save, found)
-        beside(options.save, "md").write_text(f"# Serving\n\n`{command}`\n\n{text}\n")
+        peers = {name: importlib.metadata.version(name) for name in have if name not in missing}
+        save(options.save, found, **peers)
+        beside(options.save, "md").write_text(f"# Serving\n\n{about(environment(**peers))}\n\n{text}\n")
     return 0
 
 
