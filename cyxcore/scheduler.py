@@ -131,10 +131,13 @@ def per_group(scheduler: Any, name: str, value: Any, kind: Callable[[Any], Any] 
     return [float(number(f"{type(scheduler).__name__}: {name}", one)) for one in row]
 
 
-def positive(name: str, value: int) -> int:
+def positive(name: str, value: Any) -> int:
+    """The integer; programs write whole floats too. Raises SpecError."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise SpecError(f"{name}: expected an integer of at least 1, got {value!r}")
-    return value
+    return int(value)
 
 
 def number(name: str, value: Any) -> Any:

@@ -473,12 +473,18 @@ def multilabel_margin_loss(x: Any, target: Any, reduction: str = "mean") -> Any:
     earlier = (places.reshape(-1, 1) <= places).astype("float32")  # (k, j): k is not behind j
     label = (labels < 0).astype("float32") @ earlier == 0.0
     known = known_classes("multilabel_margin_loss", where(label, labels, 0), count)
+    most = count  # labels of a row
+    if isinstance(label, InPlace) and label.size:
+        most = max(int(label.astype("int64").sum(1).max().item()), 1)
+        label, known = label[:, :most], known[:, :most]
     of_label = label.astype(x.dtype)
     right = (apply("one_hot", known, depth=count).astype(x.dtype) * of_label.expand_dims(2)).sum(1) > 0.0
     own = apply("take_along", x, known, axis=1)
     short = (x.expand_dims(1) - own.expand_dims(2) + 1.0).relu() * of_label.expand_dims(2)
-    rows = where(right.expand_dims(1), 0.0, short).sum((1, 2)) / float(count)
-    return _reduced(rows, reduction)
+    each = where(right.expand_dims(1), 0.0, short).sum(2)
+    if most < count:  # so that a graph, which knows of no labels, adds up as many
+        each = pad(each, [(0, 0), (0, count - most)])
+    return _reduced(each.sum(1) / float(count), reduction)
 
 
 IMPOSSIBLE = -1e30  # a logarithm of 0 whose differences stay finite

@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from cyxcore import functional as F
-from cyxcore.attrs import is_whole
 from cyxcore.errors import SpecError
 from cyxcore.functional import Pair, pair
 from cyxcore.nn.module import Layer, Module, Parameter, check_sizes, check_windows
@@ -30,6 +29,17 @@ class Linear(Layer):
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+
+
+def _shown(layer: Any, **others: tuple[Any, Any]) -> str:
+    """What a convolution is made with, as PyTorch shows it. others: (value, the usual one), which is not shown."""
+    first = f"{layer.in_channels}, {layer.out_channels}, kernel_size={layer.kernel_size}, stride={layer.stride}"
+    shown = [
+        f"{name}={value}"
+        for name, (value, usual) in others.items()
+        if value not in (usual, (usual,) * len(layer.kernel_size))
+    ]
+    return ", ".join([first, *shown] if layer.bias is not None else [first, *shown, "bias=False"])
 
 
 class _Conv(Layer):
@@ -71,7 +81,13 @@ class _Conv(Layer):
         self.bias = Parameter.drawn((outputs,), _fan(fan_in)) if bias else None
 
     def extra_repr(self) -> str:
-        return f"{self.in_channels}, {self.out_channels}, kernel_size={tuple(self.kernel_size)}, stride={self.stride}"
+        return _shown(
+            self,
+            padding=(self._border, 0),
+            dilation=(self.dilation, 1),
+            groups=(self.groups, 1),
+            padding_mode=(self.padding_mode, "zeros"),
+        )
 
 
 class Conv2d(_Conv):
@@ -194,29 +210,43 @@ class _ConvTranspose(Layer):
             raise SpecError(
                 f"{type(self).__name__}: output_padding {extra} must be below stride {steps} or dilation {spread}"
             )
-        self.options = (stride, padding, output_padding, groups, dilation)
-        kernel = (kernel_size,) * self.rank if is_whole(kernel_size) else tuple(kernel_size)
+        kernel = F.numbers(kernel_size, self.rank)
         check_sizes(self, groups, kernel, in_channels=in_channels, out_channels=out_channels)
+        self.in_channels, self.out_channels, self.kernel_size, self.groups = in_channels, out_channels, kernel, groups
+        self.stride, self.padding, self.output_padding, self.dilation = (
+            steps,
+            F.numbers(padding, self.rank),
+            extra,
+            spread,
+        )
         fan = _fan(out_channels // groups * math.prod(kernel))
         self.weight = Parameter.drawn((in_channels, out_channels // groups, *kernel), fan)
         self.bias = Parameter.drawn((out_channels,), fan) if bias else None
 
     def forward(self, x: Any, output_size: Sequence[int] | None = None) -> Any:
         """output_size: of the result, where stride leaves it open; its last axes, or all."""
-        stride, padding, output_padding, groups, dilation = self.options
-        if output_size is not None:
-            output_padding = self._reaching(x, output_size)
-        return type(self).function(x, self.weight, self.bias, stride, padding, output_padding, groups, dilation)
+        extra = self.output_padding if output_size is None else self._reaching(x, output_size)
+        return type(self).function(
+            x, self.weight, self.bias, self.stride, self.padding, extra, self.groups, self.dilation
+        )
+
+    def extra_repr(self) -> str:
+        return _shown(
+            self,
+            padding=(self.padding, 0),
+            dilation=(self.dilation, 1),
+            output_padding=(self.output_padding, 0),
+            groups=(self.groups, 1),
+        )
 
     def _reaching(self, x: Any, output_size: Sequence[int]) -> tuple[int, ...]:
         """The output_padding that gives a size. Raises SpecError."""
-        rank, wanted = self.rank, tuple(output_size)[-self.rank :]
-        steps, pads, _, _, spread = (
-            F.numbers(each, rank) if number != 3 else () for number, each in enumerate(self.options)
-        )
+        rank, wanted, steps = self.rank, tuple(output_size)[-self.rank :], self.stride
         least = [
             (size - 1) * s - 2 * p + d * (k - 1) + 1
-            for size, s, p, d, k in zip(x.shape[-rank:], steps, pads, spread, self.weight.shape[2:], strict=True)
+            for size, s, p, d, k in zip(
+                x.shape[-rank:], steps, self.padding, self.dilation, self.kernel_size, strict=True
+            )
         ]
         more = tuple(size - low for size, low in zip(wanted, least, strict=True)) if len(wanted) == rank else (-1,)
         if not all(0 <= extra < step for extra, step in zip(more, steps, strict=len(more) == rank)):

@@ -12,7 +12,7 @@ from cyxcore import functional as F
 from cyxcore import nn
 from cyxcore.errors import CyxError
 from cyxcore.functional.activations import SELU_ALPHA, SELU_SCALE
-from tests.core.layer_oracle import agree, agree_module, floats
+from tests.core.layer_oracle import agree, agree_module, floats, torch
 
 LABELS = np.array([[3, 0, -1, 1], [1, -1, 2, 2], [-1, 0, 1, 2], [0, 1, 2, 3], [2, 2, -1, -1]])
 
@@ -21,6 +21,31 @@ LABELS = np.array([[3, 0, -1, 1], [1, -1, 2, 2], [-1, 0, 1, 2], [0, 1, 2, 3], [2
 def test_margins_of_several_labels(reduction: str) -> None:
     agree(lambda m, x, t: m.nn.MultiLabelMarginLoss(reduction=reduction)(x, t), floats(5, 4), LABELS)
     agree(lambda m, x, t: m.nn.functional.multilabel_margin_loss(x, t, reduction=reduction), floats(4), LABELS[0])
+
+
+def test_margins_of_few_labels_among_many_classes() -> None:
+    """(rows, labels, classes) elements are in memory, not (rows, classes, classes): that would be 16 GB here."""
+    labels = np.full((1000, 2000), -1)
+    labels[:, :3] = np.random.default_rng(0).permuted(np.arange(2000)[None].repeat(1000, 0), axis=1)[:, :3]
+    found = []
+    for library in (cx, torch):
+        x = library.tensor(floats(1000, 2000), requires_grad=True)
+        loss = library.nn.functional.multilabel_margin_loss(x, library.tensor(labels))
+        loss.backward()
+        found.append((loss.item(), x.grad.numpy()))
+    (ours, gradient), (theirs, expected) = found
+    assert ours == pytest.approx(theirs, rel=1e-5)
+    np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-9)
+
+
+def test_margins_of_several_labels_have_the_same_bits_compiled() -> None:
+    x = cx.tensor(floats(5, 7))
+    labels = cx.tensor(
+        np.array([[3, 0, -1, 1, 2, 2, 2], [1, -1] * 3 + [0], [-1] * 7, [6, 5] + [-1] * 5, [4] + [-1] * 6])
+    )
+    plain = F.multilabel_margin_loss(x, labels, reduction="none")
+    compiled = cx.compile(lambda x, t: F.multilabel_margin_loss(x, t, reduction="none"))(x, labels)
+    assert compiled.numpy().tobytes() == plain.numpy().tobytes()
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
@@ -195,3 +220,24 @@ WRONG: dict[str, Callable[[], Any]] = {
 def test_what_cannot_be_is_refused(said: str) -> None:
     with pytest.raises(CyxError, match=re.escape(said)):
         WRONG[said]()
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        "Conv1d(3, 6, 3, padding='same', groups=3)",
+        "Conv2d(3, 8, 4, 2, 1, bias=False)",
+        "Conv2d(3, 8, 3, padding=1, padding_mode='reflect', dilation=(1, 2))",
+        "Conv3d(1, 2, 3)",
+        "ConvTranspose1d(3, 6, (3,), dilation=2)",
+        "ConvTranspose2d(3, 6, 3, 2, 1, 1, groups=3, bias=False)",
+        "ConvTranspose3d(1, 2, 3, (1, 2, 2))",
+    ],
+)
+def test_a_convolution_tells_what_it_is_made_with(made: str) -> None:
+    ours, theirs = (eval(made, vars(library.nn)) for library in (cx, torch))
+    assert repr(ours) == repr(theirs)
+    names = "in_channels out_channels kernel_size stride padding dilation groups"
+    names += " output_padding" if "Transpose" in made else ""
+    own = {name: getattr(ours, name) for name in names.split() if "reflect" not in made or name != "padding"}
+    assert own == {name: getattr(theirs, name) for name in own}

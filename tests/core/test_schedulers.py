@@ -46,6 +46,7 @@ MADE: dict[str, Callable[[Any, Any], Any]] = {
     "LambdaLR of an object": lambda s, o: s.LambdaLR(o, Falling()),
     "MultiplicativeLR": lambda s, o: s.MultiplicativeLR(o, [lambda t: 0.9, lambda t: 0.8 + 0.01 * t]),
     "StepLR": lambda s, o: s.StepLR(o, 3, 0.5),
+    "StepLR of a whole float": lambda s, o: s.StepLR(o, 3.0, gamma=0.95),
     "MultiStepLR": lambda s, o: s.MultiStepLR(o, [7, 3, 7], gamma=0.5),
     "ConstantLR": lambda s, o: s.ConstantLR(o, 0.2, 4),
     "LinearLR": lambda s, o: s.LinearLR(o, 0.1, 0.8, 7),
