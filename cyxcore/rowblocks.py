@@ -170,8 +170,8 @@ def _split(
 
 
 def _masks_first(graph: Graph, taken: Sequence[int], alias: Mapping[int, int]) -> list[int]:
-    """Calls with the masks of scores before these: a product and the mask behind it are made in one pass, which leaves out
-    what is hidden (kernels/src/masked.inl).
+    """Calls with the masks of scores before these: a product and the mask behind it are made in one pass, which leaves
+    out what is hidden (kernels/src/masked.inl).
     """
     waiting, masks = set(taken), list[int]()
     for place in taken:
