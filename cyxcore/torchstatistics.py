@@ -4,7 +4,7 @@ METHODS are x.name(...) and cx.name(...), MAKERS are functions alone, as in torc
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from cyxcore import attrs, elementwise, extras, linalg, manipulation, searching, statistics, torchnames, torchrarer
@@ -14,6 +14,7 @@ from cyxcore.errors import ShapeError, SpecError
 from cyxcore.functional.basic import concat, stack, take_along_axis, where
 from cyxcore.functional.losses import pdist
 from cyxcore.hosted import is_symbolic
+from cyxcore.indexing import from_start
 from cyxcore.inplace import InPlace
 from cyxcore.torchwords import Picked
 from cyxcore.values import Value, to_inexact
@@ -215,32 +216,50 @@ def _ranks(places: Any) -> Any:
 
 
 def _products(own: Any, places: Any, source: Any, keep: Any) -> Any:
-    """own (where keep) times all of the source for its place, in the order of the source."""
+    """own (where keep) times all of the source for its place, in the order of the source. Places are along axis 0."""
     rank = _ranks(places)
     result = where(keep, own, 1)
-    for turn in range(int(rank.max().item()) + 1 if rank.size else 0):
-        chosen = rank == turn
-        at = places[chosen]
-        factors = torchrarer.index_put(own * 0 + 1, (at,), source[chosen])
-        result = result * factors
+    if not result.requires_grad and not source.requires_grad:
+        for at, factors in _turns(places, rank, source):
+            result[at] = result[at] * factors
+        return result
+    for at, factors in _turns(places, rank, source):
+        result = result * torchrarer.index_put(own * 0 + 1, (at,), factors)
     return result
 
 
-def _extremes(own: Any, places: Any, source: Any, keep: Any, largest: bool) -> Any:
-    """The largest (or smallest) of own (where keep) and all of the source for its place.
+def _turns(places: Any, rank: Any, source: Any) -> Iterator[tuple[Any, Any]]:
+    """Places that are all different, and what the source has for them: first the first one of each place, and so on."""
+    for turn in range(int(rank.max().item()) + 1 if rank.size else 0):
+        chosen = rank == turn
+        yield places[chosen], source[chosen]
 
-    The gradient is divided evenly among equals, as PyTorch's.
-    """
-    bare, self_ = source.detach(), own.detach()
-    order = searching.argsort(bare if largest or bare.dtype not in FLOATS else -bare)
-    if not largest and bare.dtype not in FLOATS:
+
+def _best_sorted(own: Any, places: Any, source: Any, largest: bool) -> Any:
+    """own with the largest (or smallest) of the source for each place that there is one for."""
+    order = searching.argsort(source if largest or source.dtype not in FLOATS else -source)
+    if not largest and source.dtype not in FLOATS:
         order = manipulation.flip(order)
     order = manipulation.take(order, searching.argsort(manipulation.take(places, order, axis=0)), axis=0)
     row = manipulation.take(places, order, axis=0)
     last = concat([row[1:] != row[:-1], row[-1:] == row[-1:]])  # of each place the best comes last
-    best = torchrarer.index_put(self_, (row[last],), manipulation.take(bare, order, axis=0)[last])
-    hit = torchrarer.index_put(self_ != self_, (places,), places._constant(True, "bool").broadcast_to(places.size))
+    return torchrarer.index_put(own, (row[last],), manipulation.take(source, order, axis=0)[last])
+
+
+def _extremes(own: Any, places: Any, source: Any, hit: Any, include_self: bool, largest: bool) -> Any:
+    """The largest (or smallest) of own and all of the source for its place. Places are along axis 0.
+
+    hit: whether there is a source for it. include_self: otherwise what is hit does not count itself.
+    The gradient is divided evenly among equals, as PyTorch's.
+    """
+    bare, self_, keep = source.detach(), own.detach(), ~hit | include_self
     fold = torchrarer.maximum if largest else torchrarer.minimum
+    if own.ndim > 1:  # few places of many elements
+        best = self_.copy()
+        for turn, (at, part) in enumerate(_turns(places, _ranks(places), bare)):
+            best[at] = fold(best[at], part) if turn else part
+    else:
+        best = _best_sorted(self_, places, bare, largest)
     best = where(hit, where(keep, fold(best, self_), best) + 0, self_)  # of zeros that of no sign, as in a graph
     if not (own.requires_grad or source.requires_grad):
         return best
@@ -303,11 +322,10 @@ def scatter_reduce(x: Any, dim: int, index: Any, src: Any, reduce: str, *, inclu
         return (exact(total, among) if reduce == "mean" else total).astype(x.dtype).reshape(*x.shape)
     if not source.size:
         return x.copy()
-    keep = (counts == 0) | include_self
     if reduce == "prod":
-        found = _products(own, flat, source, keep)
+        found = _products(own, flat, source, (counts == 0) | include_self)
     else:
-        found = _extremes(own, flat, source, keep, reduce == "amax")
+        found = _extremes(own, flat, source, counts > 0, include_self, reduce == "amax")
     return found.reshape(*x.shape)
 
 
@@ -319,9 +337,25 @@ def index_reduce(x: Any, dim: int, index: Any, source: Any, reduce: str, *, incl
     if reduce not in _REDUCTIONS[1:]:
         raise SpecError(f"index_reduce: expected one of {', '.join(_REDUCTIONS[1:])}, got {reduce!r}")
     place = x._axis(dim)
+    if reduce != "mean" and x.ndim > 1 and all(isinstance(each, InPlace) for each in (x, index, source)):
+        beside = (*x.shape[:place], *index.shape, *x.shape[place + 1 :])
+        if source.size and index.ndim == 1 and source.shape == beside and source.dtype == x.dtype:
+            return _rows_folded(x, place, index, source, reduce, include_self)
     shape = tuple(-1 if axis == place else 1 for axis in range(x.ndim))
     wide = index.reshape(*shape).broadcast_to(*source.shape)
     return scatter_reduce(x, place, wide, source, reduce, include_self=include_self)
+
+
+def _rows_folded(x: Any, place: int, index: Any, source: Any, reduce: str, include_self: bool) -> Any:
+    """index_reduce of tensors by whole rows."""
+    own, rows = (manipulation.moveaxis(each, place, 0) for each in (x, source))
+    places = from_start(index.astype("int64"), own.shape[0])
+    hit = (extras.bincount(places, minlength=own.shape[0]) > 0).reshape(-1, *(1,) * (x.ndim - 1))
+    if reduce == "prod":
+        found = _products(own, places, rows, ~hit | include_self)
+    else:
+        found = _extremes(own, places, rows, hit, include_self, reduce == "amax")
+    return manipulation.moveaxis(found, 0, place)
 
 
 # distances and differences ------------------------------------------------------------------------

@@ -319,6 +319,32 @@ def test_many_edges_are_folded_quickly() -> None:
         np.testing.assert_allclose(got.numpy(), wanted.numpy(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("own", [True, False])
+@pytest.mark.parametrize("dim", [0, 1, -1])
+@pytest.mark.parametrize("reduce", ["amax", "amin", "prod"])
+def test_rows_are_folded_to_the_bits_of_their_elements(reduce: str, dim: int, own: bool) -> None:
+    rng = np.random.default_rng(4)
+    values = rng.normal(size=(5, 6, 5)).astype(np.float32)
+    values[0], values[1, 1], values[2, 2, 2] = 0.0, -0.0, np.nan
+    index = np.array([1, 3, 1, 0, 1, -1, 4])
+    shape = list(values.shape)
+    shape[dim] = len(index)
+    source = rng.choice(values.reshape(-1), shape).astype(np.float32)
+    wide = np.broadcast_to(index.reshape([-1 if axis == dim % 3 else 1 for axis in range(3)]), shape).copy()
+    found = []
+    for by_rows in (True, False):
+        x, rows = cx.tensor(values, requires_grad=True), cx.tensor(source, requires_grad=True)
+        with cx.no_grad():
+            plain = x.index_reduce(dim, cx.tensor(index), rows, reduce, include_self=own)
+        if by_rows:
+            made = x.index_reduce(dim, cx.tensor(index), rows, reduce, include_self=own)
+        else:
+            made = x.scatter_reduce(dim, cx.tensor(wide), rows, reduce, include_self=own)
+        made.sum().backward()
+        found.append([each.numpy().tobytes() for each in (plain, made, x.grad, rows.grad)])
+    assert found[0] == found[1]
+
+
 def test_a_device_has_a_type_and_a_shape_a_class() -> None:
     x = cx.ones(2, 3)
     assert x.device == "cpu" and x.device.type == "cpu" and cx.Size([2, 3]) == x.shape and cx.Size([2, 3]).numel() == 6
