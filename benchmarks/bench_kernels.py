@@ -353,7 +353,7 @@ def main() -> int:
     cpu.set_isa(options.isa)
     precision.set_numerics(options.numerics)
     torch = torch_here(threads)
-    rounds, budget = (3, 0.01) if options.quick else (7, 0.05)
+    rounds, budget = (3, 0.01) if options.quick else (5, 0.05)
     used = precision.numerics()
     print(f"{cpu.isa()}, {used.name} by {used.by}, {threads} thread(s); numpy {np.__version__}", end="; ")
     print(f"torch {torch.__version__}" if torch else "no torch here")

@@ -374,7 +374,7 @@ def main() -> int:
         parser.error("--processor-time adds up the threads of a process; give it with --threads 1")
     with_compile = not options.quick if options.compile is None else options.compile
     clock = time.process_time if options.processor_time else time.perf_counter
-    rounds, budget_s = (3, 0.05) if options.quick else (9, 0.5)
+    rounds, budget_s = (3, 0.05) if options.quick else (7, 0.3)
     found: dict[str, dict[str, Row]] = {}
     packages: dict[str, str] = {}  # of peers in environments of their own
     if options.numerics != "exact" and not cpu.amx():

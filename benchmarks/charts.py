@@ -9,6 +9,7 @@ from typing import Any
 
 from msgspec import Struct
 
+from benchmarks.figures import times_faster
 from cyxcore.errors import CyxError
 
 Bars = Mapping[str, float]  # label -> value
@@ -125,12 +126,14 @@ def _startup(found: Any) -> Iterable[Chart]:
             yield Chart(f"description → first step, {work}", "ms, median (less is better)", series)
 
 
-def _by_threads(title: str, unit: str) -> Callable[[Any], Iterable[Chart]]:
-    """Of times by name in `us`, one chart for each number of threads."""
+def _ratios(title: str) -> Callable[[Any], Iterable[Chart]]:
+    """One chart for each number of threads. All times of hundreds of rows would be an SVG of a megabyte."""
 
     def charts(found: Any) -> Iterable[Chart]:
         for threads, each in found["threads"].items():
-            yield Chart(f"{title}, {threads} thread(s)", unit, _turned(each["us"]))
+            ratios = {name: ratio for name, times in each["us"].items() if (ratio := times_faster(times))}
+            unit = "times as fast as the fastest of the others (more is better)"
+            yield Chart(f"{title}, {threads} thread(s)", unit, {"": ratios})
 
     return charts
 
@@ -165,9 +168,9 @@ CHARTS: dict[str, Callable[[Any], Iterable[Chart]]] = {
     "eager": lambda found: [Chart("small operations", "ns (less is better)", _turned(found["ns"]))],
     "failover": _failover,
     "flood": _flood,
-    "functions": _by_threads("functions of 10⁶ numbers", "µs (less is better)"),
+    "functions": _ratios("functions of 10⁶ numbers"),
     "gpu": _gpu,
-    "kernels": _by_threads("kernels", "µs (less is better)"),
+    "kernels": _ratios("kernels"),
     "llm": _llm,
     "log": _log,
     "rebuild": _rebuild,

@@ -25,8 +25,9 @@ class Table(Struct, frozen=True):
 
 def page(name: str, found: Mapping[str, Any]) -> str:
     """Of what the benchmark of that name saved. Raises KeyError for one that has no tables here."""
-    parts = [f"# {name}", about(found["environment"]), *_settings(found)]
-    for table in TABLES[name](found):
+    title, tables = TABLES[name]
+    parts = [f"# {title}", about(found["environment"]), *_settings(found)]
+    for table in tables(found):
         head, *rows = table.rows
         lines = [head, ["---"] * len(head), *rows]
         parts += [f"## {table.title}", "\n".join(f"| {' | '.join(cells)} |" for cells in lines), table.below]
@@ -54,7 +55,9 @@ def _settings(found: Mapping[str, Any]) -> list[str]:
 
 def _train(found: Any) -> Iterable[Table]:
     for threads, models in found["threads"].items():
-        who = _columns(row["ms"] for row in models.values())
+        who = sorted(
+            _columns(row["ms"] for row in models.values()), key=lambda name: ("torch" not in name, name == "cyx")
+        )
         rows = [["ms (error of the parameters)", *who, "× the fastest", "losses within"]]
         ratios: list[float] = []
         for model, row in models.items():
@@ -64,7 +67,7 @@ def _train(found: Any) -> Iterable[Table]:
             rows.append([model, *_cells(row["ms"], row["parameter_error"], who), _ratio(ratio), within])
         mean, least = geometric_mean(ratios), min(ratios, default=0)
         below = f"Geometric mean {mean:.2f} × the fastest of the others, least {least:.2f} ×. {OF_PARAMETERS}"
-        yield Table(f"A training step, {threads} thread(s)", rows, below if ratios else "")
+        yield Table(f"{threads} thread(s)", rows, below if ratios else "")
 
 
 def _kernels(found: Any) -> Iterable[Table]:
@@ -74,7 +77,7 @@ def _kernels(found: Any) -> Iterable[Table]:
         for name, times in each["us"].items():
             cells = _cells(times, each["error"][name], who)
             rows.append([name, *cells, _ratio(times_faster(times)), str(each["gflop_s"].get(name, ""))])
-        yield Table(f"Kernels, {threads} thread(s)", rows, f"{OF_NORM} the reference kernels in float64.")
+        yield Table(f"{threads} thread(s)", rows, f"{OF_NORM} the reference kernels in float64.")
 
 
 def _functions(found: Any) -> Iterable[Table]:
@@ -90,7 +93,7 @@ def _functions(found: Any) -> Iterable[Table]:
         read, copied = each["memory"]["read_gb_s"], each["memory"]["copied_gb_s"]
         met = f"{len(each['met'])} of {len(each['us'])} rows met the target"
         below = f"{met}. The memory gives {read} GB/s read, {copied} copied. {OF_NORM} PyTorch's in float64."
-        yield Table(f"Functions of 10⁶ numbers, {threads} thread(s)", rows, below)
+        yield Table(f"{threads} thread(s)", rows, below)
 
 
 def _eager(found: Any) -> Iterable[Table]:
@@ -99,7 +102,7 @@ def _eager(found: Any) -> Iterable[Table]:
     for name, times in found["ns"].items():
         cells = _cells(times, found["error"].get(name, {}), who)
         rows.append([f"`{name}`", *cells, _ratio(times_faster(times))])
-    yield Table("Small operations one by one, one thread", rows, f"{OF_NORM} PyTorch's in float64.")
+    yield Table("One thread", rows, f"{OF_NORM} PyTorch's in float64.")
 
 
 def _bits(found: Any) -> Iterable[Table]:
@@ -113,15 +116,15 @@ def _bits(found: Any) -> Iterable[Table]:
     for (compiler, model), counts in sorted(by_compiler.items()):
         said = ", ".join(f"{digest}: {count}" for digest, count in counts.items())
         rows.append([compiler, model, str(sum(counts.values())), said])
-    yield Table("Whole trainings", rows)
+    yield Table("By compiler", rows)
 
 
-TABLES: dict[str, Callable[[Any], Iterable[Table]]] = {
-    "bits": _bits,
-    "eager": _eager,
-    "functions": _functions,
-    "kernels": _kernels,
-    "train": _train,
+TABLES: dict[str, tuple[str, Callable[[Any], Iterable[Table]]]] = {
+    "bits": ("Whole trainings, bit for bit", _bits),
+    "eager": ("Small operations and a plain training step", _eager),
+    "functions": ("Functions of 10⁶ numbers", _functions),
+    "kernels": ("Kernels", _kernels),
+    "train": ("Training steps", _train),
 }
 
 

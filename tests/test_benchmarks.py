@@ -274,7 +274,7 @@ def test_a_page_of_tables_says_in_its_head_what_measured_it():
 
 
 def test_behind_each_time_of_a_table_stands_its_error_and_a_missing_one_is_left_out():
-    assert rows_of("train")[-1] == "| cnn | 215 (1e-06) | 108 (1e-06) | 300 | 2.00 | 2e-07 |"
+    assert rows_of("train")[-1] == "| cnn | 215 (1e-06) | 300 | 108 (1e-06) | 2.00 | 2e-07 |"
     assert "Geometric mean 2.00 × the fastest" in tables.page("train", FIGURES["train"] | {"environment": ABOUT})
     assert rows_of("kernels")[-2:] == [
         "| add 1M | 600 (0) | 700 (3e-08) | – | 1.17 |  |",
