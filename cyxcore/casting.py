@@ -135,12 +135,10 @@ def _narrowed(result: Any, dtype: Any) -> Any:
     return _cast(result, dtype)
 
 
-def operands(*given: Any) -> Sequence[Any]:
-    """Those of a product as this thread casts them; None stays None. What is called most asks by itself, where any
-    thread is `inside`: a decorator takes as long as a small product.
-    """
+def operands(left: Any, right: Any) -> tuple[Any, Any]:
+    """The factors of left @ right as this thread casts them."""
     half = current()
-    return given if half is None else [None if x is None else _cast(x, half) for x in given]
+    return (left, right) if half is None else (_cast(left, half), _cast(right, half))
 
 
 def composed_of_halves(x: Any) -> bool:
@@ -148,9 +146,17 @@ def composed_of_halves(x: Any) -> bool:
     return x.dtype in HALVES and current() is not None
 
 
-def composed(function: Callable[..., Any], inputs: Sequence[Any], options: tuple[Any, ...]) -> Any:
-    """function(*inputs, *options) of such inputs."""
-    x = inputs[0]
+def widened(x: Any, half: str | None) -> Any:
+    """x, rounded to half where there is one, as float32; None stays None."""
+    if x is None:
+        return None
+    return _cast(x if half is None else _cast(x, half), "float32")
+
+
+def step_by_step(
+    function: Callable[..., Any], inputs: Sequence[Any], options: tuple[Any, ...], half: str | None
+) -> Any:
+    """Value._in_halves, one operation after the other."""
     with of_thread(None):
-        wide = [_cast(each, "float32") if is_value(each) else each for each in inputs]
-        return _narrowed(wide[0]._composed(function, wide, options), x.dtype)
+        wide = [widened(x, half) for x in inputs]
+        return _narrowed(wide[0]._composed(function, wide, options), half or inputs[0].dtype)

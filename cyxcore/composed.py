@@ -12,26 +12,29 @@ tape: _Call.expand.
 """
 
 import contextlib
+import math
 import sys
 import threading
 from collections.abc import Callable, Collection, Iterable, Sequence
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from cyxcore import device as devices
-from cyxcore.eager import Tensor, enable_grad, wrap
+from cyxcore.casting import widened
+from cyxcore.eager import Tensor, enable_grad, no_grad, wrap
 from cyxcore.forks import renew_in_children
 from cyxcore.gradients import Sum, totals
 from cyxcore.graph import Graph
-from cyxcore.held import Node, later
+from cyxcore.held import Node, is_recording, later
 from cyxcore.kernels import tensors
 from cyxcore.memory import Overwritten
 from cyxcore.ops import OPS
 from cyxcore.plan import Plan
 from cyxcore.rownorms import Norm, norm_of
 from cyxcore.symbols import Builder, Symbol
-from cyxcore.tape import Composed, pending_total
+from cyxcore.tape import Composed, pending_total, together
 
 Array = Any
 Function = Callable[..., Any]
@@ -363,4 +366,85 @@ def composed(function: Function, inputs: Sequence[Any], options: tuple[Any, ...]
         results[0]._op = Node(
             _Call(ways, kept), _remembered(kind, ways.needed, tensors), {}, later(MOST_OPERATIONS + 1)
         )
+    return results[0] if ways.count == 1 else tuple(results)
+
+
+class _InHalves(Composed):
+    """A call in float32 of inputs that were rounded to halves, as the operation that its rounded result remembers.
+
+    The tape keeps the inputs as they were given, and no float32 of what is half: those are made again on the way back.
+    """
+
+    def __init__(self, call: _Call, half: str | None, sources: list[int], chain: Function) -> None:
+        """sources: of each tensor of the call, which input of the node it is made of. chain: the same step by step."""
+        self._call, self._half, self._sources, self._chain = call, half, sources, chain
+
+    @property
+    def __name__(self) -> str:
+        return self._call.__name__
+
+    def totals(self, node: Any, g: Tensor, pending: list[Any]) -> list[Any]:
+        """As a _Call's."""
+        self._check(node)
+        inputs = [node.inputs[source] for source in self._sources]
+        wide = [widened(x, self._half) for x in inputs]
+        given = [pending[source] if x is y else None for source, x, y in zip(self._sources, inputs, wide, strict=True)]
+        found = self._call.totals(SimpleNamespace(inputs=wide, time=math.inf), g.astype("float32"), given)
+        sums = list(pending)
+        for place in reversed(range(len(found))):  # the order in which the steps would be gone back
+            new, x, source = found[place], inputs[place], self._sources[place]
+            if new is None or x is wide[place]:
+                sums[source] = sums[source] if new is None else new
+            else:
+                new = new.astype(self._half or x.dtype).astype(x.dtype)
+                so_far = sums[source]
+                if so_far is None or isinstance(so_far, Tensor):
+                    sums[source] = new if so_far is None else so_far + new
+                else:
+                    sums[source] = together(so_far, new)
+        return sums
+
+    def expand(self, tensor: Tensor) -> None:
+        with _expanding:  # once: another thread may walk back over it
+            node: Any = tensor._op
+            if node.op is self:
+                self._check(node)
+                made: Any = SimpleNamespace(followed=node.followed, call=self._chain)
+                tensor._op = remade(made, node.inputs, node.time - 2 * MOST_OPERATIONS, 1)[0]._op
+
+    def _check(self, node: Any) -> None:
+        check_unchanged(node, {self._sources[place] for place in self._call._ways.needed})
+
+
+def in_halves(function: Function, inputs: Sequence[Any], options: tuple[Any, ...], half: str | None) -> Any:
+    """Value._in_halves of tensors on the host as one operation on the tape; None where there is no plan for it."""
+    followed = [x is not None and is_recording() and x.requires_grad for x in inputs]
+    with no_grad():
+        wide = [widened(x, half) for x in inputs]
+    for x, y, asked in zip(inputs, wide, followed, strict=True):
+        if y is not x:
+            y.requires_grad = asked
+    found = described(function, wide, options)
+    ways = None if found is None else _ways_of(found[0])
+    if found is None or ways is None:
+        return None
+    kind, tensors = found
+    origins = [next(x for x, y in zip(inputs, wide, strict=True) if y is tensor) for tensor in tensors]
+    given = list({id(x): x for x in origins}.values())  # each once
+    sources = [next(place for place, x in enumerate(given) if x is origin) for origin in origins]
+    arrays, kept = ways.run([array_of(x) for x in tensors])
+    with no_grad():
+        results = [wrap(array) for array in arrays]
+        dtype = half or inputs[0].dtype
+        results[0] = results[0].astype(dtype)
+    if any(kind.followed):
+        places = [None if x is None else next(at for at, y in enumerate(given) if y is x) for x in inputs]
+
+        def chain(values: Sequence[Tensor]) -> Any:
+            again = [None if place is None else widened(values[place], half) for place in places]
+            return function(*again, *options).astype(dtype)
+
+        results[0].requires_grad = True
+        call = _InHalves(_Call(ways, kept), half, sources, chain)
+        results[0]._op = Node(call, tuple(given), {}, later(2 * MOST_OPERATIONS + 1))
     return results[0] if ways.count == 1 else tuple(results)

@@ -135,10 +135,20 @@ class Tensor(Held, Leaving):
         self, function: Callable[..., Any], inputs: Sequence[Any], options: tuple[Any, ...], elements: int = 0
     ) -> Any:
         if casting.inside[0] and casting.composed_of_halves(self):
-            return casting.composed(function, inputs, options)
+            return self._in_halves(function, inputs, options, None)
         if not devices.straight[0] or (elements or math.prod(self.shape)) < LEAST_COMPOSED:
             return function(*inputs, *options)
         return _planned("cyxcore.composed", "composed")(function, inputs, options)
+
+    def _in_halves(
+        self, function: Callable[..., Any], inputs: Sequence[Any], options: tuple[Any, ...], half: str | None
+    ) -> Any:
+        if devices.straight[0] and math.prod(self.shape) >= LEAST_COMPOSED:
+            with casting.of_thread(None):
+                found = _planned("cyxcore.composed", "in_halves")(function, inputs, options, half)
+            if found is not None:
+                return found
+        return casting.step_by_step(function, inputs, options, half)
 
     def _sequenced(self, function: Callable[..., Any], inputs: Sequence[Any], options: tuple[Any, ...]) -> Any:
         if not devices.straight[0]:

@@ -219,12 +219,12 @@ def _pulled(root: "Tensor", start: "Tensor", create_graph: bool) -> "Iterator[tu
                         _look_for_nan(node.op, place, new)
                     source = _then(x, node.time)
                     so_far = pending.get(id(source))
-                    pending[id(source)] = new if so_far is None else _together(so_far, new)
+                    pending[id(source)] = new if so_far is None else together(so_far, new)
         finally:
             set_recording(before)
 
 
-def _together(so_far: Any, new: Any) -> Sum:
+def together(so_far: Any, new: Any) -> Sum:
     """What was found of a gradient so far and something new."""
     if type(new) is Sum:
         return new
@@ -240,7 +240,7 @@ def _whole(g: Any, tensor: "Tensor", create_graph: bool) -> "Tensor":
     if tensor._op is not None and isinstance(tensor._op.op, Composed) and tensor._op.op.several:
         return g
     with recording(is_recording() and create_graph):
-        found: Tensor = _together(None, g).value(tensor.shape)
+        found: Tensor = together(None, g).value(tensor.shape)
     return found
 
 
@@ -264,7 +264,7 @@ def _backwards(tensor: "Tensor", g: "Tensor") -> list[Any]:
     return [new if follow else None for follow, new in zip(wanted, gradients, strict=True)]
 
 
-connect_tape(_backwards, input_gradients, _together, _whole, Piece, Composed)
+connect_tape(_backwards, input_gradients, together, _whole, Piece, Composed)
 
 
 def _newest_first(root: "Tensor") -> "list[Tensor]":

@@ -227,8 +227,17 @@ class Value:
         elements: of the largest array that the operations make, where that is not the size of the first input.
         """
         if casting.inside[0] and casting.composed_of_halves(self):
-            return casting.composed(function, inputs, options)
+            return self._in_halves(function, inputs, options, None)
         return function(*inputs, *options)
+
+    def _in_halves(
+        self, function: Callable[..., Any], inputs: Sequence[Any], options: tuple[Any, ...], half: str | None
+    ) -> Any:
+        """_composed in float32 of inputs that are rounded to half before, and rounded afterwards, too.
+
+        half: None takes the inputs as they are, and rounds to the dtype of this one, the first.
+        """
+        return casting.step_by_step(function, inputs, options, half)
 
     def _sequenced(self, function: Callable[..., Any], inputs: Sequence[Any], options: tuple[Any, ...]) -> Any:
         """The same of a function of a whole sequence, which gives several results (sequences.py)."""

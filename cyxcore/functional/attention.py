@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from cyxcore.casting import rounded_product
+from cyxcore.casting import current, inside
 from cyxcore.errors import ShapeError, SpecError
 from cyxcore.functional.activations import elu
 from cyxcore.functional.basic import concat, dropout, linear, softmax, where
@@ -12,7 +12,6 @@ from cyxcore.values import TracedMode, composed
 NEVER = -1e9  # what a score that must not count becomes: e^(-1e9 - max) is 0 in float32
 
 
-@rounded_product
 def scaled_dot_product_attention(
     query: Any,
     key: Any,
@@ -35,7 +34,10 @@ def scaled_dot_product_attention(
     if key.shape[-2] != value.shape[-2]:
         raise ShapeError(f"attention: expected as many values as keys (axis -2), got {key.shape} and {value.shape}")
     if dropout_p == 0.0 or training is False and 0.0 <= dropout_p <= 1.0:
-        return composed(_scaled_dot_product_attention, (query, key, value, attn_mask), (is_causal, scale))
+        given, options = (query, key, value, attn_mask), (is_causal, scale)
+        if inside[0] and (half := current()) is not None:
+            return query._in_halves(_scaled_dot_product_attention, given, options, half)
+        return composed(_scaled_dot_product_attention, given, options)
     weights = attention_weights(query, key, attn_mask, is_causal, scale)
     return dropout(weights, dropout_p, training) @ value
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from cyxcore.attrs import is_whole
-from cyxcore.casting import as_given, composed_of_halves, in_float32, inside, operands
+from cyxcore.casting import as_given, composed_of_halves, current, in_float32, inside
 from cyxcore.dtype import DEFAULTS, result_type
 from cyxcore.errors import DtypeError, ShapeError, SpecError
 from cyxcore.infer import broadcast
@@ -65,8 +65,8 @@ def linear(x: Any, weight: Any, bias: Any = None) -> Any:
     """x @ weight.T + bias. x: (..., in), weight: (out, in), bias: (out,). Returns (..., out)."""
     if x.ndim < 1 or x.shape[-1] != weight.shape[-1]:
         raise ShapeError(f"linear: expected x (..., {weight.shape[-1]}) for weight {weight.shape}, got {x.shape}")
-    if inside[0]:
-        x, weight, bias = operands(x, weight, bias)
+    if inside[0] and (half := current()) is not None:
+        return x._in_halves(_linear, (x, weight, bias), (), half)
     return composed(_linear, (x, weight, bias), ())
 
 
@@ -102,13 +102,13 @@ def conv2d(
 
     Returns (N, O, H', W'); of an x (C, H, W) without a batch (O, H', W').
     """
-    if inside[0]:
-        x, weight, bias = operands(x, weight, bias)
     if len(x.shape) == 3:
         return conv2d(x.expand_dims(0), weight, bias, stride, padding, dilation, groups).squeeze(0)
     if type(padding) is str:
         x, padding = padded_like("conv2d", x, padding, weight.shape[2:], stride, dilation)
     steps = (pair(stride), pair(padding), pair(dilation), groups)
+    if inside[0] and (half := current()) is not None:
+        return x._in_halves(_conv2d, (x, weight, bias), steps, half)
     return _conv2d(x, weight, None, *steps) if bias is None else composed(_conv2d, (x, weight, bias), steps)
 
 

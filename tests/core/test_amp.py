@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import cyxcore as cx
-from cyxcore import casting, nn
+from cyxcore import casting, eager, nn
 from cyxcore.errors import GraphError, SpecError
 from cyxcore.kernels import cpu
 
@@ -294,6 +294,41 @@ def test_training_has_the_same_bits_on_every_instruction_set_and_on_threads(dtyp
         cpu.set_isa(before)
         cpu.set_num_threads(threads)
     assert len(found) == 1
+
+
+LARGE = {name: cx.tensor(drawn(*shape)) for name, shape in {"x": (64, 32, 64), "w": (64, 64), "b": (64,)}.items()}
+ONES_ON_THE_TAPE: dict[str, Callable[[Any, Any, Any], Any]] = {
+    "linear": lambda x, w, b: F.linear(x, w, b),
+    "linear twice": lambda x, w, b: F.linear(F.linear(x, w, b), w),
+    "gelu": lambda x, w, b: F.gelu(F.linear(x, w)),
+    "layer_norm": lambda x, w, b: F.layer_norm(F.linear(x, w), (64,), b, b),
+    "conv2d": lambda x, w, b: F.conv2d(x.reshape(16, 4, 32, 64), w[:4, :36].reshape(4, 4, 3, 3), b[:4], padding=1),
+    "attention of one": lambda x, w, b: F.scaled_dot_product_attention(x, x, x, is_causal=True) + x,
+    "attention": lambda x, w, b: F.scaled_dot_product_attention(F.linear(x, w), x, F.linear(x, w, b)),
+}
+
+
+def gradients(name: str, dtype: str, create_graph: bool = False) -> list[bytes]:
+    given = [x.detach().copy().requires_grad_() for x in LARGE.values()]
+    with cx.autocast("cpu", dtype=dtype):
+        result = ONES_ON_THE_TAPE[name](*given)
+    assert (type(result._op.op) is not str) == (eager.LEAST_COMPOSED < 1 << 20 and not name.endswith("one"))
+    total = (result.astype("float32") * 0.125).square().sum()
+    found = cx.autograd.grad(total, given, create_graph=create_graph, allow_unused=True)
+    if create_graph:
+        further = sum(g.square().sum() for g in found if g is not None)
+        found += cx.autograd.grad(further, given, allow_unused=True)
+    return [b"" if g is None else g.dtype.encode() + g.numpy().tobytes() for g in (wide(result), *found)]
+
+
+@pytest.mark.parametrize("dtype", casting.HALVES)
+@pytest.mark.parametrize("name", ONES_ON_THE_TAPE)
+def test_a_function_that_is_one_on_the_tape_has_the_bits_of_its_steps(
+    name: str, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = [gradients(name, dtype), gradients(name, dtype, create_graph=True)]
+    monkeypatch.setattr("cyxcore.eager.LEAST_COMPOSED", 1 << 40)
+    assert found == [gradients(name, dtype), gradients(name, dtype, create_graph=True)]
 
 
 def test_parameters_and_their_gradients_stay_float32() -> None:
