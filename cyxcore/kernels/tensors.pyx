@@ -1,4 +1,6 @@
 # cython: boundscheck=False, wraparound=False, freethreading_compatible=False
+# cython: binding=False, embedsignature=True, embedsignature.format=clinic
+#   methods are the interpreter's own, which look at what they are given as self
 """What a tensor holds, and the short way of an operation: from tensors straight to a kernel of the cpu.
 
 This file has the fields of a tensor and its operators; calls.pxi what is known of calls, tape.pxi the walk back,

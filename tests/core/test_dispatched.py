@@ -310,6 +310,19 @@ def test_errors_come_every_time() -> None:
             cx.exp("x")
 
 
+@pytest.mark.parametrize("name", ["exp", "sum", "argmax", "reshape", "detach", "astype", "item", "__add__", "_next"])
+def test_a_method_is_one_of_tensors(name: str) -> None:
+    """It read the memory behind a number as if it were a tensor."""
+    for given in (0.5, None, np.ones(2)):
+        with pytest.raises(TypeError, match="Held"):
+            getattr(cx.Tensor, name)(given)
+
+
+def test_methods_in_c_have_signatures() -> None:
+    assert list(inspect.signature(cx.Tensor.exp).parameters) == ["self"]
+    assert list(inspect.signature(cx.Tensor.sum).parameters) == ["self", "axis", "keepdims", "words"]
+
+
 def test_views_of_what_was_written_since_and_gaps_are_no_plain_memory() -> None:
     for _ in range(OFTEN):
         x = cx.tensor([[1.0, 2.0], [3.0, 4.0]], requires_grad=True) * 1.0
