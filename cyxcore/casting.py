@@ -5,6 +5,7 @@ the halves are cast, never float64, and only on the cpu; within such a function 
 """
 
 import functools
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -42,6 +43,17 @@ def set_current(dtype: str | None) -> str | None:
             _threads += 1 if before is None else -1
             inside[0] = _threads > 0
     return before
+
+
+def _begin_child() -> None:
+    """A child of fork has no thread but the one that forked, and nobody who releases the lock of another."""
+    global _lock, _threads
+    _lock, _threads = threading.Lock(), int(_own.dtype is not None)
+    inside[0] = _threads > 0
+
+
+if hasattr(os, "register_at_fork"):  # there is no fork on Windows
+    os.register_at_fork(after_in_child=_begin_child)
 
 
 @contextmanager

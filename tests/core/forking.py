@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 
 import cyxcore as cx
-from cyxcore import nn
+from cyxcore import casting, nn
 from cyxcore.kernels import cpu
 
 PATIENCE_S = 20  # of a child that hangs
@@ -23,6 +23,17 @@ CHILDREN = 50
 def products() -> Callable[[], object]:
     x = cx.Tensor(np.ones((200, 200), np.float32))
     return lambda: (x @ x).sum().item()
+
+
+def halves() -> Callable[[], object]:
+    x, parent = cx.Tensor(np.ones((20, 20), np.float32)), os.getpid()
+
+    def product() -> None:
+        with cx.autocast("cpu"):
+            assert (x @ x).dtype == "bfloat16"
+        assert os.getpid() == parent or not casting.inside[0]  # the parent's thread is in no child
+
+    return product
 
 
 def gradients() -> Callable[[], object]:
@@ -53,7 +64,7 @@ def inference() -> Callable[[], object]:
     return lambda: model(x)
 
 
-WORKS = {make.__name__: make for make in (products, gradients, training, inference)}
+WORKS = {make.__name__: make for make in (products, halves, gradients, training, inference)}
 
 
 def exit_of_a_child(work: Callable[[], object]) -> int:

@@ -428,6 +428,16 @@ def test_a_compiled_function_has_a_plan_for_each_dtype() -> None:
     assert dtypes == ["float32", "bfloat16"] * 3
 
 
+@pytest.mark.parametrize("function", [F.linear, cx.matmul, cx.mm, cx.Tensor.__matmul__])
+def test_a_call_that_is_known_outside_is_cast_within_and_not_afterwards(function: Any) -> None:
+    x, w = cx.tensor(FLOATS["x"]), cx.tensor(FLOATS["w"])
+    dtypes = [[function(x, w).dtype for _ in range(6)]]
+    with cx.autocast("cpu"):
+        dtypes.append([function(x, w).dtype for _ in range(6)])
+    dtypes.append([function(x, w).dtype for _ in range(6)])
+    assert dtypes == [["float32"] * 6, ["bfloat16"] * 6, ["float32"] * 6]
+
+
 def test_nothing_changes_for_the_device_cuda_on_the_cpu() -> None:
     with cx.autocast("cuda", dtype=cx.float16):
         assert product().dtype == "float32"
