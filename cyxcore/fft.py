@@ -12,7 +12,7 @@ from typing import Any
 
 from cyxcore import creation
 from cyxcore.attrs import several
-from cyxcore.casting import in_float32
+from cyxcore.casting import in_float32 as _in_float32
 from cyxcore.dtype import COMPLEX, complex_dtype, dtype_name
 from cyxcore.elementwise import conj, value_of
 from cyxcore.errors import AxisError, DtypeError, ShapeError, SpecError
@@ -66,25 +66,25 @@ def _transformed(op: str, value: Any, axis: int, size: int | None, norm: str) ->
     return _scaled(found, size, norm, forward=op != "ifft")
 
 
-@in_float32
+@_in_float32
 def fft(x: Any, /, *, n: int | None = None, axis: int = -1, norm: str = "backward") -> Any:
     """The sums over j of x[j] exp(-2 pi i j k / n), for each k < n. Complex."""
     return _transformed("fft", _complex("fft", x), axis, n, norm)
 
 
-@in_float32
+@_in_float32
 def ifft(x: Any, /, *, n: int | None = None, axis: int = -1, norm: str = "backward") -> Any:
     """What undoes fft(). Complex."""
     return _transformed("ifft", _complex("ifft", x), axis, n, norm)
 
 
-@in_float32
+@_in_float32
 def rfft(x: Any, /, *, n: int | None = None, axis: int = -1, norm: str = "backward") -> Any:
     """The first n // 2 + 1 places of fft() of real numbers; the others are their conjugates."""
     return _transformed("rfft", _real("rfft", x), axis, n, norm)
 
 
-@in_float32
+@_in_float32
 def irfft(x: Any, /, *, n: int | None = None, axis: int = -1, norm: str = "backward") -> Any:
     """What undoes rfft(): real, of n elements, 2 (m - 1) for m given ones unless n says otherwise."""
     value = _complex("irfft", x)
@@ -96,13 +96,13 @@ def irfft(x: Any, /, *, n: int | None = None, axis: int = -1, norm: str = "backw
     return _scaled(found, size, norm, forward=False)
 
 
-@in_float32
+@_in_float32
 def hfft(x: Any, /, *, n: int | None = None, axis: int = -1, norm: str = "backward") -> Any:
     """fft() of what has the conjugate at n - j of what it has at j, given by its first half: real."""
     return irfft(conj(_complex("hfft", x)), n=n, axis=axis, norm=_OTHER.get(norm, norm))
 
 
-@in_float32
+@_in_float32
 def ihfft(x: Any, /, *, n: int | None = None, axis: int = -1, norm: str = "backward") -> Any:
     """What undoes hfft()."""
     return conj(rfft(_real("ihfft", x), n=n, axis=axis, norm=_OTHER.get(norm, norm)))
@@ -119,7 +119,7 @@ def _several(value: Any, s: Sequence[int] | None, axes: Sequence[int] | None) ->
     return list(zip(places, sizes, strict=True))
 
 
-@in_float32
+@_in_float32
 def fftn(
     x: Any, /, *, s: Sequence[int] | None = None, axes: Sequence[int] | None = None, norm: str = "backward"
 ) -> Any:
@@ -130,7 +130,7 @@ def fftn(
     return value
 
 
-@in_float32
+@_in_float32
 def ifftn(
     x: Any, /, *, s: Sequence[int] | None = None, axes: Sequence[int] | None = None, norm: str = "backward"
 ) -> Any:
@@ -141,7 +141,7 @@ def ifftn(
     return value
 
 
-@in_float32
+@_in_float32
 def rfftn(
     x: Any, /, *, s: Sequence[int] | None = None, axes: Sequence[int] | None = None, norm: str = "backward"
 ) -> Any:
@@ -154,7 +154,7 @@ def rfftn(
     return value
 
 
-@in_float32
+@_in_float32
 def irfftn(
     x: Any, /, *, s: Sequence[int] | None = None, axes: Sequence[int] | None = None, norm: str = "backward"
 ) -> Any:

@@ -17,7 +17,9 @@ from typing import Any, NamedTuple
 
 from cyxcore import elementwise
 from cyxcore.attrs import is_whole
-from cyxcore.casting import in_float32, lowered, rounded_product
+from cyxcore.casting import in_float32 as _in_float32
+from cyxcore.casting import lowered as _lowered
+from cyxcore.casting import rounded_product as _rounded_product
 from cyxcore.dtype import COMPLEX, FLOATS, dtype_name, finfo, real_dtype
 from cyxcore.elementwise import value_of
 from cyxcore.errors import AxisError, ShapeError, SpecError
@@ -78,7 +80,7 @@ def matrix_transpose(x: Any, /) -> Any:
     return value_of("matrix_transpose", x).mT
 
 
-@lowered
+@_lowered
 def tensordot(x1: Any, x2: Any, /, axes: int | tuple[Sequence[int], Sequence[int]] = 2) -> Any:
     """Products summed over pairs of axes: the last of x1 with the first of x2 where axes is their number.
 
@@ -111,7 +113,7 @@ def _ordered(value: Any, order: tuple[int, ...]) -> Any:
     return value if order == tuple(range(value.ndim)) else value.permute(*order)
 
 
-@rounded_product
+@_rounded_product
 def vecdot(x1: Any, x2: Any, /, *, axis: int = -1) -> Any:
     """The sum of conj(x1) * x2 along an axis both have; the other axes broadcast."""
     left, right = _pair("vecdot", x1, x2)
@@ -181,7 +183,7 @@ def diagonal(x: Any, /, *, offset: int = 0) -> Any:
     return apply("take", flat, value._constant(places, "int64"), axis=flat.ndim - 1)
 
 
-@in_float32
+@_in_float32
 def trace(x: Any, /, *, offset: int = 0, dtype: Any = None) -> Any:
     """The sum of a diagonal, in the dtype `sum` would have."""
     found = diagonal(value_of("trace", x), offset=offset)
@@ -256,13 +258,13 @@ def _lapack(name: str, x: Any) -> Any:
     return to_inexact(value_of(name, x))
 
 
-@in_float32
+@_in_float32
 def inv(x: Any, /) -> Any:
     """The inverse. Raises DataError for a singular matrix."""
     return apply("inv", _lapack("inv", x))
 
 
-@in_float32
+@_in_float32
 def solve(x1: Any, x2: Any, /) -> Any:
     """X with x1 @ X = x2. x1: (..., N, N), x2: (N,) or (..., N, K). Raises DataError for a singular matrix."""
     left, right = map(to_inexact, _pair("solve", x1, x2))
@@ -271,13 +273,13 @@ def solve(x1: Any, x2: Any, /) -> Any:
     return apply("solve", left, right)
 
 
-@in_float32
+@_in_float32
 def det(x: Any, /) -> Any:
     """The determinant."""
     return apply("det", _lapack("det", x))
 
 
-@in_float32
+@_in_float32
 def slogdet(x: Any, /) -> SlogdetResult:
     """(sign, logabsdet): the determinant is sign * exp(logabsdet); (0, -inf) of a singular matrix."""
     value = _lapack("slogdet", x)
@@ -289,7 +291,7 @@ def _real(value: Any) -> Any:
     return elementwise.real(value) if value.dtype in COMPLEX else value
 
 
-@in_float32
+@_in_float32
 def pinv(x: Any, /, *, rtol: float | Any | None = None) -> Any:
     """The Moore-Penrose inverse (..., N, M).
 
@@ -322,7 +324,7 @@ def matrix_rank(x: Any, /, *, rtol: float | Any | None = None) -> Any:
 # factorizations -----------------------------------------------------------------------------------
 
 
-@in_float32
+@_in_float32
 def cholesky(x: Any, /, *, upper: bool = False) -> Any:
     """L, lower triangular, with L @ conj(L).mT = x; with `upper` conj(L).mT. Only the lower triangle of x is read.
 
@@ -336,7 +338,7 @@ def _adjoint(value: Any) -> Any:
     return elementwise.conj(value.mT) if value.dtype in COMPLEX else value.mT
 
 
-@in_float32
+@_in_float32
 def qr(x: Any, /, *, mode: str = "reduced") -> QRResult:
     """Q with orthonormal columns and R, upper triangular, with Q @ R = x.
 
@@ -348,7 +350,7 @@ def qr(x: Any, /, *, mode: str = "reduced") -> QRResult:
     return QRResult(*unpacked("qr", apply("qr", value, full=full), value.shape, {"full": full}))
 
 
-@in_float32
+@_in_float32
 def eigh(x: Any, /) -> EighResult:
     """Eigenvalues (..., N), ascending, and eigenvectors, the columns of (..., N, N), of a Hermitian matrix.
 
@@ -359,26 +361,26 @@ def eigh(x: Any, /) -> EighResult:
     return EighResult(_real(values), vectors)
 
 
-@in_float32
+@_in_float32
 def eigvalsh(x: Any, /) -> Any:
     """The eigenvalues alone."""
     return apply("eigvalsh", _lapack("eigvalsh", x))
 
 
-@in_float32
+@_in_float32
 def eig(x: Any, /) -> EigResult:
     """Eigenvalues (..., N) in no order and eigenvectors, the columns of (..., N, N): complex numbers."""
     value = _lapack("eig", x)
     return EigResult(*unpacked("eig", apply("eig", value), value.shape, {}))
 
 
-@in_float32
+@_in_float32
 def eigvals(x: Any, /) -> Any:
     """The eigenvalues alone, complex."""
     return apply("eigvals", _lapack("eigvals", x))
 
 
-@in_float32
+@_in_float32
 def svd(x: Any, /, *, full_matrices: bool = True) -> SVDResult:
     """U, S, Vh with U @ diag(S) @ Vh = x, the singular values S (..., K) descending, K = min(M, N).
 
@@ -389,7 +391,7 @@ def svd(x: Any, /, *, full_matrices: bool = True) -> SVDResult:
     return SVDResult(u, _real(s), vh)
 
 
-@in_float32
+@_in_float32
 def svdvals(x: Any, /) -> Any:
     """The singular values alone."""
     return apply("svdvals", _lapack("svdvals", x))
