@@ -137,7 +137,7 @@ def _rejected(data: Fields) -> str:
 
 def _dependencies_met(data: Fields) -> str:
     start = f"; it begins with the model {data['weights'][:12]}…" if data.get("weights") else ""
-    return f"all jobs that it comes after are completed{start}"
+    return f"the jobs that it comes after are done{start}"
 
 
 TELL: dict[str, tuple[str, Callable[[Fields], str]]] = {

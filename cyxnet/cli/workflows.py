@@ -93,15 +93,16 @@ def _total(workflow: Workflow) -> str:
 
 
 def _after(step: Step) -> str:
-    terms = {each.job_id: ", ".join(_terms(each, step)) for each in step.after}
-    return ", ".join(job_id + (f" ({wanted})" if wanted else "") for job_id, wanted in terms.items())
+    terms = {each.job_id: ", ".join(_terms(each)) for each in step.after}
+    named = ", ".join(job_id + (f" ({wanted})" if wanted else "") for job_id, wanted in terms.items())
+    return f"{named}: the model that is best by {step.best_by}" if step.best_by else named
 
 
-def _terms(after: m.After, step: Step) -> list[str]:
+def _terms(after: m.After) -> list[str]:
     """What is wanted of a job that another one comes after, besides its end."""
     bounds = [("≥", after.at_least), ("≤", after.at_most)]
     return [
-        *([f"its model, if best by {step.best_by}" if step.best_by else "its model"] if after.model else []),
+        *(["its model"] if after.model else []),
         *(f"{after.metric} {sign} {bound:g}" for sign, bound in bounds if bound is not None),
     ]
 
