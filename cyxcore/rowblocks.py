@@ -231,20 +231,19 @@ def _wrong(
     places: Mapping[int, Place],
     readers: Mapping[int, Sequence[int]],
     blocks: Blocks,
-) -> list[int]:
+) -> set[int]:
     """The calls that cannot run in a stretch: what several heads share must stay within it, as each of them makes it;
     and nothing in it is seen in another shape.
     """
-    inside = set(taken)
-    found = []
+    inside, found = set(taken), set[int]()
     for place in taken:
         whole = blocks.is_whole(known.shapes[place])
         if not whole and not inside.issuperset(readers.get(place, ())):
-            found.append(place)
+            found.add(place)
         for source in graph.nodes[place].inputs:
             root = alias.get(source, source)
             if root != source and root in inside and known.shapes[root] != known.shapes[source]:
-                found.append(place)
+                found.add(place)
     return found
 
 

@@ -284,3 +284,14 @@ def test_what_a_mask_hides_is_left_out_where_no_bit_depends_on_it(
         assert np.array_equal(np.isnan(ours), np.isnan(expected))
         numbers = ~np.isnan(expected)
         assert ours[numbers].tobytes() == expected[numbers].tobytes()
+
+
+def test_weights_that_are_seen_in_another_shape_are_made_whole() -> None:
+    builder = Builder()
+    query, key = (builder.input(name, (1, 3, 64, TERMS)) for name in ("query", "key"))
+    value = builder.input("value", (3, 64, VALUES))
+    weights = F.softmax(query @ key.mT, -1).reshape(3, 64, 64)
+    graph = builder.graph((weights * weights) @ value)
+    plan = Plan(graph, device="cpu")
+    assert blocks_of(plan.graph)
+    assert run(plan) == run(Plan(graph, device="cpu", optimised=False))
