@@ -62,6 +62,7 @@ class Banded(NamedTuple):
     adds: Sequence[int] = ()  # which of these calls add up what all bands come to in one output
     blocks: int = 0  # so many bands in a row are blocks of rows of one matrix; 0: bands are of axis 0
     goes_on: bool = False  # blocks: those that add up do so onto what is there
+    kept: Sequence[int] = ()  # blocks: which of these calls make what is read outside
 
 
 class Backend(Protocol):

@@ -110,7 +110,6 @@ class Plan:
         for place in range(len(graph.nodes)):
             self.arrays.append(self._array(place, known, decided, slots, arena, state or {}, resident))
         calls, stretches = list[Call](), list[Banded]()
-        short: list[Array] = []  # what the last blocks of matrices make for others, where those have fewer rows
         for place in decided.order:
             stretch = in_stretch.get(place)
             if stretch is None or stretch.blocks is None:
@@ -122,11 +121,7 @@ class Plan:
                 continue
             for last in (False, True) if stretch.blocks.last else (False,):
                 stretches.append(self._in_blocks(stretch, stretch.blocks, known, len(calls), last))
-                made = [self._call_on_block(p, stretch, stretch.blocks, known, last) for p in stretch.places]
-                calls += made
-                short += [
-                    one.out for p, one in zip(stretch.places, made, strict=True) if last and p not in self._within
-                ]
+                calls += [self._call_on_block(p, stretch, stretch.blocks, known, last) for p in stretch.places]
         for target, value in decided.copies:
             array = self.arrays[target]
             calls.append(Call("reshape", array, (self.arrays[value],), {"shape": array.shape}))
@@ -135,7 +130,7 @@ class Plan:
         own = self.device in devices.OWN_MEMORY and fetch
         self.outputs = [self.backend.staging(array.shape, array.dtype.name) for array in results] if own else results
         fetches = list(zip(self.outputs, results, strict=True)) if own else []
-        self.program = self.backend.program(calls, self._sends, fetches, arena, [*results, *short], stretches)
+        self.program = self.backend.program(calls, self._sends, fetches, arena, results, stretches)
         # What matrices take that are packed beside the arena: by a fast class, and for all bands of a stretch.
         self.packed_bytes: int = getattr(getattr(self.program, "__self__", None), "packed_bytes", 0)
 
@@ -189,7 +184,8 @@ class Plan:
         ]
         adds = [number for number, place in enumerate(stretch.places) if place in stretch.adds]
         bands = blocks.matrices if last else stretch.bands
-        return Banded(first, bands, min(self._lanes, bands), steps, adds, 1 if last else blocks.whole, last)
+        kept = [number for number, place in enumerate(stretch.places) if place not in self._within]
+        return Banded(first, bands, min(self._lanes, bands), steps, adds, 1 if last else blocks.whole, last, kept)
 
     def _banded(self, stretch: Stretch, first: int) -> Banded:
         def step(source: int, cut: bool) -> tuple[int, ...]:

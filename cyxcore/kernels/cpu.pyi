@@ -30,6 +30,7 @@ class Program:
         adds: Sequence[int] = (),
         blocks: int = 0,
         goes_on: bool = False,
+        kept: Sequence[int] = (),
     ) -> None: ...
     def fuse(
         self, scratch: NDArray[Any] | None = None, results: Sequence[NDArray[Any]] = ()

@@ -578,6 +578,7 @@ cdef class Program:
     cdef cyx_trial _trial
     cdef cyx_factor *_factors  # matrices that are packed once a run
     cdef readonly size_t packed_bytes  # what those and the matrices of a stretch take beside the arrays of the calls
+    cdef list _kept  # places of calls whose outputs are read in ways that records do not show
     cdef set _edges  # places of calls that no group of earlier ones reaches
     cdef int32_t *_homes  # of each array of each call, the output first: which of those that move it lies in, or NOWHERE
     cdef list _bases  # where these lie in the records
@@ -589,6 +590,7 @@ cdef class Program:
         self._terms = _checked_terms(terms)
         self._arrays = []
         self._edges = set()
+        self._kept = []
 
     def __dealloc__(self):
         cdef int64_t i
@@ -630,7 +632,7 @@ cdef class Program:
         self._arrays.append((out, tuple(inputs)))
         self._count += 1
 
-    def stretch(self, int64_t first, int bands, int lanes, list steps, adds=(), int blocks=0, bint goes_on=False) -> None:
+    def stretch(self, int64_t first, int bands, int lanes, list steps, adds=(), int blocks=0, bint goes_on=False, kept=()) -> None:
         """The calls from `first` on run on one band after another: cyxcore/bands.py.
 
         They were added with the arrays of band 0, lane 0. steps: of each call, for its output and then its inputs, how
@@ -642,7 +644,8 @@ cdef class Program:
         blocks: where it is not 0, so many bands in a row are blocks of rows of one matrix of a stack (rowblocks.py), and
         steps have three numbers more: how many bytes further on the next block lies (the first number is then to the next
         matrix), how many matrices there are, and for how many of the stack in a row each is. What all blocks of a matrix
-        come to is added up, in products of a transposed matrix only; goes_on: to what is there already.
+        come to is added up, in products of a transposed matrix only; goes_on: to what is there already. kept: which of the
+        calls (from 0) make what others read, who may find it from another block on.
         """
         cdef cyx_array *array
         cdef int64_t place
@@ -663,6 +666,7 @@ cdef class Program:
         for place in adds:
             self._calls[first + <int64_t>place].adds = blocks or bands
             self._calls[first + <int64_t>place].goes_on = goes_on
+        self._kept.extend([first + place for place in kept])
         self._calls[first].stretch, self._calls[first].lanes = len(steps), lanes
         self._edges.update((first, first + len(steps)))
 
@@ -816,6 +820,8 @@ cdef class Program:
             found = writer.get(<size_t>cnp.PyArray_DATA(<cnp.ndarray>array))
             if found is not None:
                 last[found] = self._count
+        for place in self._kept:
+            last[place] = self._count
         return last
 
     @property

@@ -295,3 +295,19 @@ def test_weights_that_are_seen_in_another_shape_are_made_whole() -> None:
     plan = Plan(graph, device="cpu")
     assert blocks_of(plan.graph)
     assert run(plan) == run(Plan(graph, device="cpu", optimised=False))
+
+
+def test_what_others_read_of_a_shorter_last_block_is_stored() -> None:
+    builder = Builder()
+    query, key, gradient = (builder.input(name, (1, 3, 70, TERMS)) for name in ("query", "key", "gradient"))
+    scores = query @ key.mT
+    powers = (scores - scores.max(-1, keepdims=True)).exp()
+    weights = powers / powers.sum(-1, keepdims=True)
+    both = (weights * weights).sum()
+    back = totals(builder, both + weights.sum(), builder.constant(1.0), [query, key], {})
+    graph = builder.graph(both, (weights @ gradient).sum(), weights, *[x for x in back if x is not None])
+    for threads in (1, 3):
+        cpu.set_num_threads(threads)
+        plan = Plan(graph, device="cpu")
+        assert blocks_of(plan.graph)
+        assert run(plan) == run(Plan(graph, device="cpu", optimised=False))
