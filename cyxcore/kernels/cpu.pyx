@@ -872,7 +872,12 @@ cdef class Program:
         cdef list pieces = []
         for place in range(self._count):
             out = &self._calls[place].out
-            pieces.append((<size_t>out.data, <size_t>out.data + <size_t>(out.size * cyx_dtype_bytes[out.dtype])))
+            end = <size_t>out.data + <size_t>(out.size * cyx_dtype_bytes[out.dtype])
+            if self._calls[place].blocks:
+                end += (out.turns - 1) * out.band_bytes + (self._calls[place].blocks - 1) * out.block_bytes
+            elif self._calls[place].bands:
+                end += (self._calls[place].bands - 1) * out.band_bytes
+            pieces.append((<size_t>out.data, end))
         cdef list found = []
         start = end = 0
         for low, high in sorted(pieces):

@@ -105,7 +105,7 @@ def _sigmoid(attrs: Mapping[str, Any], x: Array) -> Any:
 @kernel("softplus")
 def _softplus(attrs: Mapping[str, Any], x: Array) -> Any:
     """log(1 + e**x), through e**-|x| so that nothing overflows."""
-    return np.maximum(x, x.dtype.type(0)) + np.log(np.exp(-np.abs(x)) + x.dtype.type(1))
+    return np.maximum(x, x.dtype.type(0)) + np.log1p(np.exp(-np.abs(x)))
 
 
 @kernel("softplus_grad")

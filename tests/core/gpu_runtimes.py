@@ -131,6 +131,7 @@ class Libdevice:
 
     exp = staticmethod(lambda x: Libdevice._apply(np.exp, x))
     log = staticmethod(lambda x: Libdevice._apply(np.log, x))
+    log1p = staticmethod(lambda x: Libdevice._apply(np.log1p, x))
     tanh = staticmethod(lambda x: Libdevice._apply(np.tanh, x))
     sin = staticmethod(lambda x: Libdevice._apply(np.sin, x))
     cos = staticmethod(lambda x: Libdevice._apply(np.cos, x))

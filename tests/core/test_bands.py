@@ -601,6 +601,13 @@ def banded(a: Any, b: Any, bands: int, rows: int) -> tuple[cpu.Program, Any]:
     return program, out
 
 
+def test_a_program_writes_to_what_all_bands_write_to() -> None:
+    rng = np.random.default_rng(3)
+    a, b = rng.normal(size=(32, 96)).astype(np.float32), rng.normal(size=(96, 200)).astype(np.float32)
+    program, out = banded(a, b, 8, 4)
+    assert program.written() == [(out.ctypes.data, out.ctypes.data + out.nbytes)]
+
+
 def test_a_factor_that_is_packed_for_all_bands_counts_as_memory() -> None:
     rng = np.random.default_rng(3)
     a, b = rng.normal(size=(32, 96)).astype(np.float32), rng.normal(size=(96, 200)).astype(np.float32)

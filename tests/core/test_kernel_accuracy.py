@@ -17,7 +17,8 @@ from tests.core.kernelcases import FLOATS, Array, Case
 pytestmark = pytest.mark.usefixtures("own_machine")
 
 
-DENSE = {"exp": 88.0, "log": 3e38, "tanh": 9.5, "sigmoid": 90.0, "erf": 4.2, "sin": 1e5, "cos": 1e5}
+DENSE = {"exp": 88.0, "log": 3e38, "tanh": 9.5, "sigmoid": 90.0, "erf": 4.2, "sin": 1e5, "cos": 1e5, "softplus": 100.0}
+ALLOWED = {"softplus": 2.5}  # units in the last place; of the others 2
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +33,8 @@ def units_off(op: str, x: Array, got: Array) -> float:
     wide: Any = x.astype(np.float64 if x.dtype == np.float32 else np.longdouble)
     if op == "sigmoid":
         true = np.asarray(1 / (1 + np.exp(-wide)))
+    elif op == "softplus":
+        true = np.logaddexp(0, wide)
     elif op == "erf":
         true = np.array([math.erf(v) for v in wide])
     else:
@@ -43,7 +46,7 @@ def units_off(op: str, x: Array, got: Array) -> float:
 
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("op", sorted(DENSE))
-def test_a_transcendental_function_is_within_two_units_in_the_last_place(
+def test_a_transcendental_function_is_within_few_units_in_the_last_place(
     op: str, dtype: str, fresh_process: Executor
 ) -> None:
     if dtype == "float64" and np.finfo(np.longdouble).nmant < 63:
@@ -55,12 +58,14 @@ def test_a_transcendental_function_is_within_two_units_in_the_last_place(
         x = np.concatenate([rng.uniform(-DENSE[op], DENSE[op], 20_000), rng.normal(0, 1, 20_000)]).astype(dtype)
     got = np.empty_like(x)
     cpu.call(op, got, [x], {})
-    allowed = 2.0 if op != "erf" or dtype == "float32" else 3.0  # math.erf itself is off by one in float64
+    allowed = (
+        ALLOWED.get(op, 2.0) if op != "erf" or dtype == "float32" else 3.0
+    )  # math.erf itself is off by one in float64
     assert fresh_process.submit(units_off, op, x, got).result() <= allowed
 
 
 @pytest.mark.parametrize("op", sorted(set(DENSE) - {"erf"}))  # math.erf would take long
-def test_every_four_thousandth_float32_has_its_function_within_two_units(op: str, fresh_process: Executor) -> None:
+def test_every_four_thousandth_float32_has_its_function_within_few_units(op: str, fresh_process: Executor) -> None:
     """From the least denormal to infinity and the NaNs, of both signs."""
     x = np.arange(0, 2**32, 4001, dtype=np.uint32).view(np.float32)
     x = np.concatenate([x, np.array([0.0, -0.0, math.inf, -math.inf, math.nan], np.float32)])
@@ -70,7 +75,7 @@ def test_every_four_thousandth_float32_has_its_function_within_two_units(op: str
         true = np.asarray(reference.KERNELS[op]({}, x.astype(np.float64)))
         odd = ~np.isfinite(true.astype(np.float32))
         np.testing.assert_array_equal(got[odd], true[odd].astype(np.float32))
-    assert fresh_process.submit(units_off, op, x[~odd], got[~odd]).result() <= 2.0
+    assert fresh_process.submit(units_off, op, x[~odd], got[~odd]).result() <= ALLOWED.get(op, 2.0)
 
 
 @pytest.mark.parametrize(

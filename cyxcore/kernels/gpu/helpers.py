@@ -83,7 +83,7 @@ def sigmoid(x):
 @triton.jit
 def softplus(x):
     """log(1 + e**x), through e**-|x| so that nothing overflows."""
-    return tl.where(x < 0, 0, x) + libdevice.log((1.0 + libdevice.exp(-tl.abs(x))).to(x.dtype))
+    return tl.where(x < 0, 0, x) + libdevice.log1p(libdevice.exp(-tl.abs(x)))
 
 
 @triton.jit

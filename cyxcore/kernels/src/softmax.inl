@@ -560,19 +560,24 @@ static cyx_status NAME(softmax_grad)(const cyx_call *call) {
     return NAME(run_softmax)(call, NULL, NAME(softmax_grad_body));
 }
 
-/* max(x, 0) + log(1 + e**-|x|), which is log(1 + e**x) without overflow, and its gradient: as the operations one by one make
- * them, of so many numbers at a time that what they make stays in the nearest cache. */
+/* max(x, 0) + log(1 + p) with p = e**-|x|, which is log(1 + e**x) without overflow, and its gradient, of so many numbers at a
+ * time that what is made of them stays in the nearest cache. What 1 + p loses of p to rounding, all of it where x is far below
+ * 0, is added to the logarithm by the slope 1 / (1 + p) of that, for which 1 - p / 2 will do: where they differ it is little. */
 static void NAME(softplus_body)(void *context, int64_t begin, int64_t end) {
     const cyx_call *call = ((const cyx_rows *)context)->call;
     for (int64_t at = begin; at < end; at += SOFTPLUS_NEAR) {
-        T made[SOFTPLUS_NEAR], *out = (T *)call->out.data + at;
+        T made[SOFTPLUS_NEAR], rest[SOFTPLUS_NEAR], *out = (T *)call->out.data + at;
         const T *x = (const T *)call->in[0].data + at;
         int64_t n = end - at < SOFTPLUS_NEAR ? end - at : SOFTPLUS_NEAR;
         INDEPENDENT for (int64_t i = 0; i < n; i++) made[i] = x[i] > 0 ? -x[i] : x[i];
         NAME(exp_row)(made, made, 0, n);
-        INDEPENDENT for (int64_t i = 0; i < n; i++) made[i] += 1;
+        INDEPENDENT for (int64_t i = 0; i < n; i++) {
+            T power = made[i], whole = power + 1;
+            rest[i] = (power - (whole - 1)) * (1 - power * (T)0.5);
+            made[i] = whole;
+        }
         NAME(log_row)(made, n);
-        INDEPENDENT for (int64_t i = 0; i < n; i++) out[i] = (x[i] < 0 ? 0 : x[i]) + made[i];
+        INDEPENDENT for (int64_t i = 0; i < n; i++) out[i] = (x[i] < 0 ? 0 : x[i]) + (made[i] + rest[i]);
     }
 }
 
