@@ -2,7 +2,7 @@
 
     python -m benchmarks.bench_attention              # one thread and two
     python -m benchmarks.bench_attention --quick --threads 1
-    python -m benchmarks.bench_attention --json
+    python -m benchmarks.bench_attention --save NAME  # and NAME.json
 
 Ours is F.scaled_dot_product_attention in the exact class. Rounds alternate between both, and a figure is the median;
 each peak is that of a process of its own, above what it held before. Target: no slower than PyTorch's, in memory that
@@ -10,7 +10,6 @@ grows with the length and not with its square.
 """
 
 import argparse
-import json
 import re
 import statistics
 import subprocess
@@ -23,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import cyxcore as cx
+from benchmarks.figures import add_save, save
 from cyxcore import functional as F
 from cyxcore.kernels import cpu
 
@@ -128,30 +128,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="3 rounds, and nothing longer than 512")
     parser.add_argument("--threads", default="1,2")
-    parser.add_argument("--json", action="store_true")
+    add_save(parser)
     parser.add_argument("--peak", nargs=4, metavar=("WHO", "BATCH", "LENGTH", "CAUSAL"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.peak:
         who, batch, length, causal = args.peak
         print(own_peak_mib(who, Case(int(batch), int(length), causal == "True"), int(args.threads)))
         return
-    rows = []
+    rows: dict[str, dict[str, Any]] = {}
     for threads in map(int, args.threads.split(",")):
         for case in CASES:
             if args.quick and case.length > 512:
                 continue
             found = times(case, threads, 3 if args.quick else 7)
             peaks = {who: peak_mib(who, case, threads) for who in found}
-            rows.append({"threads": threads, "case": str(case), "ms": found, "peak_mib": peaks})
-            if not args.json:
-                (ours, our_back), (theirs, their_back) = found["cyx"], found["torch"]
-                print(
-                    f"{threads} threads, {case}: there {ours:.2f} ms (PyTorch {theirs:.2f}), back {our_back:.2f} "
-                    f"({their_back:.2f}), {peaks['cyx']:.0f} MiB ({peaks['torch']:.0f}); "
-                    f"{(theirs + their_back) / (ours + our_back):.2f} x as fast"
-                )
-    if args.json:
-        print(json.dumps(rows, indent=1))
+            (ours, our_back), (theirs, their_back) = found["cyx"], found["torch"]
+            ratio = (theirs + their_back) / (ours + our_back)
+            name = f"{threads} thread{'s' * (threads > 1)}, {case}"
+            rows[name] = {"ms": found, "peak_mib": peaks, "times": ratio}
+            print(
+                f"{name}: there {ours:.2f} ms (PyTorch {theirs:.2f}), back {our_back:.2f} "
+                f"({their_back:.2f}), {peaks['cyx']:.0f} MiB ({peaks['torch']:.0f}); {ratio:.2f} x as fast"
+            )
+    save(args.save, {"attention": rows})
 
 
 if __name__ == "__main__":

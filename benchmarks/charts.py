@@ -163,6 +163,9 @@ def _gpu(found: Any) -> Iterable[Chart]:
 
 
 CHARTS: dict[str, Callable[[Any], Iterable[Chart]]] = {
+    "attention": lambda found: [
+        Chart("attention, there and back", "× PyTorch's speed", _columns(found["attention"], "times"))
+    ],
     "bits": _bits,
     "control": _control,
     "eager": lambda found: [Chart("small operations", "ns (less is better)", _turned(found["ns"]))],
