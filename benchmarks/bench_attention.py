@@ -10,6 +10,7 @@ grows with the length and not with its square.
 """
 
 import argparse
+import importlib.util
 import re
 import statistics
 import subprocess
@@ -23,11 +24,11 @@ import numpy as np
 
 import cyxcore as cx
 from benchmarks.figures import add_save, save
+from benchmarks.threads import REST_S, add_threads
 from cyxcore import functional as F
 from cyxcore.kernels import cpu
 
 HEADS, FEATURES = 4, 64
-REST_S = 0.02  # PyTorch's threads look out for work for about 10 ms
 Times = tuple[float, float]
 
 
@@ -127,16 +128,18 @@ def own_peak_mib(who: str, case: Case, threads: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="3 rounds, and nothing longer than 512")
-    parser.add_argument("--threads", default="1,2")
+    add_threads(parser)
     add_save(parser)
     parser.add_argument("--peak", nargs=4, metavar=("WHO", "BATCH", "LENGTH", "CAUSAL"), help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if importlib.util.find_spec("torch") is None:
+        parser.error("PyTorch, beside which it measures, is missing: pip install torch")
     if args.peak:
         who, batch, length, causal = args.peak
-        print(own_peak_mib(who, Case(int(batch), int(length), causal == "True"), int(args.threads)))
+        print(own_peak_mib(who, Case(int(batch), int(length), causal == "True"), *args.threads))
         return
     rows: dict[str, dict[str, Any]] = {}
-    for threads in map(int, args.threads.split(",")):
+    for threads in args.threads:
         for case in CASES:
             if args.quick and case.length > 512:
                 continue

@@ -16,6 +16,7 @@ from cyxcore.order import schedule
 from cyxcore.passes import optimise
 from cyxcore.plan import Plan
 from cyxcore.symbols import Builder
+from tests.core.test_bands import assert_each_call_comes_once_and_after_those_it_reads
 
 TERMS, VALUES, STACK = 7, 9, (2, 3)
 SIZES = [(64, 64), (67, 67), (61, 83), (96, 70), (127, 64)]
@@ -119,13 +120,7 @@ def test_classes_whose_bits_depend_on_the_size_of_a_product_make_matrices_whole(
 
 def test_every_call_comes_once_and_after_those_it_reads() -> None:
     graph = layers(2)
-    decided = schedule(graph, in_bands=True, exact=True)
-    done: set[int] = set()
-    for place in decided.order:
-        sources = {decided.alias.get(i, i) for i in graph.nodes[place].inputs}
-        assert all(source in done for source in sources if source in decided.order)
-        done.add(place)
-    assert sorted(decided.order) == sorted(schedule(graph).order)
+    assert_each_call_comes_once_and_after_those_it_reads(graph, schedule(graph, in_bands=True, exact=True))
 
 
 def layers(count: int, rows: int = 64, width: int = 12, heads: int = 2) -> Graph:
