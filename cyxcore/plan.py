@@ -32,7 +32,7 @@ from cyxcore.order import Schedule, schedule
 from cyxcore.passes import copied_before_updates, cut_products, optimise, turn_once
 from cyxcore.placement import Slot, made_where_kept, place_arrays
 from cyxcore.recompute import recompute, recompute_in_bands
-from cyxcore.rowblocks import for_blocks
+from cyxcore.rowblocks import for_blocks, with_shared_masks
 
 Array = Any  # numpy.ndarray, or cupy.ndarray on a device with its own memory
 
@@ -80,6 +80,10 @@ class Plan:
         decided = schedule(graph, *how)
         in_stretches = decided.stretch_of(with_sums=False)
         shorter = recompute_in_bands(graph, decided.order, decided.alias, in_stretches, decided.shared(graph.infer(1)))
+        if shorter is not graph:
+            self.graph = graph = shorter
+            decided = schedule(graph, *how)
+        shorter = with_shared_masks(graph, decided.stretches)
         if shorter is not graph:
             self.graph = graph = shorter
             decided = schedule(graph, *how)

@@ -18,6 +18,7 @@ from cyxcore.dtype import item_bytes
 from cyxcore.graph import Graph, Inferred, Node
 from cyxcore.infer import Shape
 from cyxcore.ops import OPS
+from cyxcore.passes import dead_code
 
 LEAST_BYTES = 4 * 1024 * 1024  # of the weights of one matrix: fewer are made whole in the cache
 BLOCK_BYTES = 1024 * 1024  # of weights in a block
@@ -158,7 +159,7 @@ def _split(
         pieces += [
             [*plain, *before],
             Stretch(
-                _masks_first(graph, taken, alias),
+                _before_readers(graph, _masks_first(graph, taken, alias), alias, readers),
                 {place: left[place].cut for place in taken},
                 blocks.bands,
                 frozenset(place for place in taken if left[place].adds),
@@ -179,6 +180,43 @@ def _masks_first(graph: Graph, taken: Sequence[int], alias: Mapping[int, int]) -
             waiting.discard(place)
             masks.append(place)
     return masks + [place for place in taken if place in waiting]
+
+
+def _before_readers(
+    graph: Graph, calls: Sequence[int], alias: Mapping[int, int], readers: Mapping[int, Sequence[int]]
+) -> list[int]:
+    """Calls with each product right before what alone reads it: a kernel can make both at once, and it needs memory for
+    a shorter time.
+    """
+    held: dict[int, list[int]] = {}
+    inside = set(calls)
+    for place in calls:
+        reading = set(readers.get(place, ()))
+        if graph.nodes[place].op == "matmul" and len(reading) == 1 and reading <= inside:
+            held.setdefault(reading.pop(), []).append(place)
+    moved = {place for products in held.values() for place in products}
+
+    def with_products(place: int) -> list[int]:
+        return [*(each for product in held.get(place, ()) for each in with_products(product)), place]
+
+    return [each for place in calls if place not in moved for each in with_products(place)]
+
+
+def with_shared_masks(graph: Graph, stretches: Collection[Stretch]) -> Graph:
+    """The graph in which calls of one stretch read one mask where for_blocks() gave each its own; the same graph where
+    there are none.
+    """
+    new = list(range(len(graph.nodes)))
+    for stretch in stretches:
+        known: dict[tuple[str, tuple[int, ...]], int] = {}
+        for place in sorted(stretch.places) if stretch.blocks else ():
+            node = graph.nodes[place]
+            if node.op in MASKS:
+                new[place] = known.setdefault((node.op, tuple([new[i] for i in node.inputs])), place)
+    if new == list(range(len(new))):
+        return graph
+    nodes = [Node(node.op, tuple([new[i] for i in node.inputs]), node.attrs, node.layer) for node in graph.nodes]
+    return dead_code(Graph(nodes, graph.outputs, graph.updates, graph.infer(1)))
 
 
 def _gather(

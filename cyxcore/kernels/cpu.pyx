@@ -168,6 +168,7 @@ cdef extern from "cyx.h" nogil:
     int cyx_adds_sum(const cyx_call *calls)
     int cyx_adds_before_relu(const cyx_call *calls)
     int cyx_masks_product(const cyx_call *calls)
+    int cyx_masks_softmax_grad(const cyx_call *calls)
     int cyx_calls_mask_gradient(const cyx_call *calls)
     int cyx_reads_rows(const cyx_call *joined, const cyx_call *call)
     int cyx_is_adam(const cyx_call *calls, int64_t count)
@@ -701,6 +702,8 @@ cdef class Program:
                     end = first + 3
                 while self._adds_on(first, end, last_read, low, high):
                     end += 2
+            elif self._masks_softmax_grad(first, last_read, low, high):
+                end = first + 3
             elif self._masks_gradient(first, last_read, low, high):
                 end = first + 4
             elif self._readers_end(first, last_read, low, high) > end:
@@ -768,6 +771,18 @@ cdef class Program:
             if (place >= end and place in self._edges) or self._is_elided(place, behind, last_read, low, high):
                 return False
         return True
+
+    cdef bint _masks_softmax_grad(self, int64_t first, list last_read, size_t low, size_t high):
+        """Whether three calls from `first` on can be made as one: what a mask leaves of softmax's gradient."""
+        cdef int64_t place
+        if first + 3 > self._count:
+            return False
+        for place in range(first, first + 2):
+            if place + 1 in self._edges or last_read[place] != place + 1:
+                return False
+            if not low <= <size_t>self._calls[place].out.data < high:
+                return False
+        return cyx_masks_softmax_grad(&self._calls[first])
 
     cdef bint _masks_gradient(self, int64_t first, list last_read, size_t low, size_t high):
         """Whether four calls from `first` on can be made as one masked gradient, and nobody else reads the first three. Not

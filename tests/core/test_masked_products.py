@@ -57,6 +57,65 @@ def test_scores_and_their_mask_are_made_together(isa: str, dtype: str, m: int, n
         check(a, np.ascontiguousarray(b[:, :1]), mask[None, None], False)  # heads that share their keys
 
 
+def masked_gradient(a: Array, b: Array, weights: Array, mask: Array, fused: bool = True) -> Array:
+    """where(mask, the gradient of softmax from a bᵀ, 0), made at once or call by call."""
+    shape = weights.shape
+    scratch = np.full((2, *shape), 77, a.dtype)
+    out, number = np.full(shape, 55, a.dtype), np.zeros((), a.dtype)
+    program = cpu.Program()
+    program.add("matmul", scratch[0], [a, b], {"transpose_a": False, "transpose_b": True})
+    program.add("softmax_grad", scratch[1], [scratch[0], weights], {"axis": len(shape) - 1})
+    program.add("where", out, [mask, scratch[1], number], {})
+    assert not fused or program.fuse(scratch) == [(0, [False, False, True])]
+    program.run()
+    assert (scratch[1] == 77).all() == fused
+    return out
+
+
+def weights_of(shape: tuple[int, ...], mask: Array, dtype: str) -> Array:
+    scores = np.where(mask, np.random.default_rng(3).normal(size=shape), NEVER).astype(dtype)
+    weights = np.empty_like(scores)
+    cpu.call("softmax", weights, [scores], {"axis": len(shape) - 1})
+    return weights
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("m", "n", "k"), [(32, 32, 1), (128, 128, 32), (50, 77, 20), (90, 200, 64)])
+def test_the_gradient_of_softmax_and_its_mask_are_made_together(isa: str, dtype: str, m: int, n: int, k: int) -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(2, 2, m, k)).astype(dtype), rng.normal(size=(2, 2, n, k)).astype(dtype)
+    a[0, 1, 4] = 0  # a gradient that is nowhere
+    for mask in masks(m, n):
+        weights = weights_of((2, 2, m, n), mask, dtype)  # those of rows that see nothing are nowhere zero
+        assert same_bits(masked_gradient(a, b, weights, mask), masked_gradient(a, b, weights, mask, fused=False))
+
+
+@pytest.mark.parametrize("number", [np.inf, -np.inf, np.nan, 3e38, -3e38, 1e18])
+@pytest.mark.parametrize("of_keys", [False, True])
+def test_a_hidden_number_that_a_product_may_not_hold_is_not_left_out(isa: str, number: float, of_keys: bool) -> None:
+    rng = np.random.default_rng(0)
+    a, b = (rng.normal(size=(2, 2, 96, 16)).astype(np.float32) for _ in range(2))
+    if of_keys:
+        b[:, :, 90, 3] = number
+    else:
+        a[:, :, 5, 3] = number
+    mask = np.tri(96, dtype=np.bool_)
+    weights = weights_of((2, 2, 96, 96), mask, "float32")
+    # A zero weight times what is no number makes NaN of all of its row.
+    assert same_bits(masked_gradient(a, b, weights, mask), masked_gradient(a, b, weights, mask, fused=False))
+
+
+def test_a_sum_of_zeros_has_the_sign_that_the_hidden_ones_give_it(isa: str) -> None:
+    tiny = np.float32(1e-45)
+    a, b = np.full((2, 2, 64, 1), -tiny), np.full((2, 2, 64, 1), tiny)
+    b[:, :, 40:] = -tiny  # there the products come to +0 instead of -0
+    mask = np.tri(64, dtype=np.bool_)
+    weights = weights_of((2, 2, 64, 64), mask, "float32")
+    expected = masked_gradient(a, b, weights, mask, fused=False)
+    assert same_bits(masked_gradient(a, b, weights, mask), expected)
+    assert np.signbit(masked_gradient(a, -b, weights, mask)).any() or np.signbit(expected).any()
+
+
 @pytest.mark.parametrize("threads", [1, 3])
 def test_threads_share_the_products(threads: int) -> None:
     cpu.set_num_threads(threads)

@@ -93,6 +93,16 @@ def test_no_matrix_of_weights_is_there_whole(kind: str) -> None:
     assert plan.arena_bytes < per_position + one_matrix < heads * one_matrix
 
 
+@pytest.mark.parametrize("kind", ["causal", "batch, causal"])
+def test_calls_of_one_stretch_share_their_masks(kind: str) -> None:
+    plan = Plan(attention(kind, 64, 64), device="cpu")
+    nodes = plan.graph.nodes
+    for stretch in schedule(plan.graph, in_bands=True, exact=True).stretches:
+        masks = [(nodes[i].op, nodes[i].inputs) for i in stretch.places if nodes[i].op in rowblocks.MASKS]
+        assert masks
+        assert len(set(masks)) == len(masks)
+
+
 def test_a_shorter_last_block_adds_to_the_gradients_of_the_others() -> None:
     graph = attention("plain", 67, 64)
     (blocks,) = blocks_of(Plan(graph, device="cpu").graph)

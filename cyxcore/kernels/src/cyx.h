@@ -203,6 +203,7 @@ int cyx_adds_to_product(const cyx_call *calls); /* whether two calls can be made
 int cyx_adds_sum(const cyx_call *calls);        /* the same of a sum over rows that is added in place */
 int cyx_adds_before_relu(const cyx_call *calls); /* the same of three, the last one ReLU of the sum */
 int cyx_masks_product(const cyx_call *calls);   /* the same of a stack of products and what a mask leaves of it */
+int cyx_masks_softmax_grad(const cyx_call *calls); /* and of three: with softmax's gradient between these */
 int cyx_is_adam(const cyx_call *calls, int64_t count); /* whether a group is that of three calls for each parameter */
 /* Whether four calls are a gradient that comes to a ReLU, and what its mask leaves of that, and a kernel makes them at once. */
 int cyx_masks_gradient(const cyx_call *calls, const cyx_table table);

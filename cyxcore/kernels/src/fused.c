@@ -43,24 +43,38 @@ int cyx_adds_before_relu(const cyx_call *calls) {
     return !overlap(out, &product->in[0]) && !overlap(out, &product->in[1]) && !overlap(out, other);
 }
 
-/* A stack of products and where(mask, it, a number): masked.inl. */
-int cyx_masks_product(const cyx_call *calls) {
-    const cyx_call *product = calls, *masked = calls + 1;
-    const cyx_array *mask = &masked->in[0], *made = &product->out, *out = &masked->out;
+/* Whether where(mask, made, a number) behind a stack of products, or what becomes of them, can be made with them: masked.inl. */
+static int can_mask(const cyx_call *product, const cyx_array *made, const cyx_call *masked) {
+    const cyx_array *mask = &masked->in[0], *out = &masked->out, *stack = &product->out;
     if (product->op != CYX_OP_matmul || masked->op != CYX_OP_where || product->dtype != masked->dtype) return 0;
     if ((product->dtype != CYX_F32 && product->dtype != CYX_F64) || product->terms || product->ints[0]) return 0;
-    if (masked->in[1].data != made->data || masked->in[1].size != made->size || out->size != made->size) return 0;
+    if (masked->in[1].data != made->data || masked->in[1].size != made->size || out->size != stack->size) return 0;
     int in_blocks = product->blocks > 0; /* of rows: each call makes one */
-    if (made->ndim < 3 - in_blocks || out->ndim != made->ndim || product->in[0].ndim < 2 || product->in[1].ndim < 2) return 0;
-    int64_t m = made->shape[made->ndim - 2], n = made->shape[made->ndim - 1];
+    if (stack->ndim < 3 - in_blocks || out->ndim != stack->ndim || product->in[0].ndim < 2 || product->in[1].ndim < 2) return 0;
+    int64_t m = stack->shape[stack->ndim - 2], n = stack->shape[stack->ndim - 1];
     if (m < CYX_LEAST_MASKED || n < CYX_LEAST_MASKED || m > CYX_MOST_MASKED) return 0;
-    if (!in_blocks && (n > CYX_MOST_MASKED || made->size < 4 * m * n)) return 0; /* threads take whole ones */
+    if (!in_blocks && (n > CYX_MOST_MASKED || stack->size < 4 * m * n)) return 0; /* threads take whole ones */
     if (!product->in[0].shape[product->in[0].ndim - 1]) return 0;
     if (mask->dtype != CYX_BOOL || mask->ndim < 2 || mask->size != m * n || masked->in[2].size != 1) return 0;
     if (mask->shape[mask->ndim - 2] != m || masked->in[2].data == made->data) return 0;
     for (int i = 0; i < 3; i++)
         if (i != 1 && overlap(out, &masked->in[i])) return 0;
     return !overlap(out, &product->in[0]) && !overlap(out, &product->in[1]);
+}
+
+int cyx_masks_product(const cyx_call *calls) { return can_mask(calls, &calls->out, calls + 1); }
+
+/* Rows are finished before they are written over. */
+static int row_by_row(const cyx_array *a, const cyx_array *b) { return a->data == b->data || !overlap(a, b); }
+
+int cyx_masks_softmax_grad(const cyx_call *calls) {
+    const cyx_call *product = calls, *back = calls + 1, *masked = calls + 2;
+    if (back->op != CYX_OP_softmax_grad || product->op != CYX_OP_matmul || product->dtype != back->dtype || !product->ints[1]) return 0;
+    const cyx_array *made = &product->out, *weights = &back->in[1];
+    if (back->in[0].data != made->data || weights->data == made->data || back->out.size != made->size) return 0;
+    if (weights->size != made->size || back->in[0].ndim != made->ndim || back->ints[0] != made->ndim - 1) return 0;
+    return can_mask(product, &back->out, masked) && row_by_row(&masked->out, made) && row_by_row(&masked->out, weights) &&
+           !overlap(made, weights) && !overlap(made, &masked->in[0]);
 }
 
 static int makes_masked(const cyx_call *call) {

@@ -805,11 +805,12 @@ static cyx_status NAME(add_products)(const cyx_call *calls, int64_t m, int64_t n
     return many.no_memory ? CYX_NO_MEMORY : CYX_OK;
 }
 
-static cyx_status NAME(masked_product)(const cyx_call *call); /* masked.inl */
+static cyx_status NAME(masked_product)(const cyx_call *call, const cyx_call *masked); /* masked.inl */
 
 /* ints: transpose_a, transpose_b */
 static cyx_status NAME(matmul)(const cyx_call *call) {
-    if (!cyx_asked && call->group == 2 && call[1].op == CYX_OP_where) return NAME(masked_product)(call);
+    const cyx_call *last = call->group > 1 ? call + call->group - 1 : NULL;
+    if (!cyx_asked && last && last->op == CYX_OP_where) return NAME(masked_product)(call, last);
     const cyx_array *a = &call->in[0], *b = &call->in[1], *out = &call->out;
     int64_t m = out->shape[out->ndim - 2], n = out->shape[out->ndim - 1];
     int64_t k = a->shape[a->ndim - (call->ints[0] ? 2 : 1)];

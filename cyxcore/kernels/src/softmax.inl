@@ -335,22 +335,30 @@ static cyx_status NAME(run_softmax)(const cyx_call *call, void (*row)(T *, const
     return rows.no_memory ? CYX_NO_MEMORY : CYX_OK;
 }
 
+/* The sum of g y of a row of n numbers, of which the first `count` are added: the bits of all, but perhaps for the sign of a
+ * zero, where the others come to zeros. */
+static T NAME(sum_products)(const T *g, const T *y, int64_t n, int64_t count) {
+    T products[RUN_BLOCK], tree[TREE_DEPTH];
+    int height = 0;
+    for (int64_t first = 0, blocks = 0; first < count; first += RUN_BLOCK, blocks++) {
+        int64_t left = count - first < RUN_BLOCK ? count - first : RUN_BLOCK;
+        for (int64_t i = 0; i < left; i += VN)
+            NAME(put_part)(products + i, NAME(part)(g + first + i, left - i, 0) * NAME(part)(y + first + i, left - i, 0), left - i);
+        T sum = n <= FEW_TERMS ? NAME(sum_block16)(products, left) : NAME(sum_block64)(products, left);
+        height = NAME(sum_push)(tree, height, blocks, sum);
+    }
+    return height ? NAME(sum_finish)(tree, height) : 0;
+}
+
+static void NAME(less_share)(T *out, const T *g, const T *y, T sum, int64_t n) {
+    for (int64_t i = 0; i < n; i += VN)
+        NAME(put_part)(out + i, NAME(part)(y + i, n - i, 0) * (NAME(part)(g + i, n - i, 0) - sum), n - i);
+}
+
 /* The gradient of softmax y from that of its result, y (g - the sum of g y), and of log_softmax, g - e**y (the sum of g): as
  * the operations one by one make it. */
 static void NAME(softmax_grad_row)(T *out, const T *g, const T *y, int64_t n) {
-    T products[RUN_BLOCK], tree[TREE_DEPTH];
-    int height = 0;
-    for (int64_t first = 0, blocks = 0; first < n; first += RUN_BLOCK, blocks++) {
-        int64_t count = n - first < RUN_BLOCK ? n - first : RUN_BLOCK;
-        for (int64_t i = 0; i < count; i += VN)
-            NAME(put_part)(products + i, NAME(part)(g + first + i, count - i, 0) * NAME(part)(y + first + i, count - i, 0),
-                           count - i);
-        T sum = n <= FEW_TERMS ? NAME(sum_block16)(products, count) : NAME(sum_block64)(products, count);
-        height = NAME(sum_push)(tree, height, blocks, sum);
-    }
-    T sum = NAME(sum_finish)(tree, height);
-    for (int64_t i = 0; i < n; i += VN)
-        NAME(put_part)(out + i, NAME(part)(y + i, n - i, 0) * (NAME(part)(g + i, n - i, 0) - sum), n - i);
+    NAME(less_share)(out, g, y, NAME(sum_products)(g, y, n, n), n);
 }
 
 static void NAME(log_softmax_grad_row)(T *out, const T *g, const T *y, int64_t n) {
