@@ -17,7 +17,7 @@ from cyxcore.eager import Tensor, copy_of
 from cyxcore.errors import GraphError
 from cyxcore.forks import renew_in_children
 from cyxcore.graph import Graph
-from cyxcore.held import Repeating, kinds, refill, repeat
+from cyxcore.held import Repeating, is_recording, kinds, refill, repeat, wrote
 from cyxcore.keys import drawing_again
 from cyxcore.nn.module import Module
 from cyxcore.objectives import evaluation_graph
@@ -36,8 +36,8 @@ from cyxcore.steps import (
     look_for_symbols,
     with_values,
 )
-from cyxcore.surroundings import Surroundings
-from cyxcore.symbols import Builder
+from cyxcore.surroundings import Assigned, StateFound, Surroundings
+from cyxcore.symbols import Builder, Symbol
 from cyxcore.tracing import results_of, symbolic
 
 _EVALUATING: Any = 0  # the mode of modules while a function is traced: another one than False, which it may set itself
@@ -49,8 +49,22 @@ class _Traced(NamedTuple):
     fed: list[Any]  # for each argument what the plan reads
     draws: Draws
     modes: list[tuple[Module, bool]]  # in which the function puts parts of modules
+    written: list[Tensor]  # buffers and tensors from outside that the plan writes in place
+    assigned: Assigned  # of the last outputs
     kept: list[Any]
     repeat: Any  # None where a call does more than a Repeat
+
+
+class _Followed(NamedTuple):
+    """What a function did on symbols."""
+
+    builder: Builder
+    graph: Graph
+    rebuild: Callable[[Any], Any]
+    held: dict[str, Any]  # the arrays that it reads by the names of the graph's parameters
+    modes: list[tuple[Module, bool]]
+    written: list[Tensor]
+    assigned: Assigned
 
 
 class Compiled(Repeating):
@@ -66,11 +80,10 @@ class Compiled(Repeating):
     def __init__(
         self,
         function: "Module | Callable[..., Any]",
-        around: Surroundings | None,
+        around: Surroundings,
         device: str | None = None,
         numerics: str | None = None,
     ) -> None:
-        """around: what the function reads besides its arguments; None for a module, which has its own."""
         self.function = self.__wrapped__ = function  # by which a function that is compiled around this finds modules
         self.device = device
         self.numerics = None if numerics is None else precision.check_name(numerics)
@@ -78,11 +91,8 @@ class Compiled(Repeating):
         self._seen = Seen()
         self._begin(around)
 
-    def _begin(self, around: Surroundings | None) -> None:
-        self.around = around
-        self.modules: list[Module] = [self.function] if isinstance(self.function, Module) else []
-        if around is not None:
-            self.modules = around.modules
+    def _begin(self, around: Surroundings) -> None:
+        self.around, self.modules = around, around.modules
         self._plans, self._bound = Plans(), Bound(self.modules)
 
     def __getattr__(self, name: str) -> Any:
@@ -92,57 +102,55 @@ class Compiled(Repeating):
             return getattr(function, name)
         raise AttributeError(f"a compiled function has no {name!r}")
 
-    def _follow(
-        self, inputs: list[Tensor], given: Given, device: str, before: Before | None = None
-    ) -> tuple[Builder, Graph, Callable[[Any], Any], dict[str, Any], list[tuple[Module, bool]]]:
-        """The function on symbols, the arrays that it reads and the modes it sets. before: what it must do again."""
+    def _follow(self, inputs: list[Tensor], given: Given, device: str, before: Before | None = None) -> "_Followed":
+        """The function on symbols. before: what it must do again."""
         self._seen.forget()  # what the function reads may be known otherwise afterwards
         builder = Builder(merging=False, travels=device in devices.OWN_MEMORY)
-        builder.device, builder.before = device, None if before is None else before.compare
+        builder.device, builder.recording_outside = device, is_recording
+        builder.before = None if before is None else before.compare
         symbols = [builder.input(str(place), x.shape, x.dtype) for place, x in enumerate(inputs)]
-        state: dict[str, Any] = {}
         with ExitStack() as stack:
+            known: dict[int, Symbol] = {}
             for place, module in enumerate(self.modules):
-                stack.enter_context(symbolic(module, builder, f"{place}.", mode=_EVALUATING))
-            if self.around is not None:
-                there = stack.enter_context(self.around.symbolic(builder, device))
-                state |= {builder.nodes[symbol.node].attrs["name"]: x._data for x, symbol in there.values()}
+                stack.enter_context(symbolic(module, builder, f"{place}.", mode=_EVALUATING, known=known))
+            state = symbols[len(symbols) - len(self.around.state()[0]) :]
+            inside = stack.enter_context(self.around.symbolic(builder, device, known, state))
             stack.enter_context(drawing_again(partial(in_a_graph, builder)))
             options = self._bound.options()
             args, named = with_others(given, symbols, self.fixed)
             result = self.function(*args, **named)
             self._bound.check_unchanged(options)
             modes = [(part, bool(part.training)) for part in self._bound.parts if part.training is not _EVALUATING]
-        for place, module in enumerate(self.modules):
-            state |= {f"{place}.{name}": array for name, array in module.arrays().items()}
         outputs, rebuild = results_of(result, "function to return tensors computed from its arguments")
-        graph, builder.ended = builder.graph(*outputs), True
-        return builder, graph, rebuild, state, modes
+        values, assigned = inside.outputs(builder)
+        graph, builder.ended = builder.graph(*outputs, *values), True
+        read = [*known.values(), *[symbol for _, symbol in inside.known.values()]]
+        held = {builder.nodes[symbol.home].attrs["name"]: symbol.tensor._data for symbol in read}
+        written = [symbol.tensor for symbol in read if symbol.home in builder.updates]
+        return _Followed(builder, graph, rebuild, held, modes, written, assigned)
 
     def _compare(self, before: Before, inputs: list[Tensor], given: Given, device: str) -> None:
         """Whether a trace is what it was. Raises GraphError where it is not."""
-        if before.by_value == self._by_value():
-            _, graph, rebuild, *_ = self._follow(inputs, given, device, before)
-            before.compare_ends(graph, rebuild)
-
-    def _by_value(self) -> bool:
-        return self.around is not None and self.around.by_value
+        if before.by_value == self.around.by_value:
+            followed = self._follow(inputs, given, device, before)
+            before.compare_ends(followed.graph, followed.rebuild)
 
     def _made(self, inputs: list[Tensor], given: Given, device: str) -> tuple[_Traced, Before]:
         """A plan, and what the function did."""
-        builder, followed, rebuild, state, modes = self._follow(inputs, given, device)
+        builder, followed, rebuild, held, modes, written, assigned = self._follow(inputs, given, device)
         fed = [str(place) for place in range(len(inputs))]
         graph = evaluation_graph(followed)  # in which nothing is drawn that only training needs
         draws = [node.attrs["stream"] for node in graph.nodes if node.op == "uniform"]
-        plan = Plan(graph, state, device, resident=fed, fetch=False, numerics=self.numerics, draws=draws)
-        around = [] if self.around is None else self.around.kept()
+        plan = Plan(graph, held, device, resident=fed, fetch=False, numerics=self.numerics, draws=draws)
         arrays, drawn = [plan.inputs[name] for name in fed], draws_of(plan, builder)
         terms = precision.CLASSES[plan.numerics].terms if self.numerics is None else None
         short = None
-        if is_of_tensors(given) and not drawn and not modes:
-            short = repeat(arrays, [], [], [], [], plan.outputs, plan.program, vars(planning), rebuild, terms)
-        traced = _Traced(plan, rebuild, arrays, drawn, modes, [*self._bound.kept(), *around], short)
-        return traced, Before(followed, rebuild, len(followed.outputs), self._by_value())
+        if is_of_tensors(given) and not (drawn or modes or self.around.has_state):
+            short = repeat(arrays, [], [], [], written, plan.outputs, plan.program, vars(planning), rebuild, terms)
+        kept = [*self._bound.kept(), *self.around.kept()]
+        traced = _Traced(plan, rebuild, arrays, drawn, modes, written, assigned, kept, short)
+        results = len(followed.outputs) - assigned.tensors
+        return traced, Before(followed, rebuild, results, self.around.by_value)
 
     def _called(self, inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
         given = inputs, named
@@ -155,35 +163,39 @@ class Compiled(Repeating):
                 return self._run(tensors, form, given)
         except NumbersAsked:
             return again_with_values(self, form, inputs, named)
+        except StateFound:  # known by now
+            return self._called(inputs, named)
         except IsAPart:
             args, named = with_others(given, tensors, self.fixed)
             return self.function(*args, **named)
 
     def _look(self, watch: Any) -> tuple[Any, ...]:
         """What a plan is chosen by besides the arguments."""
-        if self.around is not None and self.around.is_outdated():
+        if self.around.is_outdated():
             around = self.around.again()
-            if around.optimizers:
+            if around.optimizers and not isinstance(self.function, Module):
                 raise GraphError(
                     "compile: the function uses an optimiser that was not there when it was compiled; compile it "
                     "after the optimiser is made"
                 )
             self._begin(around)
         look_for_symbols(self.modules, self.around)
-        key = (self._bound.key(), self.around.key() if self.around is not None else ())
+        key = (self._bound.key(), self.around.key())
         self._bound.note(watch)
-        if self.around is not None:
-            self.around.note(watch)
+        self.around.note(watch)
         watch.place(vars(devices), "_default")  # which is also the device of arrays of the host
         return key
 
     def _run(self, tensors: list[Tensor], form: Form, given: Given) -> Any:
         at = self.device or (tensors[0].device if tensors else devices.default_device())
         numerics = self.numerics or precision.current()
-        key = (at, numerics, kinds(tensors), form, self._seen.key(self._look), casting.current())
+        seen = self._seen.key(self._look)
+        state, form_of_state = self.around.state()
+        tensors = [*tensors, *state]
+        key = (at, numerics, kinds(tensors), form, form_of_state, seen, casting.current())
         recent = self._plans.recent(key)
         self._watch, self._repeat = self._seen.watch, recent.repeat if recent else None
-        plan, rebuild, fed, draws, modes, *_ = recent or self._plans.of(
+        plan, rebuild, fed, draws, modes, written, assigned, *_ = recent or self._plans.of(
             key,
             lambda: with_values(self.around, lambda: self._made(tensors, given, at), form.numbers),
             lambda before: self._compare(before, tensors, given, at),
@@ -194,8 +206,11 @@ class Compiled(Repeating):
         plan.run()
         for part, is_training in modes:
             part.training = is_training
+        wrote(written)
         results = tuple(map(copy_of, plan.outputs))
-        return rebuild(results)
+        count = len(results) - assigned.tensors
+        assigned.put(results[count:])
+        return rebuild(results[:count])
 
 
 def compile(
@@ -222,9 +237,9 @@ def compile(
         return partial(compile, device=device, numerics=numerics, disable=disable)
     if disable:
         return function
-    if isinstance(function, Module):
-        return Compiled(function, None, device, numerics)
     around = Surroundings(function)
+    if isinstance(function, Module):
+        return Compiled(function, around, device, numerics)
     if around.optimizers or around.walks_back:
         return CompiledStep(function, around, device, numerics)
     return Compiled(function, around, device, numerics)

@@ -13,6 +13,7 @@ from cyxcore import casting, matrixgradients
 from cyxcore.dtype import COMPLEX, INEXACT, is_float
 from cyxcore.elementwise import conj, real
 from cyxcore.errors import GradientError
+from cyxcore.graph import Node
 from cyxcore.ops import OWN_GRADIENT
 from cyxcore.symbols import Builder, Symbol
 from cyxcore.values import apply
@@ -195,17 +196,36 @@ def reached(builder: Builder, loss: Symbol, wanted: Sequence[Symbol]) -> list[Sy
     return totals(builder, loss, one if loss.shape == () else one.reshape(*loss.shape), wanted, {})
 
 
-def totals(
-    builder: Builder, output: Symbol, gradient: Symbol, wanted: Sequence[Symbol], so_far: Mapping[int, Symbol]
-) -> list[Symbol | None]:
-    """The gradients with respect to `wanted` for one of the output. so_far: of nodes, what theirs are added to."""
-    nodes = builder.nodes[: output.node + 1]
-    depends = {value.home for value in wanted}
+def _dependents(builder: Builder, homes: set[int], nodes: Sequence[Node]) -> set[int]:
+    """Of the nodes those whose gradients go on to one of these."""
+    depends = set(homes)
     for place, node in enumerate(nodes):
         if builder.written.get(place) in depends:
             depends.add(place)
         elif node.op not in NO_GRADIENT and any(source in depends for source in node.inputs):
             depends.add(place)
+    return depends
+
+
+def check_ends_here(builder: Builder, name: str, before: Symbol, value: Symbol) -> None:
+    """Of state that a compiled step assigns: what it was before, and is afterwards.
+
+    Raises GradientError where a tensor would hand gradients on from each step to those before it.
+    """
+    if value.requires_grad and not builder.walked.isdisjoint(_dependents(builder, {before.home}, builder.nodes)):
+        raise GradientError(
+            f"compile: the step assigns {name!r} a value that has a gradient, and computes its loss with what the step "
+            "before it assigned: of that nothing is kept to go back through; assign value.detach()"
+        )
+
+
+def totals(
+    builder: Builder, output: Symbol, gradient: Symbol, wanted: Sequence[Symbol], so_far: Mapping[int, Symbol]
+) -> list[Symbol | None]:
+    """The gradients with respect to `wanted` for one of the output. so_far: of nodes, what theirs are added to."""
+    nodes = builder.nodes[: output.node + 1]
+    builder.walked.add(output.node)
+    depends = _dependents(builder, {value.home for value in wanted}, nodes)
     sums: dict[int, Sum] = {place: Sum() for place in (*so_far, output.node)}
     for place, own in (*so_far.items(), (output.node, gradient)):
         sums[place].add(own)

@@ -1,6 +1,7 @@
 """The losses of a training step, and the whole step as a graph."""
 
 from collections.abc import Callable
+from itertools import chain
 from typing import Any, NamedTuple
 
 from cyxcore import functional as F
@@ -153,11 +154,16 @@ def evaluation_step(model: Graph, batch_size: int, loss: str | None) -> Graph:
 
 
 def evaluation_graph(graph: Graph) -> Graph:
-    """A graph at one batch size in inference mode: by_mode nodes resolved, updates gone."""
+    """A graph at one batch size in inference mode: by_mode nodes resolved, with the updates that it makes."""
     builder = Builder(travels=False)
     inputs = {
         node.attrs["name"]: builder.input(node.attrs["name"], node.attrs["shape"], node.attrs["dtype"])
         for node in graph.nodes
         if node.op == "input"
     }
-    return builder.graph(*builder.embed(graph, inputs, training=False))
+    ends = [*graph.outputs, *chain.from_iterable(graph.updates)]
+    whole = builder.embed(Graph(graph.nodes, ends), inputs, training=False)
+    outputs, rest = whole[: len(graph.outputs)], iter(whole[len(graph.outputs) :])
+    for target, value in zip(rest, rest, strict=True):
+        builder.update(target, value)
+    return builder.graph(*outputs)

@@ -45,7 +45,7 @@ from cyxcore.nn.module import Module
 from cyxcore.optimizer import NO_OPTIONS, Optimizer, State
 from cyxcore.plan import Plan
 from cyxcore.retracing import Before
-from cyxcore.surroundings import NUMBERS, Surroundings, assigned, codes, is_option, is_ours
+from cyxcore.surroundings import NUMBERS, Assigned, StateFound, Surroundings, assigned, codes, is_option, is_ours
 from cyxcore.symbols import Builder, Symbol, ValueNeeded
 from cyxcore.tracing import results_of, symbolic
 
@@ -75,7 +75,7 @@ def _is_computed_with(classes: tuple[type, ...], name: str) -> bool:
     return False
 
 
-def with_values(around: Surroundings | None, trace: Callable[[], Made], numbers: Collection[type] = ()) -> Made:
+def with_values(around: Surroundings, trace: Callable[[], Made], numbers: Collection[type] = ()) -> Made:
     """What a trace gives; where it asks for numbers of tensors around the function, these are constants.
 
     numbers: of which kinds there are some among the arguments that are read in each call. Raises NumbersAsked where
@@ -84,10 +84,10 @@ def with_values(around: Surroundings | None, trace: Callable[[], Made], numbers:
     if numbers:
         try:
             return with_values(around, trace)
+        except StateFound:
+            raise
         except Exception as error:  # of a wrong step too: then the values do not help, and the next error is the one
             raise NumbersAsked from error
-    if around is None:
-        return trace()
     if not around.by_value:
         try:
             return trace()
@@ -309,6 +309,7 @@ class _Traced(NamedTuple):
     gradients: "Gradients"
     modes: list[tuple[Module, bool]]  # in which the function leaves parts of modules, where it changes them
     trained: list[tuple[Tensor, bool]]  # whether it leaves parameters trained, where it sets that
+    assigned: Assigned  # of the outputs those before the gradients
     kept: list[Any]
     repeat: Any  # None where a call does more than a Repeat
 
@@ -318,10 +319,10 @@ def is_of_tensors(given: Given) -> bool:
     return not given[1] and _ONLY_TENSORS.issuperset(map(type, given[0]))
 
 
-def look_for_symbols(modules: list[Module], around: Surroundings | None) -> None:
+def look_for_symbols(modules: list[Module], around: Surroundings) -> None:
     """Raises IsAPart where something is compiled around a function of these."""
     held = (x for part in modules for x in (*part.parameters(), *part.buffers()))
-    if any(isinstance(x, Symbol) for x in held) or (around is not None and around.holds_symbols()):
+    if any(isinstance(x, Symbol) for x in held) or around.holds_symbols():
         raise IsAPart
 
 
@@ -371,6 +372,8 @@ class CompiledStep(Repeating):
             return self.function(*inputs, **named)
         except NumbersAsked:
             return again_with_values(self, form, inputs, named)
+        except StateFound:  # known by now
+            return self._called(inputs, named)
 
     def _look(self, watch: Any) -> tuple[str, tuple[Any, ...]]:
         """The device of the plan, and what else it is chosen by."""
@@ -404,12 +407,15 @@ class CompiledStep(Repeating):
     def _step(self, tensors: list[Tensor], form: Form, given: Given) -> Any:
         """tensors and form: of the arguments that were given; NO_FORM: they are tensors, one by one."""
         device, own = self._seen.key(self._look)
+        state, form_of_state = self.around.state()
+        tensors = [*tensors, *state]
         key = (
             device,
             self.numerics or precision.current(),
             is_recording(),
             kinds(tensors),
             form,
+            form_of_state,
             own,
             casting.current(),
         )
@@ -452,7 +458,8 @@ class CompiledStep(Repeating):
             optimizer.call_step_hooks("after_step")
         results = tuple(map(copy_of, plan.outputs[: len(plan.outputs) - len(traced.left_out)]))
         results = traced.gradients.taken(results)
-        return traced.rebuild(results)
+        traced.assigned.put(results[len(results) - traced.assigned.tensors :])
+        return traced.rebuild(results[: len(results) - traced.assigned.tensors])
 
     def _compare(self, before: Before, inputs: list[Tensor], given: Given, device: str) -> None:
         """Whether a trace is what it was. Raises GraphError where it is not."""
@@ -474,8 +481,9 @@ class CompiledStep(Repeating):
             tensors = {id(t): t for module in self.modules for t in (*module.parameters(), *_buffers(module))}
             for place, module in enumerate(self.modules):
                 stack.enter_context(symbolic(module, builder, f"{place}.", both_modes=False, known=known))
-            there = stack.enter_context(self.around.symbolic(builder, device, known))
-            for identity, (tensor, symbol) in there.items():
+            state = arguments[len(arguments) - len(self.around.state()[0]) :]
+            inside = stack.enter_context(self.around.symbolic(builder, device, known, state))
+            for identity, (tensor, symbol) in inside.known.items():
                 tensors.setdefault(identity, tensor)
                 known.setdefault(identity, symbol)
             for p in chain.from_iterable([optimizer.parameters for optimizer in self.optimizers]):
@@ -521,18 +529,19 @@ class CompiledStep(Repeating):
             if rates != now:
                 raise _changes_rates(f", from {rates} to {now}")
         outputs, rebuild = results_of(result, "step to return tensors computed in it, such as its loss")
+        values, assigned_to = inside.outputs(builder)
         after = [home for home in builder.gradients if home in builder.added or home in builder.waiting]
         skips = [stepper.unless for stepper in steppers if stepper.unless is not None]
-        graph = builder.graph(*outputs, *[builder.gradients[home] for home in after], *skips)
+        graph = builder.graph(*outputs, *values, *[builder.gradients[home] for home in after], *skips)
         builder.ended = True
         changed = [(part, _is_training(part)) for part, was in zip(parts, modes, strict=True) if part.training != was]
         trained = [(parameters[home], wanted) for home, wanted in builder.trained.items() if home in parameters]
-        return _Followed(builder, graph, rebuild, held, steppers, parameters, after, changed, trained)
+        return _Followed(builder, graph, rebuild, held, steppers, parameters, after, changed, trained, assigned_to)
 
     def _made(self, inputs: list[Tensor], given: Given, device: str) -> tuple[_Traced, Before]:
         """A plan, and what the function did."""
         followed = self._follow(inputs, given, device)
-        builder, graph, rebuild, held, steppers, parameters, after, modes, trained = followed
+        builder, graph, rebuild, held, steppers, parameters, after, modes, trained, assigned_to = followed
         names = [_argument(place) for place in range(len(inputs))]
         plan = Plan(
             graph,
@@ -573,7 +582,8 @@ class CompiledStep(Repeating):
         late = [place is not None for _, counts, _ in scalars for place, _ in counts]
         late += [bool(missing) for _, missing in stepped]
         short = None
-        if is_of_tensors(given) and not any([momenta, drawn, modes, trained, *gradients, any(late), conditional]):
+        longer = [momenta, drawn, modes, trained, *gradients, any(late), conditional, self.around.has_state]
+        if is_of_tensors(given) and not any(longer):
             short = repeat(
                 fed,
                 [(count, vars(optimizer)) for optimizer, counts, _ in scalars for _, count in counts],
@@ -599,11 +609,12 @@ class CompiledStep(Repeating):
             gradients,
             modes,
             trained,
+            assigned_to,
             kept,
             short,
         )
         missed = [dict(optimizer.missed) for optimizer in self.optimizers]
-        return traced, Before(graph, rebuild, count - len(after), self.around.by_value, missed)
+        return traced, Before(graph, rebuild, count - len(after) - assigned_to.tensors, self.around.by_value, missed)
 
 
 class _Followed(NamedTuple):
@@ -618,6 +629,7 @@ class _Followed(NamedTuple):
     after: list[int]  # of which of them the last outputs are the gradients
     modes: list[tuple[Module, bool]]  # of parts that the function left in another one than they were in
     trained: list[tuple[Tensor, bool]]  # parameters whose requires_grad it set, and to what in the end
+    assigned: Assigned
 
 
 def _argument(place: int) -> str:

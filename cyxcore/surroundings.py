@@ -18,10 +18,10 @@ import operator
 import pickle
 import random
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import chain
-from types import BuiltinMethodType, CellType, CodeType, FunctionType, MethodType, ModuleType
+from itertools import chain, product
+from types import BuiltinMethodType, CellType, CodeType, FunctionType, MappingProxyType, MethodType, ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,9 +29,11 @@ import numpy as np
 from cyxcore.device import OWN_MEMORY
 from cyxcore.eager import Tensor
 from cyxcore.errors import GraphError
+from cyxcore.func import flat
+from cyxcore.gradients import check_ends_here
 from cyxcore.nn.module import Module
 from cyxcore.optimizer import Optimizer
-from cyxcore.symbols import CONSTANTS, Builder, Symbol
+from cyxcore.symbols import CONSTANTS, Builder, Number, Symbol
 
 Array = np.ndarray[Any, Any]
 
@@ -39,7 +41,7 @@ MOST_ITEMS = 4096  # of a list, which may be the parameters of a model; what is 
 MOST_DEPTH = 4  # of lists within lists
 MOST_BYTES = 1 << 20  # of a NumPy array that is compared before each call; a larger one holds data
 NUMBERS = (bool, int, float, str, type(None))
-GLOBAL, ATTRIBUTE = ("LOAD_GLOBAL", "LOAD_NAME"), ("LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR")
+GLOBAL, ATTRIBUTE = ("LOAD_GLOBAL", "LOAD_NAME", "STORE_GLOBAL"), ("LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR")
 HOLDERS = (list, tuple, dict, set, frozenset, collections.deque)
 GENERATORS = (np.random.Generator, np.random.RandomState, random.Random)
 _NOTHING = object()
@@ -51,15 +53,19 @@ _OPERATORS = frozenset(name for name in dir(operator) if name.startswith("__")) 
 
 
 class Place(NamedTuple):
-    """Where a value is read: a variable of an enclosing function, a name in a dict, an attribute of a class or of an
-    object with __slots__, or one of a tuple of arguments.
+    """Where a value is read: a variable of an enclosing function, a name in a dict, a number in a list, an attribute of
+    a class or of an object with __slots__, or one of a tuple of arguments.
 
     Those are the defaults of a function, or what a functools.partial has; `back` is the place from the end, below 0.
     """
 
     holder: Any
-    name: str
+    name: Any
     back: int = 0
+
+    @property
+    def key(self) -> tuple[int, Any]:
+        return id(self.holder), self.name
 
     def read(self) -> Any:
         """The value that is there now."""
@@ -70,6 +76,8 @@ class Place(NamedTuple):
             return given[self.back] if len(given) >= -self.back else _NOTHING
         if isinstance(self.holder, dict):
             return self.holder.get(self.name, _NOTHING)
+        if isinstance(self.holder, list):
+            return self.holder[self.name] if self.name < len(self.holder) else _NOTHING
         if type(self.holder) is not CellType:
             return getattr(self.holder, self.name, _NOTHING)
         try:
@@ -78,7 +86,7 @@ class Place(NamedTuple):
             return _NOTHING
 
     def write(self, value: Any) -> None:
-        if not isinstance(self.holder, (dict, CellType)) and not self.back:
+        if not isinstance(self.holder, (dict, list, CellType)) and not self.back:
             setattr(self.holder, self.name, value)
         elif self.back:
             given = list(_arguments_of(self.holder))
@@ -109,6 +117,48 @@ class Place(NamedTuple):
             watch.place(self.holder, self.name)
 
 
+class StateFound(Exception):  # noqa: N818 - no error: the function assigns tensors where it was not known to
+    pass
+
+
+class Change(NamedTuple):
+    """A place to which a function has assigned while it was traced."""
+
+    place: Place
+    was: Any
+    now: Any
+
+
+class Inside(NamedTuple):
+    """What a function sees of its surroundings while it is traced, and what it leaves there."""
+
+    known: dict[int, tuple[Tensor, Symbol]]  # by the ids of the tensors
+    assigned: list[Change]  # when it has ended
+
+    def outputs(self, builder: Builder) -> "tuple[list[Symbol], Assigned]":
+        """The values that were assigned, and what puts those of a call where they belong."""
+        outputs: list[Symbol] = []
+        puts = []
+        for place, _, now in self.assigned:
+            leaves, rebuild = flat(now)
+            outputs += [builder.lift(leaf) for leaf in leaves if isinstance(leaf, (Tensor, Symbol))]
+            leaves = [_NOTHING if isinstance(leaf, (Tensor, Symbol)) else leaf for leaf in leaves]
+            puts.append((place, leaves, flat(rebuild(leaves))[1]))  # which holds no symbols
+        return outputs, Assigned(puts, len(outputs))
+
+
+class Assigned(NamedTuple):
+    """What a function assigns outside of it in each call: to which places, what, and how it is put together."""
+
+    puts: list[tuple[Place, list[Any], Callable[[Sequence[Any]], Any]]]
+    tensors: int  # how many
+
+    def put(self, tensors: Sequence[Tensor]) -> None:
+        rest = iter(tensors)
+        for place, leaves, rebuild in self.puts:
+            place.write(rebuild([next(rest) if leaf is _NOTHING else leaf for leaf in leaves]))
+
+
 def _arguments_of(holder: Any) -> tuple[Any, ...]:
     return (holder.__defaults__ or ()) if isinstance(holder, FunctionType) else holder.args
 
@@ -126,7 +176,8 @@ class Surroundings:
         self.function, self._given = function, (modules, optimizers)
         self.by_value = False  # tensors are constants of the plan, as something asks for their numbers
         self.replaced = False  # whether any was a symbol in the last trace
-        self._places: dict[tuple[int, str], Place] = {}
+        self._places: dict[tuple[int, Any], Place] = {}
+        self._state: dict[tuple[int, Any], Place] = {}  # to which the function assigns tensors
         self._found: dict[int, Any] = {}
         self._objects: list[Any] = []
         self._empty: list[Place] = []  # attributes of modules that are None, and may be a tensor or a module one day
@@ -163,14 +214,17 @@ class Surroundings:
 
     def again(self) -> "Surroundings":
         """Of the same function, as it is now."""
-        return Surroundings(self.function, *self._given)
+        made = Surroundings(self.function, *self._given)
+        made._state = self._state
+        made._places |= self._state
+        return made
 
     def is_outdated(self) -> bool:
         """Whether a function, a module or an optimiser that was found is another one by now, or came since then.
 
         Objects in lists too, whose attributes are looked at.
         """
-        if any(place.read() is not value for place, value in self._program):
+        if any(place.read() is not value for place, value in self._program if place.key not in self._state):
             return True
         held = chain.from_iterable([_all_items(place.read()) for place in self._places.values()])
         return any(id(item) not in self._found and _has_attributes(item) for item in held)
@@ -242,7 +296,7 @@ class Surroundings:
             self._add(place)
 
     def _add(self, place: Place) -> None:
-        self._places[id(place.holder), place.name] = place
+        self._places[place.key] = place
         self._look(place.read())
 
     def _add_arguments(self, holder: Any, names: Sequence[str], by_name: dict[str, Any]) -> None:
@@ -292,10 +346,33 @@ class Surroundings:
         """Whether something is compiled around the function that reads the same tensors."""
         return any(isinstance(place.read(), Symbol) for place in self._places.values())
 
+    def state(self) -> tuple[list[Tensor], Any]:
+        """The tensors in the places to which the function assigns some, each once; and what else makes another plan.
+
+        These a plan is given in each call, as it is its arguments.
+        """
+        if not self._state:
+            return [], ()
+        held: dict[int, Tensor] = {}
+        form = [_form(place.read(), held) for place in self._state.values()]
+        return list(held.values()), (*form, *[(x.requires_grad, x._hooks is None) for x in held.values()])
+
+    @property
+    def has_state(self) -> bool:
+        """Whether the function assigns tensors to places outside of it, as far as is known."""
+        return bool(self._state)
+
     def key(self) -> tuple[Any, ...]:
-        """Equal only while everything is the same object, and every number the same, as long as kept() is."""
+        """Equal only while everything but the state is the same object, and every number the same, as long as kept()
+        is.
+        """
+        key_of = self._key_of()
+        return tuple([key_of(place.read()) for place in self._places.values() if place.key not in self._state])
+
+    def _key_of(self) -> Callable[[Any], Any]:
         is_constant = self._constants()
-        return tuple([_key_of(place.read(), is_constant) for place in self._places.values()])
+        state = {id(x): number for number, x in enumerate(self.state()[0])}
+        return lambda value: _key_of(value, is_constant, state)
 
     def _constants(self) -> Callable[[Tensor], bool]:
         """Says of which tensors the numbers are a part of a plan, instead of being read where they are."""
@@ -305,11 +382,20 @@ class Surroundings:
     def note(self, watch: Any) -> None:
         """Tell a Watch all that is_outdated() and key() look at."""
         for place, _ in self._program:
-            place.note(watch)
+            if place.key not in self._state:
+                place.note(watch)
         is_constant = self._constants()
+        state = {id(x) for x in self.state()[0]}
         for place in self._places.values():
+            if place.key in self._state:
+                continue
             place.note(watch)
-            _note_items(place.read(), watch, is_constant)
+            value = place.read()
+            _note_items(value, watch, is_constant)
+            if state and any(id(item) in state for item in (value, *_all_items(value))):
+                watch.place(
+                    None, ""
+                )  # state by another name too, which stays when the state is another tensor: looked at in each call
 
     def kept(self) -> list[Any]:
         """What key() names by its id."""
@@ -319,69 +405,109 @@ class Surroundings:
 
     @contextmanager
     def symbolic(
-        self, builder: Builder, device: str, parts: Mapping[int, Symbol] | None = None
-    ) -> Iterator[dict[int, tuple[Tensor, Symbol]]]:
-        """Within the block tensors are symbols, parameters of the graph. Yields them by the ids of the tensors.
+        self, builder: Builder, device: str, parts: Mapping[int, Symbol], state: Sequence[Symbol] = ()
+    ) -> Iterator["Inside"]:
+        """Within the block tensors are symbols, parameters of the graph.
 
-        parts: the symbols of the modules' tensors by their ids, which the function may have by other names too. Raises
-        GraphError where the function assigned to what it reads, which it would do in the first call alone.
+        parts: the symbols of the modules' tensors by their ids, which the function may have by other names too. state:
+        those of the tensors of state(). Raises GraphError where the function assigned to what it reads, which it would
+        do in the first call alone, and StateFound where that was a tensor, in a place that is not known for it yet.
         """
         self._device = device
         places = list(self._places.values())
         before = [place.read() for place in places]
-        is_constant = self._constants()
-        known: dict[int, tuple[Tensor, Symbol]] = {}
-        symbols = dict(parts or {})
+        is_constant, inside = self._constants(), Inside({}, [])
+        symbols = dict(parts)
+        for value, symbol in zip(self.state()[0], state, strict=True):
+            symbols[id(value)], symbol.tensor = symbol, value
         for value in (item for held in before for item in (held, *_all_items(held))):
             free = isinstance(value, Tensor) and id(value) not in symbols
             if free and not self.by_value and _can_be_read(value, device):
-                name = f"tensor.{len(known)}"
+                name = f"tensor.{len(inside.known)}"
                 symbol = builder.param(name, value.shape, {"kind": "zeros"}, value.requires_grad, value.dtype)
                 symbol.tensor = value
-                known[id(value)], symbols[id(value)] = (value, symbol), symbol
-        self.replaced = bool(known)
+                inside.known[id(value)], symbols[id(value)] = (value, symbol), symbol
+        self.replaced = bool(inside.known)
         there = [_with_symbols(value, symbols) for value in before]
         replaced = [
             (place, was, symbol) for place, was, symbol in zip(places, before, there, strict=True) if was is not symbol
         ]
         replaced += [(place, was, _Iterator()) for place, was in self._program if _is_iterator(was)]
         held = [_key_of(value, is_constant) for value in there]
+        contents = list(map(_contents, there))
+        tables = self._tables()
         states = self._states_of_draws()
+        changes: list[list[Change]] = []  # of each place
+        elsewhere: list[Change] = []
+        written: list[bool] = []  # of each place whether what it holds was
         try:
             for place, _, symbol in replaced:
                 place.write(symbol)
             for place, value in self._program:
                 if place.name == "id" and value is _NOTHING and "__builtins__" in place.holder:
                     place.write(_id)
-            yield known
-            after = [place.read() for place in places]
+            yield inside
         finally:
-            for place, was, _ in replaced:
+            after = [place.read() for place in places]
+            changes += [list(_changes(*row)) for row in zip(places, before, contents, after, strict=True)]
+            written += [_key_of(value, is_constant) != key for value, key in zip(there, held, strict=True)]
+            elsewhere += self._other_changes(tables)
+            for place, was, _ in (*replaced, *chain.from_iterable(changes), *elsewhere):
                 place.write(was)
             for place, value in self._program:
                 if value is _NOTHING and (made := place.read()) is not _NOTHING:
-                    place.write(_NOTHING)  # a symbol, of no use outside
+                    place.write(_NOTHING)
                     if isinstance(made, NUMBERS) and made is not None:
                         raise assigned(place.name)
-        for name, state in self._states_of_draws().items():
-            if state != states.get(name):
+        for name, kept in self._states_of_draws().items():
+            if kept != states.get(name):
                 raise GraphError(
                     f"compile: the function draws from {name}, which only its first call would do; draw with cx.rand, "
                     "cx.randn or a cx.random.Generator, or give what is drawn as an argument"
                 )
-        for place, was, symbol, value, key in zip(places, before, there, after, held, strict=True):
-            if value is symbol:  # also where what it holds was written to
-                if _key_of(symbol, is_constant) != key:
-                    raise _written(place.name)
-            elif isinstance(was, NUMBERS) and _key_of(value, is_constant) == _key_of(was, is_constant):
-                continue
-            elif isinstance(was, Tensor) and was is not symbol and not _is_read(builder, symbol):
-                del self._places[id(place.holder), place.name]  # assigned before anything reads it
-                place.write(value)
-            elif not isinstance(was, (Tensor, *NUMBERS)):
-                place.write(was)  # a list that is begun in each call, now of symbols
-            else:
+        for place, is_written, found in zip(places, written, changes, strict=True):
+            if is_written and not (found and all(map(_is_state, found))):
+                raise _written(place.name)
+            if found and found[0].place is place and not (_is_state(found[0]) or _is_dropped(found[0])):
                 raise assigned(place.name)
+        for change in elsewhere:
+            if not _is_state(change):
+                raise assigned(change.place.name)
+        inside.assigned.extend(filter(_is_state, (*chain.from_iterable(changes), *elsewhere)))
+        for place, was, now in inside.assigned:
+            for before, value in product(flat(was)[0], flat(now)[0]):
+                if isinstance(value, Symbol) and id(before) in symbols:
+                    check_ends_here(builder, place.name, symbols[id(before)], value)
+        new = {change.place.key: change.place for change in inside.assigned if change.place.key not in self._state}
+        if new:
+            self._state |= new
+            self._places |= new
+            raise StateFound
+
+    def _tables(self) -> list[tuple[dict[str, Any], dict[str, Any], Collection[str]]]:
+        """What holds attributes of objects, also those that the code does not read; what each has now, and the names of
+        buffers, which are looked at elsewhere.
+        """
+        objects = [value for value in self._objects if not isinstance(value, (ModuleType, type))]
+        tables = [(vars(value), ()) for value in objects if hasattr(value, "__dict__")]
+        tables += [(value._buffers, tuple(value._buffers)) for value in objects if isinstance(value, Module)]
+        return [(table, dict(table), known) for table, known in tables]
+
+    def _other_changes(self, tables: list[tuple[dict[str, Any], dict[str, Any], Collection[str]]]) -> list["Change"]:
+        """Assignments of symbols to what is in no place that is read, or where nothing was before."""
+        found = {}
+        for table, then, known in tables:
+            for name, value in table.items():
+                if name not in known and value is not then.get(name, _NOTHING):
+                    place = Place(table, name)
+                    found[place.key] = Change(place, then.get(name, _NOTHING), value)
+        for place, was in self._program:
+            found[place.key] = Change(place, was, place.read())
+        return [
+            change
+            for key, change in found.items()
+            if key not in self._places and change.now is not change.was and _holds_symbols(change.now)
+        ]
 
     def _states_of_draws(self) -> dict[str, Any]:
         """Of generators that are not ours, by their names; the common ones where the code says `random`."""
@@ -413,9 +539,18 @@ def is_option(value: Any) -> bool:
     return isinstance(value, NUMBERS) or type(value) is tuple and all(isinstance(item, NUMBERS) for item in value)
 
 
-def _key_of(value: Any, is_constant: Callable[[Tensor], bool], depth: int = MOST_DEPTH) -> Any:
-    """Equal only where a plan of one is a plan of the other. depth: of lists within lists."""
+def _key_of(
+    value: Any,
+    is_constant: Callable[[Tensor], bool],
+    state: Mapping[int, int] = MappingProxyType({}),
+    depth: int = MOST_DEPTH,
+) -> Any:
+    """Equal only where a plan of one is a plan of the other. state: the numbers of its tensors by their ids. depth: of
+    lists within lists.
+    """
     if isinstance(value, Tensor):
+        if id(value) in state:
+            return "state", state[id(value)]
         version = value._memory.written if is_constant(value) and value._memory is not None else 0
         return id(value), id(value._data), value.requires_grad, value.grad is None, version
     if isinstance(value, NUMBERS):
@@ -426,7 +561,88 @@ def _key_of(value: Any, is_constant: Callable[[Tensor], bool], depth: int = MOST
     if not isinstance(value, HOLDERS) or not depth:
         return id(value)
     keys = tuple(value) if isinstance(value, dict) else ()
-    return id(value), len(value), keys, *[_key_of(item, is_constant, depth - 1) for item in _items(value)]
+    items = [_key_of(item, is_constant, state, depth - 1) for item in _items(value)]
+    return id(value), len(value), keys, *items
+
+
+def _form(value: Any, held: dict[int, Tensor], depth: int = MOST_DEPTH) -> Any:
+    """What makes another plan of what is in a place of the state. held: the tensors so far, by their ids."""
+    if isinstance(value, Tensor):
+        held.setdefault(id(value), value)
+        return list(held).index(id(value))
+    if isinstance(value, NUMBERS):
+        return type(value), repr(value)
+    if not isinstance(value, HOLDERS) or not depth:
+        return type(value), id(value)
+    keys = tuple(value) if isinstance(value, dict) else ()
+    return type(value), keys, *[_form(item, held, depth - 1) for item in _items(value)]
+
+
+def _named(value: Any) -> dict[Any, Any]:
+    """The items of a list by their places, and of a dict by their names: none of one with other keys, or a long one."""
+    if isinstance(value, list):
+        return dict(enumerate(_items(value)))
+    is_named = isinstance(value, dict) and all(isinstance(key, NUMBERS) for key in value)
+    return dict(value) if is_named and len(value) <= MOST_ITEMS else {}
+
+
+class _Contents(NamedTuple):
+    """A value, and what a list or dict had, so that changes in it can be told."""
+
+    value: Any
+    items: "dict[Any, _Contents]"
+
+
+_ABSENT = _Contents(_NOTHING, {})
+
+
+def _contents(value: Any, depth: int = MOST_DEPTH) -> _Contents:
+    named = _named(value) if depth else {}
+    return _Contents(value, {name: _contents(item, depth - 1) for name, item in named.items()})
+
+
+def _changes(place: Place, was: Any, then: _Contents, now: Any) -> Iterator[Change]:
+    """What was assigned to a place, or to lists and dicts in it: of those that have lost nothing, of lists of the same
+    length.
+
+    was: what is in it outside of the trace. then: what the function saw there first.
+    """
+    if now is not then.value:
+        yield Change(place, was, now)
+        return
+    named = _named(now)
+    if not then.items.keys() <= named.keys() or isinstance(now, list) and len(now) != len(then.items):
+        return
+    for name, item in named.items():
+        inner = Place(was, name)
+        before = then.items.get(name, _ABSENT)
+        yield from _changes(inner, _NOTHING if before is _ABSENT else inner.read(), before, item)
+
+
+def _is_state(change: Change) -> bool:
+    """Whether tensors were assigned, of which a plan assigns those of each call."""
+    place, was, now = change
+    leaves = flat(now)[0]
+    is_trained = isinstance(was, Tensor) and was.requires_grad and was._op is None
+    return (
+        any(isinstance(leaf, (Tensor, Symbol)) for leaf in leaves)
+        and all(isinstance(leaf, (Tensor, Symbol, *NUMBERS)) and not isinstance(leaf, Number) for leaf in leaves)
+        and not (place.back or is_trained)
+    )
+
+
+def _is_dropped(change: Change) -> bool:
+    """Whether what was there before is put back, and nothing is lost by it: a number, or what is begun in each call."""
+    _, was, now = change
+    if isinstance(was, NUMBERS):
+        return isinstance(now, NUMBERS) and (type(now), repr(now)) == (type(was), repr(was))
+    return not isinstance(was, Tensor) and not _holds_symbols(now)
+
+
+def _holds_symbols(value: Any) -> bool:
+    """Whether it is a symbol, or has some."""
+    held = getattr(value, "__dict__", {}).values() if not isinstance(value, (Tensor, Symbol)) else ()
+    return any(isinstance(item, Symbol) for item in (value, *_all_items(value), *held))
 
 
 def _note_items(value: Any, watch: Any, is_constant: Callable[[Tensor], bool], depth: int = MOST_DEPTH) -> None:
@@ -443,7 +659,7 @@ def _note_items(value: Any, watch: Any, is_constant: Callable[[Tensor], bool], d
         for item in _items(value):
             _note_items(item, watch, is_constant, depth - 1)
     else:
-        watch.answer(_key_of, value, is_constant, depth)
+        watch.answer(_key_of, value, is_constant, {}, depth)
 
 
 def _with_symbols(value: Any, symbols: Mapping[int, Symbol], depth: int = MOST_DEPTH) -> Any:
@@ -553,10 +769,6 @@ def _may_change(value: Any) -> bool:
         return True
     program = isinstance(value, (ModuleType, type, FunctionType, Module, Optimizer))
     return not (program or value is _NOTHING or is_ours(value))
-
-
-def _is_read(builder: Builder, symbol: Symbol) -> bool:
-    return any(symbol.home in node.inputs for node in builder.nodes)
 
 
 def _can_be_read(x: Tensor, device: str) -> bool:

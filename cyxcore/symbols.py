@@ -184,26 +184,26 @@ class Symbol(Placed):
     def _owner(self, name: str) -> "Symbol":
         """Who is written to in place of this value: itself, or the parameter that detach() and data show.
 
-        A parameter, a buffer or a tensor from outside is only written to in a training step, which updates it; and as
-        of tensors, nothing is that has a gradient to come. Raises GraphError for others, and for views of them.
+        A parameter, a buffer or a tensor from outside is updated by the plan; and as of tensors, nothing is written to
+        that has a gradient to come. Raises GraphError for others, and for views of them.
         """
         builder, owner = self.builder, self.up_to_date()
         while owner._source is not None and owner._source.op == "detach":
             owner = owner._source.symbol
-        has_no_past = owner is not self or builder.recording is None or not builder.recording()
+        recording = builder.recording or builder.recording_outside
+        has_no_past = owner is not self or recording is not None and not recording()
         if not owner._is_outside():
             return owner
         node = builder.nodes[owner.home]
-        if self.is_compiled and node.op == "param" and builder.differentiate is not None:
-            if has_no_past or not owner.requires_grad:
-                return owner
+        if self.is_compiled and node.op == "param" and (has_no_past or not owner.requires_grad):
+            return owner
         if not self.is_compiled:
             instead = "another value" if name in _FILLS else f"x.{name[:-1]}(...)"
             raise GraphError(f"{name}: a graph has no memory to write to; write x = {instead}")
         raise GraphError(
-            f"compile: {name} writes to an argument, or to a parameter or tensor from outside, which only a "
-            "training step does, under cx.no_grad() and to the whole of it, not to a view; keep it in a buffer of a "
-            "module, or make a new value"
+            f"compile: {name} writes to an argument, or to a parameter or tensor from outside, which is only done to "
+            "the latter, under cx.no_grad() and to the whole of it, not to a view; keep it in a buffer of a module, or "
+            "make a new value"
         )
 
     def _is_outside(self) -> bool:
@@ -233,6 +233,11 @@ class Symbol(Placed):
         check_fits(name, self, value)
         value = value.astype(self.dtype)
         if owner.builder.nodes[owner.home].op == "param":
+            if not owner.requires_grad and value.requires_grad:
+                raise GradientError(
+                    f"compile: {name} writes a value that has a gradient to a buffer or a tensor from outside, which "
+                    "keeps none; write value.detach()"
+                )
             owner._assign(value)
         elif owner is not self or owner.builder.recording is not None and not owner.builder.recording():
             owner._write_unrecorded(value)
@@ -287,7 +292,7 @@ class Symbol(Placed):
         """Of a parameter of a compiled step: what reads it from here on reads the new value."""
         new = self.builder.lift(value)
         self.builder.update(self, new)
-        if self.builder.differentiate is not None:
+        if self.is_compiled:
             self._write_unrecorded(new)
 
     def _write_unrecorded(self, value: "Symbol") -> None:
@@ -560,9 +565,11 @@ class Builder:
         # What was written without being recorded -> what was there: its gradient is that of the same tensor.
         self.written: dict[int, int] = {}
         self.trained: dict[int, bool] = {}  # values whose requires_grad the step has set, and to what
+        self.walked: set[int] = set()  # values whose gradients were asked for
         self.begins: set[int] = set()  # what parameters are that are trained again from there on
         self.differentiate: Callable[[Builder, Symbol, list[Symbol]], list[Symbol | None]] | None = None
         self.recording: Callable[[], bool] | None = None  # of a compiled training step: False within no_grad()
+        self.recording_outside: Callable[[], bool] | None = None  # the same of a function whose values have no gradient
         self.device = "cpu"  # where the plan will run
         self.at_end: list[Callable[[], None]] = []  # checks when the function has returned
         self.ended = False  # of a compiled function: it has returned, and its values are of no use any more
@@ -760,6 +767,13 @@ class Builder:
         """After a training step `buffer` holds `value`."""
         if self.nodes[buffer.home].op != "param":
             raise GraphError("trace: only a buffer of a module can be assigned to")
+        if (value.shape, value.dtype) != (buffer.shape, buffer.dtype):
+            name = self.nodes[buffer.home].attrs["name"]
+            raise GraphError(
+                f"{name!r} is {buffer.dtype} {buffer.shape} and is assigned a value of {value.dtype} {value.shape}: in "
+                "a graph a buffer keeps its shape and dtype; give it those of the value, or keep the value in an "
+                "attribute that is no buffer"
+            )
         self.updates[buffer.home] = value.node
 
     def penalise(self, value: Symbol) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from cyxcore import linalg
 from cyxcore.errors import GraphError, ShapeError
 from cyxcore.func import flat
+from cyxcore.gradients import check_ends_here
 from cyxcore.graph import Graph
 from cyxcore.symbols import MOST_NODES, Builder, Symbol, batch_free
 from cyxcore.values import TRACED, Value
@@ -70,6 +71,7 @@ def symbolic(
     tensor, by the tensor's id, with those that were known. In one mode, what requires no gradient is not trained.
     """
     changed: list[tuple[dict[str, Any], str, Any]] = []
+    held: list[tuple[dict[str, Any], str, Symbol]] = []
 
     def put(holder: dict[str, Any], name: str, value: Any) -> None:
         changed.append((holder, name, holder.get(name)))
@@ -90,7 +92,12 @@ def symbolic(
                         known[id(tensor)] = builder.param(full, tensor.shape, init, trained, tensor.dtype)
                         known[id(tensor)].tensor = tensor
                     put(table, name, known[id(tensor)])
+                    held.append((table, name, known[id(tensor)]))
         yield known
+        for table, name, symbol in held:
+            if (value := table.get(name, symbol)) is not symbol:
+                check_ends_here(builder, name, symbol, value := builder.lift(value))
+                symbol._assign(value)
     finally:
         for holder, name, value in reversed(changed):
             holder[name] = value

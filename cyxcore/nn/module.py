@@ -152,7 +152,7 @@ class Module:
                 return self.register_buffer(name, value, value.persistent)
             if name in self._buffers:  # self.count += 1: it stays a buffer, in a graph one that is written
                 held = self._buffers[name]
-                if isinstance(value, Symbol) and isinstance(held, Symbol):
+                if isinstance(value, Symbol) and isinstance(held, Symbol) and not value.is_compiled:
                     held._assign(value)
                 else:
                     self._buffers[name] = value.contiguous() if isinstance(value, Tensor) else value

@@ -502,7 +502,7 @@ def a_state_that_is_handed_on(how: How) -> Any:
     return found, state, model.state_dict()
 
 
-@refused("assigns to 'state'")
+@same
 def a_state_that_is_kept_in_an_object(how: How) -> Any:
     cell, kept = nn.GRUCell(8, 3), types.SimpleNamespace(state=cx.zeros(6, 3))
 
@@ -529,7 +529,7 @@ def a_module_that_counts_its_calls(how: How) -> Any:
     return train(how, model, model)
 
 
-@refused("a value of a compiled function is used outside of it")
+@same
 def an_activation_that_a_module_keeps(how: How) -> Any:
     class Keeping(nn.Module):
         def __init__(self) -> None:

@@ -279,7 +279,7 @@ def _in_list(item: Any) -> list[Any]:
     return item if isinstance(item, list) else [item]
 
 
-def test_a_list_that_is_begun_in_each_call_does_not_count_as_state() -> None:
+def test_a_list_that_is_begun_in_each_call_is_there_afterwards() -> None:
     agent = Agent()
 
     def function(x: cx.Tensor) -> cx.Tensor:
@@ -288,14 +288,15 @@ def test_a_list_that_is_begun_in_each_call_does_not_count_as_state() -> None:
             agent.terms.append(x[row])
         return agent.terms[0] - agent.terms[1]
 
-    before, compiled = agent.terms, cx.compile(function)
-    for number in range(2):
+    compiled = cx.compile(function)
+    for number in range(4):
         x = batch(number)[0]
         assert compiled(x).tolist() == (x[0] - x[1]).tolist()
-    assert agent.terms is before and len(compiled._plans) == 1
+        assert [term.tolist() for term in agent.terms] == x[:2].tolist()
+    assert len(compiled._plans) == 2  # of the list that was there first, and of those that it makes
 
 
-def test_an_attribute_that_is_assigned_before_it_is_read_is_no_state() -> None:
+def test_an_attribute_that_is_assigned_before_it_is_read_is_there_afterwards() -> None:
     agent = Agent()
 
     def function(x: cx.Tensor) -> cx.Tensor:
@@ -306,28 +307,16 @@ def test_an_attribute_that_is_assigned_before_it_is_read_is_no_state() -> None:
     for number in range(3):
         x = batch(number)[0]
         assert compiled(x).tolist() == (x[0] * 2.0).tolist()
-    assert len(compiled._plans) <= 2
+        assert agent.weight.tolist() == x[0].tolist()
+    assert len(compiled._plans) == 2
 
 
 def test_what_a_compiled_function_would_assign_in_its_first_call_alone_is_refused() -> None:
-    count, total, agent = 0, cx.zeros(1), Agent()
+    count, total = 0, cx.zeros(1)
 
     def counts(x: cx.Tensor) -> cx.Tensor:
         nonlocal count
         count += 1
-        return x * 2.0
-
-    def adds(x: cx.Tensor) -> cx.Tensor:
-        nonlocal total
-        total += x.mean()
-        return x * 2.0
-
-    def keeps(x: cx.Tensor) -> cx.Tensor:
-        agent.weight = agent.weight + x.mean()
-        return x * 2.0
-
-    def writes(x: cx.Tensor) -> cx.Tensor:
-        total.mul_(2.0)
         return x * 2.0
 
     def writes_and_asks(x: cx.Tensor) -> cx.Tensor:
@@ -337,14 +326,11 @@ def test_what_a_compiled_function_would_assign_in_its_first_call_alone_is_refuse
 
     for function, said in (
         (counts, "assigns to 'count'"),
-        (adds, "\\+= writes to an argument"),
-        (keeps, "assigns to 'weight'"),
-        (writes, "mul_ writes to an argument, or to a parameter or tensor from outside"),
         (writes_and_asks, "writes to 'total'"),
     ):
         with pytest.raises(GraphError, match=said):
             cx.compile(function)(batch(0)[0])
-    assert total.tolist() == [0.0] and agent.weight.tolist() == [1.0] * 3
+    assert total.tolist() == [0.0]
 
 
 @pytest.mark.parametrize("name", ["gammaln", "digamma", "erf", "erfc", "erfinv", "ndtr", "ndtri", "log_ndtr", "xlogy"])
