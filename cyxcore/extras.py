@@ -21,6 +21,7 @@ from cyxcore.values import apply, to_inexact, together
 __all__ = "allclose bincount isclose logsumexp median scatter_add split topk".split()  # also in cyxcore/__init__.py
 
 MAX_BINS = 1 << 24
+FEW_BEST = 8  # that a compiled function finds one after the other; more by sorting, which is a call of its own
 
 
 class TopK(NamedTuple):
@@ -38,9 +39,9 @@ def topk(x: Any, k: int, /, *, axis: int = -1, largest: bool = True) -> TopK:
     place = value._axis(axis)
     if not isinstance(k, Integral) or not 0 <= k <= value.shape[place]:
         raise ShapeError(f"topk: expected k of 0..{value.shape[place]} along axis {axis} of {value.shape}, got {k}")
-    if not isinstance(value, InPlace):
+    if not isinstance(value, InPlace) and (value.builder.travels or k <= FEW_BEST):
         return _topk_in_graph(value, int(k), place, largest)
-    best = value._places_of_best(int(k), place, largest)
+    best = value._places_of_best(int(k), place, largest) if isinstance(value, InPlace) else None
     if best is None:
         order = argsort(value, axis=place, descending=largest)
         best = order[(*(slice(None),) * place, slice(0, k))]

@@ -44,8 +44,8 @@ NO_GRADIENT = frozenset(
 # only move and add, and those that say themselves what they do with complex numbers.
 KNOW_COMPLEX = (
     frozenset(
-        "reshape transpose broadcast_to slice pad concat take take_grad take_along flip neg add sub where sum mean "
-        "cumulative_sum cast by_mode abs conj real imag fft ifft rfft irfft host_call".split()
+        "reshape transpose broadcast_to slice pad concat take take_grad take_along take_along_grad flip neg add sub "
+        "where sum mean cumulative_sum cast by_mode abs conj real imag fft ifft rfft irfft host_call".split()
     )
     | {OWN_GRADIENT}
     | frozenset(matrixgradients.RULES)
@@ -593,6 +593,7 @@ def _concat(g: Any, x: Sequence[Any], y: Any, attrs: Mapping[str, Any]) -> Seque
 
 SUMMED_IN_ORDER = 32  # terms of a sum over rows that are added in order, before their sums meet: kernels/src/reduce.inl
 MOST_HITS = 1 << 32  # elements
+SUMMED_ALONG = ("float32", "float64")
 PASS_ELEMENTS = 25_000  # that take as long as the few calls for a block of terms
 
 
@@ -604,13 +605,26 @@ def _take_along(g: Any, x: Sequence[Any], y: Any, attrs: Mapping[str, Any]) -> S
     axis, size, taken = attrs["axis"], x[0].shape[attrs["axis"]], g.shape[attrs["axis"]]
     masked = g.size * size
     blocks = range(0, taken, SUMMED_IN_ORDER if masked <= MOST_HITS else taken)
-    if size == 1 or masked <= len(blocks) * (x[0].size + PASS_ELEMENTS):
+    by_masks = size == 1 or masked <= len(blocks) * (x[0].size + PASS_ELEMENTS)
+    if taken > 1 and size > 1 and g.dtype in SUMMED_ALONG and _is_made_here(g):
+        how = {"axis": axis, "size": size, "terms": blocks.step, "from_zero": not by_masks}
+        return apply("take_along_grad", g, x[1], **how), None
+    if by_masks:
         hits = apply("one_hot", x[1], depth=size) != 0.0  # (..., taken, ..., size)
         none = g._constant(0.0, g.dtype)
         weighted = apply("where", hits, g.expand_dims(g.ndim), none)  # a product would make NaN of infinities
         spread = weighted.sum(axis)  # (... without axis, size)
         return spread.permute(*range(axis), spread.ndim - 1, *range(axis, spread.ndim - 1)), None
     return _summed_where_taken(g, x[1], x[0].shape, axis, blocks), None
+
+
+def _is_made_here(value: Any) -> bool:
+    """Whether what is made of it is in no graph that travels, nor on a device with its own memory."""
+    builder = getattr(value, "builder", None)
+    return bool(value._on_host) if builder is None else not builder.travels
+
+
+RULES["take_along_grad"] = lambda g, x, y, a: (apply("take_along", g, x[1], axis=a["axis"]), None)
 
 
 def _summed_where_taken(g: Any, indices: Any, shape: tuple[int, ...], axis: int, blocks: range) -> Any:

@@ -266,6 +266,16 @@ def take_along(op: str, shapes: tuple[Shape, ...], dtypes: tuple[str, ...], attr
     return indices, dtypes[0]
 
 
+def take_along_grad(op: str, shapes: tuple[Shape, ...], dtypes: tuple[str, ...], attrs: Attrs) -> Typed:
+    g, indices = shapes
+    accept(op, dtypes[:1], ("float32", "float64"))
+    accept(f"{op} indices", dtypes[1:], INDICES)
+    check_axis(op, attrs["axis"], g)
+    if g != indices:
+        raise ShapeError(f"{op}: expected an index for each element of the gradient {g}, got {indices}")
+    return (*g[: attrs["axis"]], attrs["size"], *g[attrs["axis"] + 1 :]), dtypes[0]
+
+
 def scatter(op: str, shapes: tuple[Shape, ...], dtypes: tuple[str, ...], attrs: Attrs) -> Typed:
     """Rows of x (R, ...) at places (K,) put, or combined with what is there, by rows (K, ...)."""
     x, places, rows = shapes

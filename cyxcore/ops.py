@@ -142,6 +142,7 @@ _CONV = {
 }
 _REDUCE = {"axes": Attr(kind.axes), "keepdims": Attr(kind.flag, False)}
 _AXIS = {"axis": Attr(kind.natural)}
+_ALONG = {**_AXIS, "size": Attr(kind.natural), "terms": Attr(kind.positive), "from_zero": Attr(kind.flag)}
 _MATMUL = {"transpose_a": Attr(kind.flag, False), "transpose_b": Attr(kind.flag, False)}
 _SLICE = {"starts": Attr(kind.naturals), "stops": Attr(kind.shape), "steps": Attr(kind.positives)}
 _PARAM = {
@@ -291,6 +292,7 @@ def _standard_rows() -> list[Op]:
         row("recurrence", 2, infer.recurrence, 2, **_AXIS, backwards=Attr(kind.flag, False)),
         row("argmin", 1, infer.argmax, _per_input(1), **_AXIS),
         row("argsort", 1, infer.along(ALL, "int64"), 20, **_AXIS, descending=Attr(kind.flag, False)),
+        row("take_along_grad", 2, infer.take_along_grad, _per_input(1), **_ALONG),
         row("searchsorted", 2, infer.searchsorted, 20, right=Attr(kind.flag, False)),
         row(
             "scatter", 3, infer.scatter, _per_input(1), reduction=Attr(kind.choice("none", "add", "mul", "min", "max"))

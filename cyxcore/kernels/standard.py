@@ -267,6 +267,29 @@ def _bisected(rows: Array, x: Array, right: bool) -> Array:
     return low
 
 
+@kernel("take_along_grad")
+def _take_along_grad(attrs: Attrs, g: Array, indices: Array) -> Any:
+    """out[..., indices[j], ...] += g[..., j, ...]: blocks of `terms` in turn, and their sums in pairs."""
+    axis, terms = attrs["axis"], attrs["terms"]
+    rows, places = (np.moveaxis(x, axis, -1) for x in (g, np.where(indices < 0, indices + attrs["size"], indices)))
+    taken, shape = rows.shape[-1], (*rows.shape[:-1], attrs["size"])
+    sums = [np.zeros(shape, g.dtype)] if not taken else []
+    for block, start in enumerate(range(0, taken, terms)):
+        sums.append(np.zeros(shape, g.dtype))
+        at = np.indices((*shape[:-1], min(terms, taken - start)))[:-1]
+        np.add.at(sums[-1], (*at, places[..., start : start + terms]), rows[..., start : start + terms])
+        while block & 1:
+            last = sums.pop()
+            sums[-1], block = sums[-1] + last, block >> 1
+    while len(sums) > 1:
+        last = sums.pop()
+        sums[-1] = sums[-1] + last
+    if not attrs["from_zero"] and taken:  # a sum of nothing but -0, which begins with the first of them
+        alike = ((rows == 0) & np.signbit(rows) & (places == places[..., :1])).all(-1, keepdims=True)
+        sums[0][alike & (np.arange(attrs["size"]) == places[..., :1])] = -0.0
+    return np.moveaxis(sums[0], -1, axis)
+
+
 @kernel("argsort")
 def _argsort(attrs: Attrs, x: Array) -> Any:
     """Stable both ways: the descending order is the ascending one of the reversed row, read backwards."""

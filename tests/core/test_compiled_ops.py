@@ -117,6 +117,11 @@ CASES: dict[str, Cases] = {
     "cumulative_logsumexp": _along,
     "recurrence": lambda given: [(given.x, given.x.sin(), {"axis": 1, "backwards": way}) for way in (False, True)],
     "argsort": _in_order,
+    "take_along_grad": lambda given: [
+        (x, given.whole, {"axis": axis, "size": 4, "terms": 2, "from_zero": True})
+        for x in (given.x, given.tall)
+        for axis in (0, 1)
+    ],
     "searchsorted": lambda given: [
         (row.sort()[0], given.x, {"right": right}) for row in (given.row, given.x) for right in (False, True)
     ],

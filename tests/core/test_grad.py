@@ -103,6 +103,11 @@ CASES: list[tuple[str, list[np.ndarray], dict[str, Any]]] = [
     ("take", [real(3, 4), IDX], {"axis": 0}),
     ("take", [real(2, 3, 2), IDX], {"axis": 1}),
     ("take_grad", [real(2, 2, 4), IDX], {"axis": 0, "size": 3}),
+    (
+        "take_along_grad",
+        [real(5, 4), RNG.integers(0, 3, (5, 4))],
+        {"axis": 0, "size": 3, "terms": 2, "from_zero": True},
+    ),
     ("take_along", [real(3, 4), RNG.integers(0, 3, (5, 4))], {"axis": 0}),
     ("take_along", [real(2, 3, 2), RNG.integers(0, 3, (2, 4, 2))], {"axis": 1}),
     ("conv2d", [real(2, 2, 4, 5), real(4, 1, 3, 2)], CONV),

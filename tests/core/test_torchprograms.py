@@ -133,10 +133,10 @@ def test_topk_in_a_graph_is_the_plain_one(largest: bool, kind: str) -> None:
     table = np.random.default_rng(0).integers(-3, 3, size=(5, 7)).astype(kind)  # with equals
     if kind == "float32":
         table[0, 2], table[1, 3:5], table[2, :], table[3, 1] = np.nan, np.inf, -np.inf, -np.inf
-    x = cx.asarray(table)
-    for dim in (0, 1):
-        wanted = x.topk(4, dim=dim, largest=largest)
-        got = cx.compile(lambda x, dim=dim: tuple(x.topk(4, dim=dim, largest=largest)))(x)
+    x = cx.asarray(np.concatenate((table, table[:, ::-1], table), axis=1))
+    for dim, k in ((0, 4), (1, 4), (1, 20)):  # one after the other, or by sorting
+        wanted = x.topk(k, dim=dim, largest=largest)
+        got = cx.compile(lambda x, dim=dim, k=k: tuple(x.topk(k, dim=dim, largest=largest)))(x)
         for one, other in zip(got, wanted, strict=True):
             np.testing.assert_array_equal(one.numpy(), other.numpy())
 

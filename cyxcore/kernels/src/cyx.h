@@ -171,6 +171,11 @@ cyx_status cyx_order_words(uint64_t seed, uint64_t step, uint32_t stream, int wi
 /* The places that sort each of `rows` rows of n float32, float64, int64 or int32, equals in their order; NaN above all. */
 cyx_status cyx_order_rows(const void *x, int dtype, int64_t rows, int64_t n, int descending, int64_t *out);
 
+/* along.c: of each of `rows` rows of `taken` terms the sums of those that their indices send to each of `size` places: blocks of
+ * `terms` in their order, and the sums of these in pairs. from_zero: 0 is added to as well, which matters to -0 only. */
+cyx_status cyx_sum_along(const void *g, const int64_t *index, int dtype, int64_t rows, int64_t taken, int64_t size, int64_t terms,
+                         int from_zero, void *out);
+
 /* run.c */
 void cyx_draw_numbers(cyx_draw *draw);
 void cyx_cast_halves(const cyx_halves *cast);
