@@ -170,6 +170,7 @@ cdef extern from "cyx.h" nogil:
     int cyx_adds_sum(const cyx_call *calls)
     int cyx_adds_before_relu(const cyx_call *calls)
     int cyx_masks_product(const cyx_call *calls)
+    int cyx_masks_softmax(const cyx_call *calls)
     int cyx_masks_softmax_grad(const cyx_call *calls)
     int cyx_calls_mask_gradient(const cyx_call *calls)
     int cyx_reads_rows(const cyx_call *joined, const cyx_call *call)
@@ -691,7 +692,9 @@ cdef class Program:
             high = low + cnp.PyArray_NBYTES(<cnp.ndarray>scratch)
         while first < self._count:
             end = first
-            if (
+            if self._masks_weights(first, last_read, low, high):
+                end = first + 3
+            elif (
                 first + 1 < self._count and first + 1 not in self._edges and last_read[first] == first + 1
                 and low <= <size_t>self._calls[first].out.data < high
                 and (
@@ -704,8 +707,6 @@ cdef class Program:
                     end = first + 3
                 while self._adds_on(first, end, last_read, low, high):
                     end += 2
-            elif self._masks_softmax_grad(first, last_read, low, high):
-                end = first + 3
             elif self._masks_gradient(first, last_read, low, high):
                 end = first + 4
             elif self._readers_end(first, last_read, low, high) > end:
@@ -774,8 +775,8 @@ cdef class Program:
                 return False
         return True
 
-    cdef bint _masks_softmax_grad(self, int64_t first, list last_read, size_t low, size_t high):
-        """Whether three calls from `first` on can be made as one: what a mask leaves of softmax's gradient."""
+    cdef bint _masks_weights(self, int64_t first, list last_read, size_t low, size_t high):
+        """Whether three calls from `first` on can be made as one: attention's weights, or the gradient of its scores."""
         cdef int64_t place
         if first + 3 > self._count:
             return False
@@ -784,7 +785,7 @@ cdef class Program:
                 return False
             if not low <= <size_t>self._calls[place].out.data < high:
                 return False
-        return cyx_masks_softmax_grad(&self._calls[first])
+        return cyx_masks_softmax(&self._calls[first]) or cyx_masks_softmax_grad(&self._calls[first])
 
     cdef bint _masks_gradient(self, int64_t first, list last_read, size_t low, size_t high):
         """Whether four calls from `first` on can be made as one masked gradient, and nobody else reads the first three. Not

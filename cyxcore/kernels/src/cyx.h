@@ -64,6 +64,15 @@ typedef struct {
     void *partial;                  /* of a sum: what the bands before came to, as it meets what comes behind */
 } cyx_adding;
 
+/* What a lane keeps of a call on blocks of rows, for its other calls and its next bands (masked.inl). */
+typedef struct {
+    int64_t used; /* behind so many columns what the call has made of this band is +0 */
+    const void *of; /* the right factor, whose first columns lie in the panels */
+    int64_t columns;
+    int bounded; /* whether no number of it is large; -1: not known yet */
+    void *panels;
+} cyx_notes;
+
 typedef struct cyx_call {
     cyx_array *in; /* own_in, or memory of its own where there are more inputs */
     int32_t op;
@@ -88,6 +97,8 @@ typedef struct cyx_call {
     cyx_group *kept; /* of the first call of a group: what need not be found again in every run; or NULL */
     cyx_lanes *lane_records; /* of the first call of a stretch: what need not be copied in every run; or NULL */
     cyx_adding *adding;        /* of a lane's call that adds up; else NULL */
+    cyx_notes *notes;          /* of a lane's call on blocks of rows; else NULL */
+    const cyx_notes *zeros;    /* of who has made its left factor, or the weights of softmax; NULL: they must be looked for */
     const cyx_ahead *ahead;    /* of a product: what it fetches for the calls behind it; or NULL */
     struct cyx_factor *pack;   /* those to be made before this call, or before the stretch that begins with it */
     cyx_array out;
@@ -208,7 +219,8 @@ int cyx_adds_to_product(const cyx_call *calls); /* whether two calls can be made
 int cyx_adds_sum(const cyx_call *calls);        /* the same of a sum over rows that is added in place */
 int cyx_adds_before_relu(const cyx_call *calls); /* the same of three, the last one ReLU of the sum */
 int cyx_masks_product(const cyx_call *calls);   /* the same of a stack of products and what a mask leaves of it */
-int cyx_masks_softmax_grad(const cyx_call *calls); /* and of three: with softmax's gradient between these */
+int cyx_masks_softmax(const cyx_call *calls);   /* and of three: with softmax behind these, */
+int cyx_masks_softmax_grad(const cyx_call *calls); /* or with its gradient between them */
 int cyx_is_adam(const cyx_call *calls, int64_t count); /* whether a group is that of three calls for each parameter */
 /* Whether four calls are a gradient that comes to a ReLU, and what its mask leaves of that, and a kernel makes them at once. */
 int cyx_masks_gradient(const cyx_call *calls, const cyx_table table);

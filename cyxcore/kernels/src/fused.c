@@ -67,6 +67,16 @@ int cyx_masks_product(const cyx_call *calls) { return can_mask(calls, &calls->ou
 /* Rows are finished before they are written over. */
 static int row_by_row(const cyx_array *a, const cyx_array *b) { return a->data == b->data || !overlap(a, b); }
 
+int cyx_masks_softmax(const cyx_call *calls) {
+    const cyx_call *masked = calls + 1, *softmax = calls + 2;
+    const cyx_array *out = &softmax->out;
+    if (softmax->op != CYX_OP_softmax || masked->op != CYX_OP_where || softmax->dtype != calls->dtype) return 0;
+    if (softmax->in[0].data != masked->out.data || out->size != masked->out.size || out->ndim != calls->out.ndim) return 0;
+    if (softmax->ints[0] != out->ndim - 1 || out->shape[out->ndim - 1] != calls->out.shape[out->ndim - 1]) return 0;
+    return cyx_masks_product(calls) && row_by_row(out, &calls->out) && !overlap(out, &calls->in[0]) && !overlap(out, &calls->in[1]) &&
+           !overlap(out, &masked->in[0]) && !overlap(out, &masked->in[2]);
+}
+
 int cyx_masks_softmax_grad(const cyx_call *calls) {
     const cyx_call *product = calls, *back = calls + 1, *masked = calls + 2;
     if (back->op != CYX_OP_softmax_grad || product->op != CYX_OP_matmul || product->dtype != back->dtype || !product->ints[1]) return 0;

@@ -334,6 +334,7 @@ typedef struct {
     const T *const *lines; /* of a transposed A whose lines do not lie one behind the other; or NULL */
     int64_t lines_from;    /* how many elements of each come before those of A */
     NAME(ending) ending;
+    const int64_t *used; /* behind so many of its columns A is +0; NULL: that must be looked for */
     int adds;  /* to the chains that are in c, instead of beginning them */
     /* of the current block */
     int64_t n0, n_count, k0, k_count, m_block, n_block;
@@ -805,12 +806,12 @@ static cyx_status NAME(add_products)(const cyx_call *calls, int64_t m, int64_t n
     return many.no_memory ? CYX_NO_MEMORY : CYX_OK;
 }
 
-static cyx_status NAME(masked_product)(const cyx_call *call, const cyx_call *masked); /* masked.inl */
+static cyx_status NAME(masked_product)(const cyx_call *call); /* masked.inl */
 
 /* ints: transpose_a, transpose_b */
 static cyx_status NAME(matmul)(const cyx_call *call) {
-    const cyx_call *last = call->group > 1 ? call + call->group - 1 : NULL;
-    if (!cyx_asked && last && last->op == CYX_OP_where) return NAME(masked_product)(call, last);
+    int32_t last = !cyx_asked && call->group > 1 ? call[call->group - 1].op : CYX_OP_matmul;
+    if (last == CYX_OP_where || last == CYX_OP_softmax) return NAME(masked_product)(call);
     const cyx_array *a = &call->in[0], *b = &call->in[1], *out = &call->out;
     int64_t m = out->shape[out->ndim - 2], n = out->shape[out->ndim - 1];
     int64_t k = a->shape[a->ndim - (call->ints[0] ? 2 : 1)];
@@ -830,6 +831,7 @@ static cyx_status NAME(matmul)(const cyx_call *call) {
          .lines = (const T *const *)call->lines,
          .looking = {.ahead = call->ahead},
          .b_transposed = (int)call->ints[1],
+         .used = call->zeros ? &call->zeros->used : NULL,
          .adds = call->adding && (call->goes_on || cyx_band % call->adds)};
     if (call->blocks && !cyx_asked && NAME(multiply_used_columns)(&p)) return CYX_OK;
     if (call->adding) return NAME(multiply)(&p);

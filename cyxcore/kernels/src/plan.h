@@ -10,6 +10,8 @@ enum { CYX_RUN_BLOCK = 1024 }; /* terms of a subtree of a sum: a longer run, of 
 enum { CYX_LEAST_MASKED = 32, CYX_MOST_MASKED = 1024 }; /* rows and columns of the products that a mask follows */
 enum { CYX_BLOCK_K = 384 }; /* terms of a product that are summed before anything is written to memory */
 
+enum { CYX_PANEL_COLUMNS = 64 }; /* or a divisor of it: of a panel of a right factor, in any instruction set */
+
 enum { CYX_MOST_SUMMED = 1 << 17 }; /* elements of the sums over rows that are added up: each is made by one thread */
 
 /* Whether a product, or a sum over rows, is added to what the two calls before it wrote, as they did, in the same place. */

@@ -37,7 +37,7 @@ uint64_t cyx_float_mode_set(void) { return 0; }
 void cyx_float_mode_restore(uint64_t saved) { (void)saved; }
 #endif
 
-enum { MAX_THREADS = 256, MOST_PIECES = 65535, SCRATCH_SLOTS = 6, SPIN_ROUNDS = 2000, HUGE_PAGE = 1 << 21, PIECES_PER_THREAD = 16 };
+enum { MAX_THREADS = 256, MOST_PIECES = 65535, SCRATCH_SLOTS = 7, SPIN_ROUNDS = 2000, HUGE_PAGE = 1 << 21, PIECES_PER_THREAD = 16 };
 
 /* The current job. Each thread has a share of the pieces, next to each other: in the next job it has the same again, and
  * reads what it wrote itself; to fetch what another core has just written takes several times as long. Who is through with

@@ -30,7 +30,8 @@ int64_t cyx_now_ns(void);
 
 /* Memory of the calling thread, kept between calls: 64-byte aligned, NULL when there is none left. Slot 0
  * belongs to the kernel, slot 1 to a body, slot 2 to matmul, slot 3 to a lane, slots 4 and 5 to a
- * stretch, 4 also to the rows of a concat that is not made. The content is undefined. */
+ * stretch, 4 also to the rows of a concat that is not made, slot 6 to the notes of a
+ * lane. The content is undefined. */
 void *cyx_scratch(int slot, size_t bytes);
 
 /* Rounding to nearest, denormals kept: what exact results assume. Returns what was set before. */

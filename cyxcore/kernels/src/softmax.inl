@@ -142,11 +142,9 @@ static inline __attribute__((always_inline)) T NAME(sum_powers)(T *out, const T 
 }
 
 /* Rows that follow each other, a stage of all before the next stage: within one, each stage waits for the one before. */
-static void NAME(softmax_rows)(T *out, const T *x, int64_t n, int64_t rows) {
-    T greatest[SOFTMAX_ROWS], sum[SOFTMAX_ROWS];
-    int64_t shown[SOFTMAX_ROWS];
-    for (int64_t r = 0; r < rows; r++) greatest[r] = NAME(max_run)(x + r * n, n);
-    for (int64_t r = 0; r < rows; r++) shown[r] = NAME(shown)(x + r * n, greatest[r], n);
+static inline __attribute__((always_inline)) void NAME(softmax_of)(T *out, const T *x, int64_t n, int64_t rows,
+                                                                   const T *greatest, int64_t *shown) {
+    T sum[SOFTMAX_ROWS];
     for (int64_t r = 0; r < rows; r++) {
         sum[r] = NAME(sum_powers)(out + r * n, x + r * n, greatest[r], n, shown[r], 1);
         for (int64_t i = shown[r]; i < n; i += VN) NAME(put_part)(out + r * n + i, (V){0}, n - i);
@@ -158,6 +156,36 @@ static void NAME(softmax_rows)(T *out, const T *x, int64_t n, int64_t rows) {
             NAME(put_part)(row + i, NAME(part)(row + i, shown[r] - i, 0) * share, shown[r] - i);
     }
 }
+
+static void NAME(softmax_rows)(T *out, const T *x, int64_t n, int64_t rows) {
+    T greatest[SOFTMAX_ROWS];
+    int64_t shown[SOFTMAX_ROWS];
+    for (int64_t r = 0; r < rows; r++) greatest[r] = NAME(max_run)(x + r * n, n);
+    for (int64_t r = 0; r < rows; r++) shown[r] = NAME(shown)(x + r * n, greatest[r], n);
+    NAME(softmax_of)(out, x, n, rows, greatest, shown);
+}
+
+/* The same of rows of which the first `columns` elements are there, and all others are to be `other`. Returns behind how many
+ * columns all of them is +0. */
+static int64_t NAME(softmax_hiding)(T *out, T *x, int64_t n, int64_t rows, int64_t columns, T other) {
+    T greatest[SOFTMAX_ROWS];
+    int64_t shown[SOFTMAX_ROWS], used = 0;
+    for (int64_t r = 0; r < rows; r++) greatest[r] = columns ? NAME(max_run)(x + r * n, columns) : other;
+    for (int64_t r = 0; r < rows; r++) {
+        T *row = x + r * n;
+        int64_t there = columns;
+        if (columns < n && !(other < greatest[r] - VANISHING)) { /* it counts, or there is NaN */
+            for (int64_t at = columns; at < n; at++) row[at] = other;
+            there = n, greatest[r] = NAME(max_run)(row, n);
+        }
+        shown[r] = NAME(shown)(row, greatest[r], there);
+    }
+    NAME(softmax_of)(out, x, n, rows, greatest, shown);
+    for (int64_t r = 0; r < rows; r++) used = shown[r] > used ? shown[r] : used;
+    return used;
+}
+
+static int64_t NAME(softmax_together)(int64_t n) { return SOFTMAX_NEAR / n < SOFTMAX_ROWS ? SOFTMAX_NEAR / n : SOFTMAX_ROWS; }
 
 static void NAME(softmax_row)(T *out, const T *x, int64_t n) { NAME(softmax_rows)(out, x, n, 1); }
 
@@ -294,7 +322,7 @@ static void NAME(softmax_body)(void *context, int64_t begin, int64_t end) {
     const T *x = rows->call->in[0].data;
     int logarithm = rows->row == NAME(log_softmax_row);
     if (inner == 1) {
-        int64_t together = SOFTMAX_NEAR / n < SOFTMAX_ROWS ? SOFTMAX_NEAR / n : SOFTMAX_ROWS;
+        int64_t together = NAME(softmax_together)(n);
         if (!logarithm)
             for (; together > 1 && r < end; r += together)
                 NAME(softmax_rows)(out + r * n, x + r * n, n, end - r < together ? end - r : together);
@@ -335,8 +363,8 @@ static cyx_status NAME(run_softmax)(const cyx_call *call, void (*row)(T *, const
     return rows.no_memory ? CYX_NO_MEMORY : CYX_OK;
 }
 
-/* The sum of g y of a row of n numbers, of which the first `count` are added: the bits of all, but perhaps for the sign of a
- * zero, where the others come to zeros. */
+/* The sum of g y of a row of n numbers, of which the first `count` are added: the bits of all, where the others come to zeros,
+ * as sums begin at +0. */
 static T NAME(sum_products)(const T *g, const T *y, int64_t n, int64_t count) {
     T products[RUN_BLOCK], tree[TREE_DEPTH];
     int height = 0;

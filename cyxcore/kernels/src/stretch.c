@@ -240,6 +240,59 @@ static void note_panels(const stretch *s, cyx_call *own) {
     }
 }
 
+/* Whether calls from `first` on are a group that begins with a product and ends with a mask or a softmax: masked.inl. */
+static int is_masked_group(const cyx_call *first) {
+    if (first->op != CYX_OP_matmul || first->group < 2) return 0;
+    int32_t last = first[first->group - 1].op;
+    return last == CYX_OP_where || last == CYX_OP_softmax;
+}
+
+/* Bytes of the right factor as panels that a lane keeps, while its blocks of rows are of one matrix; 0: it keeps none. */
+static size_t bytes_of_panels(const cyx_call *call) {
+    const cyx_array *factor = &call->in[1];
+    if (!is_masked_group(call) || !call->ints[1] || factor->ndim != 2 || factor->block_bytes || factor->lane_bytes) return 0;
+    int64_t columns = (factor->shape[0] + CYX_PANEL_COLUMNS - 1) / CYX_PANEL_COLUMNS * CYX_PANEL_COLUMNS;
+    return ((size_t)(columns * factor->shape[1] * cyx_dtype_bytes[factor->dtype]) + 63) / 64 * 64;
+}
+
+static int meet(const cyx_array *a, const cyx_array *b) {
+    const char *first = a->data, *second = b->data;
+    return first < second + b->size * cyx_dtype_bytes[b->dtype] && second < first + a->size * cyx_dtype_bytes[a->dtype];
+}
+
+/* Which group with a mask has made an array that call k reads, in the same band, and nobody has written to since; -1: none. */
+static int64_t masked_group_of(const cyx_call *calls, int64_t k, const cyx_array *x) {
+    int64_t writer = k - 1;
+    while (writer >= 0 && !meet(&calls[writer].out, x)) writer--;
+    if (writer < 0 || calls[writer].out.data != x->data || calls[writer].out.size != x->size) return -1;
+    if (calls[writer].out.shape[calls[writer].out.ndim - 1] != x->shape[x->ndim - 1]) return -1;
+    for (int64_t first = writer - 1; first >= 0 && first >= writer - 2; first--)
+        if (is_masked_group(&calls[first]) && first + calls[first].group - 1 == writer) return first;
+    return -1;
+}
+
+/* Without memory for notes, calls do without. */
+static void note_zeros(const stretch *s, cyx_call *own) {
+    const cyx_call *calls = s->calls;
+    size_t count = (size_t)calls->stretch, bytes = (sizeof(cyx_notes) * count + 63) / 64 * 64;
+    char *panels = NULL;
+    for (int64_t k = 0; k < calls->stretch; k++) {
+        own[k].notes = NULL, own[k].zeros = NULL;
+        bytes += bytes_of_panels(&calls[k]);
+    }
+    cyx_notes *notes = calls->blocks ? cyx_scratch(6, bytes) : NULL;
+    if (!notes) return;
+    panels = (char *)notes + (sizeof(cyx_notes) * count + 63) / 64 * 64;
+    for (int64_t k = 0; k < calls->stretch; k++) {
+        size_t own_bytes = bytes_of_panels(&calls[k]);
+        const cyx_array *left = is_masked_group(&calls[k]) && calls[k + 1].op == CYX_OP_softmax_grad ? &calls[k + 1].in[1] : &calls[k].in[0];
+        int64_t maker = calls[k].op == CYX_OP_matmul ? masked_group_of(calls, k, left) : -1;
+        notes[k] = (cyx_notes){.panels = own_bytes ? panels : NULL};
+        own[k].notes = &notes[k], own[k].zeros = maker < 0 ? NULL : &notes[maker];
+        panels += own_bytes;
+    }
+}
+
 /* Bands next to each other: as the pool shares out whole calls, so that a thread finds what it wrote itself. */
 static int64_t first_band(const cyx_call *calls, int64_t lane) { return lane * calls->bands / calls->lanes; }
 
@@ -267,6 +320,7 @@ static void lane_body(void *context, int64_t begin, int64_t end) {
     copy_records(own, calls);
     note_panels(s, own);
     note_adding(s, own);
+    note_zeros(s, own);
     for (int64_t lane = begin; lane < end; lane++)
         for (int64_t band = band_after(s, lane, -1), stop = s->adding ? calls->bands : first_band(calls, lane + 1); band < stop;
              band = band_after(s, lane, band)) {

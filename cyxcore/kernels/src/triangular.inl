@@ -156,7 +156,7 @@ static int NAME(minus_zero_in)(const T *x, int64_t size) {
 static int NAME(multiply_used_columns)(const NAME(product) * p) {
     int64_t rows = p->a_transposed ? p->k : p->m, columns = p->a_transposed ? p->m : p->k;
     if (p->b_transposed || columns < 2 * LEAST_LEFT_OUT || NAME(ends)(&p->ending)) return 0;
-    int64_t used = NAME(columns_used)(p->a, rows, columns), left_out = columns - used;
+    int64_t used = p->used ? *p->used : NAME(columns_used)(p->a, rows, columns), left_out = columns - used;
     if (left_out < LEAST_LEFT_OUT) return 0;
     NAME(product) own = *p;
     own.packed = NULL; /* that is in blocks of all terms */
