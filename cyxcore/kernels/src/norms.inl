@@ -365,23 +365,44 @@ static __attribute__((noinline)) void NAME(norm_slopes)(const NAME(norm_row) * r
     for (; r < count; r++) NAME(norm_slopes_rows)(rows + r, 1, n, both, both + pitch, found + r);
 }
 
-/* Of a run of a row: the sums of the gradient times what was normalised, of the gradient, and what the slope is the sum of. */
+/* What elements [i, i + left) of a run add to its sums: of the gradient times what was normalised, of the gradient, and what the
+ * slope is the sum of. */
+static inline __attribute__((always_inline)) void NAME(norm_run_part)(NAME(norm_row) row, int64_t i, int64_t left, V *weighed,
+                                                                      V *sum, V *slope) {
+    V g = NAME(part)(row.g + i, left, 0), centred = NAME(norm_centred)(row, i, left);
+    IN_VECTOR_REGISTER(g);
+    V first = g * (centred * SPLAT(row.scale)), third = g * SPLAT(row.factor) * centred;
+    __builtin_prefetch(CYX_BEYOND(row.x, i + row.ahead), 0, 2);
+    if (left < VN) first = NAME(kept)(first, left), third = NAME(kept)(third, left);
+    *weighed = *weighed + first, *sum = *sum + g, *slope = *slope + third;
+}
+
+/* Of every `width` elements the first `abreast` vectors: what their lanes add up to. The last part has a loop of its own: with it
+ * in theirs, sums would go through memory. */
+static inline __attribute__((always_inline)) void NAME(norm_run_sweep)(NAME(norm_row) row, const int width, const int abreast,
+                                                                       int64_t begin, int64_t end, V *weighed, V *sum, V *slope) {
+    enum { MOST = 4 };
+    V lanes[3][MOST];
+    for (int k = 0; k < 3; k++) _Pragma("GCC unroll 4") for (int v = 0; v < MOST; v++) lanes[k][v] = (V){0};
+    int64_t i = begin;
+    for (; i + width <= end; i += width) _Pragma("GCC unroll 4") for (int v = 0; v < abreast; v++)
+            NAME(norm_run_part)(row, i + v * VN, VN, &lanes[0][v], &lanes[1][v], &lanes[2][v]);
+    if (i < end) _Pragma("GCC unroll 4") for (int v = 0; v < abreast; v++) {
+            int64_t left = end - i - v * VN;
+            if (left > 0) NAME(norm_run_part)(row, i + v * VN, left, &lanes[0][v], &lanes[1][v], &lanes[2][v]);
+        }
+    _Pragma("GCC unroll 4") for (int v = 0; v < abreast; v++)
+        weighed[v] = lanes[0][v], sum[v] = lanes[1][v], slope[v] = lanes[2][v];
+}
+
+/* The three of a run, each in the lanes of a vector: by sweeps over as many of the vectors as have their sums in registers. */
 static inline __attribute__((always_inline)) void NAME(norm_run_block)(NAME(norm_row) row, const int width,
                                                                        int64_t begin, int64_t end, V *found) {
     enum { MOST = 64 / VN };
     V lanes[3][MOST];
-    const int vectors = width / VN;
-    for (int k = 0; k < 3; k++) _Pragma("GCC unroll 16") for (int v = 0; v < MOST; v++) lanes[k][v] = (V){0};
-    for (int64_t i = begin; i < end; i += width) _Pragma("GCC unroll 16") for (int v = 0; v < vectors; v++) {
-            int64_t at = i + v * VN, left = end - at;
-            if (left <= 0) break;
-            V g = NAME(part)(row.g + at, left, 0), centred = NAME(norm_centred)(row, at, left);
-            IN_VECTOR_REGISTER(g);
-            V weighed = g * (centred * SPLAT(row.scale)), slope = g * SPLAT(row.factor) * centred;
-            __builtin_prefetch(CYX_BEYOND(row.x, at + row.ahead), 0, 2);
-            if (left < VN) weighed = NAME(kept)(weighed, left), slope = NAME(kept)(slope, left);
-            lanes[0][v] = lanes[0][v] + weighed, lanes[1][v] = lanes[1][v] + g, lanes[2][v] = lanes[2][v] + slope;
-        }
+    const int vectors = width / VN, abreast = vectors < 4 ? vectors : 4;
+    for (int v = 0; v < vectors; v += abreast)
+        NAME(norm_run_sweep)(row, width, abreast, begin + v * VN, end, lanes[0] + v, lanes[1] + v, lanes[2] + v);
     for (int k = 0; k < 3; k++) {
         _Pragma("GCC unroll 8") for (int half = vectors / 2; half; half /= 2)
             _Pragma("GCC unroll 16") for (int v = 0; v < half; v++) lanes[k][v] = lanes[k][v] + lanes[k][v + half];
@@ -405,16 +426,25 @@ static void NAME(norm_run_sums)(const NAME(norm_row) * row, int64_t n, V *found)
     }
 }
 
-/* The sums of each run of a row, of the first two, to their places in `partial`. Returns the third of the last run, in lanes. */
-static V NAME(norm_add_runs)(const cyx_norm *norm, NAME(norm_row) row, int64_t r) {
+/* The sums of each run of some rows, of the first two, to their places in `partial`, and the third to `slopes`, in lanes, where
+ * a row is one run. */
+static void NAME(norm_add_runs)(const cyx_norm *norm, const NAME(norm_row) * rows, int64_t first, int64_t count, V *slopes) {
     int64_t inner = norm->inner, runs = norm->n / inner;
-    T *weighed = (T *)norm->partial + r * runs, *sums = weighed + norm->rows * runs;
-    V found[3];
-    for (int64_t k = 0; k < runs; k++, row.g += inner, row.x += inner) {
-        NAME(norm_run_sums)(&row, inner, found);
-        weighed[k] = NAME(sum_lanes)(found[0]), sums[k] = NAME(sum_lanes)(found[1]);
+    T *to = (T *)norm->partial + first * runs;
+    V weighed[VN], sums[VN], found[3];
+    for (int64_t k = 0, all = count * runs; k < all;) {
+        int64_t together = all - k < VN ? all - k : VN;
+        for (int64_t j = 0; j < together; j++, k++) {
+            NAME(norm_row) row = rows[k / runs];
+            row.g += k % runs * inner, row.x += k % runs * inner;
+            NAME(norm_run_sums)(&row, inner, found);
+            weighed[j] = found[0], sums[j] = found[1];
+            if (runs == 1) slopes[k] = found[2];
+        }
+        NAME(put_part)(to, NAME(norm_folded)(weighed, together), together);
+        NAME(put_part)(to + norm->rows * runs, NAME(norm_folded)(sums, together), together);
+        to += together;
     }
-    return found[2];
 }
 
 /* The gradients of rows [begin, end); those of the weights are added up in `tree`, where it is not NULL, as reduce_tile()
@@ -448,7 +478,7 @@ static void NAME(norm_back_rows)(const cyx_norm *norm, int64_t begin, int64_t en
                 height++;
             }
         } else if (norm->partial) {
-            for (int64_t r = 0; r < count; r++) lanes[r] = NAME(norm_add_runs)(norm, rows[r], first + r);
+            NAME(norm_add_runs)(norm, rows, first, count, lanes);
         }
         if (!norm->out) continue;
         if (norm->weight && norm->inner && !one_run)
