@@ -27,8 +27,10 @@ from cyxcore.held import is_recording
 from cyxcore.ops import OWN_GRADIENT
 from cyxcore.symbols import Symbol
 from cyxcore.tape import detect_anomaly as detect_anomaly
+from cyxcore.tape import inference_mode as inference_mode
 from cyxcore.tape import pull
 from cyxcore.tape import set_detect_anomaly as set_detect_anomaly
+from cyxcore.tape import set_grad_enabled as set_grad_enabled
 from cyxcore.values import Value, apply
 
 __path__: list[str] = []  # cyxcore.autograd.functional: cyxcore/torchpaths.py

@@ -42,14 +42,43 @@ class recording(ContextDecorator):
         set_recording(self._before)
 
 
-def no_grad() -> recording:
-    """Within the block results of this thread remember nothing and need no gradient."""
-    return recording(False)
+def no_grad(function: Any = None) -> Any:
+    """Within the block, or within the function that it decorates, results of this thread remember nothing and need no
+    gradient.
+    """
+    return _block_or_decorated(False, function)
 
 
-def enable_grad() -> recording:
-    """Within the block results remember what they came from again, also inside no_grad()."""
-    return recording(True)
+def enable_grad(function: Any = None) -> Any:
+    """Within the block, or the function, results remember what they came from again, also inside no_grad()."""
+    return _block_or_decorated(True, function)
+
+
+def inference_mode(mode: Any = True) -> Any:
+    """no_grad(), or enable_grad() for False."""
+    return _block_or_decorated(False, mode) if callable(mode) else recording(not mode)
+
+
+def _block_or_decorated(on: bool, function: Any) -> Any:
+    return recording(on) if function is None else recording(on)(function)
+
+
+class set_grad_enabled(recording):  # noqa: N801 - PyTorch's name
+    """Whether results of this thread remember what they came from, from now on. As a context, or as a decorator, only
+    within the block.
+    """
+
+    def __init__(self, mode: bool) -> None:
+        super().__init__(bool(mode))
+        self._before = is_recording()
+        set_recording(self._on)
+
+    def __enter__(self) -> None:  # it began with the call
+        pass
+
+    def __call__(self, function: Any) -> Any:
+        set_recording(self._before)
+        return super().__call__(function)
 
 
 class detect_anomaly(ContextDecorator):  # noqa: N801 - PyTorch's name

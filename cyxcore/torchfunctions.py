@@ -12,12 +12,14 @@ import numpy as np
 
 from cyxcore import creation, random
 from cyxcore.dtype import DEFAULTS, dtype_name
-from cyxcore.eager import Tensor, enable_grad, generator_state, manual_seed, no_grad
+from cyxcore.eager import Tensor, generator_state, manual_seed
 from cyxcore.errors import DtypeError, SpecError
 from cyxcore.functional.basic import stack
 from cyxcore.held import is_recording
 from cyxcore.hosted import is_symbolic
 from cyxcore.precision import numerics, set_numerics
+from cyxcore.tape import inference_mode as inference_mode
+from cyxcore.tape import set_grad_enabled as set_grad_enabled
 
 __all__ = (  # also in cyxcore/__init__.py
     "BoolTensor ByteTensor DoubleTensor FloatTensor HalfTensor IntTensor LongTensor Size complex logspace seed "
@@ -153,14 +155,6 @@ def tril_indices(row: int, col: int, offset: int = 0) -> Tensor:
 def triu_indices(row: int, col: int, offset: int = 0) -> Tensor:
     """(2, count): the places on and above a diagonal of a matrix."""
     return Tensor(np.stack(np.triu_indices(row, offset, col)))
-
-
-def set_grad_enabled(mode: bool) -> Any:
-    """enable_grad() or no_grad()."""
-    return enable_grad() if mode else no_grad()
-
-
-inference_mode = no_grad
 
 
 def poisson(rate: Tensor, *, generator: Any = None) -> Tensor:

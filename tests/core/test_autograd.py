@@ -585,3 +585,27 @@ def test_functions_that_are_smooth_at_0_have_their_gradient_there(name: str, com
 
     x = cx.tensor([0.0, -0.0, 0.0], requires_grad=True)
     close((cx.compile(slope) if compiled else slope)(x), wanted)
+
+
+def records() -> bool:
+    return bool((cx.ones(2, requires_grad=True) * 2.0).requires_grad)
+
+
+def test_gradients_are_switched_by_a_statement_in_a_block_and_around_a_function() -> None:
+    with cx.enable_grad():  # so that no other test meets what a failure leaves behind
+        cx.set_grad_enabled(False)  # a statement: from now on
+        assert not records()
+        with cx.autograd.set_grad_enabled(mode=True):
+            assert records()
+        assert not records()
+        cx.set_grad_enabled(True)
+        with cx.set_grad_enabled(False):
+            assert not records()
+        assert records() and not cx.set_grad_enabled(False)(records)() and records()
+        for off in (cx.no_grad, cx.no_grad(), cx.inference_mode, cx.inference_mode()):
+            decorated = off(records)
+            assert records() and not decorated() and records() and decorated.__name__ == "records"
+        with cx.no_grad():
+            assert cx.enable_grad(records)() and cx.inference_mode(False)(records)() and not records()
+            with cx.inference_mode(mode=False):
+                assert records()

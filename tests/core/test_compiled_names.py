@@ -106,7 +106,7 @@ REASONS: dict[str, str] = {
     **dict.fromkeys("allclose can_cast finfo iinfo is_complex is_floating_point is_nonzero is_same_size".split(), ASKS),
     **dict.fromkeys("is_signed is_tensor isdtype numel promote_types result_type dim element_size".split(), ASKS),
     **dict.fromkeys("get_device is_contiguous ndimension nelement shares_memory stride".split(), ASKS),
-    **dict.fromkeys("default_device enable_grad no_grad inference_mode is_grad_enabled set_grad_enabled".split(), SETS),
+    **dict.fromkeys("default_device enable_grad no_grad inference_mode is_grad_enabled".split(), SETS),
     **dict.fromkeys("get_default_dtype set_default_dtype get_num_threads set_num_threads numerics".split(), SETS),
     **dict.fromkeys("set_numerics get_rng_state set_rng_state initial_seed manual_seed seed".split(), SETS),
     **dict.fromkeys("get_float32_matmul_precision set_float32_matmul_precision set_printoptions".split(), SETS),
