@@ -135,7 +135,11 @@ class Asked:
         return body
 
     def _take(self, count: int) -> None:
-        """Room for bytes that have come. What is only announced takes none: a few slow senders would shut out all."""
+        """Room for bytes of the body that have come. What is only announced takes none: a few slow senders would shut
+        out all.
+        """
+        if self._reserved_bytes + count > self._limits.body_bytes:
+            raise ApiError("too_large", f"expected a body of at most {self._limits.body_bytes} bytes", 413)
         self._room.take(count)
         self._reserved_bytes += count
 
@@ -149,8 +153,6 @@ class Asked:
             self._take(len(piece))
             body += piece
             more = message.get("more_body", False)
-            if len(body) > self._limits.body_bytes:
-                raise ApiError("too_large", f"expected a body of at most {self._limits.body_bytes} bytes", 413)
         return bytes(body)
 
 

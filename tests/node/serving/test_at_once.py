@@ -123,10 +123,29 @@ async def test_a_body_that_comes_behind_its_head_is_waited_for_once(cuts):
         assert not end._piece and server.front.figures.in_flight == 0
 
 
+@pytest.mark.parametrize("comes", ["with its head", "behind its head"])
+async def test_a_body_in_one_piece_that_does_not_say_its_length_is_refused_when_it_is_too_long(comes):
+    # only one of several pieces was measured
+    limits = Limits(body_bytes=len(BODY) - 1)
+    async with serving(tensors(), limits=limits) as (_, server), connection(server) as (reader, writer):
+        head, end, body = chunked(BODY).partition(b"\r\n\r\n")
+        if comes == "behind its head":
+            writer.write(head + end)
+            while not server.front.figures.in_flight:
+                await asyncio.sleep(0)
+            writer.write(body)
+        else:
+            writer.write(head + end + body)
+        assert (await told(reader))[0] == 413
+
+
 async def test_a_body_that_does_not_come_is_asked_for_no_longer_than_before():
-    limits = Limits(body_s=0.01)
-    async with serving(tensors(), limits=limits, head_s=0.01) as (_, server), connection(server) as (reader, writer):
+    async with serving(tensors(), limits=Limits(body_s=0.01)) as (_, server), connection(server) as (reader, writer):
         writer.write(request()[:-1])
+        end = await piece_of(server)
+        end._late_s = 0.0  # the time for a head is over
+        end._timer.cancel()
+        end._look()
         assert (await told(reader))[0] == 408
         assert await reader.read() == b""
 
