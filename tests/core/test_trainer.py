@@ -521,7 +521,7 @@ def test_in_a_notebook_one_cell_is_written_anew(monkeypatch: pytest.MonkeyPatch)
 def test_the_time_left_is_of_the_batches_left(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = progress.Progress(io.StringIO())
     now = iter((100.0, 110.0, 120.0))
-    monkeypatch.setattr(progress.time, "monotonic", lambda: next(now))
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: next(now)))
     shown.on_fit_begin(trainer())
     told = {
         "epochs": 7,

@@ -33,12 +33,14 @@ async def test_a_late_program_is_ended_though_nobody_can_read_its_log(
 ) -> None:
     # reading it failed before the program was told to stop, and it ran on
     monkeypatch.setattr("cyxnet.parts.READY_TIMEOUT_S", 0.5)
-    log = tmp_path / "log"
-    forgets = f"import os, time; os.unlink({str(log)!r}); time.sleep(600)"
-    part = Part("node-1", [sys.executable, "-c", forgets], log)
+    part = Part("node-1", [sys.executable, "-c", "import time; time.sleep(600)"], tmp_path / "log")
+    starting = asyncio.create_task(part.start())
+    while part.process is None:
+        await asyncio.sleep(0)
+    part.log.unlink()  # here, because the program may take longer than that to begin at all
     with pytest.raises(StartError, match="not ready within 0.5 s; its last words: its log cannot be read"):
-        await part.start()
-    assert part.process and part.process.returncode is not None
+        await starting
+    assert part.process.returncode is not None
 
 
 async def test_a_program_whose_start_is_given_up_is_ended(tmp_path: Path) -> None:

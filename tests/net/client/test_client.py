@@ -207,7 +207,7 @@ async def test_a_cancel_that_meets_an_update_is_not_lost(
 
     monkeypatch.setattr("cyxnet.client.decode", decode_and_cancel)
     await central.emit(JOB, "Started", {"attempt": 1})
-    await asyncio.wait({watching}, timeout=5)
+    await asyncio.wait({watching}, timeout=60)
     assert watching.cancelled()
 
 
