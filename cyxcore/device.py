@@ -62,8 +62,9 @@ class Banded(NamedTuple):
     steps: list[list[tuple[int, ...]]]
     adds: Sequence[int] = ()  # which of these calls add up what all bands come to in one output
     blocks: int = 0  # so many bands in a row are blocks of rows of one matrix; 0: bands are of axis 0
-    goes_on: bool = False  # blocks: those that add up do so onto what is there
+    goes_on: bool = False  # blocks: the last, shorter ones; those that add up do so onto what is there
     kept: Sequence[int] = ()  # blocks: which of these calls make what is read outside
+    length: int = 0  # blocks: the rows of each matrix
 
 
 class Backend(Protocol):

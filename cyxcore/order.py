@@ -184,6 +184,14 @@ class Schedule(NamedTuple):
             if each.blocks and not each.blocks.is_whole(known.shapes[place])
         }
 
+    def largest_in_blocks(self, known: Inferred) -> set[int]:
+        """The calls on blocks of rows that make a number for each column of those: what is not to be there whole."""
+        found = set[int]()
+        for each in self.stretches:
+            sizes = {place: math.prod(known.shapes[place]) for place in each.places if each.blocks}
+            found.update(place for place, size in sizes.items() if size == max(sizes.values()))
+        return found
+
     def home(self, place: int) -> int:
         """The node in whose memory a value is made."""
         place = self.alias.get(place, place)

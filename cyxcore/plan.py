@@ -25,7 +25,7 @@ from cyxcore.bands import Blocks, Stretch, attrs_of_band
 from cyxcore.device import Banded, Call
 from cyxcore.dtype import IN_GRAPHS
 from cyxcore.errors import GraphError, ShapeError
-from cyxcore.graph import Graph, Inferred
+from cyxcore.graph import Graph, Inferred, Node
 from cyxcore.infer import Shape
 from cyxcore.onepass import gather
 from cyxcore.order import Schedule, schedule
@@ -79,7 +79,9 @@ class Plan:
         how = in_bands, self._lanes, self.numerics == "exact"
         decided = schedule(graph, *how)
         in_stretches = decided.stretch_of(with_sums=False)
-        shorter = recompute_in_bands(graph, decided.order, decided.alias, in_stretches, decided.shared(graph.infer(1)))
+        known = graph.infer(1)
+        of_blocks = decided.shared(known), decided.largest_in_blocks(known)
+        shorter = recompute_in_bands(graph, decided.order, decided.alias, in_stretches, *of_blocks)
         if shorter is not graph:
             self.graph = graph = shorter
             decided = schedule(graph, *how)
@@ -142,9 +144,8 @@ class Plan:
         """A call on whole arrays, or on those of the first band."""
         node = self.graph.nodes[place]
         inputs = [self.arrays[i] for i in node.inputs]
-        if node.op == "uniform" and node.attrs["stream"] in self._device_keys:
-            own = self._device_keys[node.attrs["stream"]]
-            return Call(node.op, self.arrays[place], (own,), {**node.attrs, "stream": 0})
+        if node.op == "uniform":
+            return self._drawing(node, self.arrays[place])
         if stretch is None:
             return Call(node.op, self.arrays[place], tuple(inputs), node.attrs)
         bands = stretch.bands
@@ -159,6 +160,11 @@ class Plan:
             attrs_of_band(node, bands),
         )
 
+    def _drawing(self, node: Node, out: Array) -> Call:
+        own = self._device_keys.get(node.attrs["stream"])
+        key, stream = (self.arrays[node.inputs[0]], node.attrs["stream"]) if own is None else (own, 0)
+        return Call(node.op, out, (key,), {"shape": out.shape, "stream": stream})
+
     def _call_on_block(self, place: int, stretch: Stretch, blocks: Blocks, known: Inferred, last: bool) -> Call:
         """A call on the first block of rows. last: on the last one of the first matrix, which has fewer rows."""
         rows, first = (blocks.last, blocks.whole * blocks.rows) if last else (blocks.rows, 0)
@@ -171,6 +177,8 @@ class Plan:
 
         node = self.graph.nodes[place]
         out = seen(place, place not in stretch.adds)
+        if node.op == "uniform":
+            return self._drawing(node, out)
         attrs = {**node.attrs, **{key: 1 for key in ("axis",) if key in node.attrs}}
         attrs |= {key: value for key, value in (("axes", (1,)), ("shape", out.shape)) if key in node.attrs}
         return Call(node.op, out, tuple(map(seen, node.inputs, stretch.by_rows[place])), attrs)
@@ -189,7 +197,8 @@ class Plan:
         adds = [number for number, place in enumerate(stretch.places) if place in stretch.adds]
         bands = blocks.matrices if last else stretch.bands
         kept = [number for number, place in enumerate(stretch.places) if place not in self._within]
-        return Banded(first, bands, min(self._lanes, bands), steps, adds, 1 if last else blocks.whole, last, kept)
+        count = 1 if last else blocks.whole
+        return Banded(first, bands, min(self._lanes, bands), steps, adds, count, last, kept, blocks.length)
 
     def _banded(self, stretch: Stretch, first: int) -> Banded:
         def step(source: int, cut: bool) -> tuple[int, ...]:

@@ -136,14 +136,16 @@ def recompute_in_bands(
     alias: Mapping[int, int],
     stretch: Mapping[int, int],
     shared: Collection[int] = (),
+    in_blocks: Collection[int] = (),
 ) -> Graph:
     """The graph without cheap arrays that one stretch of bands would keep for a later one, which reads anyway what they
     are made of: there they are made again. The same graph where there are none.
 
     order: the calls; alias: what shares the memory of which; stretch: the number of the stretch of a call in bands.
     shared: those of them, as masks, that every matrix of a stack makes for itself (rowblocks.py): nobody can keep them.
+    in_blocks: those that make matrices on blocks of rows (rowblocks.py), which are not to be there whole.
     """
-    return _InBands(graph, order, alias, stretch, shared).graph() if stretch else graph
+    return _InBands(graph, order, alias, stretch, shared, in_blocks).graph() if stretch else graph
 
 
 class _InBands:
@@ -154,8 +156,10 @@ class _InBands:
         alias: Mapping[int, int],
         stretch: Mapping[int, int],
         shared: Collection[int],
+        in_blocks: Collection[int],
     ) -> None:
         self.nodes, self.source, self.alias, self.stretch, self.shared = graph.nodes, graph, alias, stretch, shared
+        self.in_blocks = in_blocks
         self.known = graph.infer(1)
         at = {place: index for index, place in enumerate(order)}
         self.begins: dict[int, int] = {}  # of each stretch, where in the order
@@ -215,7 +219,7 @@ class _InBands:
                 reads.add(root)
             elif at != root:
                 waiting.append(root)
-            elif self._is_cheap(at) and self.known.bytes_of(at) == self.known.bytes_of(place):
+            elif self._is_cheap(at) and math.prod(self.known.shapes[at]) == math.prod(self.known.shapes[place]):
                 calls.add(at)
                 waiting += self.nodes[at].inputs
             else:
@@ -225,14 +229,14 @@ class _InBands:
         return calls, reads
 
     def _is_weights(self, place: int) -> bool:
-        """Whether an array holds the weights of attention, which are the larger part of what a step keeps."""
-        return self.nodes[place].op == "softmax"
+        """Whether an array holds weights of attention, or what is as large: the larger part of what a step keeps."""
+        return self.nodes[place].op == "softmax" or place in self.in_blocks
 
     def _is_cheap(self, place: int) -> bool:
         node, shapes = self.nodes[place], self.known.shapes
         if node.op == "matmul":
             return len(shapes[place]) > 2 and math.prod(shapes[node.inputs[0]]) * FEW_TERMS <= math.prod(shapes[place])
-        return node.op in IN_BANDS
+        return node.op in IN_BANDS or node.op == "uniform" and place in self.in_blocks
 
     def _is_there(self, root: int, size: int) -> bool:
         """Whether an array costs nothing: it is small, or another call in later bands reads it."""

@@ -13,6 +13,8 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from cyxcore.bands import Blocks, Stretch
 from cyxcore.dtype import item_bytes
 from cyxcore.graph import Graph, Inferred, Node
@@ -25,6 +27,7 @@ BLOCK_BYTES = 1024 * 1024  # of weights in a block
 LEAST_ROWS = 16  # of a block: fewer do not pay for reading keys and values again
 ROWS_ALIKE = 4  # a multiple of that
 FLOATS = ("float32", "float64")
+INT32_END = 2**31
 FEW_TERMS = 4  # of scores, so many times fewer than rows and columns: as of attention
 
 
@@ -308,12 +311,17 @@ def _matmul(node: Node, shapes: Sequence[Shape], out: Shape, blocks: Blocks) -> 
     return Place((True, True), adds=True)
 
 
+def _uniform(node: Node, shapes: Sequence[Shape], out: Shape, blocks: Blocks) -> Place | None:
+    return Place((False,)) if blocks.is_whole(out) else None
+
+
 MASKS = frozenset("equal not_equal less less_equal greater greater_equal logical_not logical_and logical_or".split())
 Rule = Callable[[Node, Sequence[Shape], Shape, Blocks], Place | None]
 GROUP_RULES: dict[str, Rule] = {"elementwise": _elementwise, "reduce": _reduce}
 RULES: dict[str, Rule] = {
     "matmul": _matmul,
     "broadcast_to": _elementwise,
+    "uniform": _uniform,
     "softmax": _along,
     "log_softmax": _along,
     "softmax_grad": _along,
@@ -323,8 +331,9 @@ RULES: dict[str, Rule] = {
 
 def for_blocks(graph: Graph) -> Graph:
     """The graph in which everything that reads a mask of long sequences has a mask of its own: made in each block of
-    rows, it is never there whole. And the gradient of keys, a product that is transposed, is the product of its factors
-    in the other order, as that of values is: the same numbers, and the kernel leaves out what a mask hides.
+    rows, it is never there whole; of positions that int32 holds, as those are compared twice as fast. And the gradient
+    of keys, a product that is transposed, is the product of its factors in the other order, as that of values is: the
+    same numbers, and the kernel leaves out what a mask hides.
     """
     known = graph.infer(1)
     stacks = _stacks(graph, known, range(len(graph.nodes)))
@@ -348,17 +357,41 @@ def for_blocks(graph: Graph) -> Graph:
             turned[source] = place
     nodes: list[Node] = []
     origin: list[int] = []
+    dtypes: list[str] = []
     new: dict[int, int] = {}
+    narrow: dict[int, int] = {}  # the same as int32
+
+    def add(node: Node, place: int, dtype: str) -> int:
+        nodes.append(node)
+        origin.append(place)
+        dtypes.append(dtype)
+        return len(nodes) - 1
+
+    def is_narrow(place: int) -> bool:
+        node = graph.nodes[place]
+        if node.op == "reshape":
+            return is_narrow(node.inputs[0])
+        if node.op != "const" or known.dtypes[place] != "int64":
+            return False
+        values = np.asarray(node.attrs["value"])
+        return values.size > 0 and -INT32_END <= values.min() and values.max() < INT32_END
+
+    def narrowed(place: int) -> int:
+        if place not in narrow:
+            node = graph.nodes[place]
+            attrs = {**node.attrs, "dtype": "int32"} if node.op == "const" else node.attrs
+            narrow[place] = add(Node(node.op, tuple(map(narrowed, node.inputs)), attrs, node.layer), place, "int32")
+        return narrow[place]
 
     def emit(place: int) -> int:
         node = graph.nodes[place]
+        if place in masks and len(node.inputs) == 2 and all(map(is_narrow, node.inputs)):
+            return add(Node(node.op, tuple(map(narrowed, node.inputs)), node.attrs, node.layer), place, "bool")
         if node.op == "transpose" and turned.get(node.inputs[0]) == place:
             product = graph.nodes[node.inputs[0]]
             node = Node("matmul", product.inputs[::-1], product.attrs, node.layer)
         inputs = tuple([emit(i) if i in masks else new[i] for i in node.inputs])
-        nodes.append(Node(node.op, inputs, node.attrs, node.layer))
-        origin.append(place)
-        return len(nodes) - 1
+        return add(Node(node.op, inputs, node.attrs, node.layer), place, known.dtypes[place])
 
     for place in range(len(graph.nodes)):
         if place not in turned and (place not in masks or place in results):
@@ -367,5 +400,5 @@ def for_blocks(graph: Graph) -> Graph:
         nodes,
         [new[place] for place in graph.outputs],
         [(new[target], new[value]) for target, value in graph.updates],
-        Inferred(tuple([known.shapes[i] for i in origin]), tuple([known.dtypes[i] for i in origin])),
+        Inferred(tuple([known.shapes[i] for i in origin]), tuple(dtypes)),
     )

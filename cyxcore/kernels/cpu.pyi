@@ -31,6 +31,7 @@ class Program:
         blocks: int = 0,
         goes_on: bool = False,
         kept: Sequence[int] = (),
+        length: int = 0,
     ) -> None: ...
     def fuse(
         self, scratch: NDArray[Any] | None = None, results: Sequence[NDArray[Any]] = ()

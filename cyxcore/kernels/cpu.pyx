@@ -86,6 +86,7 @@ cdef extern from "cyx.h" nogil:
         int32_t blocks
         int32_t adds
         int32_t goes_on
+        int64_t length
         int32_t terms
         double work
         cyx_factor *packed
@@ -636,7 +637,8 @@ cdef class Program:
         self._arrays.append((out, tuple(inputs)))
         self._count += 1
 
-    def stretch(self, int64_t first, int bands, int lanes, list steps, adds=(), int blocks=0, bint goes_on=False, kept=()) -> None:
+    def stretch(self, int64_t first, int bands, int lanes, list steps, adds=(), int blocks=0, bint goes_on=False, kept=(),
+                int64_t length=0) -> None:
         """The calls from `first` on run on one band after another: cyxcore/bands.py.
 
         They were added with the arrays of band 0, lane 0. steps: of each call, for its output and then its inputs, how
@@ -648,7 +650,8 @@ cdef class Program:
         blocks: where it is not 0, so many bands in a row are blocks of rows of one matrix of a stack (rowblocks.py), and
         steps have three numbers more: how many bytes further on the next block lies (the first number is then to the next
         matrix), how many matrices there are, and for how many of the stack in a row each is. What all blocks of a matrix
-        come to is added up, in products of a transposed matrix only; goes_on: to what is there already. kept: which of the
+        come to is added up, in products of a transposed matrix only. goes_on: these are the last, shorter blocks, and add to
+        what is there already. length: the rows of each matrix, of which random numbers are drawn. kept: which of the
         calls (from 0) make what others read, who may find it from another block on.
         """
         cdef cyx_array *array
@@ -667,9 +670,9 @@ cdef class Program:
                 if blocks:
                     array.block_bytes, array.turns, array.repeats = arrays[i][2:]
             self._calls[place].bands, self._calls[place].blocks = bands, blocks
+            self._calls[place].goes_on, self._calls[place].length = goes_on, length
         for place in adds:
             self._calls[first + <int64_t>place].adds = blocks or bands
-            self._calls[first + <int64_t>place].goes_on = goes_on
         self._kept.extend([first + place for place in kept])
         self._calls[first].stretch, self._calls[first].lanes = len(steps), lanes
         self._edges.update((first, first + len(steps)))

@@ -56,6 +56,7 @@ def attention(kind: str, rows: int, columns: int, dtype: str = "float32", stack:
 
 def run(plan: Plan) -> list[bytes]:
     rng = np.random.default_rng(5)
+    plan.key[...] = 5, 7  # of what dropout draws
     for _, array in sorted(plan.inputs.items()):
         array[...] = rng.random(array.shape) > 0.3 if array.dtype == bool else rng.normal(size=array.shape)
         if array.dtype == bool:
@@ -93,6 +94,42 @@ def test_no_matrix_of_weights_is_there_whole(kind: str) -> None:
     assert plan.arena_bytes < per_position + one_matrix < heads * one_matrix
 
 
+def dropping(rows: int, columns: int, causal: bool = False) -> Graph:
+    """Attention with dropout, there and back."""
+    builder = Builder()
+    query, key, value, gradient = (
+        builder.input(name, (*STACK, length, size))
+        for name, length, size in (
+            ("query", rows, TERMS),
+            ("key", columns, TERMS),
+            ("value", columns, VALUES),
+            ("gradient", rows, VALUES),
+        )
+    )
+    mixed = F.scaled_dot_product_attention(query, key, value, None, 0.25, causal, training=True)
+    back = totals(builder, mixed, gradient, [query, key, value], {})
+    return builder.graph(mixed, *[x for x in back if x is not None])
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_dropout_draws_the_numbers_of_whole_matrices(isa: str, causal: bool, threads: int) -> None:
+    cpu.set_num_threads(threads)
+    for rows, columns in SIZES:
+        graph = dropping(rows, columns, causal)
+        plan, whole = Plan(graph, device="cpu"), Plan(graph, device="cpu", optimised=False)
+        assert blocks_of(plan.graph)
+        assert run(plan) == run(whole)
+
+
+def test_dropout_makes_no_matrix_of_numbers() -> None:
+    cpu.set_num_threads(1)
+    rows = columns = 128
+    plan = Plan(dropping(rows, columns), device="cpu")
+    heads, item = STACK[0] * STACK[1], 4
+    assert plan.arena_bytes < heads * rows * (3 * TERMS + 2 * VALUES + 3) * item + rows * columns * item
+
+
 @pytest.mark.parametrize("kind", ["causal", "batch, causal"])
 def test_calls_of_one_stretch_share_their_masks(kind: str) -> None:
     plan = Plan(attention(kind, 64, 64), device="cpu")
@@ -101,6 +138,21 @@ def test_calls_of_one_stretch_share_their_masks(kind: str) -> None:
         masks = [(nodes[i].op, nodes[i].inputs) for i in stretch.places if nodes[i].op in rowblocks.MASKS]
         assert masks
         assert len(set(masks)) == len(masks)
+
+
+@pytest.mark.parametrize(("end", "dtype"), [(64, "int32"), (2**31 + 1, "int64")])
+def test_positions_are_compared_as_int32_where_that_holds_them(end: int, dtype: str) -> None:
+    builder = Builder()
+    query, key = (builder.input(name, (2, 64, TERMS)) for name in ("query", "key"))
+    down = builder.constant(list(range(end - 64, end)), "int64").reshape(64, 1)
+    seen = down >= builder.constant(list(range(end - 64, end)), "int64")
+    weights = F.softmax(F.where(seen, query @ key.mT, -1e9), -1)
+    graph = builder.graph(weights @ key)
+    plan = Plan(graph, device="cpu")
+    known = plan.graph.infer(1)
+    masks = [node for node in plan.graph.nodes if node.op == "greater_equal"]
+    assert [[known.dtypes[i] for i in node.inputs] for node in masks] == [[dtype, dtype]]
+    assert run(plan) == run(Plan(graph, device="cpu", optimised=False))
 
 
 def test_a_shorter_last_block_adds_to_the_gradients_of_the_others() -> None:
@@ -133,7 +185,7 @@ def test_every_call_comes_once_and_after_those_it_reads() -> None:
     assert_each_call_comes_once_and_after_those_it_reads(graph, schedule(graph, in_bands=True, exact=True))
 
 
-def layers(count: int, rows: int = 64, width: int = 12, heads: int = 2) -> Graph:
+def layers(count: int, rows: int = 64, width: int = 12, heads: int = 2, dropout: float = 0.0) -> Graph:
     """A training step of layers of causal attention, each with a matrix before and behind it."""
     builder = Builder()
     x = builder.input("x", (3, rows, width))
@@ -146,7 +198,7 @@ def layers(count: int, rows: int = 64, width: int = 12, heads: int = 2) -> Graph
         weights += [before, behind]
         both = F.linear(x, before).reshape(3, rows, 3, heads, width // heads)
         query, key, value = (both[:, :, place].transpose(0, 2, 1, 3) for place in range(3))
-        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        mixed = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True)
         x = x + F.linear(mixed.transpose(0, 2, 1, 3).reshape(3, rows, width), behind)
     loss = x.square().sum()
     return optimise(builder.graph(loss, *backward(builder, loss, weights)))
@@ -167,11 +219,12 @@ def test_a_training_step_has_the_same_bits(threads: int) -> None:
     assert run(plan) == run(Plan(graph, state_of(graph), "cpu", optimised=False))
 
 
-def test_weights_and_masks_are_made_again_for_the_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("dropout", [0.0, 0.25])
+def test_weights_and_masks_are_made_again_for_the_gradients(monkeypatch: pytest.MonkeyPatch, dropout: float) -> None:
     monkeypatch.setattr("cyxcore.recompute.LEAST_BYTES", 1)
     monkeypatch.setattr("cyxcore.recompute.SHARE_OF_WEIGHTS", 1 << 30)
     cpu.set_num_threads(1)
-    graph = layers(3)
+    graph = layers(3, dropout=dropout)
     plan = Plan(graph, state_of(graph), "cpu")
     softmaxes = sum(node.op == "softmax" for node in plan.graph.nodes)
     assert softmaxes == 6

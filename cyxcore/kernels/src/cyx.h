@@ -88,7 +88,8 @@ typedef struct cyx_call {
     int32_t bands;          /* of every call of a stretch: how often it is made */
     int32_t blocks;         /* of every call of a stretch: so many bands in a row are the blocks of one matrix; 0: bands are of axis 0 */
     int32_t adds;           /* in a stretch: what so many bands in a row come to is added up in one output */
-    int32_t goes_on;        /* adds to what is in that output already */
+    int32_t goes_on;        /* blocks: the last, shorter ones of matrices; what adds up adds to what is in that output already */
+    int64_t length;         /* blocks: the rows of each matrix */
     int32_t terms; /* 0: exact; 1 to 3: bfloat16 terms into which a product may split its float32 factors (fast.h) */
     const void *panels; /* in a stretch: the right factor of an exact product as its kernel reads it; else NULL */
     const void *const *lines; /* in a group that begins with a concat: where the rows of the first input lie; else NULL */

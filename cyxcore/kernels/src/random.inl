@@ -69,24 +69,44 @@ static inline __attribute__((always_inline)) void philox_words(const philox_stre
     }
 }
 
-/* What is asked for, and the words it is made of. */
+/* What is asked for, and the words it is made of; `before` of them are those of others. */
 typedef struct {
     philox_stream stream;
     cyx_draw *draw;
+    int64_t before;
 } drawing;
 
 static void uniform_body(void *context, int64_t begin, int64_t end) {
     const drawing *d = context;
-    int64_t last = 4 * end < d->draw->count ? 4 * end : d->draw->count;
-    philox_words(&d->stream, 4 * begin, last, (float *)d->draw->out + 4 * begin, 1);
+    float *out = d->draw->out;
+    int64_t before = d->before, behind = before + d->draw->count;
+    for (int64_t block = before / 4 + begin, stop = before / 4 + end; block < stop;) {
+        int64_t word = 4 * block, last = 4 * stop < behind ? 4 * stop : behind;
+        if (word >= before) {
+            philox_words(&d->stream, word, last, out + (word - before), 1);
+            return;
+        }
+        float own[4]; /* of this block others have the first words */
+        philox_words(&d->stream, word, word + 4, own, 1);
+        for (word = before; word < last && word < 4 * block + 4; word++) out[word - before] = own[word % 4];
+        block++;
+    }
+}
+
+/* How many words of a stack of matrices come before the block of rows that a call of a stretch makes. */
+static int64_t words_before(const cyx_call *call) {
+    if (!call->blocks) return 0;
+    int64_t rows = call->out.shape[0], matrix = cyx_band / call->blocks;
+    int64_t row = call->goes_on ? call->length - rows : cyx_band % call->blocks * rows;
+    return (matrix * call->length + row) * call->out.shape[1];
 }
 
 /* ints: count, shape..., stream. The key is (seed, step). */
 static cyx_status uniform(const cyx_call *call) {
     const uint64_t *key = call->in[0].data;
     cyx_draw draw = {.out = call->out.data, .count = call->out.size};
-    drawing d = {stream_of(key[0], key[1], (uint32_t)call->ints[1 + call->ints[0]]), &draw};
-    int64_t blocks = (draw.count + 3) / 4;
+    drawing d = {stream_of(key[0], key[1], (uint32_t)call->ints[1 + call->ints[0]]), &draw, words_before(call)};
+    int64_t blocks = (d.before + draw.count + 3) / 4 - d.before / 4;
     cyx_parallel(blocks, cyx_grain(blocks, 60, CYX_LEAST_WORK), uniform_body, &d);
     return CYX_OK;
 }
