@@ -427,6 +427,8 @@ def _prod(g: Any, x: Sequence[Any], y: Any, attrs: Mapping[str, Any]) -> Sequenc
 
 @rule("cumulative_sum")
 def _cumulative_sum(g: Any, x: Sequence[Any], y: Any, attrs: Mapping[str, Any]) -> Sequence[Any]:
+    if not x[0].ndim:
+        return (g,)
     backwards = (slice(None),) * attrs["axis"] + (slice(None, None, -1),)
     return (apply("cumulative_sum", g[backwards], axis=attrs["axis"])[backwards],)
 

@@ -228,7 +228,8 @@ _POOL = (("kernel", "pair"), ("stride", "pair"), ("padding", "pair"))
 _SCHEMAS = {
     "cast": (("dtype", "shown"),),
     "sum": _REDUCE, "mean": _REDUCE, "max": _REDUCE, "min": _REDUCE, "argmax": _AXIS,
-    "cumulative_sum": _AXIS,
+    "prod": _REDUCE, "all": _REDUCE, "any": _REDUCE,
+    "cumulative_sum": _AXIS, "cumulative_prod": _AXIS,
     "matmul": (("transpose_a", "int"), ("transpose_b", "int")),
     "reshape": (("shape", "shown"),),
     "transpose": (("axes", "list"),),

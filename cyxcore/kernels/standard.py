@@ -128,8 +128,8 @@ def _integer_pow(attrs: Attrs, x: Array, y: Array) -> Any:
 KERNELS["prod"] = lambda a, x: x.prod(axis=a["axes"], keepdims=a["keepdims"], dtype=x.dtype)
 KERNELS["all"] = lambda a, x: x.all(axis=a["axes"], keepdims=a["keepdims"])
 KERNELS["any"] = lambda a, x: x.any(axis=a["axes"], keepdims=a["keepdims"])
-KERNELS["cumulative_sum"] = lambda a, x: np.cumsum(x, axis=a["axis"], dtype=x.dtype)
-KERNELS["cumulative_prod"] = lambda a, x: np.cumprod(x, axis=a["axis"], dtype=x.dtype)
+KERNELS["cumulative_sum"] = lambda a, x: np.cumsum(x, axis=a["axis"], dtype=x.dtype) if x.ndim else x
+KERNELS["cumulative_prod"] = lambda a, x: np.cumprod(x, axis=a["axis"], dtype=x.dtype) if x.ndim else x
 KERNELS["cumulative_logsumexp"] = lambda a, x: np.logaddexp.accumulate(x, axis=a["axis"]) if x.ndim else x
 KERNELS["argmin"] = lambda a, x: x.argmin(axis=a["axis"])
 KERNELS["fft"] = lambda a, x: np.fft.fft(x, axis=a["axis"])

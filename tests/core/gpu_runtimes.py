@@ -136,6 +136,7 @@ class Libdevice:
     sin = staticmethod(lambda x: Libdevice._apply(np.sin, x))
     cos = staticmethod(lambda x: Libdevice._apply(np.cos, x))
     pow = staticmethod(lambda a, b: Libdevice._apply(np.power, a, b))
+    atan2 = staticmethod(lambda a, b: Libdevice._apply(np.arctan2, a, b))
     erf = staticmethod(lambda x: Libdevice._apply(np.vectorize(math.erf, otypes=[float]), x))
 
 

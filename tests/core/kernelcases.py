@@ -76,6 +76,7 @@ PAIRS = [
 ROUNDED_UNARY = {
     "exp": 3e-7,
     "log": 3e-7,
+    "log1p": 3e-7,
     "tanh": 3e-7,
     "sigmoid": 3e-7,
     "erf": 3e-7,
@@ -152,7 +153,7 @@ def elementwise_cases() -> Iterator[Case]:
             for op in EXACT_UNARY:
                 yield Case(op, [np.abs(values(shape, dtype)) if op == "sqrt" else values(shape, dtype)])
             for op, tolerance in ROUNDED_UNARY.items():
-                x = values(shape, dtype, low=0.01 if op == "log" else -3.0)
+                x = values(shape, dtype, low={"log": 0.01, "log1p": -0.99}.get(op, -3.0))
                 yield Case(op, [x], tolerance=tolerance if dtype == "float32" else 1e-15)
     for left, right in PAIRS:
         for dtype in (*FLOATS, "int64", "int32", "uint8"):
@@ -162,6 +163,8 @@ def elementwise_cases() -> Iterator[Case]:
             if dtype in FLOATS:
                 yield Case("div", [a, b])
                 yield Case("pow", [np.abs(a), b], tolerance=3e-7 if dtype == "float32" else 1e-15)
+            if dtype == "float32":
+                yield Case("atan2", [a, b], tolerance=3e-7)
         for dtype in (*FLOATS, "int64", "int32", "uint8", "bool"):
             a, b = values(left, dtype), values(right, dtype, seed=1)
             for op in COMPARE:
@@ -189,18 +192,31 @@ def reduction_cases() -> Iterator[Case]:
                 tolerance = 1e-5 if dtype == "float32" else 1e-13
                 yield Case("sum", [values(shape, dtype)], attrs, tolerance=tolerance)
                 yield Case("mean", [values(shape, dtype)], attrs, tolerance=tolerance)
+                yield Case("prod", [1.0 + values(shape, dtype) / 100.0], attrs, tolerance=tolerance)
             for dtype in (*FLOATS, "int64", "int32", "uint8"):
                 yield Case("max", [values(shape, dtype)], attrs)
                 yield Case("min", [values(shape, dtype)], attrs)
             for dtype in ("int64", "int32", "uint8"):
                 yield Case("sum", [values(shape, dtype)], attrs)
+                yield Case("prod", [values(shape, dtype)], attrs)
             yield Case("sum", [values(shape, "bool")], attrs)
+            mostly = values(shape, dtype="float32") < 2.99
+            for op in ("all", "any"):
+                yield Case(op, [values(shape, "bool")], attrs)
+                yield Case(op, [mostly if op == "all" else ~mostly], attrs)
         for axis in range(len(shape)):
             for dtype in (*FLOATS, "int64", "int32", "uint8", "bool"):
                 yield Case("argmax", [values(shape, dtype)], {"axis": axis})
             for dtype in (*FLOATS, "int64", "int32"):
-                yield Case("cumulative_sum", [values(shape, dtype)], {"axis": axis})
+                for op in ("cumulative_sum", "cumulative_prod"):
+                    yield Case(op, [values(shape, dtype)], {"axis": axis})
+    for op in ("cumulative_sum", "cumulative_prod"):
+        yield Case(op, [values(())], {"axis": 0})
     yield Case("sum", [values((0, 3))], {"axes": (0,), "keepdims": False})
+    for dtype in (*FLOATS, "int32"):
+        yield Case("prod", [values((0, 3), dtype)], {"axes": (0,), "keepdims": False})
+    for op in ("all", "any"):
+        yield Case(op, [values((0, 3), "bool")], {"axes": (0,), "keepdims": False})
     yield Case("sum", [values((200_000,))], {"axes": (0,), "keepdims": False}, tolerance=1e-5)
     yield Case("sum", [values((5000, 300))], {"axes": (0,), "keepdims": False}, tolerance=1e-5)
     for axis, shape in ((0, (5,)), (1, (4, 10)), (1, (3, 150)), (0, (6, 4)), (1, (2, 5, 3))):
@@ -347,6 +363,10 @@ BIG = [
     Case("transpose", [values((390, 270))], {"axes": (1, 0)}),
     Case("transpose", [values((3, 170, 210), "float64")], {"axes": (0, 2, 1)}),
     Case("max", [values((9000, 70))], {"axes": (0,), "keepdims": False}),
+    Case("prod", [1.0 + values((400_000,)) / 1000], {"axes": (0,), "keepdims": False}),
+    Case("prod", [1.0 + values((9000, 70)) / 100], {"axes": (0,), "keepdims": False}),
+    Case("log1p", [np.abs(values((300, 1001)))]),
+    Case("atan2", [values((300, 1001)), values((1001,), seed=1)]),
     *[
         Case(op, [pooled(shape)], {"axes": (axis,), "keepdims": False})
         for op in ("sum", "max", "min")
@@ -441,6 +461,7 @@ ODD = [Case(op, [special(dtype)]) for op in (*ROUNDED_UNARY, *EXACT_UNARY) for d
     for op in (*ARITHMETIC, "div", "pow", *COMPARE)
     for dtype in FLOATS
 ]
+ODD += [Case("atan2", [special("float32")[:, None], special("float32")[None, :13]])]
 
 LENGTHS = (1, 2, 3, 5, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 100, 129, 257, 1000, 1025)
 
@@ -459,14 +480,21 @@ def sized_cases(n: int, dtype: str) -> Iterator[Case]:
         for left, right in ((row, several[1]), (rows, row), (columns, columns[:, :1]), (row[:1], rows)):
             yield Case(op, [left, np.ascontiguousarray(right)])
     yield Case("pow", [np.abs(row), several[1]], tolerance=large)
+    if dtype == "float32":
+        yield Case("atan2", [row, several[1]], tolerance=large)
     yield Case("where", [row > 0, row, several[1]])
     yield Case("softplus_grad", [row, several[1]], tolerance=small)
     for x, axis in ((rows, 1), (columns, 0), (stack, 1)):
         for op in ("sum", "mean", "max", "min"):
             exact = op in ("max", "min")
             yield Case(op, [x], {"axes": (axis,), "keepdims": False}, tolerance=0.0 if exact else small)
+        attrs = {"axes": (axis,), "keepdims": False}
+        yield Case("prod", [1.0 + x / 100.0], attrs, tolerance=small)
+        for op, x_of in (("all", x < 2.9), ("any", x > 2.9)):
+            yield Case(op, [x_of], attrs)
         yield Case("argmax", [x], {"axis": axis})
         yield Case("cumulative_sum", [x], {"axis": axis}, tolerance=small)
+        yield Case("cumulative_prod", [1.0 + x / 100.0], {"axis": axis}, tolerance=small)
         for op in ("softmax", "log_softmax"):
             yield Case(op, [x], {"axis": axis}, tolerance=small)
             yield Case(f"{op}_grad", [x, np.ascontiguousarray(x[::-1])], {"axis": axis}, tolerance=small)

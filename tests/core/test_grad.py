@@ -65,6 +65,7 @@ CASES: list[tuple[str, list[np.ndarray], dict[str, Any]]] = [
     ("cumulative_prod", [np.array([2.0, 0.0, 3.0, 0.0, 1.5])], {"axis": 0}),
     ("cumulative_prod", [real(2, 0, 3)], {"axis": 1}),
     ("cumulative_prod", [real()], {"axis": 0}),
+    ("cumulative_sum", [real()], {"axis": 0}),
     ("cumulative_prod", [real(150, low=0.8, high=1.2) * (np.arange(150) % 70 != 5)], {"axis": 0}),
     *(
         (op, [real(2, 3, 2)], {"axis": axis})

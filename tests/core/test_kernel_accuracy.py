@@ -17,7 +17,10 @@ from tests.core.kernelcases import FLOATS, Array, Case
 pytestmark = pytest.mark.usefixtures("own_machine")
 
 
-DENSE = {"exp": 88.0, "log": 3e38, "tanh": 9.5, "sigmoid": 90.0, "erf": 4.2, "sin": 1e5, "cos": 1e5, "softplus": 100.0}
+DENSE = {
+    "exp": 88.0, "log": 3e38, "log1p": 3e38, "tanh": 9.5, "sigmoid": 90.0, "erf": 4.2, "sin": 1e5, "cos": 1e5,
+    "softplus": 100.0,
+}  # fmt: skip
 ALLOWED = {"softplus": 2.5}  # units in the last place; of the others 2
 
 
@@ -38,7 +41,7 @@ def units_off(op: str, x: Array, got: Array) -> float:
     elif op == "erf":
         true = np.array([math.erf(v) for v in wide])
     else:
-        functions = {"exp": np.exp, "log": np.log, "tanh": np.tanh, "sin": np.sin, "cos": np.cos}
+        functions = {"exp": np.exp, "log": np.log, "log1p": np.log1p, "tanh": np.tanh, "sin": np.sin, "cos": np.cos}
         true = np.asarray(functions[op](wide))
     unit = np.spacing(np.abs(true).astype(x.dtype)).astype(true.dtype)
     return float((np.abs(got.astype(true.dtype) - true) / unit).max())
@@ -54,6 +57,10 @@ def test_a_transcendental_function_is_within_few_units_in_the_last_place(
     rng = np.random.default_rng(11)
     if op == "log":
         x = np.exp(rng.uniform(-87, 88, 40_000)).astype(dtype)
+    elif op == "log1p":
+        near = np.exp(rng.uniform(-87, -0.1, 20_000))
+        x = np.concatenate([np.exp(rng.uniform(-87, 88, 20_000)), -near, near - 1.0]).astype(dtype)
+        x = x[x > -1.0]
     else:
         x = np.concatenate([rng.uniform(-DENSE[op], DENSE[op], 20_000), rng.normal(0, 1, 20_000)]).astype(dtype)
     got = np.empty_like(x)
@@ -98,6 +105,34 @@ def test_the_largest_error_of_a_function_is_the_one_that_is_written_down(
     got = np.empty_like(at)
     cpu.call(op, got, [at], {})
     assert f"{fresh_process.submit(units_off, op, at, got).result():.2f}" == units
+
+
+@pytest.mark.parametrize("op", ["log1p", "atan2"])
+def test_what_is_computed_in_float64_rounds_once(isa: str, op: str) -> None:
+    """Of bit patterns at random, of usual numbers, and of numbers near each other."""
+    rng = np.random.default_rng(6)
+    y, x = rng.integers(0, 2**32, (2, 100_003), dtype=np.uint32).view(np.float32)
+    near = rng.normal(0, 1, (2, 100_003)).astype(np.float32)
+    y, x = np.concatenate([y, near[0], near[0]]), np.concatenate([x, near[1], near[0] * np.float32(1.001)])
+    given, got = [y, x][: 1 + (op == "atan2")], np.empty_like(y)
+    cpu.call(op, got, given, {})
+    with np.errstate(all="ignore"):
+        true = np.asarray(reference.KERNELS[op]({}, *(each.astype(np.float64) for each in given)))
+    np.testing.assert_array_equal(np.isnan(got), np.isnan(true))
+    np.testing.assert_array_equal(got[np.isinf(true)], true[np.isinf(true)])
+    there = np.isfinite(true)
+    np.testing.assert_array_equal(np.signbit(got[there]), np.signbit(true[there]))
+    unit = np.spacing(np.abs(true[there]).astype(np.float32)).astype(np.float64)
+    assert (np.abs(got[there].astype(np.float64) - true[there]) / unit).max() <= 0.51
+
+
+def test_silu_is_within_three_units_where_sigmoid_is_a_normal_number() -> None:
+    x = np.arange(0x00800000, 0x42AE0000, 4001, dtype=np.uint32).view(np.float32)  # up to 87
+    x = np.concatenate([x, -x, np.array([0.00048774536], np.float32)])
+    wide = x.astype(np.float64)
+    true = wide / (1 + np.exp(-wide))
+    error = np.abs(cx.functional.silu(cx.tensor(x)).numpy() - true)
+    assert (error / np.spacing(np.abs(true).astype(np.float32)))[np.abs(true) > 1.2e-38].max() <= 3.0
 
 
 @pytest.mark.parametrize(("approximate", "far_down"), [("none", 1.3e-7), ("tanh", 5e-8)])
@@ -175,7 +210,7 @@ def test_powers_of_float32_are_what_c_says_among_others(isa: str, exponents: flo
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("op", ["sin", "tanh", "erf", "sqrt", "neg", "abs", "floor"])
+@pytest.mark.parametrize("op", ["sin", "tanh", "erf", "log1p", "sqrt", "neg", "abs", "floor"])
 def test_zero_keeps_the_sign_numpy_gives_it(op: str, dtype: str) -> None:
     case = Case(op, [np.array([0.0, -0.0] * 20, dtype)])
     expected = case.inputs[0] if op == "erf" else case.expected()

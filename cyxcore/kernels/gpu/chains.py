@@ -30,6 +30,7 @@ EXPRESSIONS: dict[str, str | dict[str, str]] = {
     "floor": {"float": "tl.floor({0})", "": "{0}"},
     "exp": "exp({0})",
     "log": "log({0})",
+    "log1p": "log1p({0})",
     "sqrt": "sqrt({0})",
     "tanh": "tanh({0})",
     "sigmoid": "sigmoid({0})",
@@ -46,6 +47,7 @@ EXPRESSIONS: dict[str, str | dict[str, str]] = {
     "minimum": "minimum({0}, {1})",
     "div": "div({0}, {1})",
     "pow": "power({0}, {1})",
+    "atan2": "atan2({0}, {1})",
     "equal": "{0} == {1}",
     "not_equal": "{0} != {1}",
     "less": "{0} < {1}",
@@ -67,8 +69,8 @@ EXPRESSIONS: dict[str, str | dict[str, str]] = {
     "adam_update": "adam({0}, {1}, {2}, {3}, {4}, {beta1}, {beta2}, {eps}, {decoupled_weight_decay})",
 }
 FUNCTIONS = (
-    "maximum minimum div sqrt exp log tanh erf sin cos power sigmoid softplus softplus_grad decayed decayed_square "
-    "adam".split()
+    "maximum minimum div sqrt exp log log1p tanh erf sin cos power atan2 sigmoid softplus softplus_grad decayed "
+    "decayed_square adam".split()
 )  # of helpers.py
 _AS_INTEGERS = frozenset("equal not_equal less less_equal greater greater_equal".split())
 

@@ -7,9 +7,9 @@ reads something harmless instead, and the caller raises DataError when it next w
 import triton
 import triton.language as tl
 
-from cyxcore.kernels.gpu.helpers import div, exp, log, maximum, minimum, plus
+from cyxcore.kernels.gpu.helpers import div, exp, log, maximum, minimum, plus, times
 
-SUM, MAX, MIN = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+SUM, MAX, MIN, PROD = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
 
 
 @triton.jit
@@ -38,6 +38,14 @@ def reduce(
         result = tl.reduce(total, 1, plus)
         if MEAN:
             result = div(result, tl.full([BJ], count, result.dtype))
+    elif HOW == PROD:
+        total = tl.load(base[:, None] + k[None, :] * inner, mask=inside[:, None] & (k < high)[None, :], other=1)
+        if x.dtype.element_ty == tl.uint8:
+            total = total.to(tl.int32)
+        for k0 in range(low + BN, high, BN):
+            k = k0 + tl.arange(0, BN)
+            total *= tl.load(base[:, None] + k[None, :] * inner, mask=inside[:, None] & (k < high)[None, :], other=1)
+        result = tl.reduce(total, 1, times)
     else:  # a place beyond the end reads the last row again, which changes nothing
         k = tl.minimum(k, high - 1)
         best = tl.load(base[:, None] + k[None, :] * inner, mask=inside[:, None], other=0)
@@ -74,9 +82,9 @@ def argmax(x, out, outputs, n, inner, BJ: tl.constexpr, BN: tl.constexpr):
 
 
 @triton.jit
-def cumulative_sum(x, out, outputs, n, inner, BJ: tl.constexpr):
-    """Over the middle axis of (outer, n, inner), each line from its first element to its last: no other order has the
-    bits of the host.
+def cumulative(x, out, outputs, n, inner, HOW: tl.constexpr, BJ: tl.constexpr):
+    """Sums or products over the middle axis of (outer, n, inner), each line from its first element to its last: no
+    other order has the bits of the host.
     """
     j = tl.program_id(0).to(tl.int64) * BJ + tl.arange(0, BJ)
     inside = j < outputs
@@ -85,7 +93,8 @@ def cumulative_sum(x, out, outputs, n, inner, BJ: tl.constexpr):
     tl.store(out + at, total, mask=inside)
     for _ in range(1, n):
         at += inner
-        total += tl.load(x + at, mask=inside, other=0)
+        value = tl.load(x + at, mask=inside, other=0)
+        total = total * value if HOW == PROD else total + value
         tl.store(out + at, total, mask=inside)
 
 

@@ -22,6 +22,11 @@ def plus(a, b):
 
 
 @triton.jit
+def times(a, b):
+    return a * b
+
+
+@triton.jit
 def div(a, b):
     """Rounded as IEEE 754 says; Triton's / is not, for float32."""
     if a.dtype == tl.float32:
@@ -46,6 +51,16 @@ def exp(x):
 @triton.jit
 def log(x):
     return libdevice.log(x)
+
+
+@triton.jit
+def log1p(x):
+    return libdevice.log1p(x)
+
+
+@triton.jit
+def atan2(a, b):
+    return libdevice.atan2(a, b)
 
 
 @triton.jit

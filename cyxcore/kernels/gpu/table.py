@@ -156,15 +156,18 @@ def _reduced(rt: Runtime, x: Array, out: Array, sizes: tuple[int, int, int], how
     return [one(x, parts, n, chunk, splits, False), one(parts, out, splits, splits, 1, bool(count))]
 
 
+HOW = {"min": fixed.MIN, "all": fixed.MIN, "prod": fixed.PROD}  # the others: the greatest
+
+
 def _reduction(op: str) -> Row:
     def prepare(rt: Runtime, out: Array, inputs: Sequence[Array], attrs: Mapping[str, Any]) -> list[Launch]:
         (x,), axes = inputs, attrs["axes"]
         if not axes:
             return [rt.copy(out, x)]
         if not x.size:
-            return [rt.fill(out, 0)]
+            return [rt.fill(out, op in ("prod", "all"))]
         adds = op in ("sum", "mean") and x.dtype.name != "bool"  # a sum of bools in bool is "any"
-        how = fixed.SUM if adds else fixed.MIN if op == "min" else fixed.MAX
+        how = fixed.SUM if adds else HOW.get(op, fixed.MAX)
         groups, divisor = _groups(x.shape, axes), math.prod(x.shape[axis] for axis in axes)
         found: list[Launch] = []
         for place, sizes in enumerate(groups):
@@ -178,7 +181,7 @@ def _reduction(op: str) -> Row:
     return prepare
 
 
-TABLE.update({op: _reduction(op) for op in ("sum", "mean", "max", "min")})
+TABLE.update({op: _reduction(op) for op in ("sum", "mean", "max", "min", "prod", "all", "any")})
 
 
 def _around(shape: tuple[int, ...], axis: int) -> tuple[int, int, int]:
@@ -194,14 +197,20 @@ def _argmax(rt: Runtime, out: Array, inputs: Sequence[Array], attrs: Mapping[str
     return [rt.kernel(fixed.argmax, (ceil_div(outer * inner, bj),), args, {"BJ": bj, "BN": bn})]
 
 
-@row("cumulative_sum")
-def _cumulative_sum(rt: Runtime, out: Array, inputs: Sequence[Array], attrs: Mapping[str, Any]) -> list[Launch]:
-    (x,) = inputs
-    outer, n, inner = _around(x.shape, attrs["axis"])
-    bj = min(power_of_2(outer * inner), 128)
-    return [
-        rt.kernel(fixed.cumulative_sum, (ceil_div(outer * inner, bj),), [x, out, outer * inner, n, inner], {"BJ": bj})
-    ]
+def _cumulative(how: Any) -> Row:
+    def prepare(rt: Runtime, out: Array, inputs: Sequence[Array], attrs: Mapping[str, Any]) -> list[Launch]:
+        (x,) = inputs
+        if not x.shape:
+            return [rt.copy(out, x)]
+        outer, n, inner = _around(x.shape, attrs["axis"])
+        bj = min(power_of_2(outer * inner), 128)
+        args, constants = [x, out, outer * inner, n, inner], {"HOW": how.value, "BJ": bj}
+        return [rt.kernel(fixed.cumulative, (ceil_div(outer * inner, bj),), args, constants)]
+
+    return prepare
+
+
+TABLE.update(cumulative_sum=_cumulative(fixed.SUM), cumulative_prod=_cumulative(fixed.PROD))
 
 
 def _softmax(logarithm: bool) -> Row:

@@ -124,9 +124,10 @@ static cyx_status check_argmax(cyx_call *call) {
     return want_shape(call, x->ndim - 1, shape);
 }
 
-/* ints: axis */
-static cyx_status check_cumulative_sum(cyx_call *call) {
-    if (call->ints[0] < 0 || call->ints[0] >= call->in[0].ndim) return bad_attribute(call, "an axis within the dimensions");
+/* ints: axis, of which one number has none */
+static cyx_status check_cumulative(cyx_call *call) {
+    if (call->in[0].ndim && (call->ints[0] < 0 || call->ints[0] >= call->in[0].ndim))
+        return bad_attribute(call, "an axis within the dimensions");
     return check_same(call);
 }
 
@@ -381,11 +382,12 @@ typedef cyx_status (*rule)(cyx_call *call);
 static rule rule_of(int op) {
     if (op <= CYX_OP_cos || op == CYX_OP_cast) return check_same;
     if (op <= CYX_OP_where) return check_broadcast;
-    if (op <= CYX_OP_min) return check_reduce;
+    if (op <= CYX_OP_any) return check_reduce;
     if (op >= CYX_OP_sgd_update) return check_update;
     switch (op) {
     case CYX_OP_argmax: return check_argmax;
-    case CYX_OP_cumulative_sum: return check_cumulative_sum;
+    case CYX_OP_cumulative_sum:
+    case CYX_OP_cumulative_prod: return check_cumulative;
     case CYX_OP_matmul: return check_matmul;
     case CYX_OP_reshape: return check_reshape;
     case CYX_OP_transpose: return check_transpose;
@@ -455,6 +457,8 @@ static double cost_of(int op) {
     case CYX_OP_adam_update: return 6;
     case CYX_OP_sin:
     case CYX_OP_cos:
+    case CYX_OP_log1p:
+    case CYX_OP_atan2:
     case CYX_OP_uniform: return 20;
     case CYX_OP_softplus:
     case CYX_OP_softplus_grad: return 12;

@@ -19,11 +19,14 @@ typedef enum { CYX_F32, CYX_F64, CYX_I64, CYX_I32, CYX_BOOL, CYX_U8, CYX_U64, CY
     X(neg, 1, 1)                                                                                             \
     X(abs, 1, 1) X(exp, 1, 1) X(log, 1, 1) X(sqrt, 1, 1) X(tanh, 1, 1) X(sigmoid, 1, 1) X(relu, 1, 1)        \
         X(erf, 1, 1) X(square, 1, 1) X(sign, 1, 1) X(floor, 1, 1) X(logical_not, 1, 1) X(sin, 1, 1)          \
-            X(softplus, 1, 1) X(cos, 1, 1) X(add, 2, 2) X(sub, 2, 2) X(mul, 2, 2) X(div, 2, 2) X(pow, 2, 2) X(maximum, 2, 2)   \
+            X(softplus, 1, 1) X(log1p, 1, 1) X(cos, 1, 1) X(add, 2, 2) X(sub, 2, 2) X(mul, 2, 2)             \
+            X(div, 2, 2) X(pow, 2, 2) X(atan2, 2, 2) X(maximum, 2, 2)                                        \
                 X(minimum, 2, 2) X(equal, 2, 2) X(not_equal, 2, 2) X(less, 2, 2) X(less_equal, 2, 2)         \
                     X(greater, 2, 2) X(greater_equal, 2, 2) X(logical_and, 2, 2) X(logical_or, 2, 2)         \
                         X(where, 3, 3) X(cast, 1, 1) X(sum, 1, 1) X(mean, 1, 1) X(max, 1, 1) X(min, 1, 1)    \
-                            X(argmax, 1, 1) X(cumulative_sum, 1, 1) X(matmul, 2, 2) X(reshape, 1, 1) X(transpose, 1, 1)              \
+                            X(prod, 1, 1) X(all, 1, 1) X(any, 1, 1)                                          \
+                            X(argmax, 1, 1) X(cumulative_sum, 1, 1) X(cumulative_prod, 1, 1)                 \
+                            X(matmul, 2, 2) X(reshape, 1, 1) X(transpose, 1, 1)                              \
                                 X(broadcast_to, 1, 1) X(slice, 1, 1) X(pad, 1, 1) X(concat, 1, 4096)         \
                                     X(take, 2, 2) X(take_grad, 2, 2) X(take_along, 2, 2) X(one_hot, 1, 1) X( \
                                         conv2d, 2, 2) X(conv2d_grad_input, 2, 2) X(conv2d_grad_weight, 2, 2) \

@@ -4,6 +4,7 @@
     CYX_UNARY(neg_##S, T, T, -x)                                                                             \
     CYX_UNARY(abs_##S, T, T, __builtin_fabs##F(x))                                                           \
     CYX_UNARY(exp_op_##S, T, T, exp_##S(x))                                                                  \
+    CYX_UNARY(log1p_op_##S, T, T, log1p_##S(x))                                                              \
     CYX_UNARY(log_op_##S, T, T, log_##S(x))                                                                  \
     CYX_UNARY(sqrt_##S, T, T, __builtin_sqrt##F(x))                                                          \
     CYX_UNARY(tanh_op_##S, T, T, tanh_##S(x))                                                                \
@@ -48,6 +49,7 @@ CYX_COSTLY(cos_rows, cos_of_row)
 #endif
 
 FLOAT_OPS(float, f32, f)
+CYX_BINARY(atan2_op_f32, float, float, atan2_f32(x, y))
 CYX_UNARY(sin_f64, double, double, cyx_sin(x))
 CYX_UNARY(cos_f64, double, double, cyx_cos(x))
 
@@ -119,6 +121,7 @@ static cyx_status cast_of_bool(const cyx_call *call) {
 
 #define FILL_FLOAT_OPS(D, S)                                                                                 \
     table[CYX_OP_neg][D] = neg_##S, table[CYX_OP_abs][D] = abs_##S, table[CYX_OP_exp][D] = exp_op_##S;       \
+    table[CYX_OP_log1p][D] = log1p_op_##S;                                                                   \
     table[CYX_OP_log][D] = log_op_##S, table[CYX_OP_sqrt][D] = sqrt_##S,                                     \
     table[CYX_OP_tanh][D] = tanh_op_##S;                                                                     \
     table[CYX_OP_sigmoid][D] = sigmoid_op_##S, table[CYX_OP_relu][D] = relu_##S,                             \
@@ -145,6 +148,7 @@ static void fill_elementwise(cyx_table table) {
 #if defined(VECTOR_MATH)
     table[CYX_OP_tanh][CYX_F32] = tanh_rows, table[CYX_OP_sin][CYX_F32] = sin_rows, table[CYX_OP_cos][CYX_F32] = cos_rows;
 #endif
+    table[CYX_OP_atan2][CYX_F32] = atan2_op_f32;
     table[CYX_OP_where][CYX_F32] = where_f32, table[CYX_OP_where][CYX_F64] = where_f64;
     other_cast_of_bool = table[CYX_OP_cast][CYX_BOOL];
     table[CYX_OP_cast][CYX_BOOL] = cast_of_bool;

@@ -246,23 +246,24 @@ ARGMAX(int64_t, uint64_t, i64)
 ARGMAX(int32_t, uint32_t, i32)
 ARGMAX(uint8_t, uint32_t, u8)
 
-/* Sums of all elements of a line up to each one, in order. A line waits for each of its sums: several lie side by side. */
+/* Sums, or products, of all elements of a line up to each one, in order. A line waits for each of its sums: several lie side by
+ * side. */
 enum { LINES_AT_ONCE = 8, LINE_COLUMNS = 2048 };
-#define CUMULATIVE_SUM(T, U, TAG)                                                                            \
-    static void cumulative_rows_##TAG(T *out, const T *x, int64_t n, int64_t rows) {                         \
+#define CUMULATIVE(NAME, T, U, OPERATOR)                                                                     \
+    static void NAME##_rows(T *out, const T *x, int64_t n, int64_t rows) {                                   \
         T sums[LINES_AT_ONCE];                                                                               \
         if (!n) return;                                                                                      \
         for (int64_t r = 0; r < rows; r++) out[r * n] = sums[r] = x[r * n];                                  \
         if (rows == LINES_AT_ONCE)                                                                           \
             for (int64_t i = 1; i < n; i++)                                                                  \
                 for (int64_t r = 0; r < LINES_AT_ONCE; r++)                                                  \
-                    out[r * n + i] = sums[r] = (T)((U)sums[r] + (U)x[r * n + i]);                            \
+                    out[r * n + i] = sums[r] = (T)((U)sums[r] OPERATOR(U)x[r * n + i]);                      \
         else                                                                                                 \
             for (int64_t r = 0; r < rows; r++)                                                               \
                 for (int64_t i = 1; i < n; i++)                                                              \
-                    out[r * n + i] = sums[r] = (T)((U)sums[r] + (U)x[r * n + i]);                            \
+                    out[r * n + i] = sums[r] = (T)((U)sums[r] OPERATOR(U)x[r * n + i]);                      \
     }                                                                                                        \
-    static void cumulative_sum_##TAG##_body(void *context, int64_t begin, int64_t end) {                     \
+    static void NAME##_body(void *context, int64_t begin, int64_t end) {                                     \
         const taking *t = context;                                                                           \
         const T *in = t->call->in[0].data;                                                                   \
         T *out = t->call->out.data;                                                                          \
@@ -272,27 +273,28 @@ enum { LINES_AT_ONCE = 8, LINE_COLUMNS = 2048 };
             int64_t left = inner == 1 || end - line < inner - first ? end - line : inner - first;            \
             int64_t count = left < most ? left : most, at = line / inner * n * inner + first;                \
             if (inner == 1)                                                                                  \
-                cumulative_rows_##TAG(out + line * n, in + line * n, n, count);                              \
+                NAME##_rows(out + line * n, in + line * n, n, count);                                        \
             for (int64_t i = 0; inner > 1 && i < n; i++, at += inner) {                                      \
                 const T *x = in + at, *before = out + at - inner;                                            \
                 T *to = out + at;                                                                            \
                 if (!i) memcpy(to, x, sizeof(T) * (size_t)count);                                            \
-                else INDEPENDENT for (int64_t j = 0; j < count; j++) to[j] = (T)((U)before[j] + (U)x[j]);    \
+                else INDEPENDENT for (int64_t j = 0; j < count; j++) to[j] = (T)((U)before[j] OPERATOR(U)x[j]); \
             }                                                                                                \
             line += count;                                                                                   \
         }                                                                                                    \
     }                                                                                                        \
-    static cyx_status cumulative_sum_##TAG(const cyx_call *call) {                                           \
+    static cyx_status NAME(const cyx_call *call) {                                                           \
         taking t = {call, around_axis(&call->in[0], call->ints[0]), 0};                                      \
         int64_t count = t.a.outer * t.a.inner;                                                               \
         if (call->out.size)                                                                                  \
-            cyx_parallel(count, cyx_grain(count, (double)t.a.n, CYX_LEAST_WORK), cumulative_sum_##TAG##_body, &t); \
+            cyx_parallel(count, cyx_grain(count, (double)t.a.n, CYX_LEAST_WORK), NAME##_body, &t);           \
         return CYX_OK;                                                                                       \
     }
-CUMULATIVE_SUM(float, float, f32)
-CUMULATIVE_SUM(double, double, f64)
-CUMULATIVE_SUM(int64_t, uint64_t, i64)
-CUMULATIVE_SUM(int32_t, uint32_t, i32)
+#define CUMULATIVES(T, U, TAG) CUMULATIVE(cumulative_sum_##TAG, T, U, +) CUMULATIVE(cumulative_prod_##TAG, T, U, *)
+CUMULATIVES(float, float, f32)
+CUMULATIVES(double, double, f64)
+CUMULATIVES(int64_t, uint64_t, i64)
+CUMULATIVES(int32_t, uint32_t, i32)
 
 /* Reductions of integers: any order gives the same. The result type is that of the output. */
 #define INTEGER_REDUCE(NAME, IN, OUT, START, JOIN)                                                           \
@@ -327,6 +329,7 @@ CUMULATIVE_SUM(int32_t, uint32_t, i32)
     INTEGER_REDUCE(sum_##TAG##_to_i32, T, int32_t, 0, (uint32_t)a + (uint32_t)b)                             \
     INTEGER_REDUCE(sum_##TAG##_to_u8, T, uint8_t, 0, (uint32_t)a + (uint32_t)b)                              \
     INTEGER_REDUCE(sum_##TAG##_to_bool, T, uint8_t, 0, a || b)                                               \
+    INTEGER_REDUCE(prod_##TAG, T, T, 1, (uint64_t)a *(uint64_t)b)                                            \
     INTEGER_REDUCE(max_##TAG, T, T, LEAST, a > b ? a : b)                                                    \
     INTEGER_REDUCE(min_##TAG, T, T, GREATEST, a < b ? a : b)                                                 \
     static cyx_status sum_##TAG(const cyx_call *call) {                                                      \
@@ -338,6 +341,8 @@ CUMULATIVE_SUM(int32_t, uint32_t, i32)
 INTEGER_REDUCTIONS(int64_t, i64, INT64_MIN, INT64_MAX)
 INTEGER_REDUCTIONS(int32_t, i32, INT32_MIN, INT32_MAX)
 INTEGER_REDUCTIONS(uint8_t, u8, 0, UINT8_MAX)
+INTEGER_REDUCE(all_bool, uint8_t, uint8_t, 1, a &b)
+INTEGER_REDUCE(any_bool, uint8_t, uint8_t, 0, a | b)
 
 /* ints: transpose_a, transpose_b. Plain loops: integers are for exactness here, not for speed. */
 #define INTEGER_MATMUL(T, U, TAG)                                                                            \
@@ -379,12 +384,17 @@ static void fill_indexing(cyx_table table) {
     table[CYX_OP_argmax][CYX_BOOL] = argmax_u8, table[CYX_OP_argmax][CYX_U8] = argmax_u8;
     table[CYX_OP_cumulative_sum][CYX_F32] = cumulative_sum_f32, table[CYX_OP_cumulative_sum][CYX_F64] = cumulative_sum_f64;
     table[CYX_OP_cumulative_sum][CYX_I64] = cumulative_sum_i64, table[CYX_OP_cumulative_sum][CYX_I32] = cumulative_sum_i32;
+    table[CYX_OP_cumulative_prod][CYX_F32] = cumulative_prod_f32, table[CYX_OP_cumulative_prod][CYX_F64] = cumulative_prod_f64;
+    table[CYX_OP_cumulative_prod][CYX_I64] = cumulative_prod_i64, table[CYX_OP_cumulative_prod][CYX_I32] = cumulative_prod_i32;
     table[CYX_OP_sum][CYX_I64] = sum_i64, table[CYX_OP_sum][CYX_I32] = sum_i32;
     table[CYX_OP_sum][CYX_BOOL] = sum_u8, table[CYX_OP_sum][CYX_U8] = sum_u8;
     table[CYX_OP_max][CYX_I64] = max_i64, table[CYX_OP_max][CYX_I32] = max_i32,
     table[CYX_OP_max][CYX_U8] = max_u8;
     table[CYX_OP_min][CYX_I64] = min_i64, table[CYX_OP_min][CYX_I32] = min_i32,
     table[CYX_OP_min][CYX_U8] = min_u8;
+    table[CYX_OP_prod][CYX_I64] = prod_i64, table[CYX_OP_prod][CYX_I32] = prod_i32;
+    table[CYX_OP_prod][CYX_U8] = prod_u8;
+    table[CYX_OP_all][CYX_BOOL] = all_bool, table[CYX_OP_any][CYX_BOOL] = any_bool;
     table[CYX_OP_max][CYX_BOOL] = max_u8, table[CYX_OP_min][CYX_BOOL] = min_u8;
     table[CYX_OP_matmul][CYX_I64] = matmul_i64, table[CYX_OP_matmul][CYX_I32] = matmul_i32;
     table[CYX_OP_matmul][CYX_U8] = matmul_u8;

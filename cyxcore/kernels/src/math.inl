@@ -1,4 +1,4 @@
-/* exp, log, tanh, sigmoid, erf, sin, cos, pow: at most 2 units in the last place, the same bits everywhere.
+/* exp, log, log1p, tanh, sigmoid, erf, sin, cos, atan2, pow: at most 2 units in the last place, the same bits everywhere.
  *
  * Every step is an IEEE operation or a fused multiply-add written as such, so a compiler can only choose how
  * many elements go at once. No branch in the functions that matter for speed: the loops around them
@@ -230,6 +230,36 @@ MATH double log_f64(double x) {
     return x < (double)INFINITY ? y : x;
 }
 
+/* In float64, in which 1 + x loses nothing that a float32 would show. */
+MATH float log1p_f32(float x) {
+    double wide = x, y = log_f64(1.0 + wide);
+    double series = FMA64(wide * wide, FMA64(wide, 0x1.5555555555555p-2, -0.5), wide);
+    return (float)(__builtin_fabs(wide) < 0x1p-13 ? series : y);
+}
+
+/* The angle of (x, y), in float64: that of the first eighth of a turn by a polynomial in t = low / high, the others from it. */
+MATH float atan2_f32(float y, float x) {
+    double a = __builtin_fabsf(y), b = __builtin_fabsf(x), high = a > b ? a : b, low = a > b ? b : a;
+    double t = low == high ? (high > 0.0 ? 1.0 : 0.0) : low / high, z = t * t; /* of two infinities, or zeros, too */
+    double p = -0x1.8c3df2f8025f2p-12; /* (atan(t) / t - 1) / t**2, t <= 1, to 2**-36 */
+    p = FMA64(p, z, 0x1.78e5494f454ddp-9);
+    p = FMA64(p, z, -0x1.501b58d7c5d83p-7);
+    p = FMA64(p, z, 0x1.7ce6bf2e13f66p-6);
+    p = FMA64(p, z, -0x1.3d9456c30b29cp-5);
+    p = FMA64(p, z, 0x1.b1b76c9c6a591p-5);
+    p = FMA64(p, z, -0x1.09b5c76aff80ep-4);
+    p = FMA64(p, z, 0x1.39851af4a0e9ep-4);
+    p = FMA64(p, z, -0x1.7425acb13e55ep-4);
+    p = FMA64(p, z, 0x1.c717c7c1bc05ap-4);
+    p = FMA64(p, z, -0x1.24922eae8609bp-3);
+    p = FMA64(p, z, 0x1.9999992244316p-3);
+    p = FMA64(p, z, -0x1.555555552843ap-2);
+    double angle = FMA64(t, z * p, t);
+    angle = a > b ? 0x1.921fb54442d18p+0 - angle : angle;
+    angle = bits_of_f32(x) >> 31 ? 0x1.921fb54442d18p+1 - angle : angle;
+    return __builtin_copysignf((float)angle, y);
+}
+
 MATH double tanh_f64(double x) {
     double a = __builtin_fabs(x), z = a * a;
     double p = 0x1.08378067f032ap-17; /* (tanh(a) / a - 1) / a**2, a <= 0.55 */
@@ -310,6 +340,14 @@ MATH pair two_difference(double a, double b) {
 }
 
 MATH pair two_sum(double a, double b) { return two_difference(a, -b); }
+
+/* log(1 + x) = log u + rest / u, where u is 1 + x as it rounds. Near 0 the first two terms of the series are enough. */
+MATH double log1p_f64(double x) {
+    pair u = two_sum(1.0, x);
+    double y = log_f64(u.value);
+    y = (x > -1.0) & (x < 0x1p53) ? y + u.rest / u.value : y;
+    return __builtin_fabs(x) < 0x1p-30 ? FMA64(-0.5 * x, x, x) : y;
+}
 
 /* log x to about 100 bits for 0 < x < infinity: 2 atanh((m - 1) / (m + 1)) + e ln 2. */
 MATH pair log_pair(double x) {

@@ -1,4 +1,4 @@
-/* sum, mean, max, min. The order in which terms meet is a tree fixed by their index alone:
+/* sum, mean, prod, max, min. The order in which terms meet is a tree fixed by their index alone:
  *
  * along contiguous memory: blocks of 1024 terms; in a block term i goes to lane i % 64, the lanes are then
  * folded in halves (a run of at most 128 terms is one block of 16 lanes); across rows: blocks of 32 rows,
@@ -15,6 +15,8 @@ enum { BLOCK_ROWS = 32, GROUP_BLOCKS = 64, RUN_BLOCK = CYX_RUN_BLOCK, TREE_DEPTH
 #define SELECT(mask, a, b) ((V)(((MASK)(a) & (MASK)(mask)) | ((MASK)(b) & ~(MASK)(mask))))
 #define ADD_S(a, b) ((a) + (b))
 #define ADD_V(a, b) ((a) + (b))
+#define MUL_S(a, b) ((a) * (b))
+#define MUL_V(a, b) ((a) * (b))
 #define MAX_S(a, b) ((a) >= (b) || (a) != (a) ? (a) : (b))
 #define MAX_V(a, b) SELECT(((a) >= (b)) | ((a) != (a)), a, b)
 #define MIN_S(a, b) ((a) <= (b) || (a) != (a) ? (a) : (b))
@@ -190,6 +192,7 @@ enum { BLOCK_ROWS = 32, GROUP_BLOCKS = 64, RUN_BLOCK = CYX_RUN_BLOCK, TREE_DEPTH
     }
 
 LANES_OF(sum, ADD_V)
+LANES_OF(prod, MUL_V)
 LANES_OF(max, MAX_V)
 LANES_OF(min, MIN_V)
 LANES_OF(squares, ADD_V)
@@ -197,12 +200,16 @@ BLOCK(sum, 16, ADD_V, 0, ITSELF_V)
 BLOCK(sum, 64, ADD_V, 0, ITSELF_V)
 BLOCK(squares, 16, ADD_V, 0, SQUARE_V)
 BLOCK(squares, 64, ADD_V, 0, SQUARE_V)
+BLOCK(prod, 16, MUL_V, 1, ITSELF_V)
+BLOCK(prod, 64, MUL_V, 1, ITSELF_V)
 BLOCK(max, 16, MAX_V, -INF, ITSELF_V)
 BLOCK(max, 64, MAX_V, -INF, ITSELF_V)
 BLOCK(min, 16, MIN_V, INF, ITSELF_V)
 BLOCK(min, 64, MIN_V, INF, ITSELF_V)
 FOLD(sum, sum_block64, ADD_S)
 FOLD_BLOCK(sum, ADD_V)
+FOLD(prod, prod_block64, MUL_S)
+FOLD_BLOCK(prod, MUL_V)
 #if defined(UNORDERED)
 QUICK_BLOCK(max, QUICK_MAX, -INF)
 QUICK_BLOCK(min, QUICK_MIN, INF)
@@ -234,6 +241,8 @@ typedef struct {
 
 static const NAME(fold)
     NAME(fold_sum) = {NAME(sum_run), NAME(sum_blocks), NAME(sum_push), NAME(sum_finish), NAME(sum_columns), NAME(sum_block)};
+static const NAME(fold)
+    NAME(fold_prod) = {NAME(prod_run), NAME(prod_blocks), NAME(prod_push), NAME(prod_finish), NAME(prod_columns), NAME(prod_block)};
 static const NAME(fold)
     NAME(fold_max) = {NAME(max_run), NAME(max_blocks), NAME(max_push), NAME(max_finish), NAME(max_columns), MAX_ROWS};
 static const NAME(fold)
@@ -602,8 +611,8 @@ static cyx_status NAME(reduce)(const cyx_call *call, const NAME(fold) * fold, in
     if (!call->out.size) return CYX_OK;
     if (call->adding) return NAME(add_band)(&r, call);
     if (call->group > 1) return NAME(add_sums)(call);
-    if (!call->in[0].size) { /* only sums get here: the greatest of nothing is refused earlier */
-        for (int64_t i = 0; i < call->out.size; i++) r.out[i] = is_mean ? (T)NAN : 0;
+    if (!call->in[0].size) { /* the greatest of nothing is refused earlier */
+        for (int64_t i = 0; i < call->out.size; i++) r.out[i] = is_mean ? (T)NAN : fold == &NAME(fold_prod) ? 1 : 0;
         return CYX_OK;
     }
     if (is_mean) r.divisor = (T)r.plan.total_terms;
@@ -612,11 +621,13 @@ static cyx_status NAME(reduce)(const cyx_call *call, const NAME(fold) * fold, in
 
 static cyx_status NAME(reduce_sum)(const cyx_call *call) { return NAME(reduce)(call, &NAME(fold_sum), 0); }
 static cyx_status NAME(reduce_mean)(const cyx_call *call) { return NAME(reduce)(call, &NAME(fold_sum), 1); }
+static cyx_status NAME(reduce_prod)(const cyx_call *call) { return NAME(reduce)(call, &NAME(fold_prod), 0); }
 static cyx_status NAME(reduce_max)(const cyx_call *call) { return NAME(reduce)(call, &NAME(fold_max), 0); }
 static cyx_status NAME(reduce_min)(const cyx_call *call) { return NAME(reduce)(call, &NAME(fold_min), 0); }
 
 static void NAME(fill_reduce)(cyx_table table) {
     table[CYX_OP_sum][DTYPE] = NAME(reduce_sum), table[CYX_OP_mean][DTYPE] = NAME(reduce_mean);
+    table[CYX_OP_prod][DTYPE] = NAME(reduce_prod);
     table[CYX_OP_max][DTYPE] = NAME(reduce_max), table[CYX_OP_min][DTYPE] = NAME(reduce_min);
 }
 
