@@ -16,6 +16,7 @@ from cyxcore.eager import Tensor, around, as_array, copy_of, next_key, wrap
 from cyxcore.elementwise import or_method, value_of
 from cyxcore.errors import DtypeError, ShapeError, SpecError
 from cyxcore.functional.basic import where
+from cyxcore.held import filled
 from cyxcore.hosted import is_symbolic
 from cyxcore.infer import Shape
 from cyxcore.kernels.bfloat16 import NUMPY_DTYPES
@@ -37,7 +38,7 @@ def placed(make: Make) -> Make:
 
     @functools.wraps(make)
     def on_device(*args: Any, **options: Any) -> Tensor:
-        made, name = make(*args, **options), options.get("device")
+        made, name = make(*args, **options), options.get("device") if options else None
         if name is None:
             name = default_device()
             if name not in OWN_MEMORY:
@@ -58,6 +59,11 @@ def _shape(shape: Any, more: tuple[Any, ...] = ()) -> Shape:
     if type(shape) is int and shape >= 0 and not more:  # what loops ask
         return (shape,)
     sizes = tuple(shape) if isinstance(shape, (tuple, list)) and not more else (shape, *more)
+    for size in sizes:
+        if type(size) is not int or size < 0:
+            break
+    else:
+        return sizes
     try:
         whole = tuple(size.__index__() for size in sizes)
     except (AttributeError, TypeError):
@@ -128,31 +134,43 @@ def from_dlpack(x: Any, /, *, device: Any = None, copy: bool | None = None) -> T
     return moved
 
 
-def _filled(make: Callable[..., Array], shape: Shape, dtype: Any, device: Any, requires_grad: bool = False) -> Tensor:
-    _on(device)
-    if dtype is None and not requires_grad:
-        return wrap(make(shape, np.float32))
+def _filled(
+    make: Callable[..., Array],
+    shape: Shape,
+    dtype: Any,
+    device: Any,
+    followed: bool = False,
+    number: float | None = None,
+) -> Tensor:
+    """What NumPy's `make` makes. number: where it is this one everywhere."""
+    if device is not None:
+        _on(device)
+    if not followed and (dtype is None or (type(dtype) is str and dtype == "float32")):
+        made: Tensor | None = None if number is None else filled(number, shape)
+        return wrap(make(shape, np.float32)) if made is None else made
     name = "float32" if dtype is None else dtype_name(dtype)
     if name == "bfloat16":
-        return Tensor(make(shape, np.float32), name, requires_grad)
-    return Tensor(make(shape, name), requires_grad=True) if requires_grad else wrap(make(shape, name))
+        return Tensor(make(shape, np.float32), name, followed)
+    return Tensor(make(shape, name), requires_grad=True) if followed else wrap(make(shape, name))
 
 
 @placed
 def zeros(shape: Any, *more: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
     """Zeros. The sizes may also be given one by one, as in torch."""
-    return _filled(np.zeros, _shape(shape, more), dtype, device, requires_grad)
+    return _filled(np.zeros, _shape(shape, more), dtype, device, requires_grad, 0.0)
 
 
 @placed
 def ones(shape: Any, *more: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
     """Ones. The sizes may also be given one by one, as in torch."""
-    return _filled(np.ones, _shape(shape, more), dtype, device, requires_grad)
+    return _filled(np.ones, _shape(shape, more), dtype, device, requires_grad, 1.0)
 
 
 @placed
 def empty(shape: Any, *more: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
     """Whatever the memory held before: to be written to."""
+    if dtype is None and not requires_grad:
+        return _filled(np.empty, _shape(shape, more), None, device, number=0.0)
     _on(device)
     made = wrap(np.empty(_shape(shape, more), NUMPY_DTYPES["float32" if dtype is None else dtype_name(dtype)]))
     return made.requires_grad_() if requires_grad else made
@@ -162,6 +180,10 @@ def empty(shape: Any, *more: Any, dtype: Any = None, device: Any = None, require
 def full(shape: Any, fill_value: Any, *, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
     """One number everywhere; its kind gives the dtype, as that of a 0-d tensor does."""
     _on(device)
+    if type(fill_value) is float and dtype is None and not requires_grad:
+        small: Tensor | None = filled(fill_value, _shape(shape))
+        if small is not None:
+            return small
     if isinstance(fill_value, (Tensor, np.generic)) and not fill_value.shape:
         dtype, fill_value = dtype or dtype_name(fill_value.dtype), fill_value.item()
     if type(fill_value) not in DEFAULTS:

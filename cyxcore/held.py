@@ -130,6 +130,9 @@ class _Plain:
     def copied(self, array: Any, dtype: str) -> None:
         """Whoever asks makes it."""
 
+    def filled(self, number: float, shape: tuple[int, ...]) -> None:
+        """Whoever asks makes it."""
+
     def wrote(self, tensors: list[Any]) -> None:
         time = self.now()
         for tensor in tensors:
@@ -158,6 +161,7 @@ also_plain = _made.also_plain
 connect = _made.connect
 connect_tape = _made.connect_tape
 copied = _made.copied
+filled = _made.filled
 is_recording = _made.is_recording
 kinds = _made.kinds
 later = _made.later

@@ -243,6 +243,32 @@ def copied(array, str dtype):
     return _copied(source, array.shape, dtype)
 
 
+cdef enum:
+    MOST_FILLED_BYTES = 4096  # larger ones are NumPy's: its zeros are pages that nobody has touched yet
+
+
+def filled(double number, tuple shape):
+    """A float32 tensor with one number everywhere; None where it is large or empty."""
+    cdef size_t count = sizeof(float)
+    cdef size_t i
+    cdef Held made
+    for size in shape:
+        if size > MOST_FILLED_BYTES:
+            return None
+        count *= <size_t>size
+        if not 0 < count <= MOST_FILLED_BYTES:
+            return None
+    if _tensor_type is None:
+        return None
+    made = _new()
+    made.shape, made.dtype = shape, "float32"
+    made._pointer = _taken(count, _size_class(count))
+    made._block, made._numpy_type = 1 + _size_class(count), cnp.NPY_FLOAT32
+    for i in range(count // sizeof(float)):
+        (<float *>made._pointer)[i] = <float>number
+    return made
+
+
 cdef Held _copied(cnp.ndarray source, tuple shape, str dtype):
     """The same of an array that has elements and is plain memory."""
     cdef size_t count = <size_t>cnp.PyArray_NBYTES(source)

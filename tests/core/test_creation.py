@@ -1,5 +1,6 @@
 """The standard's creation functions against array-api-strict, and what they share."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,21 @@ def test_filled_tensors(shape: Any, dtype: str) -> None:
         agree(name, x, dtype="int16")
     agree("full_like", x, 1)
     assert cx.empty(shape, dtype=dtype).dtype == dtype and cx.empty_like(cx.ones(shape)).shape == cx.ones(shape).shape
+
+
+@pytest.mark.parametrize("shape", [(), 1, 8, (3, 5), 1024, 1025, (0, 4), (2**40, 0), 3000])
+def test_small_filled_tensors_are_like_large_ones(shape: Any) -> None:
+    """Small ones lie where other tensors have been."""
+    for _ in range(3):
+        made = cx.zeros(shape), cx.ones(shape), cx.full(shape, -2.5)
+        for x, number in zip(made, (0.0, 1.0, -2.5), strict=True):
+            np.testing.assert_array_equal(x.numpy(), np.full(shape, number, np.float32), strict=True)
+            assert x.dtype == "float32" and not x.requires_grad
+            x += 1.0
+    for number in (math.nan, math.inf, 1e300, 1e-300):
+        with np.errstate(over="ignore"):
+            expected = np.full(shape, number).astype(np.float32)
+        np.testing.assert_array_equal(cx.full(shape, number).numpy(), expected, strict=True)
 
 
 def test_defaults() -> None:
