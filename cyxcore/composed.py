@@ -144,6 +144,8 @@ class _Ways:
             self.needed = {place for place, x in enumerate(symbols) if x.node in _sources(builder, found, self.kept)}
         forward = self._cut(builder, [*(x.node for x in results), *self.kept], {})
         self._there = _Moving(forward)
+        if any(kind.followed):  # now: what cannot be walked back over by a plan runs operation by operation
+            self.back((False,) * len(symbols))
 
     def _traced(self) -> tuple[Builder, list[Symbol], list[Symbol]]:
         found = traced(self.kind)
