@@ -87,7 +87,7 @@ class _Watched:
         if output.requires_grad:
             start = output._start(gradient)
             with enable_grad():
-                found = {id(x): g for x, g in eager.pull(output, start, keep) if id(x) in wanted}
+                found = {id(x): g for x, g in eager.pull(output, start, keep, retain_graph=True) if id(x) in wanted}
         elif output.size != 1 and gradient is None:
             output._start(gradient)
         each = [found.get(id(x)) for x in self.inputs]
@@ -185,9 +185,9 @@ def gradients_of(
 ) -> tuple[Any, ...]:
     """The gradients of outputs (scalars, or with grad_outputs) with respect to inputs: a tuple, one for each input.
 
-    `.grad` of nothing is touched, as only_inputs says. retain_graph is for PyTorch's sake: what was computed stays as
-    long as it is held. Raises GradientError for an input the outputs do not depend on, unless allow_unused gives None
-    for it, or materialize_grads zeros. In a compiled step inputs are values that were computed in it.
+    `.grad` of nothing is touched, as only_inputs says. retain_graph, create_graph: as of Tensor.backward. Raises
+    GradientError for an input the outputs do not depend on, unless allow_unused gives None for it, or materialize_grads
+    zeros. In a compiled step inputs are values that were computed in it.
     """
     allow_unused = allow_unused or materialize_grads
     results, sources = ([x] if isinstance(x, Value) else list(x) for x in (outputs, inputs))
@@ -200,10 +200,12 @@ def gradients_of(
         for part in parts[1:]:
             total = total + part
         found = list(rules.reached(total.builder, total, sources))  # type: ignore[arg-type]
-    for result, weight in zip(results, weights, strict=True):
+    retain_graph = create_graph if retain_graph is None else retain_graph
+    for number, (result, weight) in enumerate(zip(results, weights, strict=True), 1):
         if isinstance(result, Symbol):
             continue
-        for tensor, g in pull(result, result._start(weight), create_graph):
+        retain = retain_graph or number < len(results)  # the next one may come from the same
+        for tensor, g in pull(result, result._start(weight), create_graph, retain):
             for place, source in enumerate(sources):
                 if tensor is source:
                     found[place] = g if found[place] is None else found[place] + g
@@ -229,8 +231,10 @@ def backward(
     weights = [None] * len(results) if grad_tensors is None else grad_tensors
     weights = [weights] if isinstance(weights, Value) else list(weights)
     inputs = inputs if inputs is None or isinstance(inputs, Value) else list(inputs)
-    for result, weight in zip(results, weights, strict=True):
-        result.backward(weight, create_graph=create_graph, inputs=inputs)
+    retain_graph = create_graph if retain_graph is None else retain_graph
+    for number, (result, weight) in enumerate(zip(results, weights, strict=True), 1):
+        retain = retain_graph or number < len(results)  # the next one may come from the same
+        result.backward(weight, retain_graph=retain, create_graph=create_graph, inputs=inputs)
 
 
 def Variable(data: Any, requires_grad: bool = False) -> Any:  # noqa: N802 - PyTorch's older name
@@ -571,7 +575,7 @@ class _Recomputed(Function):
             eager.set_generator_state(now)
         wanted = {id(arg): place for place, arg in enumerate(given) if isinstance(arg, Tensor)}
         found: list[Any] = [None] * len(given)
-        for tensor, g in eager.pull(output, gradient, create_graph=False):
+        for tensor, g in eager.pull(output, gradient, create_graph=False, retain_graph=True):
             if id(tensor) in wanted:
                 found[wanted[id(tensor)]] = g
             elif tensor._op is None:  # a parameter that f uses without being given it

@@ -466,13 +466,14 @@ class Tensor(Held, Leaving):
     ) -> None:
         """Add the gradient of this tensor to `.grad` of every leaf it depends on.
 
-        gradient: of this tensor's shape; may be left out for one element. retain_graph: accepted and without effect, as
-        what a tensor depends on is there as long as the tensor. create_graph: the gradients remember how they were
-        computed, so that they have gradients themselves. inputs: a tensor or several that alone get theirs. Raises
-        GradientError.
+        gradient: of this tensor's shape; may be left out for one element. retain_graph: True keeps what the tensor came
+        from, for another walk back through it; else that is given back on the way (None: kept with create_graph).
+        create_graph: the gradients remember how they were computed, so that they have gradients themselves. inputs: a
+        tensor or several that alone get theirs. Raises GradientError, also where what is needed was given back.
         """
+        retain_graph = create_graph if retain_graph is None else retain_graph
         if inputs is None:
-            into_leaves(self, self._start(gradient), create_graph)
+            into_leaves(self, self._start(gradient), create_graph, retain_graph)
         else:
             only = [inputs] if isinstance(inputs, Tensor) else list(inputs)
             if not only:
@@ -480,7 +481,7 @@ class Tensor(Held, Leaving):
             for place, x in enumerate(only):
                 if not (isinstance(x, Tensor) and x.requires_grad):
                     raise GradientError(f"backward: input {place} requires no gradient; call requires_grad_() before")
-            into_leaves(self, self._start(gradient), create_graph, {id(x) for x in only})
+            into_leaves(self, self._start(gradient), create_graph, retain_graph, {id(x) for x in only})
 
     def _start(self, gradient: Any) -> "Tensor":
         """The gradient a walk back from here begins with."""

@@ -11,11 +11,16 @@ from typing import Any
 class _Node:
     """What a result remembers: the operation (a name, or an object with a gradient of its own), inputs and time."""
 
-    __slots__ = ("attrs", "followed", "inputs", "op", "time")
+    __slots__ = ("attrs", "followed", "forgotten", "inputs", "op", "time")
 
     def __init__(self, op: Any, inputs: tuple[Any, ...], attrs: Any, time: int) -> None:
         self.op, self.inputs, self.attrs, self.time = op, inputs, attrs, time
         self.followed = [x.requires_grad for x in inputs]  # then: one that was frozen gets no gradient later
+        self.forgotten = False
+
+    def forget(self) -> None:
+        """Let go of the inputs, and of what the operation has kept."""
+        self.forgotten, self.op, self.inputs, self.attrs, self.followed = True, None, (), None, []
 
 
 class _Memory:
@@ -141,7 +146,11 @@ class _Plain:
     def scalar(self, number: float, dtype: str) -> None:
         """Whoever asks makes it."""
 
-    def walk(self, root: Any, start: Any, create_graph: bool) -> None:
+    def is_of_leaves(self, tensor: Any) -> bool:
+        """Nobody asks twice."""
+        return tensor._op is None
+
+    def walk(self, root: Any, start: Any, create_graph: bool, retain_graph: bool) -> None:
         """Nor one back."""
 
 
@@ -162,6 +171,7 @@ connect = _made.connect
 connect_tape = _made.connect_tape
 copied = _made.copied
 filled = _made.filled
+is_of_leaves = _made.is_of_leaves
 is_recording = _made.is_recording
 kinds = _made.kinds
 later = _made.later

@@ -36,7 +36,7 @@ from cyxcore.graph import Graph
 from cyxcore.held import Node, later
 from cyxcore.plan import Plan
 from cyxcore.symbols import Builder, Symbol
-from cyxcore.tape import Composed, pending_total
+from cyxcore.tape import Composed, check_kept, pending_total
 
 Array = Any
 
@@ -278,6 +278,7 @@ class _Part(Composed):
         with _expanding:  # once: another thread may walk back over it
             node: Any = tensor._op
             if node.op is self:
+                check_kept(node.inputs[0])
                 of_all = node.inputs[0]._op
                 result = of_all.op.operations(of_all)[self._number]
                 tensor._op = Node("reshape", (result,), {"shape": tensor.shape}, node.time)

@@ -423,8 +423,8 @@ class Symbol(Placed):
     ) -> None:
         """Add the gradient of this scalar to `.grad` of every trained parameter it depends on: in a compiled step.
 
-        retain_graph: accepted and without effect. inputs: a trained parameter or several that alone get theirs. Raises
-        GradientError for other inputs, none, and the other arguments of a tensor's backward.
+        retain_graph: without effect, as a plan keeps what it needs. inputs: a trained parameter or several that alone
+        get theirs. Raises GradientError for other inputs, none, and the other arguments of a tensor's backward.
         """
         builder, differentiate = self.builder, self.builder.differentiate
         if differentiate is None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from cyxcore.dtype import INEXACT
 from cyxcore.errors import GradientError
 from cyxcore.gradients import Piece, Sum, input_gradients
-from cyxcore.held import Node, connect_tape, is_recording, set_recording, walk
+from cyxcore.held import Node, connect_tape, is_of_leaves, is_recording, set_recording, walk
 from cyxcore.held import now as now
 from cyxcore.memory import Overwritten, Put
 from cyxcore.values import apply
@@ -158,6 +158,25 @@ def pending_total(pending: Any) -> Any:
     return pending.whole if type(pending) is Sum else None if type(pending) is Piece else pending
 
 
+def check_kept(x: "Tensor") -> None:
+    """Raises GradientError where a walk back has given back what x came from."""
+    if x._op is not None and x._op.forgotten:
+        raise GradientError(
+            f"backward: what a tensor of shape {x.shape} came from was given back by the backward() or grad() that "
+            "went through it before; pass retain_graph=True to that one, or compute the tensor again"
+        )
+
+
+def forget(x: "Tensor") -> None:
+    """Give back what x came from, after a walk back through it.
+
+    Not where that is nothing but leaves and views and sums of them: it takes no memory, and may be gone through again.
+    """
+    node: Any = x._op
+    if not (type(node.op) is Put or is_of_leaves(x)):  # what was assigned to is asked later for what it was before
+        node.forget()
+
+
 def _expand(root: "Tensor") -> None:
     """Let all that root came from remember single operations."""
     seen, waiting = {id(root)}, [root]
@@ -166,6 +185,7 @@ def _expand(root: "Tensor") -> None:
         node: Any = tensor._op
         if node is None:
             continue
+        check_kept(tensor)
         inputs = node.inputs
         if isinstance(node.op, Composed):
             node.op.expand(tensor)
@@ -190,25 +210,34 @@ def _value(x: "Tensor", since: float, op: Any) -> Any:
     return Overwritten(x.shape, x.dtype, op if type(op) is str else type(op).__name__)
 
 
-def pull(root: "Tensor", start: "Tensor", create_graph: bool) -> "Iterator[tuple[Tensor, Tensor]]":
-    """(tensor, its gradient) of everything root depends on, newest first. start: the gradient of root."""
+def pull(root: "Tensor", start: "Tensor", create_graph: bool, retain_graph: bool) -> "Iterator[tuple[Tensor, Tensor]]":
+    """(tensor, its gradient) of everything root depends on, newest first. start: the gradient of root.
+
+    Unless retain_graph, what was gone back through is given back. Raises GradientError where that was done before.
+    """
     short: Iterator[tuple[Tensor, Tensor]] | None = None
     if create_graph:
         _expand(root)
     if not set_detect_anomaly.looks:
-        short = walk(root, start, create_graph)
-    return _pulled(root, start, create_graph) if short is None else short
+        short = walk(root, start, create_graph, retain_graph)
+    return _pulled(root, start, create_graph, retain_graph) if short is None else short
 
 
-def into_leaves(root: "Tensor", start: "Tensor", create_graph: bool, only: set[int] | None = None) -> None:
-    """Add the gradient of root to that of every leaf it depends on. only: to that of the tensors with these ids."""
+def into_leaves(
+    root: "Tensor", start: "Tensor", create_graph: bool, retain_graph: bool, only: set[int] | None = None
+) -> None:
+    """Add the gradient of root to that of every leaf it depends on. only: to that of the tensors with these ids.
+
+    retain_graph: as of pull().
+    """
     if create_graph:
         _expand(root)
-    short = walk(root, start, create_graph) if only is None and not set_detect_anomaly.looks else None
+    short = walk(root, start, create_graph, retain_graph) if only is None and not set_detect_anomaly.looks else None
     if short is not None:
         short.into_leaves()
         return
-    for leaf, g in _pulled(root, start, create_graph) if only is None else pull(root, start, create_graph):
+    back = _pulled if only is None else pull
+    for leaf, g in back(root, start, create_graph, retain_graph):
         if leaf._op is None if only is None else id(leaf) in only:
             if leaf.grad is not None:
                 leaf.grad = leaf.grad + g
@@ -216,12 +245,15 @@ def into_leaves(root: "Tensor", start: "Tensor", create_graph: bool, only: set[i
                 leaf.grad = g if create_graph else g.copy()  # no other tensor's memory
 
 
-def _pulled(root: "Tensor", start: "Tensor", create_graph: bool) -> "Iterator[tuple[Tensor, Tensor]]":
+def _pulled(
+    root: "Tensor", start: "Tensor", create_graph: bool, retain_graph: bool
+) -> "Iterator[tuple[Tensor, Tensor]]":
     """pull() the general way, also where something was assigned to since it was used."""
     _expand(root)
     pending: dict[int, Any] = {id(root): start}  # a gradient, a Piece of one, or their Sum
-    order = _newest_first(root)
-    for tensor, remembered in [(tensor, tensor._op) for tensor in order]:
+    order = [(tensor, tensor._op) for tensor in reversed(_newest_first(root))]
+    while order:
+        tensor, remembered = order.pop()
         g = pending.pop(id(tensor), None)
         if g is None:
             continue
@@ -251,6 +283,8 @@ def _pulled(root: "Tensor", start: "Tensor", create_graph: bool) -> "Iterator[tu
                     pending[id(source)] = new if so_far is None else together(so_far, new)
         finally:
             set_recording(before)
+        if not retain_graph:
+            forget(tensor)
 
 
 def together(so_far: Any, new: Any) -> Sum:
@@ -275,6 +309,7 @@ def _whole(g: Any, tensor: "Tensor", create_graph: bool) -> "Tensor":
 
 def _backwards(tensor: "Tensor", g: "Tensor") -> list[Any]:
     """Of each input a tensor was made of, its gradient: None where it is not followed. g: the gradient of tensor."""
+    check_kept(tensor)
     node: Any = tensor._op
     since, op = node.time, node.op
     wanted = [asked and _then(x, since).requires_grad for x, asked in zip(node.inputs, node.followed, strict=True)]
@@ -293,7 +328,7 @@ def _backwards(tensor: "Tensor", g: "Tensor") -> list[Any]:
     return [new if follow else None for follow, new in zip(wanted, gradients, strict=True)]
 
 
-connect_tape(_backwards, input_gradients, together, _whole, Piece, Composed)
+connect_tape(_backwards, input_gradients, together, _whole, Piece, Composed, forget, check_kept)
 
 
 def _newest_first(root: "Tensor") -> "list[Tensor]":

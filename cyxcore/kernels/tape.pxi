@@ -295,12 +295,15 @@ cdef object _joined = None  # (gradient so far, new) -> a Sum
 cdef object _whole = None  # (Sum or Piece, tensor) -> a tensor
 cdef object _piece = None  # the class
 cdef object _composed = None  # the class of operations that are several
+cdef object _forget = None  # tape.forget
+cdef object _check_kept = None  # tape.check_kept
 
 
-def connect_tape(backwards, rules, joined, whole, piece, composed):
+def connect_tape(backwards, rules, joined, whole, piece, composed, forget, check_kept):
     """Tell this module of the general way back."""
-    global _backwards, _rules, _joined, _whole, _piece, _composed
+    global _backwards, _rules, _joined, _whole, _piece, _composed, _forget, _check_kept
     _backwards, _rules, _joined, _whole, _piece, _composed = backwards, rules, joined, whole, piece, composed
+    _forget, _check_kept = forget, check_kept
 
 
 cdef object _gradients(Held tensor, object g, uint64_t wanted):
@@ -332,24 +335,27 @@ cdef object _gradients(Held tensor, object g, uint64_t wanted):
 cdef object _by_program(Program program, Held tensor, Node node, Call call, Held g):
     cdef PyObject *slots[MOST_SLOTS]
     cdef Held x
-    cdef int i, place
+    cdef int i, place, count = node.count
+    if node.forgotten:
+        return None
     memset(slots, 0, program.slot_count * sizeof(PyObject *))
     slots[0] = <PyObject *>g
-    for i in range(node.count):
+    for i in range(count):
         slots[1 + i] = _input_of(node, i)
-    slots[1 + node.count] = <PyObject *>tensor
-    for i in range(1, 2 + node.count):
-        if not program.used >> i & 1:
-            continue
-        x = <Held>slots[i]
-        if x._memory is not None and x._memory.written > node.time:
-            return None  # the general way says what is missing
-        if i <= node.count:
-            if not _is_plain(x, <tuple>call.key[2 * i - 1], <str>call.key[2 * i]):
-                return None
-        elif not _is_plain(x, call.shape, call.dtype):
-            return None
+        Py_INCREF(<object>slots[1 + i])  # the walk of another thread may let the node forget it
+    slots[1 + count] = <PyObject *>tensor
     try:
+        for i in range(1, 2 + count):
+            if not program.used >> i & 1:
+                continue
+            x = <Held>slots[i]
+            if x._memory is not None and x._memory.written > node.time:
+                return None  # the general way says what is missing
+            if i <= count:
+                if not _is_plain(x, <tuple>call.key[2 * i - 1], <str>call.key[2 * i]):
+                    return None
+            elif not _is_plain(x, call.shape, call.dtype):
+                return None
         if not _played(program, slots, False):
             return None
         found = []
@@ -365,6 +371,8 @@ cdef object _by_program(Program program, Held tensor, Node node, Call call, Held
         return found
     finally:
         _let_go(program, slots)
+        for i in range(count):
+            Py_DECREF(<object>slots[1 + i])
 
 
 cdef Program _watched_rule(Held tensor, Node node, Call call, Held g, uint64_t wanted):
@@ -582,7 +590,7 @@ cdef class Walk:
     cdef PyObject **pending  # a gradient, a Piece of one or a Sum for each tensor
     cdef Py_ssize_t count, results, at
     cdef object g  # of the tensor at `at`
-    cdef bint create_graph
+    cdef bint create_graph, retain_graph
 
     def __dealloc__(self):
         cdef Py_ssize_t i
@@ -607,6 +615,8 @@ cdef class Walk:
         if self.g is not None:
             self._spread()
             self.g = None
+            if not self.retain_graph:
+                self._let_go()
         while self.at + 1 < self.count:
             self.at += 1
             if self.pending[self.at] == NULL:
@@ -662,6 +672,23 @@ cdef class Walk:
             _recording = before
         return 0
 
+    cdef int _let_go(self) except -1:
+        """Of the tensor at `at`, whose inputs know their gradients. Where only this walk has it, its memory is free now,
+        and so is what it came from; otherwise it forgets that.
+        """
+        cdef Held tensor
+        cdef Node node
+        if self.at >= self.results:
+            return 0
+        tensor, node = <Held>self.tensors[self.at], <Node>self.nodes[self.at]
+        self.tensors[self.at] = self.nodes[self.at] = None
+        if Py_REFCNT(<PyObject *>tensor) > 1 and tensor._op is node:
+            if node.call is None and not isinstance(node.own_op, _composed):
+                _forget(tensor)
+            elif not _is_of_leaves(tensor, MOST_VIEWS):
+                node.forget()
+        return 0
+
     cdef int _spread_several(self, Node node, int *edges, int count) except -1:
         """The same where the operation is several, which add to what there is of the gradients one after the other."""
         cdef PyObject *so_far
@@ -695,8 +722,8 @@ cdef class Walk:
         """Walk to the end, and add the gradients of leaves to theirs."""
         cdef Held leaf
         while self._forward():
-            leaf = <Held>self.tensors[self.at]
-            if leaf._op is None:
+            if (<Held>self.tensors[self.at])._op is None:
+                leaf = <Held>self.tensors[self.at]
                 if leaf.grad is not None:
                     leaf.grad = leaf.grad + self.g
                 elif self.create_graph or _is_of_nobody_else(<PyObject *>self.g):
@@ -705,12 +732,47 @@ cdef class Walk:
                     leaf.grad = self.g.copy()
 
 
-def walk(Held root, start, bint create_graph):
+cdef enum:
+    MOST_VIEWS = 8  # and sums and the like after each other, which are looked at
+
+OF_SHAPES = frozenset("add sub neg sum mean reshape transpose broadcast_to slice concat flip cast".split())
+
+
+cdef bint _is_of_leaves(Held x, int depth) except -1:
+    """Whether for the gradient of x nothing is needed but leaves: what it was made by reads shapes alone, or one number.
+
+    depth: how many operations may come after each other.
+    """
+    cdef Node node = x._op
+    cdef int i
+    if node is None:
+        return True
+    op = node.own_op if node.call is None else node.call.op
+    if node.forgotten or not depth or type(op) is not str:
+        return False
+    if op not in OF_SHAPES:
+        if not (op == "mul" or op == "div") or node.asked != 1:
+            return False
+        for side in (<Held>_input_of(node, 1)).shape:
+            if side != 1:
+                return False
+    for i in range(node.count):
+        if _was_asked(node, i) and not _is_of_leaves(<Held>_input_of(node, i), depth - 1):
+            return False
+    return True
+
+
+def is_of_leaves(Held x) -> bool:
+    return _is_of_leaves(x, MOST_VIEWS)
+
+
+def walk(Held root, start, bint create_graph, bint retain_graph):
     """The Walk back from a root whose gradient is `start`, or None where times alone do not tell the order: a tensor
-    was assigned to, or a view learned late what it is of.
+    was assigned to, or a view learned late what it is of. Unless retain_graph, what was gone back through is let go of.
     """
     cdef Walk made = Walk.__new__(Walk)
-    made.tensors, made.nodes, made.at, made.create_graph = [], [], -1, create_graph
+    made.tensors, made.nodes, made.at = [], [], -1
+    made.create_graph, made.retain_graph = create_graph, retain_graph
     if not _is_ordered(made, root):
         return None
     made.pending = <PyObject **>calloc(made.count, sizeof(PyObject *))
@@ -742,6 +804,8 @@ cdef bint _is_ordered(Walk made, Held root) except -1:
         node = tensor._op
         if node is None:
             continue
+        if node.forgotten:
+            _check_kept(tensor)
         while results + waiting + node.count + 2 > _room:
             i = _room
             _grow()

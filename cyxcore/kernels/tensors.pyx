@@ -270,6 +270,7 @@ cdef class Node:
     cdef uint64_t asked  # a bit for each of the first 64 inputs: whether it required a gradient then
     cdef bytes asked_beyond  # a byte for each of the others
     cdef readonly int64_t time
+    cdef readonly bint forgotten  # a walk back has given back what it was for
 
     def __init__(self, op, tuple inputs, attrs, int64_t time):
         cdef int place
@@ -307,6 +308,11 @@ cdef class Node:
     def followed(self) -> list:
         """Of each input, whether it required a gradient when this was recorded."""
         return [_was_asked(self, place) for place in range(self.count)]
+
+    cpdef void forget(self) noexcept:
+        """Let go of the inputs, and of what the operation has kept."""
+        self.forgotten, self.count = True, 0
+        self.own_op = self.own_attrs = self.first = self.second = self.third = self.many = None
 
 
 cdef inline bint _was_asked(Node node, int place) noexcept:

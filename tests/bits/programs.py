@@ -135,7 +135,7 @@ def _steppers(scene: Scene, optimizer: optim.Optimizer) -> list[Callable[[Any, A
         losses, last = _forward(scene, x, labels)
         total = _total(losses, how)
         if how & 4 and len(losses) > 1:  # two walks back, whose gradients are added up
-            losses[0].backward()
+            losses[0].backward(retain_graph=True)
             total.backward()
         else:
             total.backward()

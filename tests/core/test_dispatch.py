@@ -286,7 +286,7 @@ def test_threads_walk_back_over_what_they_share() -> None:
 
     def work() -> None:
         for _ in range(200):
-            (g,) = cx.grad((shared * shared).sum(), x)
+            (g,) = cx.grad((shared * shared).sum(), x, retain_graph=True)
             found.append(g.numpy().tobytes())
 
     threads = [threading.Thread(target=work) for _ in range(4)]
@@ -441,7 +441,7 @@ def test_a_step_tells_that_it_wrote_into_the_parameter() -> None:
     optimizer = optim.SGD([x], lr=0.1)
     for _ in range(OFTEN):
         loss = (x * x).sum()
-        loss.backward()
+        loss.backward(retain_graph=True)
         optimizer.step()
         with pytest.raises(GradientError, match="changed in place"):
             loss.backward()

@@ -389,7 +389,7 @@ def test_a_step_of_an_optimiser_between_forward_and_backward_is_noticed() -> Non
     hidden = layer(cx.ones(1, 2)) * 2.0
     loss = layer(hidden).sum()
     optimizer = cx.optim.SGD(layer.parameters(), lr=0.1)
-    loss.backward()
+    loss.backward(retain_graph=True)
     optimizer.step()
     with pytest.raises(GradientError, match="changed in place"):
         loss.backward()
