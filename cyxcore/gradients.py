@@ -5,7 +5,7 @@ gradient (or None) per input. Broadcast inputs are reduced back by the caller (`
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -207,12 +207,15 @@ def _dependents(builder: Builder, homes: set[int], nodes: Sequence[Node]) -> set
     return depends
 
 
-def check_ends_here(builder: Builder, name: str, before: Symbol, value: Symbol) -> None:
+def check_ends_here(builder: Builder, name: str, before: Iterable[Symbol], after: Iterable[Symbol]) -> None:
     """Of state that a compiled step assigns: what it was before, and is afterwards.
 
     Raises GradientError where a tensor would hand gradients on from each step to those before it.
     """
-    if value.requires_grad and not builder.walked.isdisjoint(_dependents(builder, {before.home}, builder.nodes)):
+    read = _dependents(builder, {symbol.home for symbol in before}, builder.nodes)
+    if builder.walked.isdisjoint(read):
+        return
+    if any(value.requires_grad for value in {value.node: value for value in after}.values()):
         raise GradientError(
             f"compile: the step assigns {name!r} a value that has a gradient, and computes its loss with what the step "
             "before it assigned: of that nothing is kept to go back through; assign value.detach()"

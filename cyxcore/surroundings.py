@@ -20,7 +20,7 @@ import random
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import chain, product
+from itertools import chain
 from types import BuiltinMethodType, CellType, CodeType, FunctionType, MappingProxyType, MethodType, ModuleType
 from typing import Any, NamedTuple
 
@@ -137,14 +137,25 @@ class Inside(NamedTuple):
 
     def outputs(self, builder: Builder) -> "tuple[list[Symbol], Assigned]":
         """The values that were assigned, and what puts those of a call where they belong."""
-        outputs: list[Symbol] = []
+        outputs: dict[int, Symbol] = {}  # each once, as the same tensor
+        numbers: dict[int, int] = {}
         puts = []
         for place, _, now in self.assigned:
             leaves, rebuild = flat(now)
-            outputs += [builder.lift(leaf) for leaf in leaves if isinstance(leaf, (Tensor, Symbol))]
-            leaves = [_NOTHING if isinstance(leaf, (Tensor, Symbol)) else leaf for leaf in leaves]
+            for leaf in leaves:
+                if isinstance(leaf, (Tensor, Symbol)) and id(leaf) not in numbers:
+                    numbers[id(leaf)] = len(outputs)
+                    outputs[id(leaf)] = builder.lift(leaf)
+            leaves = [_Output(numbers[id(leaf)]) if id(leaf) in numbers else leaf for leaf in leaves]
             puts.append((place, leaves, flat(rebuild(leaves))[1]))  # which holds no symbols
-        return outputs, Assigned(puts, len(outputs))
+        return list(outputs.values()), Assigned(puts, len(outputs))
+
+
+class _Output:
+    """Stands for one of the tensors that a plan gives."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
 
 
 class Assigned(NamedTuple):
@@ -154,9 +165,8 @@ class Assigned(NamedTuple):
     tensors: int  # how many
 
     def put(self, tensors: Sequence[Tensor]) -> None:
-        rest = iter(tensors)
         for place, leaves, rebuild in self.puts:
-            place.write(rebuild([next(rest) if leaf is _NOTHING else leaf for leaf in leaves]))
+            place.write(rebuild([tensors[x.number] if type(x) is _Output else x for x in leaves]))
 
 
 def _arguments_of(holder: Any) -> tuple[Any, ...]:
@@ -475,9 +485,8 @@ class Surroundings:
                 raise assigned(change.place.name)
         inside.assigned.extend(filter(_is_state, (*chain.from_iterable(changes), *elsewhere)))
         for place, was, now in inside.assigned:
-            for before, value in product(flat(was)[0], flat(now)[0]):
-                if isinstance(value, Symbol) and id(before) in symbols:
-                    check_ends_here(builder, place.name, symbols[id(before)], value)
+            read = [symbols[id(each)] for each in flat(was)[0] if id(each) in symbols]
+            check_ends_here(builder, place.name, read, [each for each in flat(now)[0] if isinstance(each, Symbol)])
         new = {change.place.key: change.place for change in inside.assigned if change.place.key not in self._state}
         if new:
             self._state |= new

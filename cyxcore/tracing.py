@@ -96,7 +96,7 @@ def symbolic(
         yield known
         for table, name, symbol in held:
             if (value := table.get(name, symbol)) is not symbol:
-                check_ends_here(builder, name, symbol, value := builder.lift(value))
+                check_ends_here(builder, name, [symbol], [value := builder.lift(value)])
                 symbol._assign(value)
     finally:
         for holder, name, value in reversed(changed):

@@ -262,6 +262,23 @@ def test_a_tensor_that_is_assigned_to_by_one_of_its_names_stays_by_the_other() -
     assert found[1] == found[0]
 
 
+def test_a_tensor_that_is_assigned_in_many_places_is_one_and_takes_no_time() -> None:
+    kept: Any = types.SimpleNamespace(rows=None)
+
+    @cx.compile
+    def step(x: Any) -> Any:
+        values = [x]
+        kept.rows = []
+        for _ in range(100):
+            values.append(values[-1] * 1.5)
+            kept.rows.append(list(values))  # some 5,000 leaves
+        return values[-1]
+
+    for number in range(3):
+        step(cx.full((2,), float(number)))
+        assert kept.rows[-1][1] is kept.rows[0][1] and kept.rows[9][1].tolist() == [1.5 * number] * 2
+
+
 def test_only_in_training_is_assigned_what_training_assigns() -> None:
     class Mean(nn.Module):
         def __init__(self) -> None:
