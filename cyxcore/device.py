@@ -11,7 +11,6 @@ import functools
 import importlib
 import importlib.util
 import itertools
-import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -196,8 +195,6 @@ class Cpu(HostMemory):
             self.kernels.call(op, out, inputs, attrs)
         elif op == "argsort" and self._ordered(out, inputs[0], attrs["axis"], attrs["descending"]):
             return
-        elif op == "take_along_grad":
-            self._summed_along(out, inputs[0], inputs[1], attrs)
         elif not self._made_of_halves(op, out, inputs, attrs):
             reference.call(op, out, inputs, attrs)
 
@@ -243,17 +240,6 @@ class Cpu(HostMemory):
         if not last:
             out[...] = np.moveaxis(found, -1, axis)
         return True
-
-    def _summed_along(self, out: Array, g: Array, indices: Array, attrs: Mapping[str, Any]) -> None:
-        axis, terms = attrs["axis"], attrs["terms"]
-        last = axis == g.ndim - 1
-        rows, places = (np.ascontiguousarray(np.moveaxis(x, axis, -1)) for x in (g, indices))
-        found = out if last else np.empty((*rows.shape[:-1], attrs["size"]), out.dtype)
-        each = math.prod(rows.shape[:-1])
-        flat = [x.reshape(each, x.shape[-1]) for x in (rows, places, found)]
-        self.kernels.sum_along(*flat[:2], terms, attrs["from_zero"], flat[2])
-        if not last:
-            out[...] = np.moveaxis(found, -1, axis)
 
     def program(
         self,

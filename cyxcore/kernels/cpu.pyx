@@ -154,8 +154,6 @@ cdef extern from "cyx.h" nogil:
     cyx_status cyx_normalise(cyx_norm *norm)
     cyx_status cyx_order_words(uint64_t seed, uint64_t step, uint32_t stream, int wide, int64_t *out, int64_t count)
     cyx_status cyx_order_rows(const void *x, int dtype, int64_t rows, int64_t n, int descending, int64_t *out)
-    cyx_status cyx_sum_along(const void *g, const int64_t *index, int dtype, int64_t rows, int64_t taken, int64_t size,
-                             int64_t terms, int from_zero, void *out)
     cyx_message cyx_last_failure
     int cyx_set_isa(const char *name)
     const char *cyx_isa()
@@ -238,6 +236,7 @@ _SCHEMAS = {
     "pad": (("pads", "pairs"), ("value", "float")),
     "concat": _AXIS, "take": _AXIS, "take_along": _AXIS,
     "take_grad": (("axis", "int"), ("size", "int")),
+    "take_along_grad": (("axis", "int"), ("size", "int"), ("terms", "int"), ("from_zero", "int")),
     "one_hot": (("depth", "int"),),
     "conv2d": _CONV,
     "conv2d_grad_input": (*_CONV, ("input_shape", "list")),
@@ -1198,35 +1197,6 @@ def order_rows(cnp.ndarray x, bint descending, cnp.ndarray out) -> None:
     dtype, rows, n = types[cnp.PyArray_TYPE(x)], x.shape[0], x.shape[1]
     with nogil:
         status = cyx_order_rows(data, dtype, rows, n, descending, to)
-        message = cyx_last_failure
-    if status != CYX_OK:
-        _fail(status, &message)
-
-
-def sum_along(cnp.ndarray g, cnp.ndarray indices, int64_t terms, bint from_zero, cnp.ndarray out) -> None:
-    """Sums of each row of g (rows, taken) at the places of out (rows, size) that the row's indices name, negative ones from
-    the end: blocks of `terms` terms in their order, and their sums in pairs. Where all terms of a row are -0 and of one
-    place, that is -0 too, or 0 if from_zero. g and out: float32 or float64; indices: int64; all C-contiguous.
-    """
-    cdef int dtype = CYX_F32 if cnp.PyArray_TYPE(g) == cnp.NPY_FLOAT32 else CYX_F64
-    cdef cyx_status status
-    cdef cyx_message message
-    cdef int64_t rows, taken, size
-    arrays = (g, indices, out)
-    if not all([cnp.PyArray_IS_C_CONTIGUOUS(<cnp.ndarray>each) and (<object>each).ndim == 2 for each in arrays]):
-        raise ValueError("expected C-contiguous rows")
-    if cnp.PyArray_TYPE(g) not in (cnp.NPY_FLOAT32, cnp.NPY_FLOAT64) or cnp.PyArray_TYPE(indices) != cnp.NPY_INT64:
-        raise ValueError("expected float32 or float64, and indices of int64")
-    rows, taken, size = g.shape[0], g.shape[1], out.shape[1]
-    if cnp.PyArray_TYPE(out) != cnp.PyArray_TYPE(g) or not cnp.PyArray_ISCARRAY(out) or out.shape[0] != rows:
-        raise ValueError("expected a writable array of the rows and dtype of what is summed")
-    if (<object>indices).shape != (<object>g).shape or terms < 1:
-        raise ValueError("expected an index for each term, and blocks of at least one")
-    cdef const void *of = cnp.PyArray_DATA(g)
-    cdef const int64_t *index = <const int64_t *>cnp.PyArray_DATA(indices)
-    cdef void *to = cnp.PyArray_DATA(out)
-    with nogil:
-        status = cyx_sum_along(of, index, dtype, rows, taken, size, terms, from_zero, to)
         message = cyx_last_failure
     if status != CYX_OK:
         _fail(status, &message)

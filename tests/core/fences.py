@@ -154,9 +154,6 @@ def vectors() -> Iterator[Work]:
     def order(descending: bool, out: Array, x: Array) -> None:
         cpu.order_rows(x, descending, out)
 
-    def sums(from_zero: bool, out: Array, g: Array, indices: Array) -> None:
-        cpu.sum_along(g, indices, 32, from_zero, out)
-
     for n in (0, *LENGTHS, 4099):
         floats, integers = values((n,)), np.zeros(n, np.int64)
         for half in (np.dtype(np.float16), BFLOAT16):
@@ -173,10 +170,6 @@ def vectors() -> Iterator[Work]:
         for dtype, descending in product((*FLOATS, "int64", "int32"), (False, True)):
             arrays = [np.zeros((3, n), np.int64), values((3, n), dtype)]
             yield Work(f"order of {n} {dtype}, {descending=}", partial(order, descending), arrays)
-        for dtype, places, from_zero in product(FLOATS, (1, 7, 300), (False, True)):
-            indices = np.arange(3 * n, dtype=np.int64).reshape(3, n) ** 2 % places - places
-            arrays = [np.zeros((3, places), dtype), values((3, n), dtype), indices]
-            yield Work(f"sums of {n} {dtype} at {places}, {from_zero=}", partial(sums, from_zero), arrays)
 
 
 def updates() -> Iterator[Work]:

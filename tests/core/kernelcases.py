@@ -501,6 +501,8 @@ def sized_cases(n: int, dtype: str) -> Iterator[Case]:
         yield Case("take", [x, np.array([0, -1, n // 2])], {"axis": axis})
         yield Case("take_grad", [x, np.arange(n) % 4], {"axis": axis, "size": 4}, tolerance=small)
         yield Case("take_along", [x, np.zeros(x.shape, np.int64) + n // 2], {"axis": axis})
+        how = {"axis": axis, "size": n, "terms": 32, "from_zero": True}
+        yield Case("take_along_grad", [x, np.arange(x.size).reshape(x.shape) ** 2 % n], how, tolerance=small)
         yield Case("concat", [x, x], {"axis": axis})
     yield Case("cross_entropy", [values((3, n, 5), dtype), labels], tolerance=small)
     yield Case("cross_entropy_grad", [values((3, 5), dtype), values((3, n, 5), dtype), labels], tolerance=small)

@@ -6,6 +6,7 @@ import pytest
 import cyxcore as cx
 from cyxcore import functional as F
 from cyxcore import gradients
+from cyxcore.errors import CyxError
 from cyxcore.kernels import cpu, reference
 from cyxcore.symbols import Builder
 from tests.core.kernelcases import same_bits
@@ -63,42 +64,33 @@ def test_it_has_the_bits_of_the_calls_it_stands_for(
 @pytest.mark.parametrize("dtype", gradients.SUMMED_ALONG)
 def test_the_kernel_is_the_definition_on_any_number_of_threads(dtype: str, terms: int, from_zero: bool) -> None:
     dice = np.random.default_rng(7)
-    for rows, taken, size in ((1, 1, 1), (40, 3000, 700), (3, 257, 1), (2, 0, 4), (0, 5, 5), (64, 70, 1000)):
+    sizes = ((1, 1, 1), (40, 3000, 700), (3, 257, 1), (2, 0, 4), (0, 5, 5), (64, 70, 1000))
+    for rows, taken, size in sizes:
         g, places = dice.standard_normal((rows, taken)).astype(dtype), dice.integers(-size, size, (rows, taken))
         attrs = {"axis": 1, "size": size, "terms": terms, "from_zero": from_zero}
         reference.call("take_along_grad", wanted := np.empty((rows, size), dtype), [g, places], attrs)
         for threads in (1, 2, 3):
             cx.set_num_threads(threads)
-            cpu.sum_along(g, places, terms, from_zero, found := np.empty_like(wanted))
+            cpu.call("take_along_grad", found := np.empty_like(wanted), [g, places], attrs)
             assert same_bits(found, wanted)
 
 
-G, PLACES = np.zeros((2, 3), np.float32), np.zeros((2, 3), np.int64)
-
-
 @pytest.mark.parametrize(
-    ("g", "places", "terms", "out"),
+    ("attrs", "said"),
     [
-        (G.astype(np.float16), PLACES, 32, np.zeros((2, 4), np.float16)),
-        (G, PLACES.astype(np.int32), 32, np.zeros((2, 4), np.float32)),
-        (G, PLACES[:, :2], 32, np.zeros((2, 4), np.float32)),
-        (G, np.zeros((2, 2), np.int64), 32, np.zeros((2, 4), np.float32)),
-        (G, PLACES, 0, np.zeros((2, 4), np.float32)),
-        (G, PLACES, 32, np.zeros((3, 4), np.float32)),
-        (G, PLACES, 32, np.zeros((2, 4))),
-        (G.T, PLACES.T, 32, np.zeros((3, 4), np.float32)),
-        (G[0], PLACES[0], 32, np.zeros(4, np.float32)),
+        ({"axis": 2}, "an axis within the dimensions"),
+        ({"terms": 0}, "blocks of at least one term"),
+        ({"size": 1 << 32}, r"at most 2\*\*32 places"),
+        ({"size": 5}, "take_along_grad"),
+        ({"place": 4}, "indices from -4 to 3, got 4 at position 0"),
+        ({"place": -5}, "indices from -4 to 3, got -5 at position 0"),
     ],
 )
-def test_arrays_that_do_not_fit_are_refused(g: np.ndarray, places: np.ndarray, terms: int, out: np.ndarray) -> None:
-    with pytest.raises(ValueError, match="expected"):
-        cpu.sum_along(g, places, terms, False, out)
-
-
-@pytest.mark.parametrize("place", [4, -5])
-def test_a_place_that_is_not_there_is_refused(place: int) -> None:
-    with pytest.raises(cx.errors.CyxError, match=f"index {place} is outside of 4 places"):
-        cpu.sum_along(G, PLACES + place, 32, False, np.zeros((2, 4), np.float32))
+def test_what_does_not_fit_is_refused(attrs: dict[str, int], said: str) -> None:
+    g, places = np.zeros((2, 3), np.float32), np.full((2, 3), attrs.pop("place", 0))
+    with pytest.raises(CyxError, match=said):
+        how = {"axis": 1, "size": 4, "terms": 32, "from_zero": False, **attrs}
+        cpu.call("take_along_grad", np.zeros((2, 4), np.float32), [g, places], how)
 
 
 def test_it_has_a_gradient_itself_and_is_compiled() -> None:
@@ -127,3 +119,12 @@ def test_a_graph_that_travels_holds_calls_that_every_node_knows(travels: bool) -
     x, places = builder.input("x", (3, 50)), builder.input("places", (3, 80), "int64")
     gradients.input_gradients("take_along", x.sum(1, keepdims=True).broadcast_to(3, 80), [x, places], x, {"axis": 1})
     assert ("take_along_grad" in {node.op for node in builder.nodes}) is not travels
+
+
+def test_the_gradient_of_what_is_composed_of_it_is_planned() -> None:
+    dice = np.random.default_rng(11)
+    x, grid = (cx.tensor(dice.standard_normal(shape).astype("float32")) for shape in ((2, 3, 9, 9), (2, 9, 9, 2)))
+    for each in (x, grid):
+        each.requires_grad_()
+    F.grid_sample(x, grid.tanh(), align_corners=False).sum().backward()
+    assert x.grad is not None and grid.grad is not None

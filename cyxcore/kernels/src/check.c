@@ -274,6 +274,18 @@ static cyx_status check_take_along(cyx_call *call) {
     return same_shape(indices, &call->out) ? CYX_OK : bad_out(call, indices);
 }
 
+/* ints: axis, size, terms, from_zero */
+static cyx_status check_take_along_grad(cyx_call *call) {
+    cyx_array expected = call->in[0];
+    int64_t axis = call->ints[0];
+    if (axis < 0 || axis >= expected.ndim) return bad_attribute(call, "an axis within the dimensions");
+    if (call->ints[1] < 0 || call->ints[1] >> 32 || expected.shape[axis] >> 32 || call->ints[2] < 1)
+        return bad_attribute(call, "at most 2**32 places, and blocks of at least one term");
+    if (!same_shape(&call->in[0], &call->in[1])) return bad_inputs(call, "an index for each term");
+    expected.shape[axis] = call->ints[1];
+    return same_shape(&expected, &call->out) ? CYX_OK : bad_out(call, &expected);
+}
+
 static cyx_status check_one_hot(cyx_call *call) {
     const cyx_array *x = &call->in[0];
     if (x->ndim + 1 > CYX_MAX_NDIM || call->ints[0] < 0)
@@ -398,6 +410,7 @@ static rule rule_of(int op) {
     case CYX_OP_take: return check_take;
     case CYX_OP_take_grad: return check_take_grad;
     case CYX_OP_take_along: return check_take_along;
+    case CYX_OP_take_along_grad: return check_take_along_grad;
     case CYX_OP_one_hot: return check_one_hot;
     case CYX_OP_conv2d:
     case CYX_OP_conv2d_grad_input:
@@ -422,7 +435,7 @@ int cyx_compute_dtype(int op, const int *dtypes, int count) {
         int expected = dtype;
         if (op == CYX_OP_where && i == 0) expected = CYX_BOOL;
         if ((op == CYX_OP_take || op == CYX_OP_take_grad || op == CYX_OP_take_along ||
-             op == CYX_OP_cross_entropy) &&
+             op == CYX_OP_take_along_grad || op == CYX_OP_cross_entropy) &&
             i == 1)
             expected = CYX_I64;
         if (op == CYX_OP_cross_entropy_grad && i == 2) expected = CYX_I64;

@@ -28,8 +28,8 @@ typedef enum { CYX_F32, CYX_F64, CYX_I64, CYX_I32, CYX_BOOL, CYX_U8, CYX_U64, CY
                             X(argmax, 1, 1) X(cumulative_sum, 1, 1) X(cumulative_prod, 1, 1)                 \
                             X(matmul, 2, 2) X(reshape, 1, 1) X(transpose, 1, 1)                              \
                                 X(broadcast_to, 1, 1) X(slice, 1, 1) X(pad, 1, 1) X(concat, 1, 4096)         \
-                                    X(take, 2, 2) X(take_grad, 2, 2) X(take_along, 2, 2) X(one_hot, 1, 1) X( \
-                                        conv2d, 2, 2) X(conv2d_grad_input, 2, 2) X(conv2d_grad_weight, 2, 2) \
+                                    X(take, 2, 2) X(take_grad, 2, 2) X(take_along, 2, 2) X(take_along_grad, 2, 2)  \
+                                    X(one_hot, 1, 1) X(conv2d, 2, 2) X(conv2d_grad_input, 2, 2) X(conv2d_grad_weight, 2, 2) \
                                         X(max_pool2d, 1, 1) X(max_pool2d_grad, 2, 2) X(avg_pool2d, 1, 1)     \
                                             X(avg_pool2d_grad, 1, 1) X(softmax, 1, 1) X(log_softmax, 1, 1)   \
                                                 X(softmax_grad, 2, 2) X(log_softmax_grad, 2, 2) X(softplus_grad, 2, 2)  \
@@ -186,10 +186,8 @@ cyx_status cyx_order_words(uint64_t seed, uint64_t step, uint32_t stream, int wi
 /* The places that sort each of `rows` rows of n float32, float64, int64 or int32, equals in their order; NaN above all. */
 cyx_status cyx_order_rows(const void *x, int dtype, int64_t rows, int64_t n, int descending, int64_t *out);
 
-/* along.c: of each of `rows` rows of `taken` terms the sums of those that their indices send to each of `size` places: blocks of
- * `terms` in their order, and the sums of these in pairs. from_zero: 0 is added to as well, which matters to -0 only. */
-cyx_status cyx_sum_along(const void *g, const int64_t *index, int dtype, int64_t rows, int64_t taken, int64_t size, int64_t terms,
-                         int from_zero, void *out);
+/* along.c */
+cyx_status cyx_take_along_grad(const cyx_call *call);
 
 /* run.c */
 void cyx_draw_numbers(cyx_draw *draw);
