@@ -181,7 +181,7 @@ class Compiled(Repeating):
             self._begin(around)
         look_for_symbols(self.modules, self.around)
         key = (self._bound.key(), self.around.key())
-        self._bound.note(watch)
+        self._bound.note(watch, self.around)
         self.around.note(watch)
         watch.place(vars(devices), "_default")  # which is also the device of arrays of the host
         return key

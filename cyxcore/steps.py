@@ -140,12 +140,13 @@ class Bound:
             if before.get(name, value) != value:
                 raise assigned(name[1])
 
-    def note(self, watch: Any) -> None:
-        """Tell a Watch all that key() has just looked at, and the modes of the parts."""
+    def note(self, watch: Any, around: Surroundings) -> None:
+        """Tell a Watch all that key() has just looked at, and the modes of the parts, but for the state around."""
         for table in self._tables:
             watch.table(table)
         for part in self.parts:
-            watch.table(vars(part))
+            changing = around.names_of_state(vars(part))
+            watch.options(vars(part), changing) if changing else watch.table(vars(part))
         for tensor in self.tensors:
             watch.tensor(tensor)
 
@@ -381,7 +382,7 @@ class CompiledStep(Repeating):
             self._begin(self.around.again())
         look_for_symbols(self.modules, self.around)
         own, held = self._bound.key(), self._bound.tensors
-        self._bound.note(watch)
+        self._bound.note(watch, self.around)
         self.around.note(watch)
         for optimizer in self.optimizers:
             _note(optimizer, watch)

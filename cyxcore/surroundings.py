@@ -372,6 +372,10 @@ class Surroundings:
         """Whether the function assigns tensors to places outside of it, as far as is known."""
         return bool(self._state)
 
+    def names_of_state(self, table: dict[str, Any]) -> list[str]:
+        """What of a dict of attributes is state."""
+        return [name for holder, name in self._state if holder == id(table)]
+
     def key(self) -> tuple[Any, ...]:
         """Equal only while everything but the state is the same object, and every number the same, as long as kept()
         is.
