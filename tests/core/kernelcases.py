@@ -266,6 +266,9 @@ def movement_cases() -> Iterator[Case]:
     for dtype in FLOATS:
         for axis, shape in ((0, (2, 2, 4, 5)), (1, (3, 2, 2, 5)), (2, (3, 4, 2, 2))):
             yield Case("take_grad", [values(shape, dtype), indices], {"axis": axis, "size": 5})
+            places = np.arange(math.prod(shape)).reshape(shape) ** 2 % 5 - 2
+            how = {"axis": axis, "size": 5, "terms": 2, "from_zero": False}
+            yield Case("take_along_grad", [values(shape, dtype), places], how)
     yield Case("one_hot", [np.array([[0, 3], [2, 2]])], {"depth": 4})
     yield Case("uniform", [np.array([2**40 + 5, 7], np.uint64)], {"shape": (3, 7), "stream": 9})
     yield Case("uniform", [np.array([2**40 + 5, 2**33 + 1], np.uint64)], {"shape": (5000,), "stream": 0})
@@ -340,6 +343,7 @@ for _make in GROUPS.values():
     with np.errstate(all="ignore"):
         for _case in _make():
             CASES.setdefault(_case.op, []).append(_case)
+HOST_ONLY = {"take_along_grad"}  # what is made of other calls on a device with its own memory
 
 # the same operations on sizes that threads share, and with every odd value, for the promise about bits
 
