@@ -1,6 +1,7 @@
 """A node against a central on a real broker: registration, runs, reports, silence, the end."""
 
 import asyncio
+import contextlib
 import logging
 import shutil
 from collections.abc import Callable
@@ -39,11 +40,12 @@ WAIT_S = 60.0
 
 
 def training_processes() -> list[psutil.Process]:
-    return [
-        child
-        for child in psutil.Process().children()
-        if child.status() != psutil.STATUS_ZOMBIE and any("standin.py" in part for part in child.cmdline())
-    ]
+    found = []
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
+            if child.status() != psutil.STATUS_ZOMBIE and any("standin.py" in part for part in child.cmdline()):
+                found.append(child)
+    return found
 
 
 async def begin(node: Any, central: FakeCentral, **options: Any) -> Any:

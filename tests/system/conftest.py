@@ -116,11 +116,25 @@ async def assert_money_is_conserved(client, network):
                 assert balance == 0, account
 
 
+def processes_below(pid, *words):
+    """The processes below this one whose command has one of these words; one that ends meanwhile is none of them."""
+    found = []
+    for process in psutil.Process(pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if {*words} & {*process.cmdline()}:
+                found.append(process)
+    return found
+
+
 def training_processes(network):
     """The training processes of the network's first node, those that have an order first."""
-    node = psutil.Process(network.parts["node-1"].process.pid)
-    children = [child for child in node.children(recursive=True) if {"cyxnode.train", "train"} & {*child.cmdline()}]
-    return sorted(children, key=lambda child: child.rlimit(psutil.RLIMIT_FSIZE)[0] == psutil.RLIM_INFINITY)
+
+    def has_none(process):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return process.rlimit(psutil.RLIMIT_FSIZE)[0] == psutil.RLIM_INFINITY
+        return True
+
+    return sorted(processes_below(network.parts["node-1"].process.pid, "cyxnode.train", "train"), key=has_none)
 
 
 async def until(client, job_id, kind, count=1):

@@ -7,7 +7,6 @@ import sys
 import httpx
 import numpy as np
 import openai
-import psutil
 import pytest
 from msgspec.structs import replace
 
@@ -18,7 +17,7 @@ from cyxnet.httpserver import Server
 from cyxnet.local import LocalNetwork
 from tests.core.tables import Table
 from tests.node.serving.models import mlp
-from tests.system.conftest import EXAMPLES, assert_money_is_conserved
+from tests.system.conftest import EXAMPLES, assert_money_is_conserved, processes_below
 
 AMOUNT = 3_600_000_000  # for an hour: a millionth of a CYX for a millisecond
 ASKERS = 8
@@ -32,9 +31,8 @@ async def network(tmp_path):
 
 
 def replica_processes(network):
-    nodes = [psutil.Process(network.process_ids[name]) for name in network.process_ids if name.startswith("node-")]
-    children = [child for node in nodes for child in node.children(recursive=True)]
-    return [child for child in children if "cyxnode.replica" in child.cmdline()]
+    nodes = [pid for name, pid in network.process_ids.items() if name.startswith("node-")]
+    return [process for pid in nodes for process in processes_below(pid, "cyxnode.replica")]
 
 
 async def deploy(client, job_id, replicas):

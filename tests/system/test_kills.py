@@ -1,5 +1,6 @@
 """kill -9 in the middle of a job: it finishes, and it is paid once."""
 
+import contextlib
 import os
 import signal
 from pathlib import Path
@@ -41,11 +42,16 @@ async def test_a_job_outlives_a_kill_and_is_paid_once(client, network, standing,
     await assert_paid_once(client, network, submitted.job_id)
 
 
+def lives(process):
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
 async def test_no_process_is_left_behind(tmp_path):
     async with LocalNetwork(tmp_path / "net", nodes=2) as network:
         pids = list(network.process_ids.values())
-        family = [p.pid for pid in pids for p in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]]
+        family = [p for pid in pids for p in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]]
         assert len(family) > len(pids)  # the warm training processes
-    left = [pid for pid in family if psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie"]
-    assert left == []
+    assert [process for process in family if lives(process)] == []
     assert not Path(tmp_path / "net" / "network.json").exists()
