@@ -15,7 +15,7 @@ from cyxcore import plan as planning
 from cyxcore.arguments import Form, Given, IsAPart, NumbersAsked, taken_apart, with_others
 from cyxcore.eager import Tensor, copy_of
 from cyxcore.errors import GraphError
-from cyxcore.forks import renew_in_children
+from cyxcore.forks import renew_in_children, undivided
 from cyxcore.graph import Graph
 from cyxcore.held import Repeating, is_recording, kinds, refill, repeat, wrote
 from cyxcore.keys import drawing_again
@@ -109,7 +109,7 @@ class Compiled(Repeating):
         builder.device, builder.recording_outside = device, is_recording
         builder.before = None if before is None else before.compare
         symbols = [builder.input(str(place), x.shape, x.dtype) for place, x in enumerate(inputs)]
-        with ExitStack() as stack:
+        with undivided(), ExitStack() as stack:
             known: dict[int, Symbol] = {}
             for place, module in enumerate(self.modules):
                 stack.enter_context(symbolic(module, builder, f"{place}.", mode=_EVALUATING, known=known))

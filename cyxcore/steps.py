@@ -36,7 +36,7 @@ from cyxcore import plan as planning
 from cyxcore.arguments import NO_FORM, Form, Given, IsAPart, NumbersAsked, taken_apart, with_others
 from cyxcore.eager import Tensor, copy_of, next_key
 from cyxcore.errors import GradientError, GraphError
-from cyxcore.forks import renew_in_children
+from cyxcore.forks import renew_in_children, undivided
 from cyxcore.gradients import reached
 from cyxcore.graph import Graph
 from cyxcore.held import Repeating, Watch, is_recording, kinds, refill, repeat, wrote
@@ -477,7 +477,7 @@ class CompiledStep(Repeating):
         builder.before = None if before is None else before.compare
         arguments = [builder.input(_argument(place), x.shape, x.dtype) for place, x in enumerate(inputs)]
         held: dict[str, Array] = {}
-        with ExitStack() as stack:
+        with undivided(), ExitStack() as stack:
             known: dict[int, Symbol] = {}
             tensors = {id(t): t for module in self.modules for t in (*module.parameters(), *_buffers(module))}
             for place, module in enumerate(self.modules):

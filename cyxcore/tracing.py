@@ -12,6 +12,7 @@ import numpy as np
 
 from cyxcore import linalg
 from cyxcore.errors import GraphError, ShapeError
+from cyxcore.forks import undivided
 from cyxcore.func import flat
 from cyxcore.gradients import check_ends_here
 from cyxcore.graph import Graph
@@ -140,7 +141,7 @@ def _traced(model: Any, input_shape: Sequence[int] | None, dtype: str, first: bo
         builder = Builder(batch_size, MOST_NODES)
         x = builder.input("x", (batch_size, *input_shape), dtype)
         try:
-            with symbolic(model, builder) if isinstance(model, Module) else nullcontext():
+            with undivided(), symbolic(model, builder) if isinstance(model, Module) else nullcontext():
                 result = model(x)
                 if first and (found := _tensors(result)):
                     result, results = found[0], len(found)

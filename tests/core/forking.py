@@ -1,4 +1,5 @@
-"""`python -m tests.core.forking WORK`: forks fifty times while a thread does WORK; each child does it once more.
+"""`python -m tests.core.forking WORK`: forks fifty times while a thread does WORK; each child does it once more. With
+`traced` it forks while a thread has the parameters of a model as symbols.
 
 A process of its own, since a fork copies the tables of all memory there is: that of a whole run of tests makes fifty
 of them take ten times as long. Exits with 0 when every child has ended by itself.
@@ -13,7 +14,7 @@ from collections.abc import Callable
 import numpy as np
 
 import cyxcore as cx
-from cyxcore import casting, nn
+from cyxcore import casting, forks, nn
 from cyxcore.kernels import cpu
 
 PATIENCE_S = 20  # of a child that hangs
@@ -64,6 +65,43 @@ def inference() -> Callable[[], object]:
     return lambda: model(x)
 
 
+def traced(trains: bool) -> int:
+    """Forks while another thread is in a function on symbols, which its model has for parameters until it ends."""
+    model, x = nn.Linear(4, 2), cx.Tensor(np.ones((3, 4), np.float32))
+    optimizer, over = cx.optim.SGD(model.parameters(), lr=0.01), threading.Event()
+    (begun, begins), (may_end, ends) = os.pipe(), os.pipe()  # what else could wait would be known to the step
+
+    def waits(x: cx.Tensor) -> cx.Tensor:
+        os.write(begins, b"!")
+        os.read(may_end, 1)
+        return model(x).sum()
+
+    def trains_too(x: cx.Tensor) -> cx.Tensor:
+        value = waits(x)
+        value.backward()
+        optimizer.step()
+        return value
+
+    step = cx.compile(trains_too if trains else waits)
+
+    def let_it_end() -> None:
+        """When the fork waits for that."""
+        while not (forks._turn._waiters or over.is_set()):
+            os.sched_yield()
+        os.write(ends, b"!!")  # the child's, too
+
+    threads = [threading.Thread(target=step, args=(x,)), threading.Thread(target=let_it_end)]
+    threads[0].start()
+    os.read(begun, 1)
+    threads[1].start()
+    try:
+        return exit_of_a_child(lambda: step(x))
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+
+
 WORKS = {make.__name__: make for make in (products, halves, gradients, training, inference)}
 
 
@@ -101,4 +139,4 @@ def main(name: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(any(map(traced, (True, False))) if sys.argv[1] == "traced" else main(sys.argv[1]))
