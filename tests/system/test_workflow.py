@@ -128,9 +128,9 @@ async def test_a_workflow_goes_on_when_its_client_is_gone_and_central_is_killed(
         await client.faucet(50_000_000_000)
         ids = await workflows.submit(client, workflows.load(file), "0123456789")
         await until(client, ids["rates-1"], "Started")
-    os.kill(process_of(network, "central"), signal.SIGKILL)
-    standing.go_on()
-    async with await AsyncClient.connect(network.folder) as client:
+    async with await AsyncClient.connect(network.folder) as client:  # a central that is not there lets nobody in
+        os.kill(process_of(network, "central"), signal.SIGKILL)
+        standing.go_on()
         ends = {step: (await client.wait(job_id)).status for step, job_id in ids.items()}
         assert ends == dict.fromkeys(["rates-1", "rates-2", "more"], "completed") | dict.fromkeys(
             ["never", "nor-this"], "cancelled"
