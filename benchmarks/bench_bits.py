@@ -14,6 +14,7 @@ Target: one digest for each model. Exit status 1 where there are two.
 
 import argparse
 import hashlib
+import importlib.util
 import json
 import re
 import shutil
@@ -198,6 +199,11 @@ def ordered(digests: Digests) -> list[tuple[str, list[str]]]:
     return sorted(digests.items(), key=lambda each: -len(each[1]))
 
 
+def missing() -> list[str]:
+    """What a build of the kernels needs and is not installed here."""
+    return [name for name in ("Cython", "setuptools") if importlib.util.find_spec(name) is None]
+
+
 def build(compiler: str, folder: Path) -> None:
     """Copy the sources, with kernels of another compiler. Raises CyxError where it does not build them."""
     unneeded = shutil.ignore_patterns(".*", "*.so", "build", "tests", "docs", "*.egg-info")
@@ -234,6 +240,11 @@ def main() -> int:
         parser.error(f"--only: there is no model {min(unknown)!r}; they are {', '.join(MODELS)}")
     steps = options.steps or (20 if options.quick else 300)
     other = options.compiler or ("none" if options.quick else shutil.which("clang") or shutil.which("clang-14"))
+    if other not in (None, "none") and (lacking := " and ".join(missing())):  # known before the first minutes are spent
+        parser.error(
+            f"--compiler: to build kernels with {other} takes {lacking}, not installed in this environment; "
+            "pip install cython setuptools, or say --compiler none"
+        )
     print(
         f"{steps} steps; {', '.join(sets())}; {THREADS} threads; plain and compiled, straight and resumed", flush=True
     )

@@ -472,6 +472,15 @@ def test_a_training_of_other_bits_is_named_and_is_status_1(monkeypatch, capsys, 
     assert {digest: len(ways) for digest, ways in bits.items()} == {"a": 11, "b": 1}
 
 
+def test_what_a_second_compiler_needs_is_asked_for_before_anything_is_trained(monkeypatch, capsys):
+    monkeypatch.setattr(bench_bits, "missing", lambda: ["Cython"])
+    monkeypatch.setattr(bench_bits, "measure", lambda names, steps: pytest.fail("it trained"))
+    monkeypatch.setattr(sys, "argv", ["bench_bits", "--compiler", "clang-14"])
+    with pytest.raises(SystemExit):
+        bench_bits.main()
+    assert "takes Cython, not installed in this environment; pip install cython" in capsys.readouterr().err
+
+
 def test_a_resumed_compiled_training_has_the_bits_of_a_plain_straight_one():
     before = cpu.isa(), cpu.get_num_threads()
     ways = [bench_bits.Way("", "portable", 1, False, False), bench_bits.Way("", before[0], 2, True, True)]
