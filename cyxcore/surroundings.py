@@ -407,9 +407,7 @@ class Surroundings:
             value = place.read()
             _note_items(value, watch, is_constant)
             if state and any(id(item) in state for item in (value, *_all_items(value))):
-                watch.place(
-                    None, ""
-                )  # state by another name too, which stays when the state is another tensor: looked at in each call
+                watch.place(None, "")  # state by another name stays when the state is another tensor: look in each call
 
     def kept(self) -> list[Any]:
         """What key() names by its id."""

@@ -10,12 +10,12 @@
 #include "plan.h"
 #include "reduce_plan.h"
 
-/* A product, and the sum of it and something that is as large or one row of it, are a group too: gemm.inl. */
-static int overlap(const cyx_array *a, const cyx_array *b) {
+int cyx_overlap(const cyx_array *a, const cyx_array *b) {
     const char *first = a->data, *second = b->data;
     return first < second + b->size * cyx_dtype_bytes[b->dtype] && second < first + a->size * cyx_dtype_bytes[a->dtype];
 }
 
+/* A product, and the sum of it and something that is as large or one row of it, are a group too: gemm.inl. */
 int cyx_adds_to_product(const cyx_call *calls) {
     const cyx_call *product = calls, *sum = calls + 1;
     if (product->op != CYX_OP_matmul || sum->op != CYX_OP_add || product->dtype != sum->dtype) return 0;
@@ -31,8 +31,8 @@ int cyx_adds_to_product(const cyx_call *calls) {
     int64_t k = product->in[0].shape[product->in[0].ndim - (product->ints[0] ? 2 : 1)];
     int in_place = out->data == other->data && out->size == other->size && k <= CYX_BLOCK_K;
     /* It is written while the operands are read. */
-    return !overlap(out, &product->in[0]) && !overlap(out, &product->in[1]) && (in_place || !overlap(out, other)) &&
-           !overlap(other, &product->out);
+    return !cyx_overlap(out, &product->in[0]) && !cyx_overlap(out, &product->in[1]) && (in_place || !cyx_overlap(out, other)) &&
+           !cyx_overlap(other, &product->out);
 }
 
 int cyx_adds_before_relu(const cyx_call *calls) {
@@ -40,7 +40,7 @@ int cyx_adds_before_relu(const cyx_call *calls) {
     const cyx_array *out = &relu->out, *other = &sum->in[sum->in[0].data == product->out.data];
     if (sum->op != CYX_OP_add || relu->op != CYX_OP_relu || relu->dtype != sum->dtype || !cyx_adds_to_product(calls)) return 0;
     if (relu->in[0].data != sum->out.data || relu->in[0].size != sum->out.size || out->size != sum->out.size) return 0;
-    return !overlap(out, &product->in[0]) && !overlap(out, &product->in[1]) && !overlap(out, other);
+    return !cyx_overlap(out, &product->in[0]) && !cyx_overlap(out, &product->in[1]) && !cyx_overlap(out, other);
 }
 
 /* Whether where(mask, made, a number) behind a stack of products, or what becomes of them, can be made with them: masked.inl. */
@@ -58,14 +58,14 @@ static int can_mask(const cyx_call *product, const cyx_array *made, const cyx_ca
     if (mask->dtype != CYX_BOOL || mask->ndim < 2 || mask->size != m * n || masked->in[2].size != 1) return 0;
     if (mask->shape[mask->ndim - 2] != m || masked->in[2].data == made->data) return 0;
     for (int i = 0; i < 3; i++)
-        if (i != 1 && overlap(out, &masked->in[i])) return 0;
-    return !overlap(out, &product->in[0]) && !overlap(out, &product->in[1]);
+        if (i != 1 && cyx_overlap(out, &masked->in[i])) return 0;
+    return !cyx_overlap(out, &product->in[0]) && !cyx_overlap(out, &product->in[1]);
 }
 
 int cyx_masks_product(const cyx_call *calls) { return can_mask(calls, &calls->out, calls + 1); }
 
 /* Rows are finished before they are written over. */
-static int row_by_row(const cyx_array *a, const cyx_array *b) { return a->data == b->data || !overlap(a, b); }
+static int row_by_row(const cyx_array *a, const cyx_array *b) { return a->data == b->data || !cyx_overlap(a, b); }
 
 int cyx_masks_softmax(const cyx_call *calls) {
     const cyx_call *masked = calls + 1, *softmax = calls + 2;
@@ -73,8 +73,8 @@ int cyx_masks_softmax(const cyx_call *calls) {
     if (softmax->op != CYX_OP_softmax || masked->op != CYX_OP_where || softmax->dtype != calls->dtype) return 0;
     if (softmax->in[0].data != masked->out.data || out->size != masked->out.size || out->ndim != calls->out.ndim) return 0;
     if (softmax->ints[0] != out->ndim - 1 || out->shape[out->ndim - 1] != calls->out.shape[out->ndim - 1]) return 0;
-    return cyx_masks_product(calls) && row_by_row(out, &calls->out) && !overlap(out, &calls->in[0]) && !overlap(out, &calls->in[1]) &&
-           !overlap(out, &masked->in[0]) && !overlap(out, &masked->in[2]);
+    return cyx_masks_product(calls) && row_by_row(out, &calls->out) && !cyx_overlap(out, &calls->in[0]) &&
+           !cyx_overlap(out, &calls->in[1]) && !cyx_overlap(out, &masked->in[0]) && !cyx_overlap(out, &masked->in[2]);
 }
 
 int cyx_masks_softmax_grad(const cyx_call *calls) {
@@ -84,7 +84,7 @@ int cyx_masks_softmax_grad(const cyx_call *calls) {
     if (back->in[0].data != made->data || weights->data == made->data || back->out.size != made->size) return 0;
     if (weights->size != made->size || back->in[0].ndim != made->ndim || back->ints[0] != made->ndim - 1) return 0;
     return can_mask(product, &back->out, masked) && row_by_row(&masked->out, made) && row_by_row(&masked->out, weights) &&
-           !overlap(made, weights) && !overlap(made, &masked->in[0]);
+           !cyx_overlap(made, weights) && !cyx_overlap(made, &masked->in[0]);
 }
 
 static int makes_masked(const cyx_call *call) {
@@ -116,7 +116,7 @@ int cyx_masks_gradient(const cyx_call *calls, const cyx_table table) {
     if (number->size != 1 || cast->in[0].data != greater->out.data || cast->out.dtype != CYX_F32) return 0;
     if (masked->in[second].data != made->out.data || masked->in[!second].data != cast->out.data) return 0;
     if (!out->size || out->size != image->size || out->size != made->out.size || out->size != cast->out.size) return 0;
-    return !overlap(out, &made->in[0]) && !overlap(out, &made->in[1]) && !overlap(out, image) && !overlap(out, number);
+    return !cyx_overlap(out, &made->in[0]) && !cyx_overlap(out, &made->in[1]) && !cyx_overlap(out, image) && !cyx_overlap(out, number);
 }
 
 enum { WHOLE_VECTORS = 16 }; /* elements that fill vectors of any instruction set */
@@ -137,8 +137,8 @@ int cyx_adds_sum(const cyx_call *calls) {
     if (sum->in[other == sum->in].data != made->data || other->data != out->data || other->size != out->size) return 0;
     cyx_reduce_plan plan = cyx_plan_reduction(rows);
     int over_rows = !plan.inner_is_reduced && plan.outputs == 1 && plan.reduced_count == 1 && rows->in[0].size <= CYX_MOST_SUMMED;
-    return over_rows && plan.terms > 1 && made->size == plan.inner && out->size == plan.inner && !overlap(out, &rows->in[0]) &&
-           !overlap(out, made);
+    return over_rows && plan.terms > 1 && made->size == plan.inner && out->size == plan.inner && !cyx_overlap(out, &rows->in[0]) &&
+           !cyx_overlap(out, made);
 }
 
 int cyx_adds_on(const cyx_call *before, const cyx_call *calls) {

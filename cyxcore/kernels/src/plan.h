@@ -14,6 +14,8 @@ enum { CYX_PANEL_COLUMNS = 64 }; /* or a divisor of it: of a panel of a right fa
 
 enum { CYX_MOST_SUMMED = 1 << 17 }; /* elements of the sums over rows that are added up: each is made by one thread */
 
+int cyx_overlap(const cyx_array *a, const cyx_array *b); /* whether they share memory */
+
 /* Whether a product, or a sum over rows, is added to what the two calls before it wrote, as they did, in the same place. */
 int cyx_adds_on(const cyx_call *before, const cyx_call *calls);
 

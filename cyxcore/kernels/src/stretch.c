@@ -255,15 +255,10 @@ static size_t bytes_of_panels(const cyx_call *call) {
     return ((size_t)(columns * factor->shape[1] * cyx_dtype_bytes[factor->dtype]) + 63) / 64 * 64;
 }
 
-static int meet(const cyx_array *a, const cyx_array *b) {
-    const char *first = a->data, *second = b->data;
-    return first < second + b->size * cyx_dtype_bytes[b->dtype] && second < first + a->size * cyx_dtype_bytes[a->dtype];
-}
-
 /* Which group with a mask has made an array that call k reads, in the same band, and nobody has written to since; -1: none. */
 static int64_t masked_group_of(const cyx_call *calls, int64_t k, const cyx_array *x) {
     int64_t writer = k - 1;
-    while (writer >= 0 && !meet(&calls[writer].out, x)) writer--;
+    while (writer >= 0 && !cyx_overlap(&calls[writer].out, x)) writer--;
     if (writer < 0 || calls[writer].out.data != x->data || calls[writer].out.size != x->size) return -1;
     if (calls[writer].out.shape[calls[writer].out.ndim - 1] != x->shape[x->ndim - 1]) return -1;
     for (int64_t first = writer - 1; first >= 0 && first >= writer - 2; first--)
