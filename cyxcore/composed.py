@@ -24,6 +24,7 @@ import numpy as np
 from cyxcore import device as devices
 from cyxcore.casting import widened
 from cyxcore.eager import Tensor, enable_grad, no_grad, wrap
+from cyxcore.errors import DtypeError
 from cyxcore.forks import renew_in_children
 from cyxcore.gradients import Sum, totals
 from cyxcore.graph import Graph
@@ -48,6 +49,7 @@ FIXED = (int, float, str, tuple, type(None), np.generic)  # options that stay wh
 
 
 DTYPES = ("float32", "float64", "bool")
+KEYED = (*DTYPES, "uint64")  # and keys, of what is drawn
 _cpu: Any = devices.backend("cpu")
 
 
@@ -109,10 +111,15 @@ class Kind(NamedTuple):
 
 
 def traced(kind: Kind) -> tuple[Builder, list[Symbol], list[Symbol]]:
-    """The operations of a call: where they are, its tensors and its results. Raises Unplanned for mixed dtypes."""
+    """The operations of a call: where they are, its tensors and its results. Raises Unplanned for mixed dtypes, and for
+    those that tensors have and graphs do not.
+    """
     builder = Builder(merging=False, travels=False)
     symbols = [builder.input(str(place), *typed) for place, typed in enumerate(kind.typed)]
-    result = kind.call(symbols)
+    try:
+        result = kind.call(symbols)
+    except DtypeError as problem:
+        raise Unplanned from problem
     results = list(result) if isinstance(result, tuple) else [result]
     if any(x.dtype != kind.typed[0][1] for x in results):
         raise Unplanned
@@ -356,7 +363,7 @@ def composed(function: Function, inputs: Sequence[Any], options: tuple[Any, ...]
 
     inputs: tensors on the host, or None. Its operations run one by one where there is no plan for them.
     """
-    found = described(function, inputs, options)
+    found = described(function, inputs, options, KEYED)
     ways = None if found is None else _ways_of(found[0])
     if found is None or ways is None:
         return function(*inputs, *options)

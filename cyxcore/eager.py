@@ -436,8 +436,12 @@ class Tensor(Held, Leaving):
             low, high = iinfo(dtype)[2:0:-1]
             raise DtypeError(f"{dtype} holds {low}..{high}, got {value}; use astype on the tensor") from None
 
+    def _next_key(self) -> "Tensor":
+        """A fresh key of the eager generator, on the tensor's device: uint64 (2,), for the op `uniform`."""
+        return wrap(devices.put(next_key(), self.device))
+
     def _uniform(self, shape: tuple[int, ...]) -> "Tensor":
-        return self._apply("uniform", [wrap(devices.put(next_key(), self.device))], {"shape": shape, "stream": 0})
+        return self._apply("uniform", [self._next_key()], {"shape": shape, "stream": 0})
 
     def _assign(self, value: Any) -> None:
         self._data[...] = value._data

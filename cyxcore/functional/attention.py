@@ -6,8 +6,8 @@ from typing import Any
 from cyxcore.casting import current, inside
 from cyxcore.errors import ShapeError, SpecError
 from cyxcore.functional.activations import elu
-from cyxcore.functional.basic import concat, dropout, linear, softmax, where
-from cyxcore.values import TracedMode, composed
+from cyxcore.functional.basic import concat, dropout, dropped, linear, softmax, where
+from cyxcore.values import TracedMode, Value, apply, composed
 
 NEVER = -1e9  # what a score that must not count becomes: e^(-1e9 - max) is 0 in float32
 
@@ -33,13 +33,31 @@ def scaled_dot_product_attention(
         key, value = _shared(key, query.shape[-3]), _shared(value, query.shape[-3])
     if key.shape[-2] != value.shape[-2]:
         raise ShapeError(f"attention: expected as many values as keys (axis -2), got {key.shape} and {value.shape}")
+    given, options = (query, key, value, attn_mask), (is_causal, scale)
     if dropout_p == 0.0 or training is False and 0.0 <= dropout_p <= 1.0:
-        given, options = (query, key, value, attn_mask), (is_causal, scale)
         if inside[0] and (half := current()) is not None:
             return query._in_halves(_scaled_dot_product_attention, given, options, half)
         return composed(_scaled_dot_product_attention, given, options)
+    if training is True and 0.0 < dropout_p < 1.0 and _are_drawn_for(*given):
+        return composed(_attention_with_dropout, (*given, query._next_key()), (*options, dropout_p))
     weights = attention_weights(query, key, attn_mask, is_causal, scale)
     return dropout(weights, dropout_p, training) @ value
+
+
+def _are_drawn_for(*inputs: Any) -> bool:
+    """Whether the numbers that dropout draws have a key of tensors: no graph gives them theirs. Not where autocast
+    makes halves of what each operation reads.
+    """
+    plain = isinstance(inputs[0], Value) and not any(isinstance(x, Value) and x.is_symbolic for x in inputs)
+    return plain and current() is None
+
+
+def _attention_with_dropout(
+    query: Any, key: Any, value: Any, attn_mask: Any, drawn_by: Any, is_causal: bool, scale: float | None, p: float
+) -> Any:
+    """drawn_by: the key of the numbers that dropout draws, uint64 (2,)."""
+    weights = attention_weights(query, key, attn_mask, is_causal, scale)
+    return dropped(weights, apply("uniform", drawn_by, shape=weights.shape, stream=0), p) @ value
 
 
 def _scaled_dot_product_attention(

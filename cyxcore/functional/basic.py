@@ -197,7 +197,12 @@ def dropout(x: Any, p: float = 0.5, training: bool | TracedMode = True, inplace:
         return overwritten(x, dropout, p, training)
     if p == 1.0:
         return by_mode(training, lambda: x * 0.0, lambda: x)
-    return by_mode(training, lambda: x * ((x._uniform(x.shape) >= p).astype(x.dtype) * (1.0 / (1.0 - p))), lambda: x)
+    return by_mode(training, lambda: dropped(x, x._uniform(x.shape), p), lambda: x)
+
+
+def dropped(x: Any, drawn: Any, p: float) -> Any:
+    """x with zeros where `drawn` numbers of [0, 1) are less than p < 1, and x / (1 - p) elsewhere."""
+    return x * ((drawn >= p).astype(x.dtype) * (1.0 / (1.0 - p)))
 
 
 def channel_dropout(x: Any, p: float = 0.5, training: bool | TracedMode = True) -> Any:

@@ -220,6 +220,27 @@ def test_the_first_input_may_be_an_array_of_numpy():
     assert F.linear(x, _drawn(3, 4), _drawn(3)).shape == (2, 3)
     assert F.conv2d(images, _drawn(3, 2, 3, 3), _drawn(3)).shape == (1, 3, 2, 2)
     assert F.scaled_dot_product_attention(x, _drawn(5, 4), _drawn(5, 3)).shape == (2, 3)
+    assert F.scaled_dot_product_attention(x, _drawn(5, 4), _drawn(5, 3), dropout_p=0.5).shape == (2, 3)
+
+
+def test_dtypes_that_no_graph_holds_go_operation_by_operation(monkeypatch):
+    def run():
+        return [F.mse_loss(_drawn(4, 8), cx.arange(32, dtype="uint64").reshape(4, 8))]
+
+    _same(_both(monkeypatch, run))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+def test_attention_drops_what_its_operations_would(monkeypatch, dtype):
+    def run():
+        cx.manual_seed(2)
+        x = _drawn(2, 30, 8).detach().astype(dtype).requires_grad_()
+        hidden = cx.tensor(np.tril(np.ones((30, 30), bool)))
+        mixed = F.scaled_dot_product_attention(x, x, x, hidden, 0.3)
+        mixed.square().sum().backward()
+        return [mixed.astype("float64"), x.grad.astype("float64"), cx.rand(3)]
+
+    _same(_both(monkeypatch, run))
 
 
 @pytest.mark.parametrize("create_graph", [False, True])

@@ -251,6 +251,46 @@ def test_tensors_have_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     assert gradients_of(inputs, is_causal=True) == expected
 
 
+def dropped_whole(inputs: Sequence[np.ndarray[Any, Any]], p: float, causal: bool) -> list[bytes]:
+    """What gradients_of() gives, of matrices that are there whole."""
+    query, key, value = (cx.tensor(x, requires_grad=True) for x in inputs)
+    mixed = F.dropout(F.attention_weights(query, key, None, causal), p) @ value
+    mixed.backward(cx.ones_like(mixed))
+    return [mixed.detach().numpy().tobytes(), *(x.grad.numpy().tobytes() for x in (query, key, value))]
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_dropout_of_tensors_draws_the_numbers_of_whole_matrices(
+    isa: str, monkeypatch: pytest.MonkeyPatch, causal: bool
+) -> None:
+    known: dict[Any, Any] = {}
+    monkeypatch.setattr(composed, "_ways", known)
+    inputs = [np.random.default_rng(2).normal(size=(2, 2, 301, 64)).astype(np.float32) for _ in range(3)]
+    cx.manual_seed(3)
+    expected, behind = dropped_whole(inputs, 0.25, causal), cx.rand(1).item()
+    cx.manual_seed(3)
+    assert gradients_of(inputs, dropout_p=0.25, is_causal=causal) == expected
+    assert cx.rand(1).item() == behind  # as many keys were drawn
+    assert [kind.function.__name__ for kind in known] == ["_attention_with_dropout"]
+
+
+def test_second_derivatives_go_through_the_numbers_that_were_drawn() -> None:
+    rng = np.random.default_rng(2)
+    inputs = [rng.normal(size=(1, 2, 256, 128)).astype(np.float32) for _ in range(3)]
+    found = []
+    for whole in (False, True):
+        cx.manual_seed(3)
+        query, key, value = (cx.tensor(x, requires_grad=True) for x in inputs)
+        if whole:
+            mixed = F.dropout(F.attention_weights(query, key), 0.25) @ value
+        else:
+            mixed = F.scaled_dot_product_attention(query, key, value, dropout_p=0.25)
+        (first,) = cx.autograd.grad(mixed.square().sum(), [query], create_graph=True)
+        (second,) = cx.autograd.grad(first.square().sum(), [key])
+        found.append(second.numpy().tobytes())
+    assert found[0] == found[1]
+
+
 def attended(layer: nn.MultiheadAttention, x: np.ndarray[Any, Any], need_weights: bool) -> list[bytes]:
     given = cx.tensor(x, requires_grad=True)
     result, weights = layer(given, need_weights=need_weights, is_causal=True)
