@@ -101,6 +101,7 @@ class Stretch(NamedTuple):
     bands: int
     adds: frozenset[int] = frozenset()  # the calls whose one output is the sum of what all bands come to
     blocks: Blocks | None = None  # where bands are blocks of rows of matrices; adds: for each matrix a sum of its own
+    over_matrices: frozenset[int] = frozenset()  # the calls whose rows are the sum of those of several matrices
 
     def band_shape(self, shape: Shape) -> Shape:
         """Of what one band makes of an array, that is cut."""

@@ -181,7 +181,7 @@ class Schedule(NamedTuple):
             place
             for each in self.stretches
             for place in each.places
-            if each.blocks and not each.blocks.is_whole(known.shapes[place])
+            if each.blocks and place not in each.over_matrices and not each.blocks.is_whole(known.shapes[place])
         }
 
     def largest_in_blocks(self, known: Inferred) -> set[int]:

@@ -259,7 +259,8 @@ def place_arrays(
         if places[0] in begins:
             through = {i for i in {root(i) for p in places for i in graph.nodes[p].inputs} if last[i] == step}
             new = [p for p in places if p not in elsewhere and p not in decided.onto and p not in paired]
-            new = [p for p in new if p not in begins[places[0]].adds]  # those are written from the first band on
+            added = begins[places[0]].adds | begins[places[0]].over_matrices
+            new = [p for p in new if p not in added]  # those are written from the first band on
             candidates = (through & block_of.keys()) - not_over
             over = {**decided.onto, **early, **_taken_over(graph, known, begins[places[0]], root, candidates, new)}
         for place in sorted(places, key=lambda place: (place in early, -last.get(place, step))):

@@ -179,6 +179,9 @@ class Plan:
         out = seen(place, place not in stretch.adds)
         if node.op == "uniform":
             return self._drawing(node, out)
+        if place in stretch.over_matrices:
+            rows_of = seen(node.inputs[0], True)[None]
+            return Call(node.op, out, (rows_of,), {"axes": (0,), "keepdims": False})
         attrs = {**node.attrs, **{key: 1 for key in ("axis",) if key in node.attrs}}
         attrs |= {key: value for key, value in (("axes", (1,)), ("shape", out.shape)) if key in node.attrs}
         return Call(node.op, out, tuple(map(seen, node.inputs, stretch.by_rows[place])), attrs)
@@ -194,7 +197,8 @@ class Plan:
             [step(place, place not in stretch.adds), *map(step, self.graph.nodes[place].inputs, stretch.by_rows[place])]
             for place in stretch.places
         ]
-        adds = [number for number, place in enumerate(stretch.places) if place in stretch.adds]
+        added = stretch.adds | stretch.over_matrices
+        adds = [number for number, place in enumerate(stretch.places) if place in added]
         bands = blocks.matrices if last else stretch.bands
         kept = [number for number, place in enumerate(stretch.places) if place not in self._within]
         count = 1 if last else blocks.whole

@@ -3,8 +3,9 @@
 Of T positions that look at S others, scores, mask, softmax and their gradients are T x S numbers for each head. Rows
 do not depend on each other in any of these calls, so a block of rows goes through all of them before the next one, and
 none of those matrices is ever there whole: bands (bands.py) within one matrix. The gradients of keys and values are
-products by a transposed matrix of weights: each block goes on adding where the one before it ended. So the chains of
-sums, and with them all bits, are those of the whole matrices.
+products by a transposed matrix of weights: each block goes on adding where the one before it ended. The gradient of
+what is added to the scores of several matrices is a sum over these: each block adds to its rows of the matrices before.
+So the chains of sums, and with them all bits, are those of the whole matrices.
 """
 
 import itertools
@@ -36,6 +37,7 @@ class Place(NamedTuple):
 
     cut: tuple[bool, ...]  # which inputs are cut; of the others each block needs one matrix whole
     adds: bool = False  # whether all blocks of a matrix add up to one output
+    over_matrices: bool = False  # whether a block adds to the same rows of what other matrices have come to
 
 
 def take_out(
@@ -124,7 +126,9 @@ def _place(graph: Graph, known: Inferred, place: int, blocks: Blocks, widths: Co
     found = rule(node, shapes, out, blocks) if rule else None
     if found is None or not blocks.fits(out, not found.adds):
         return None
-    if found.adds and (known.dtypes[place] not in FLOATS or _is_large(out, blocks, widths)):
+    if (found.adds or found.over_matrices) and known.dtypes[place] not in FLOATS:
+        return None
+    if found.adds and _is_large(out, blocks, widths):
         return None
     return found if all(map(blocks.fits, shapes, found.cut)) else None
 
@@ -167,6 +171,7 @@ def _split(
                 blocks.bands,
                 frozenset(place for place in taken if left[place].adds),
                 blocks,
+                frozenset(place for place in taken if left[place].over_matrices),
             ),
         ]
         plain, waiting = [], rest
@@ -242,7 +247,7 @@ def _gather(
         goes_on = any(source in inside for source in sources)
         if ready and how is not None and (goes_on or not later):
             taken.append(place)
-            (sums if how.adds else inside).add(place)
+            (sums if how.adds or how.over_matrices else inside).add(place)
         elif ready and graph.nodes[place].op in MASKS:
             taken.append(place)
             masks.add(place)
@@ -279,7 +284,7 @@ def _wrong(
     inside, found = set(taken), set[int]()
     for place in taken:
         whole = blocks.is_whole(known.shapes[place])
-        if not whole and not inside.issuperset(readers.get(place, ())):
+        if not whole and not places[place].over_matrices and not inside.issuperset(readers.get(place, ())):
             found.add(place)
         for source in graph.nodes[place].inputs:
             root = alias.get(source, source)
@@ -298,7 +303,15 @@ def _along(node: Node, shapes: Sequence[Shape], out: Shape, blocks: Blocks) -> P
 
 def _reduce(node: Node, shapes: Sequence[Shape], out: Shape, blocks: Blocks) -> Place | None:
     columns = tuple(node.attrs["axes"]) == (len(shapes[0]) - 1,) and node.attrs["keepdims"]
-    return Place((True,)) if columns and blocks.is_whole(out) else None
+    if columns and blocks.is_whole(out):
+        return Place((True,))
+    over_matrices = _is_over_matrices(node, shapes[0]) and node.attrs["keepdims"] and blocks.is_whole(shapes[0])
+    return Place((True,), over_matrices=True) if over_matrices else None
+
+
+def _is_over_matrices(node: Node, shape: Shape) -> bool:
+    """Whether a call is a sum over matrices of a stack, as the gradient of a mask that is added to several of them."""
+    return node.op == "sum" and 0 < len(node.attrs["axes"]) and max(node.attrs["axes"]) < len(shape) - 2
 
 
 def _matmul(node: Node, shapes: Sequence[Shape], out: Shape, blocks: Blocks) -> Place | None:
@@ -333,7 +346,8 @@ def for_blocks(graph: Graph) -> Graph:
     """The graph in which everything that reads a mask of long sequences has a mask of its own: made in each block of
     rows, it is never there whole; of positions that int32 holds, as those are compared twice as fast. And the gradient
     of keys, a product that is transposed, is the product of its factors in the other order, as that of values is: the
-    same numbers, and the kernel leaves out what a mask hides.
+    same numbers, and the kernel leaves out what a mask hides. A sum over matrices keeps their axes, which say where
+    each lies.
     """
     known = graph.infer(1)
     stacks = _stacks(graph, known, range(len(graph.nodes)))
@@ -356,14 +370,14 @@ def for_blocks(graph: Graph) -> Graph:
         if swapped and attrs["transpose_a"] and not attrs["transpose_b"] and is_large(graph.nodes[source].inputs[1]):
             turned[source] = place
     nodes: list[Node] = []
-    origin: list[int] = []
+    shapes: list[Shape] = []
     dtypes: list[str] = []
     new: dict[int, int] = {}
     narrow: dict[int, int] = {}  # the same as int32
 
-    def add(node: Node, place: int, dtype: str) -> int:
+    def add(node: Node, shape: Shape, dtype: str) -> int:
         nodes.append(node)
-        origin.append(place)
+        shapes.append(shape)
         dtypes.append(dtype)
         return len(nodes) - 1
 
@@ -380,18 +394,27 @@ def for_blocks(graph: Graph) -> Graph:
         if place not in narrow:
             node = graph.nodes[place]
             attrs = {**node.attrs, "dtype": "int32"} if node.op == "const" else node.attrs
-            narrow[place] = add(Node(node.op, tuple(map(narrowed, node.inputs)), attrs, node.layer), place, "int32")
+            inputs = tuple(map(narrowed, node.inputs))
+            narrow[place] = add(Node(node.op, inputs, attrs, node.layer), known.shapes[place], "int32")
         return narrow[place]
 
     def emit(place: int) -> int:
         node = graph.nodes[place]
         if place in masks and len(node.inputs) == 2 and all(map(is_narrow, node.inputs)):
-            return add(Node(node.op, tuple(map(narrowed, node.inputs)), node.attrs, node.layer), place, "bool")
+            inputs = tuple(map(narrowed, node.inputs))
+            return add(Node(node.op, inputs, node.attrs, node.layer), known.shapes[place], "bool")
         if node.op == "transpose" and turned.get(node.inputs[0]) == place:
             product = graph.nodes[node.inputs[0]]
             node = Node("matmul", product.inputs[::-1], product.attrs, node.layer)
         inputs = tuple([emit(i) if i in masks else new[i] for i in node.inputs])
-        return add(Node(node.op, inputs, node.attrs, node.layer), place, known.dtypes[place])
+        shape, dtype = known.shapes[place], known.dtypes[place]
+        if node.op == "sum" and is_large(node.inputs[0]):
+            given, axes = known.shapes[node.inputs[0]], node.attrs["axes"]
+            if _is_over_matrices(node, given):
+                kept = tuple([1 if axis in axes else size for axis, size in enumerate(given)])
+                total = add(Node("sum", inputs, {"axes": axes, "keepdims": True}, node.layer), kept, dtype)
+                node, inputs = Node("reshape", (total,), {"shape": shape}, node.layer), (total,)
+        return add(Node(node.op, inputs, node.attrs, node.layer), shape, dtype)
 
     for place in range(len(graph.nodes)):
         if place not in turned and (place not in masks or place in results):
@@ -400,5 +423,5 @@ def for_blocks(graph: Graph) -> Graph:
         nodes,
         [new[place] for place in graph.outputs],
         [(new[target], new[value]) for target, value in graph.updates],
-        Inferred(tuple([known.shapes[i] for i in origin]), tuple(dtypes)),
+        Inferred(tuple(shapes), tuple(dtypes)),
     )

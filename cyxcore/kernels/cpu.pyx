@@ -650,7 +650,8 @@ cdef class Program:
         blocks: where it is not 0, so many bands in a row are blocks of rows of one matrix of a stack (rowblocks.py), and
         steps have three numbers more: how many bytes further on the next block lies (the first number is then to the next
         matrix), how many matrices there are, and for how many of the stack in a row each is. What all blocks of a matrix
-        come to is added up, in products of a transposed matrix only. goes_on: these are the last, shorter blocks, and add to
+        come to is added up in products of a transposed matrix, and in sums over an axis of one element what all matrices for
+        which that of the output is come to, block by block. goes_on: these are the last, shorter blocks, and add to
         what is there already. length: the rows of each matrix, of which random numbers are drawn. kept: which of the
         calls (from 0) make what others read, who may find it from another block on.
         """

@@ -94,6 +94,103 @@ def test_no_matrix_of_weights_is_there_whole(kind: str) -> None:
     assert plan.arena_bytes < per_position + one_matrix < heads * one_matrix
 
 
+LEARNT = {  # stack -> masks that are added, and need a gradient
+    (2, 3): [(0, 0), (3, 0, 0), (1, 3, 0, 0), (2, 1, 0, 0), (1, 1, 0, 0), (2, 3, 0, 0)],
+    (3, 3): [(3, 1, 0, 0), (3, 0, 0)],  # as many heads as rows of a batch
+    (35, 2): [(0, 0), (2, 0, 0), (35, 1, 0, 0)],  # sums of more than 32, which meet in a tree
+    (7, 19): [(0, 0)],
+    (5,): [(0, 0), (1, 0, 0)],
+    (1, 1): [(0, 0)],
+    (2, 2, 2): [(0, 0), (2, 1, 0, 0), (2, 1, 1, 0, 0), (2, 1, 2, 0, 0)],
+}
+WHOLE = [((2, 3), (2, 3, 0, 0)), ((2, 2, 2), (2, 1, 2, 0, 0))]  # no sum; one of matrices that lie at no even steps
+
+
+def learning(
+    stack: tuple[int, ...],
+    mask: tuple[int, ...],
+    rows: int,
+    columns: int,
+    dtype: str = "float32",
+    causal: bool = False,
+    dropout: float = 0.0,
+) -> Graph:
+    """Attention, there and back, with a gradient of what is added to the scores."""
+    builder = Builder()
+    query, key, value, gradient, added = (
+        builder.input(name, shape, dtype)
+        for name, shape in (
+            ("query", (*stack, rows, TERMS)),
+            ("key", (*stack, columns, TERMS)),
+            ("value", (*stack, columns, VALUES)),
+            ("gradient", (*stack, rows, VALUES)),
+            ("mask", (*mask[:-2], rows, columns)),
+        )
+    )
+    mixed = F.scaled_dot_product_attention(query, key, value, added, dropout, causal, training=True)
+    back = totals(builder, mixed, gradient, [query, key, value, added], {})
+    return builder.graph(mixed, *[x for x in back if x is not None])
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize(("stack", "mask"), [(stack, mask) for stack, masks in LEARNT.items() for mask in masks])
+def test_the_gradient_of_a_mask_has_the_bits_of_whole_matrices(
+    isa: str, threads: int, stack: tuple[int, ...], mask: tuple[int, ...]
+) -> None:
+    cpu.set_num_threads(threads)
+    for rows, columns in SIZES[:3]:
+        graph = learning(stack, mask, rows, columns)
+        plan, whole = Plan(graph, device="cpu"), Plan(graph, device="cpu", optimised=False)
+        stretches = schedule(plan.graph, in_bands=True, exact=True).stretches
+        assert any(each.over_matrices for each in stretches) == ((stack, mask) not in WHOLE)
+        expected = run(whole)
+        assert run(plan) == expected
+        assert run(plan) == expected  # and again: nothing of the first run is left over
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("dropout", [0.0, 0.25])
+def test_the_gradient_of_a_mask_beside_other_masks(isa: str, dtype: str, causal: bool, dropout: float) -> None:
+    cpu.set_num_threads(2)
+    for mask in LEARNT[STACK]:
+        graph = learning(STACK, mask, 67, 61, dtype, causal, dropout if dtype == "float32" else 0.0)
+        plan = Plan(graph, device="cpu")
+        assert blocks_of(plan.graph)
+        assert run(plan) == run(Plan(graph, device="cpu", optimised=False))
+
+
+@pytest.mark.parametrize("mask", [(0, 0), (3, 0, 0), (1, 3, 0, 0), (2, 1, 0, 0)])
+def test_the_gradient_of_a_mask_takes_no_more_than_the_mask(mask: tuple[int, ...]) -> None:
+    cpu.set_num_threads(1)
+    rows = columns = 128
+    plan, own = Plan(learning(STACK, mask, rows, columns), device="cpu"), Plan(attention("all, added", rows, columns))
+    matrices = int(np.prod(mask[:-2]))
+    assert plan.arena_bytes <= own.arena_bytes + (matrices + 1) * rows * columns * 4
+    assert plan.arena_bytes < STACK[0] * STACK[1] * rows * columns * 4
+
+
+def test_a_compiled_step_learns_a_mask_as_the_plain_one_does() -> None:
+    rng = np.random.default_rng(8)
+    inputs = [cx.tensor(rng.normal(size=(2, 2, 67, 8)).astype(np.float32)) for _ in range(3)]
+    found = []
+    for compiled in (False, True):
+        added = cx.nn.Parameter(cx.tensor(np.linspace(-1, 1, 2 * 67 * 67, dtype=np.float32).reshape(2, 67, 67)))
+        optimizer = cx.optim.AdamW([added], lr=0.1)
+
+        def step(query: Any, key: Any, value: Any, added: Any = added, optimizer: Any = optimizer) -> Any:
+            loss = F.scaled_dot_product_attention(query, key, value, added, is_causal=True).square().sum()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            return loss
+
+        run = cx.compile(step) if compiled else step
+        losses = [run(*inputs).item() for _ in range(3)]
+        found.append((losses, added.detach().numpy().tobytes()))
+    assert found[0] == found[1]
+
+
 def dropping(rows: int, columns: int, causal: bool = False) -> Graph:
     """Attention with dropout, there and back."""
     builder = Builder()

@@ -65,6 +65,7 @@ typedef struct {
     _Atomic int64_t turn;           /* the band that comes next */
     const _Atomic int64_t *stopped; /* no band from this one on is finished any more */
     void *partial;                  /* of a sum: what the bands before came to, as it meets what comes behind */
+    const void *first;              /* of a sum over matrices: the output of the first band */
 } cyx_adding;
 
 /* What a lane keeps of a call on blocks of rows, for its other calls and its next bands (masked.inl). */
@@ -90,7 +91,8 @@ typedef struct cyx_call {
     int32_t stretch, lanes; /* of the first call of a stretch: how many calls, on how many lanes */
     int32_t bands;          /* of every call of a stretch: how often it is made */
     int32_t blocks;         /* of every call of a stretch: so many bands in a row are the blocks of one matrix; 0: bands are of axis 0 */
-    int32_t adds;           /* in a stretch: what so many bands in a row come to is added up in one output */
+    int32_t adds;           /* in a stretch: what so many bands in a row come to is added up in one output; of a sum over matrices
+                               those of several do, block by block */
     int32_t goes_on;        /* blocks: the last, shorter ones of matrices; what adds up adds to what is in that output already */
     int64_t length;         /* blocks: the rows of each matrix */
     int32_t terms; /* 0: exact; 1 to 3: bfloat16 terms into which a product may split its float32 factors (fast.h) */

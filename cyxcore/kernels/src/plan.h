@@ -5,6 +5,7 @@
 #include "cyx.h"
 
 enum { CYX_SHORTEST_RUN = 32, CYX_LONGEST_RUN = 2048 }; /* terms of a sum in a row, of those that a group can make */
+enum { CYX_BLOCK_ROWS = 32 }; /* rows that a sum across them adds in order, before it meets those of other blocks */
 enum { CYX_RUN_BLOCK = 1024 }; /* terms of a subtree of a sum: a longer run, of whole ones or alone, is so many of them */
 
 enum { CYX_LEAST_MASKED = 32, CYX_MOST_MASKED = 1024 }; /* rows and columns of the products that a mask follows */

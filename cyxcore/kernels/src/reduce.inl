@@ -9,7 +9,7 @@
 
 #ifndef REDUCE_ONCE
 #define REDUCE_ONCE
-enum { BLOCK_ROWS = 32, GROUP_BLOCKS = 64, RUN_BLOCK = CYX_RUN_BLOCK, TREE_DEPTH = 48, TILE = 1024, LEAST_TILE = 64, LEAST_SUMMED = 65000, LEAST_FAR = 1 << 20 };
+enum { BLOCK_ROWS = CYX_BLOCK_ROWS, GROUP_BLOCKS = 64, RUN_BLOCK = CYX_RUN_BLOCK, TREE_DEPTH = 48, TILE = 1024, LEAST_TILE = 64, LEAST_SUMMED = 65000, LEAST_FAR = 1 << 20 };
 #endif
 
 #define SELECT(mask, a, b) ((V)(((MASK)(a) & (MASK)(mask)) | ((MASK)(b) & ~(MASK)(mask))))
@@ -497,6 +497,28 @@ static cyx_status NAME(add_band)(const NAME(reduction) * r, const cyx_call *call
     return CYX_OK;
 }
 
+/* One block of rows of a matrix, of a sum over matrices: it meets the same rows of those before it in the order in which a sum
+ * over all of them would. What the first 32 come to lies in the output, what later ones come to beside it until they meet. */
+static cyx_status NAME(add_matrix)(const cyx_call *call) {
+    const cyx_adding *adding = call->adding;
+    int64_t matrix = cyx_band / call->blocks, repeats = call->out.repeats, of_turn = call->out.turns * repeats, n = call->out.size;
+    int64_t terms = call->bands / call->blocks / call->out.turns, term = matrix / of_turn * repeats + matrix % repeats;
+    int64_t block = term / BLOCK_ROWS, height = __builtin_popcountll((unsigned long long)block);
+    T *levels[TREE_DEPTH] = {call->out.data};
+    for (int64_t level = 1; level <= height; level++)
+        levels[level] = (T *)((char *)adding->partial + (level - 1) * call->out.turns * call->out.band_bytes +
+                              ((char *)call->out.data - (char *)adding->first));
+    if (term % BLOCK_ROWS)
+        NAME(sum_columns)(levels[height], call->in[0].data, n);
+    else
+        memcpy(levels[height], call->in[0].data, sizeof(T) * (size_t)n);
+    int is_last = term + 1 == terms;
+    if (!is_last && (term + 1) % BLOCK_ROWS) return CYX_OK;
+    for (int64_t carry = block; carry & 1; carry >>= 1, height--) NAME(sum_columns)(levels[height - 1], levels[height], n);
+    for (; is_last && height; height--) NAME(sum_columns)(levels[height - 1], levels[height], n);
+    return CYX_OK;
+}
+
 /* The place of the first greatest of n <= RUN_BLOCK numbers, or of the first NaN: the greatest of each of a few parts, then
  * its place in the first part that has the greatest of all. Parts have one length, the last ones overlap, and nothing is
  * branched on that the numbers decide: a guess would be wrong once a row, and the next row wait for it. */
@@ -609,7 +631,7 @@ static cyx_status NAME(reduce)(const cyx_call *call, const NAME(fold) * fold, in
         return CYX_OK;
     }
     if (!call->out.size) return CYX_OK;
-    if (call->adding) return NAME(add_band)(&r, call);
+    if (call->adding) return call->blocks ? NAME(add_matrix)(call) : NAME(add_band)(&r, call);
     if (call->group > 1) return NAME(add_sums)(call);
     if (!call->in[0].size) { /* the greatest of nothing is refused earlier */
         for (int64_t i = 0; i < call->out.size; i++) r.out[i] = is_mean ? (T)NAN : fold == &NAME(fold_prod) ? 1 : 0;

@@ -27,6 +27,7 @@ typedef struct {
     packing packed;
     cyx_runner run;
     cyx_adding *adding; /* of each call that adds up; NULL: there is none */
+    void *beside;       /* what sums over matrices take beside their outputs */
     _Atomic int64_t taken, stopped;
     pthread_mutex_t lock; /* of what follows: the failure of the lowest band */
     int64_t failed_band, failed;
@@ -202,17 +203,28 @@ cyx_status cyx_run_in_turn(const cyx_call *call, cyx_kernel kernel) {
 
 static int64_t tree_bytes(const cyx_call *call) {
     int64_t rows = 1;
-    if (call->op != CYX_OP_sum) return 0;
+    if (call->op != CYX_OP_sum || call->blocks) return 0;
     for (int64_t bands = call->bands; bands; bands >>= 1) rows++;
     return (rows * call->out.size * cyx_dtype_bytes[call->dtype] + 63) / 64 * 64;
+}
+
+/* Of a sum over matrices: what it takes beside the output. */
+static size_t bytes_beside(const cyx_call *call) {
+    if (call->op != CYX_OP_sum || !call->blocks || !call->adds) return 0;
+    int64_t terms = call->bands / call->blocks / call->out.turns, levels = 0;
+    for (int64_t last = (terms - 1) / CYX_BLOCK_ROWS; last; last >>= 1) levels++;
+    return (size_t)(levels * call->out.turns * call->out.band_bytes);
 }
 
 /* What calls that add up have in common in all lanes. Returns whether there is memory for it. */
 static int prepare_adding(stretch *s) {
     int64_t count = 0, bytes = 0;
+    size_t beside = 0;
     for (int64_t k = 0; k < s->calls->stretch; k++)
-        if (s->calls[k].adds) count++, bytes += tree_bytes(&s->calls[k]);
+        if (s->calls[k].adds) count++, bytes += tree_bytes(&s->calls[k]), beside += bytes_beside(&s->calls[k]);
     if (!count) return 1;
+    if (beside && !(s->beside = malloc(beside))) return 0; /* as large as a few matrices: nothing to keep for the next run */
+    char *matrices = s->beside;
     s->adding = cyx_scratch(5, sizeof *s->adding * (size_t)count + (size_t)bytes + 64);
     if (!s->adding) return 0;
     char *tree = (char *)(((uintptr_t)(s->adding + count) + 63) / 64 * 64);
@@ -220,8 +232,9 @@ static int prepare_adding(stretch *s) {
     for (int64_t k = 0; k < s->calls->stretch; k++) {
         if (!s->calls[k].adds) continue;
         next->turn = 0;
-        next->stopped = &s->stopped, next->partial = tree;
+        next->stopped = &s->stopped, next->partial = s->calls[k].blocks ? matrices : tree, next->first = s->calls[k].out.data;
         tree += tree_bytes(&s->calls[k]), next++;
+        matrices = matrices ? matrices + bytes_beside(&s->calls[k]) : NULL;
     }
     return 1;
 }
@@ -327,9 +340,13 @@ static void lane_body(void *context, int64_t begin, int64_t end) {
 cyx_status cyx_run_stretch(const cyx_call *calls, cyx_runner run, const cyx_table table, int64_t *failed) {
     stretch s = {.calls = calls, .run = run, .stopped = INT64_MAX, .status = CYX_OK, .lock = PTHREAD_MUTEX_INITIALIZER};
     *failed = 0;
-    if (!prepare_adding(&s)) return CYX_NO_MEMORY;
+    if (!prepare_adding(&s)) {
+        free(s.beside);
+        return CYX_NO_MEMORY;
+    }
     pack_shared(&s.packed, calls, table);
     cyx_parallel(calls->lanes, 1, lane_body, &s);
+    free(s.beside);
     if (s.status != CYX_OK) cyx_last_failure = s.message;
     *failed = s.failed;
     return s.status;
