@@ -44,8 +44,8 @@ cyxcore.cores cyxcore.kernels.philox cyxcore.kernels.bfloat16 cyxcore.dlpack
 cyxcore.kernels.lapack cyxcore.kernels.standard
 cyxcore.kernels.reference cyxcore.kernels
 cyxcore.kernels.gpu cyxcore.kernels.gpu.helpers cyxcore.kernels.gpu.chains cyxcore.kernels.gpu.compiling
-cyxcore.kernels.gpu.fixed cyxcore.kernels.gpu.table cyxcore.kernels.gpu.fusion cyxcore.kernels.gpu.cublas
-cyxcore.kernels.gpu.cuda
+cyxcore.kernels.gpu.fixed cyxcore.kernels.gpu.fusion cyxcore.kernels.gpu.table cyxcore.kernels.gpu.cublas
+cyxcore.kernels.gpu.cublaslt cyxcore.kernels.gpu.cuda
 cyxcore.metrics.base cyxcore.metrics.classification cyxcore.metrics.regression cyxcore.metrics
 cyxcore.device cyxcore.precision cyxcore.held cyxcore.dispatch cyxcore.inspection cyxcore.drawing cyxcore.variates
 cyxcore.gradients cyxcore.memory

@@ -9,6 +9,10 @@ median of many. Cyx runs what cx.compile made of the step. Kernels are timed by 
 a burst, the median of bursts. Who is compared runs in turn, in one process, round by round. fp32 is float32 products
 throughout (class cuda/1; torch with TF32 off), tf32 the faster products of both. Without torch the table has Cyx alone;
 without a device the program says so and ends with status 0.
+
+Products are made by cuBLAS and by cuBLASLt ("cyx cublaslt", what CYX_CUBLASLT=1 chooses), alone and with a bias and
+ReLU behind them, and compared with each other: a line says by how much they differ, and whether what cuBLASLt makes in
+one launch has the bits of three. Where they differ by more than rounding, or in bits, the program ends with status 1.
 """
 
 import argparse
@@ -30,6 +34,8 @@ from cyxcore.errors import CyxError
 
 Row = dict[str, Any]
 DEVICES = {"fp32": "cuda", "tf32": "cuda-tf32"}
+PRECISIONS = {"fp32": "ieee", "tf32": "tf32"}
+ROUNDING = {"fp32": 1e-5, "tf32": 1e-2}  # of products of up to 8192 terms in another order, of the largest
 
 
 def rounds(steps: Mapping[str, Callable[[], Any]], wait: Callable[[], Any], seconds: float) -> dict[str, float]:
@@ -73,6 +79,8 @@ class Bench:
         self.cupy, self.quick, self.no_compile = cupy, quick, no_compile
         self.torch = peers.load_torch()
         self.rows: list[Row] = []
+        self.wrong: list[str] = []
+        self._lt: dict[str, Any] = {}  # backends whose products are cuBLASLt's, by precision; None: it does not work
 
     def add(self, group: str, what: str, unit: str, values: Mapping[str, float], better: str) -> None:
         shown = {name: float(f"{value:.4g}") for name, value in values.items()}
@@ -99,11 +107,80 @@ class Bench:
 
         found = {"cyx": burst(self.cupy, program.cuda.stream, ours)}
         if self.torch is not None:
-            peers.set_precision(self.torch, precision)
-            tensors = [self.torch.from_numpy(x).cuda() for x in inputs]
-            stream = self.cupy.cuda.Stream.from_external(self.torch.cuda.current_stream())
-            found["torch"] = burst(self.cupy, stream, lambda: theirs(*tensors))
+            found["torch"] = self._theirs(precision, inputs, theirs)
         return found
+
+    def _theirs(self, precision: str, inputs: list[Any], theirs: Any) -> float:
+        peers.set_precision(self.torch, precision)
+        tensors = [self.torch.from_numpy(x).cuda() for x in inputs]
+        stream = self.cupy.cuda.Stream.from_external(self.torch.cuda.current_stream())
+        return burst(self.cupy, stream, lambda: theirs(*tensors))
+
+    def lt(self, precision: str) -> Any:
+        if precision not in self._lt:
+            from cyxcore.kernels.gpu.cuda import Cuda
+
+            made = Cuda(PRECISIONS[precision], lt=True)  # warns where cuBLASLt does not work
+            self._lt[precision] = made if made.lt else None
+            relu = "ours" if made.lt and made.lt.relu else "not ours: a kernel makes it"
+            print(f"cuBLASLt {precision}: {'works' if made.lt else 'does not work'}, its ReLU is {relu}", flush=True)
+            if not made.lt:
+                self.wrong.append(f"cuBLASLt {precision} does not work")
+        return self._lt[precision]
+
+    def _beside_lt(self, what: str, precision: str, inputs: list[Any], attrs: Any, ends: bool) -> dict[str, float]:
+        """Microseconds of a product by cuBLAS and by cuBLASLt, which are compared. ends: + inputs[2], then ReLU."""
+        found, results, launched = {}, {}, {}
+        cuda, lt = devices.backend(DEVICES[precision]), self.lt(precision)
+        for name, backend in {"cyx": cuda, "cyx cublaslt": lt}.items():
+            if backend is None:
+                continue
+            x, y, *bias = (backend.put(x) for x in inputs)
+            shape = (x.shape[0], y.shape[0] if attrs["transpose_b"] else y.shape[1])
+            memory = backend.memory(3 * 4 * shape[0] * shape[1])
+            outs = [backend.view(memory, place * 4 * shape[0] * shape[1], shape, "float32") for place in range(3)]
+            calls = [Call("matmul", outs[0], (x, y), attrs)]
+            if ends:
+                calls += [Call("add", outs[1], (outs[0], bias[0]), {}), Call("relu", outs[2], (outs[1],), {})]
+            run = backend.program(calls, scratch=memory, results=[calls[-1].out])
+            program: Any = run.__self__
+
+            def direct(program: Any = program) -> None:
+                with program.cuda.stream:
+                    program.direct()
+
+            found[name], launched[name] = burst(self.cupy, backend.stream, direct), len(program.launches)
+            run()
+            run()
+            results[name] = calls[-1].out.get(stream=backend.stream)  # of the recorded graph
+            for call in calls:
+                backend.call(call.op, call.out, call.inputs, call.attrs)
+            same = np.array_equal(results[name], calls[-1].out.get(stream=backend.stream))
+            if not same:
+                self.wrong.append(f"{what}: {name} has other bits in a program than call by call")
+        if lt is not None:
+            ours, theirs = results.values()
+            differ = float(np.abs(ours - theirs).max() / np.abs(ours).max())
+            print(f"{'':<10} {what}: cuBLASLt differs by {differ:.1e} of the largest; launches {launched}", flush=True)
+            if not differ <= ROUNDING[precision]:
+                self.wrong.append(f"{what}: cuBLASLt differs from cuBLAS by {differ:.1e} of the largest")
+        return found
+
+    def linear(self) -> None:
+        """relu(x @ w.T + b): where products of the transformers and perceptrons of `models` have most of their time."""
+        rng = np.random.default_rng(4)
+        functions: Any = None if self.torch is None else self.torch.nn.functional
+        shapes = [(512, 784, 1024), (2048, 256, 1024), (4096, 1024, 4096), (8192, 4096, 4096)]
+        for rows, inner, columns in shapes[:2] if self.quick else shapes:
+            x, w, b = (rng.normal(size=s).astype(np.float32) for s in ((rows, inner), (columns, inner), (columns,)))
+            attrs = {"transpose_a": False, "transpose_b": True}
+            for precision in DEVICES:
+                what = f"{rows}×{inner} → {columns} {precision}"
+                found = self._beside_lt(what, precision, [x, w, b], attrs, ends=True)
+                if self.torch is not None:
+                    found["torch"] = self._theirs(precision, [x, w, b], lambda *a: functions.linear(*a).relu())
+                rates = {name: 2 * rows * inner * columns / us / 1e6 for name, us in found.items()}
+                self.add("linear", what, "TFLOP/s", rates, "more")
 
     def matmul(self) -> None:
         rng = np.random.default_rng(1)
@@ -111,7 +188,9 @@ class Bench:
             a, b = (rng.normal(size=(size, size)).astype(np.float32) for _ in range(2))
             for precision in DEVICES:
                 attrs = {"transpose_a": False, "transpose_b": False}
-                found = self._both(precision, "matmul", [a, b], attrs, (size, size), lambda a, b: a @ b)
+                found = self._beside_lt(f"{size}³ {precision}", precision, [a, b], attrs, ends=False)
+                if self.torch is not None:
+                    found["torch"] = self._theirs(precision, [a, b], lambda a, b: a @ b)
                 rates = {name: 2 * size**3 / us / 1e6 for name, us in found.items()}
                 self.add("matmul", f"{size}³ {precision}", "TFLOP/s", rates, "more")
 
@@ -276,7 +355,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description="The device cuda beside torch.")
     parser.add_argument("--quick", action="store_true", help="small sizes, three models, no torch.compile")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out: it takes minutes")
-    parser.add_argument("--only", default="", help="comma-separated: matmul,convolution,memory,launches,training")
+    parser.add_argument(
+        "--only", default="", help="comma-separated: matmul,linear,convolution,memory,launches,training"
+    )
     add_save(parser, "NAME.json and NAME.md")
     options = parser.parse_args()
     try:
@@ -285,15 +366,16 @@ def main() -> int:
         print(f"nothing to measure: {error}")
         return 0
     bench = Bench(options.quick, options.no_compile or options.quick)
-    for name in (
-        options.only.split(",") if options.only else ("launches", "memory", "matmul", "convolution", "training")
-    ):
+    everything = ("launches", "memory", "matmul", "linear", "convolution", "training")
+    for name in options.only.split(",") if options.only else everything:
         getattr(bench, name)()
     result = {"environment": bench.environment(), "rows": bench.rows}
     if options.save:
         save(options.save, result)
         beside(options.save, "md").write_text(markdown(result))
-    return 0
+    for line in bench.wrong:
+        print(f"WRONG: {line}")
+    return 1 if bench.wrong else 0
 
 
 if __name__ == "__main__":

@@ -1,11 +1,17 @@
 """Shared pieces of the core tests."""
 
+import importlib
+import sys
 from collections.abc import Iterator
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 
 from cyxcore import device
 from cyxcore.kernels import cpu
+from tests.core.gpu_libraries import Driver
 
 
 @pytest.fixture(autouse=True)
@@ -41,6 +47,23 @@ def gpu() -> None:
     reason = device.missing("cuda")
     if reason:
         pytest.skip(reason)
+
+
+@pytest.fixture
+def driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Driver, Any]]:
+    """(a driver that only writes down, the module cuda.py as it is where CuPy has this one)"""
+    fake = Driver()
+    cupy, cuda = ModuleType("cupy"), ModuleType("cupy.cuda")
+    vars(cupy).update(cuda=cuda, ndarray=np.ndarray, copyto=np.copyto, empty=np.empty)
+    vars(cupy).update(asnumpy=lambda array, stream: array.copy())
+    vars(cuda).update(driver=fake, runtime=SimpleNamespace())
+    for name, module in (("cupy", cupy), ("cupy.cuda", cuda)):
+        monkeypatch.setitem(sys.modules, name, module)
+    package, name = importlib.import_module("cyxcore.kernels.gpu"), "cyxcore.kernels.gpu.cuda"
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setattr(package, "cuda", None, raising=False)
+    yield fake, importlib.import_module(name)
+    del sys.modules[name]
 
 
 @pytest.fixture(params=["cpu", "reference", pytest.param("cuda", marks=pytest.mark.gpu)])

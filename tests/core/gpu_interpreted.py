@@ -59,7 +59,7 @@ def span(array: Array) -> fusion.Span:
 
 
 def plan() -> Plan:
-    """A small training step: convolution, norm, pooling, dropout, linear, AdamW."""
+    """A small training step: convolution, norm, pooling, dropout, linear, ReLU, linear, AdamW."""
     layers: list[dict[str, Any]] = [
         {"kind": "Conv2d", "out_channels": 3, "kernel_size": 3, "padding": 1, "bias": False},
         {"kind": "BatchNorm2d"},
@@ -67,6 +67,8 @@ def plan() -> Plan:
         {"kind": "MaxPool2d", "kernel_size": 2},
         {"kind": "Flatten"},
         {"kind": "Dropout", "p": 0.25},
+        {"kind": "Linear", "out_features": 6},
+        {"kind": "ReLU"},
         {"kind": "Linear", "out_features": 5},
     ]
     from cyxcore.layers import build
@@ -80,12 +82,14 @@ def plan() -> Plan:
     return made
 
 
-def run_chained(calls: Sequence[Any], results: Sequence[Array], scratch: fusion.Span) -> int:
+def run_chained(calls: Sequence[Any], results: Sequence[Array], scratch: fusion.Span, endings: bool = False) -> int:
     """A program as the device would run it. Returns how many kernels it took."""
     rt, count = Interpreted(), 0
-    for part in fusion.parts(calls, span, scratch, results):
+    for part in fusion.parts(calls, span, scratch, results, endings):
         if part.steps:
             launches = table.chain(rt, part.inputs, part.steps, part.stores)
+        elif part.ending:
+            launches = table.ended_product(rt, calls[part.first], part.ending)
         else:
             call = calls[part.first]
             launches = table.launches(rt, call.op, call.out, part.inputs, call.attrs)
@@ -101,14 +105,21 @@ def arena(made: Plan) -> fusion.Span:
     return span(max(roots, key=lambda root: root.nbytes)) if roots else (0, 0)
 
 
-def step_failures() -> Iterator[str]:
-    """Three training steps, chained on the interpreter and by the CPU's kernels, each from its own state."""
+def step_failures(endings: bool) -> Iterator[str]:
+    """Three training steps, chained on the interpreter and by the CPU's kernels, each from its own state.
+
+    endings: products make their bias and ReLU.
+    """
     ours, theirs = plan(), plan()
+    parts = fusion.parts(ours.calls, span, arena(ours), ours.outputs, endings)
+    ended = [part.ending.relu for part in parts if part.ending]
+    if ended != ([True, False] if endings else []):
+        yield f"step: the products that end with a chain are {ended}"
     for number in (1, 2, 3):
         for made in (ours, theirs):
             made.inputs["step"][...] = number
             made.key[:] = 5, number
-        kernels = run_chained(ours.calls, ours.outputs, arena(ours))
+        kernels = run_chained(ours.calls, ours.outputs, arena(ours), endings)
         theirs.run()
         if kernels >= len(ours.calls):
             yield f"step: {kernels} kernels for {len(ours.calls)} calls: nothing was chained"
@@ -140,7 +151,7 @@ def main(ops: Sequence[str]) -> int:
             said = failure(case)
             if said:
                 found.append(f"{op} {[(x.shape, x.dtype.name) for x in case.inputs]} {case.attrs}: {said}")
-    found += [*fault_failures(), *step_failures()]
+    found += [*fault_failures(), *step_failures(endings=False), *step_failures(endings=True)]
     print(*found, f"{count} cases, {len(found)} failures", sep="\n")
     return 1 if found else 0
 

@@ -1,7 +1,7 @@
 """Stand-ins for a device in the tests of its kernels: Triton's interpreter, and its compiler without a launch."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,9 +36,12 @@ class Host:
     def product(self, product: table.Product) -> table.Launch:
         return lambda: multiply(product)
 
+    def ended(self, product: table.Product, apart: Callable[[], list[table.Launch]]) -> table.Launch | None:
+        return self.product(product)
+
 
 def multiply(p: table.Product) -> None:
-    """What cuBLAS is asked to do, done by NumPy on the same pointers and strides."""
+    """What cuBLAS or cuBLASLt is asked to do, done by NumPy on the same pointers and strides."""
 
     def matrices(array: Array, rows: int, columns: int, stride: int) -> Array:
         step = array.itemsize
@@ -48,7 +51,8 @@ def multiply(p: table.Product) -> None:
     x = matrices(p.x, *((p.k, p.m) if p.transpose_x else (p.m, p.k)), p.stride_x)
     y = matrices(p.y, *((p.n, p.k) if p.transpose_y else (p.k, p.n)), p.stride_y)
     left, right = x.swapaxes(1, 2) if p.transpose_x else x, y.swapaxes(1, 2) if p.transpose_y else y
-    p.out.reshape(p.batch, p.m, p.n)[...] = left @ right
+    result = left @ right if p.bias is None else left @ right + p.bias
+    p.out.reshape(p.batch, p.m, p.n)[...] = np.maximum(result, 0) if p.relu else result
 
 
 class Argument:

@@ -332,3 +332,45 @@ def test_a_program_keeps_order_where_memory_is_reused() -> None:
     run = cuda.program([Call("add", shifted, (a, a), {}), Call("neg", shifted, (shifted,), {})], results=[shifted])
     run()
     assert shifted.get().tolist() == [-2.0 * n for n in range(64)]
+
+
+# products by cuBLASLt -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def by_lt(gpu: None) -> Any:
+    from cyxcore.kernels.gpu.cuda import Cuda
+
+    made = Cuda(lt=True)
+    assert made.lt is not None, "cuBLASLt does not work here; the warning says why"
+    return made
+
+
+def test_products_by_cublaslt_agree_with_their_definition(by_lt: Any) -> None:
+    for case in CASES["matmul"]:
+        out = by_lt.put(np.full(case.expected().shape, 77, case.expected().dtype))
+        by_lt.call(case.op, out, [by_lt.put(x) for x in case.inputs], case.attrs)
+        assert_close(case, devices.host(out))
+
+
+@pytest.mark.parametrize("rows", [1, 7, 64, 1000])
+def test_a_product_with_its_bias_and_relu_has_the_bits_of_the_three(by_lt: Any, rows: int) -> None:
+    rng = np.random.default_rng(rows)
+    x, w, b = (by_lt.put(rng.normal(size=s).astype(np.float32)) for s in ((rows, 96), (160, 96), (160,)))
+    memory = by_lt.memory(3 * 4 * rows * 160)
+    outs = [by_lt.view(memory, 4 * rows * 160 * place, (rows, 160), "float32") for place in range(3)]
+    calls = [
+        Call("matmul", outs[0], (x, w), {"transpose_a": False, "transpose_b": True}),
+        Call("add", outs[1], (outs[0], b), {}),
+        Call("relu", outs[2], (outs[1],), {}),
+    ]
+    run = by_lt.program(calls, scratch=memory, results=[outs[2]])
+    found = []
+    for _ in range(3):  # launched directly, recorded, replayed
+        outs[2][...] = 77
+        run()
+        found.append(devices.host(outs[2]))
+    for call in calls:
+        by_lt.call(call.op, call.out, call.inputs, call.attrs)
+    for one in found:
+        np.testing.assert_array_equal(one, devices.host(outs[2]))

@@ -1,16 +1,13 @@
 """The kernels of the device `cuda` on machines without one: interpreted, compiled for the devices there are, and
 launched on a driver that only writes down what it gets."""
 
-import ctypes
-import importlib
 import importlib.util
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +15,7 @@ import pytest
 
 from cyxcore.errors import KernelError
 from cyxcore.ops import KERNEL_OPS
+from tests.core.gpu_libraries import Driver
 from tests.core.kernelcases import CASES, HOST_ONLY
 
 WITHOUT_TRITON = importlib.util.find_spec("triton") is None
@@ -85,54 +83,6 @@ def resources(code: bytes, path: Path) -> tuple[int, int, int]:
     assert found, said
     registers, stack, local = map(int, found.groups())
     return registers, stack, local
-
-
-class Driver:
-    """CUDA's driver as far as launches go: it reads the parameters where it is told that they lie."""
-
-    CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES = 8
-
-    def __init__(self) -> None:
-        self.images: list[bytes] = []
-        self.attributes: list[tuple[int, ...]] = []
-        self.launches: list[tuple[int, ...]] = []
-        self.sizes: dict[int, list[int]] = {}  # of the parameters of each function
-        self.parameters: list[list[int]] = []
-
-    def moduleLoadData(self, code: bytes) -> int:
-        self.images.append(code)
-        return len(self.images)
-
-    def moduleGetFunction(self, module: int, name: str) -> int:
-        assert b".text." + name.encode() in self.images[module - 1]
-        return 1000 + module
-
-    def funcSetAttribute(self, *given: int) -> None:
-        self.attributes.append(given)
-
-    def launchKernel(self, function: int, *rest: int) -> None:
-        *numbers, where, extra = rest
-        sizes = self.sizes[function]
-        places = (ctypes.c_void_p * len(sizes)).from_address(where)
-        values = [ctypes.string_at(place, size) for place, size in zip(places, sizes, strict=True)]
-        self.parameters.append([int.from_bytes(value, "little", signed=True) for value in values])
-        self.launches.append((function, *numbers, extra))
-
-
-@pytest.fixture
-def driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Driver, Any]]:
-    """(the driver, the module cuda.py as it is where CuPy has this one)"""
-    fake = Driver()
-    cupy, cuda = ModuleType("cupy"), ModuleType("cupy.cuda")
-    vars(cupy).update(cuda=cuda, ndarray=np.ndarray, copyto=np.copyto)
-    vars(cuda).update(driver=fake, runtime=SimpleNamespace())
-    for name, module in (("cupy", cupy), ("cupy.cuda", cuda)):
-        monkeypatch.setitem(sys.modules, name, module)
-    package, name = importlib.import_module("cyxcore.kernels.gpu"), "cyxcore.kernels.gpu.cuda"
-    monkeypatch.delitem(sys.modules, name, raising=False)
-    monkeypatch.setattr(package, "cuda", None, raising=False)
-    yield fake, importlib.import_module(name)
-    del sys.modules[name]
 
 
 @needs_triton

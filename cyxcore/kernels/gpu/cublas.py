@@ -8,7 +8,8 @@ import ctypes
 from typing import Any
 
 from cyxcore.errors import KernelError
-from cyxcore.kernels.gpu.table import Product
+from cyxcore.kernels.gpu.compiling import pointer
+from cyxcore.kernels.gpu.table import Launch, Product
 
 WORKSPACE_BYTES = 64 * 2**20  # what NVIDIA recommends for compute capability 9.0 is 32 MiB
 CUDA_R_32F, CUDA_R_64F = 0, 1
@@ -24,7 +25,7 @@ class Cublas:
 
     def __init__(self, stream: int, workspace: int, precision: str) -> None:
         self.precision = precision
-        self._library = library = _load()
+        self._library = library = load("libcublas")
         library.cublasGemmStridedBatchedEx.argtypes = [
             _pointer, _int, _int, _int, _int, _int, _pointer,
             _pointer, _int, _int, _long, _pointer, _int, _int, _long,
@@ -39,8 +40,8 @@ class Cublas:
         self._one = {"float32": ctypes.c_float(1.0), "float64": ctypes.c_double(1.0)}
         self._zero = {"float32": ctypes.c_float(0.0), "float64": ctypes.c_double(0.0)}
 
-    def product(self, p: Product, out: int, x: int, y: int) -> Any:
-        """A function that launches the product; out, x and y are addresses."""
+    def product(self, p: Product) -> Launch:
+        """A function that launches the product."""
         dtype = p.out.dtype.name
         kind = CUDA_R_32F if dtype == "float32" else CUDA_R_64F
         compute = COMPUTE[self.precision if dtype == "float32" else dtype]
@@ -49,13 +50,13 @@ class Cublas:
             OP_T if p.transpose_y else OP_N,
             OP_T if p.transpose_x else OP_N,
             p.n, p.m, p.k, ctypes.addressof(self._one[dtype]),
-            y, kind, p.k if p.transpose_y else p.n, p.stride_y,
-            x, kind, p.m if p.transpose_x else p.k, p.stride_x,
+            pointer(p.y), kind, p.k if p.transpose_y else p.n, p.stride_y,
+            pointer(p.x), kind, p.m if p.transpose_x else p.k, p.stride_x,
             ctypes.addressof(self._zero[dtype]),
-            out, kind, p.n, p.m * p.n, p.batch, compute, GEMM_DEFAULT,
+            pointer(p.out), kind, p.n, p.m * p.n, p.batch, compute, GEMM_DEFAULT,
         )  # fmt: skip
 
-        def launch() -> None:
+        def launch(keep: Any = p) -> None:
             check("cublasGemmStridedBatchedEx", multiply(*arguments))
 
         return launch
@@ -66,7 +67,8 @@ def check(what: str, status: int) -> None:
         raise KernelError(f"cuda: {what} failed with status {status} (cublasStatus_t)")
 
 
-def _load() -> Any:
+def load(name: str) -> Any:
+    """A library of NVIDIA's that comes with cuBLAS, by the name of its file before ".so". Raises KernelError."""
     import cupy
 
     try:
@@ -74,9 +76,9 @@ def _load() -> Any:
 
         cublas.getVersion(cupy.cuda.device.get_cublas_handle())
         major = cupy.cuda.runtime.runtimeGetVersion() // 1000
-        return ctypes.CDLL(f"libcublas.so.{major}")
+        return ctypes.CDLL(f"{name}.so.{major}")
     except (ImportError, OSError) as error:
-        raise KernelError(f"cuda: cuBLAS was not found ({error}); {cupy_advice()}") from None
+        raise KernelError(f"cuda: {name} was not found ({error}); {cupy_advice()}") from None
 
 
 def cupy_advice() -> str:

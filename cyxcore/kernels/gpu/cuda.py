@@ -5,7 +5,10 @@ with CuPy code of the user's. Device 0 of CUDA_VISIBLE_DEVICES is used.
 """
 
 import ctypes
+import functools
 import math
+import os
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from cyxcore.errors import DataError, KernelError, MissingExtra
-from cyxcore.kernels.gpu import compiling, fusion, table
+from cyxcore.kernels.gpu import compiling, cublaslt, fusion, table
 from cyxcore.kernels.gpu.cublas import WORKSPACE_BYTES, Cublas, cupy_advice
 from cyxcore.kernels.gpu.table import FAULTY, Launch, Product
 
@@ -32,12 +35,13 @@ TO_DEVICE, TO_HOST, ON_DEVICE = 1, 2, 3  # cudaMemcpyKind
 class Cuda:
     """Kernels on the device. precision: of float32 products, "ieee" or "tf32" (10 bits of mantissa, many times faster).
 
-    Raises KernelError when no device answers.
+    lt: whether cuBLASLt makes the products of float32; None: as CYX_CUBLASLT of the environment says, 1 or 0 (the
+    default). Raises KernelError when no device answers.
     """
 
     xp = cupy
 
-    def __init__(self, precision: str = "ieee") -> None:
+    def __init__(self, precision: str = "ieee", lt: bool | None = None) -> None:
         self.precision = precision
         try:
             found = runtime.getDeviceCount()
@@ -55,9 +59,24 @@ class Cuda:
             self.faults = cupy.zeros(len(FAULTY), np.int32)
             self._workspace = cupy.empty(WORKSPACE_BYTES, np.uint8)
         self._blas = Cublas(self.stream.ptr, self._workspace.data.ptr, precision)
+        self.lt = self._open_lt() if (lt_asked() if lt is None else lt) else None
         self._functions: dict[Any, tuple[int, compiling.Binary]] = {}
         self._modules: list[int] = []
         self._scalars: OrderedDict[tuple[str, bytes], Array] = OrderedDict()
+
+    def _open_lt(self) -> "cublaslt.CublasLt | None":
+        """cuBLASLt, if it is there and multiplies as it should."""
+        try:
+            with self.stream:
+                self._lt_workspace = cupy.empty(cublaslt.WORKSPACE_BYTES, np.uint8)
+            workspace = compiling.pointer(self._lt_workspace)
+            found = cublaslt.CublasLt(self.stream.ptr, workspace, self.precision, refuse)
+            cublaslt.trust(found, self.put, functools.partial(cupy.asnumpy, stream=self.stream))
+        except (KernelError, AttributeError) as error:  # AttributeError: a library without one of the functions
+            say_by_cublas("any product", str(error))
+            return None
+        found.tell = functools.partial(say_by_cublas, "some products")
+        return found
 
     # memory -------------------------------------------------------------------------------------
 
@@ -139,13 +158,13 @@ class Cuda:
         return lambda: target.fill(value)
 
     def product(self, product: Product) -> Launch:
-        addresses = (product.out.data.ptr, product.x.data.ptr, product.y.data.ptr)
-        multiply = self._blas.product(product, *addresses)
+        def by_cublas() -> list[Launch]:
+            return [self._blas.product(product)]
 
-        def launch(keep: Any = product) -> None:
-            multiply()
+        return self.ended(product, by_cublas) or by_cublas()[0]
 
-        return launch
+    def ended(self, product: Product, apart: Callable[[], list[Launch]]) -> Launch | None:
+        return self.lt.product(product, apart) if self.lt else None
 
     def fault(self, op: str) -> Array:
         place = FAULTY.index(op)
@@ -192,6 +211,23 @@ class Cuda:
         return Program(self, calls, sends, fetches, scratch, results).run
 
 
+def lt_asked() -> bool:
+    """Whether the environment asks for cuBLASLt. Raises KernelError."""
+    said = os.environ.get("CYX_CUBLASLT", "")
+    if said not in ("", "0", "1"):
+        raise KernelError(f"cuda: CYX_CUBLASLT in the environment: expected 1 or 0, got {said!r}")
+    return said == "1"
+
+
+def refuse(why: str) -> None:
+    raise KernelError(why)
+
+
+def say_by_cublas(what: str, why: str) -> None:
+    """Products go another way than was asked for."""
+    warnings.warn(f"CYX_CUBLASLT: cuBLASLt does not make {what}, so cuBLAS does: {why}", RuntimeWarning, stacklevel=2)
+
+
 def check_supported(op: str, out: Array, inputs: Sequence[Array]) -> None:
     """Raises KernelError when there is no kernel for this op, or for these element types."""
     dtypes = [x.dtype.name for x in (*inputs, out)]
@@ -200,7 +236,7 @@ def check_supported(op: str, out: Array, inputs: Sequence[Array]) -> None:
 
 
 def span(array: Array) -> fusion.Span:
-    start = int(array.data.ptr)
+    start = compiling.pointer(array)
     return start, start + array.nbytes
 
 
@@ -249,11 +285,13 @@ class Program:
             check_supported(call.op, call.out, call.inputs)
         arena = span(scratch) if scratch is not None else (0, 0)
         with cuda.stream:
-            for part in fusion.parts(calls, span, arena, results):
+            for part in fusion.parts(calls, span, arena, results, endings=cuda.lt is not None):
+                call = calls[part.first]
                 if part.steps:
                     self.launches += table.chain(cuda, part.inputs, part.steps, part.stores)
+                elif part.ending:
+                    self.launches += table.ended_product(cuda, call, part.ending)
                 else:
-                    call = calls[part.first]
                     self.launches += table.launches(cuda, call.op, call.out, part.inputs, call.attrs)
         self.launches += [self._fetch(here, there) for here, there in fetches]
 

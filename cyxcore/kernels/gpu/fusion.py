@@ -14,14 +14,24 @@ Span = tuple[int, int]  # addresses of the first byte and of the one behind the 
 MAX_POINTERS = 24
 
 
+class Ending(NamedTuple):
+    """All that a chain does to a product: a bias added to every row, or ReLU, or both in this order."""
+
+    bias: Array | None
+    relu: bool
+    out: Array
+    chain: "Part"
+
+
 class Part(NamedTuple):
-    """One kernel: a chain, or a single call (`steps` empty)."""
+    """One kernel: a chain, or a single call (`steps` empty), which may be a product with the chain behind it."""
 
     first: int  # places of its calls in the program
     behind: int
     inputs: list[Array]
     steps: list[chains.Step]
     stores: dict[int, Array]
+    ending: Ending | None = None
 
 
 class _Read(NamedTuple):
@@ -96,19 +106,36 @@ def overlap(a: Span, b: Span) -> bool:
     return a[0] < b[1] and b[0] < a[1]
 
 
-def parts(calls: Sequence[Any], span: Callable[[Array], Span], scratch: Span, results: Sequence[Array]) -> list[Part]:
-    """The program as kernels, in order. scratch: the arena, of which only `results` is read after the last call."""
+def without(a: Span, b: Span) -> list[Span]:
+    """What of a is not in b."""
+    pieces = (a[0], min(a[1], b[0])), (max(a[0], b[1]), a[1])
+    return [piece for piece in pieces if piece[0] < piece[1]]
+
+
+def parts(
+    calls: Sequence[Any],
+    span: Callable[[Array], Span],
+    scratch: Span,
+    results: Sequence[Array],
+    endings: bool = False,
+) -> list[Part]:
+    """The program as kernels, in order. scratch: the arena, of which only `results` is read after the last call.
+
+    endings: whether products are given the chains that they may end with.
+    """
     spans = [([span(x) for x in call.inputs], span(call.out)) for call in calls]
     kept = [span(array) for array in results]
 
     def needed(where: Span, behind: int) -> bool:
+        left = [where]  # what of it was not written over since
         for reads, written in spans[behind:]:
-            if any(overlap(where, one) for one in reads):
+            if any(overlap(part, one) for part in left for one in reads):
                 return True
-            if written[0] <= where[0] and where[1] <= written[1]:
+            left = [piece for part in left for piece in without(part, written)]
+            if not left:
                 return False
         inside = scratch[0] <= where[0] and where[1] <= scratch[1]
-        return not inside or any(overlap(where, one) for one in kept)
+        return not inside or any(overlap(part, one) for part in left for one in kept)
 
     found: list[Part] = []
     chain: _Open | None = None
@@ -126,4 +153,45 @@ def parts(calls: Sequence[Any], span: Callable[[Array], Span], scratch: Span, re
             found.append(Part(place, place + 1, list(call.inputs), [], {}))
     if chain is not None:
         found.append(chain.close(len(calls), needed))
-    return [part for part in found if part.stores or not part.steps]  # a chain nobody reads is no work
+    found = [part for part in found if part.stores or not part.steps]  # a chain nobody reads is no work
+    if not endings:
+        return found
+    joined: list[Part] = []
+    for part in found:
+        before = joined[-1] if joined and not joined[-1].steps else None
+        ending = _ending(calls[before.first], part, span, needed) if before and part.steps else None
+        if before and ending:
+            joined[-1] = before._replace(ending=ending)
+        else:
+            joined.append(part)
+    return joined
+
+
+def _ending(
+    call: Any, chain: Part, span: Callable[[Array], Span], needed: Callable[[Span, int], bool]
+) -> Ending | None:
+    """What the chain makes of the call's result, if the call is a product and could store that instead."""
+    if call.op != "matmul" or not call.inputs[0].size or call.out.dtype.kind != "f" or len(chain.stores) != 1:
+        return None
+    where, columns = span(call.out), call.out.shape[-1]
+    value = next((n for n, x in enumerate(chain.inputs) if span(x) == where and x.shape == call.out.shape), None)
+    bias, relu = None, False
+    for place, step in enumerate(chain.steps, len(chain.inputs)):
+        others = [n for n in step.inputs if n != value]
+        if step.op == "add" and len(others) == 1 and others[0] < len(chain.inputs) and not relu and bias is None:
+            bias = chain.inputs[others[0]]
+            if bias.shape[-1:] != (columns,) or bias.size != columns or bias.dtype != call.out.dtype:
+                return None
+        elif step.op != "relu" or others:
+            return None
+        else:
+            relu = True
+        value = place
+    ((stored, out),) = chain.stores.items()
+    target = span(out)
+    reads = [*call.inputs, *([] if bias is None else [bias])]
+    if stored != value or out.shape != call.out.shape or any(overlap(span(x), target) for x in reads):
+        return None
+    if where != target and needed(where, chain.behind):
+        return None
+    return Ending(bias, relu, out, chain)

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from cyxcore.kernels.gpu import chains, fixed
+from cyxcore.kernels.gpu import chains, fixed, fusion
 from cyxcore.kernels.gpu.compiling import chain_function
 
 Array = Any  # numpy.ndarray or cupy.ndarray
@@ -34,6 +34,8 @@ class Product(NamedTuple):
     transpose_y: bool
     stride_x: int
     stride_y: int
+    bias: Array | None = None  # n numbers added to every row, then ReLU: of a product that a runtime `ended`
+    relu: bool = False
 
 
 class Runtime(Protocol):
@@ -54,6 +56,10 @@ class Runtime(Protocol):
     def fill(self, target: Array, value: float) -> Launch: ...
 
     def product(self, product: Product) -> Launch: ...
+
+    def ended(self, product: Product, apart: Callable[[], list[Launch]]) -> Launch | None:
+        """The product with its bias and ReLU as one launch; None where that would not have the bits of `apart`, which
+        prepares one after the other."""
 
     def fault(self, op: str) -> Array:
         """The int32 a kernel of this op writes 1 into when an index is out of range."""
@@ -332,13 +338,21 @@ def _uniform(rt: Runtime, out: Array, inputs: Sequence[Array], attrs: Mapping[st
 
 @row("matmul")
 def _matmul(rt: Runtime, out: Array, inputs: Sequence[Array], attrs: Mapping[str, Any]) -> list[Launch]:
+    if not inputs[0].size:
+        return [rt.fill(out, 0)]
+    found, product = _product(rt, out, inputs, attrs)
+    return [*found, rt.product(product) if out.dtype.kind == "f" else whole_product(rt, product)]
+
+
+def _product(
+    rt: Runtime, out: Array, inputs: Sequence[Array], attrs: Mapping[str, Any]
+) -> tuple[list[Launch], Product]:
+    """(what is to be launched before, the product)."""
     x, y = inputs
     tx, ty = attrs["transpose_a"], attrs["transpose_b"]
     m, n = out.shape[-2:]
     batch = out.shape[:-2]
     k = x.shape[-2 if tx else -1]
-    if k == 0:
-        return [rt.fill(out, 0)]
     found: list[Launch] = []
     operands, strides = [], []
     for array in (x, y):
@@ -352,9 +366,20 @@ def _matmul(rt: Runtime, out: Array, inputs: Sequence[Array], attrs: Mapping[str
     if strides[1] == 0 and not tx and count > 1 and strides[0]:  # one matrix for all: its rows are rows of one product
         m, count, strides = m * count, 1, [0, 0]
     (left, right), (step_x, step_y) = operands, strides
-    product = Product(out, left, right, count, m, n, k, tx, ty, step_x, step_y)
-    found.append(rt.product(product) if x.dtype.kind == "f" else whole_product(rt, product))
-    return found
+    return found, Product(out, left, right, count, m, n, k, tx, ty, step_x, step_y)
+
+
+def ended_product(rt: Runtime, call: Any, ending: fusion.Ending) -> list[Launch]:
+    """A product and the chain behind it: in one launch where that can be, otherwise one after the other."""
+    after = ending.chain
+
+    def apart() -> list[Launch]:
+        first = launches(rt, call.op, call.out, call.inputs, call.attrs)
+        return [*first, *chain(rt, after.inputs, after.steps, after.stores)]
+
+    found, product = _product(rt, call.out, call.inputs, call.attrs)
+    one = rt.ended(product._replace(out=ending.out, bias=ending.bias, relu=ending.relu), apart)
+    return apart() if one is None else [*found, one]
 
 
 def whole_product(rt: Runtime, p: Product) -> Launch:
