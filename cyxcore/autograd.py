@@ -199,6 +199,7 @@ def gradients_of(
         total = parts[0]
         for part in parts[1:]:
             total = total + part
+        total.builder.check_recorded()
         found = list(rules.reached(total.builder, total, sources))  # type: ignore[arg-type]
     retain_graph = create_graph if retain_graph is None else retain_graph
     for number, (result, weight) in enumerate(zip(results, weights, strict=True), 1):

@@ -37,7 +37,7 @@ from cyxcore.steps import (
     with_values,
 )
 from cyxcore.surroundings import Assigned, StateFound, Surroundings
-from cyxcore.symbols import Builder, Symbol
+from cyxcore.symbols import Builder, GradientsAsked, Symbol
 from cyxcore.tracing import results_of, symbolic
 
 _EVALUATING: Any = 0  # the mode of modules while a function is traced: another one than False, which it may set itself
@@ -89,6 +89,7 @@ class Compiled(Repeating):
         self.numerics = None if numerics is None else precision.check_name(numerics)
         renew_in_children(self, "_lock")  # a plan has one memory: threads take turns
         self._seen = Seen()
+        self._differentiates = False  # whether it asks for gradients, so that it matters what no_grad() is around
         self._begin(around)
 
     def _begin(self, around: Surroundings) -> None:
@@ -107,6 +108,7 @@ class Compiled(Repeating):
         self._seen.forget()  # what the function reads may be known otherwise afterwards
         builder = Builder(merging=False, travels=device in devices.OWN_MEMORY)
         builder.device, builder.recording_outside = device, is_recording
+        builder.recording = is_recording if self._differentiates else None
         builder.before = None if before is None else before.compare
         symbols = [builder.input(str(place), x.shape, x.dtype) for place, x in enumerate(inputs)]
         with undivided(), ExitStack() as stack:
@@ -165,6 +167,9 @@ class Compiled(Repeating):
             return again_with_values(self, form, inputs, named)
         except StateFound:  # known by now
             return self._called(inputs, named)
+        except GradientsAsked:
+            self._differentiates = True
+            return self._called(inputs, named)
         except IsAPart:
             args, named = with_others(given, tensors, self.fixed)
             return self.function(*args, **named)
@@ -180,7 +185,9 @@ class Compiled(Repeating):
                 )
             self._begin(around)
         look_for_symbols(self.modules, self.around)
-        key = (self._bound.key(), self.around.key())
+        key = (self._bound.key(), self.around.key(), self._differentiates and is_recording())
+        if self._differentiates:
+            watch.answer(is_recording)
         self._bound.note(watch, self.around)
         self.around.note(watch)
         watch.place(vars(devices), "_default")  # which is also the device of arrays of the host

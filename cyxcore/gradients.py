@@ -14,6 +14,7 @@ from cyxcore.dtype import COMPLEX, INEXACT, is_float
 from cyxcore.elementwise import conj, real
 from cyxcore.errors import GradientError
 from cyxcore.graph import Node
+from cyxcore.indexing import spread
 from cyxcore.ops import OWN_GRADIENT
 from cyxcore.symbols import Builder, Symbol
 from cyxcore.values import apply
@@ -561,22 +562,7 @@ def _slice(g: Any, x: Sequence[Any], y: Any, attrs: Mapping[str, Any]) -> Sequen
     shape, steps = x[0].shape, attrs["steps"]
     if set(steps) <= {1}:
         return (Piece(g, attrs["starts"], tuple(a + b for a, b in zip(attrs["starts"], g.shape, strict=True))),)
-    for axis, step in enumerate(steps):
-        if step > 1 and g.size:
-            before, after = g.shape[: axis + 1], g.shape[axis + 1 :]
-            spread = apply(
-                "pad",
-                g.reshape(*before, 1, *after),
-                pads=((0, 0),) * (axis + 1) + ((0, step - 1),) + ((0, 0),) * len(after),
-            )
-            g = spread.reshape(*before[:-1], before[-1] * step, *after)
-            room = shape[axis] - attrs["starts"][axis]
-            if g.shape[axis] > room:
-                g = _cut(g, (0,) * g.ndim, (*g.shape[:axis], room, *g.shape[axis + 1 :]))
-    pads = tuple(
-        (start, size - start - have) for start, size, have in zip(attrs["starts"], shape, g.shape, strict=True)
-    )
-    return (apply("pad", g, pads=pads),)
+    return (spread(g, shape, attrs["starts"], steps),)
 
 
 @rule("pad")

@@ -36,6 +36,19 @@ def hosted(
     return apply("host_call", *inputs, **attrs)
 
 
+def fitting(x: Any, value: Any, shape: Sequence[int]) -> Any:
+    """What is assigned to elements of x, in its dtype and of a shape that stretches to theirs."""
+    given = value if isinstance(value, Value) else x._constant(value)
+    if not holds_kind(x.dtype, given.dtype):
+        raise DtypeError(f"assignment: {x.dtype} does not hold {given.dtype}; use astype on one of them")
+    given = given.astype(x.dtype) if hasattr(value, "dtype") else x._constant(value, x.dtype)
+    if given.size == 1 and given.ndim > len(shape):
+        given = given.reshape(())
+    if not stretches(given.shape, tuple(shape)):
+        raise ShapeError(f"assignment: expected a value for shape {tuple(shape)}, got {given.shape}")
+    return given
+
+
 def written(x: Any, index: Any, value: Any) -> Any:
     """x with a value at the places that an index names, of which the last of several for one place stays."""
     if not is_symbolic(x, value, *(index if isinstance(index, tuple) else (index,))):
@@ -44,14 +57,7 @@ def written(x: Any, index: Any, value: Any) -> Any:
         return result
     basic, arrays = indexing.split(x, index)
     places, whole = sorted(arrays), indexing.picked(x.shape, basic, arrays)
-    given = value if isinstance(value, Value) else x._constant(value, x.dtype)
-    if not holds_kind(x.dtype, given.dtype):
-        raise DtypeError(f"assignment: {x.dtype} does not hold {given.dtype}; use astype on one of them")
-    given = given.astype(x.dtype)
-    if given.size == 1 and given.ndim > len(whole):
-        given = given.reshape(())
-    if not stretches(given.shape, whole):
-        raise ShapeError(f"assignment: expected a value for shape {whole}, got {given.shape}")
+    given = fitting(x, value, whole)
 
     def after(before: Array, new: Any, *indices: Array) -> Array:
         result = before.copy()

@@ -205,6 +205,22 @@ def _basic(value: Value, parts: Sequence[Any]) -> Any:
     return result._reversed(tuple(backwards)) if backwards else result
 
 
+def spread(part: Value, shape: tuple[int, ...], starts: Sequence[int], steps: Sequence[int]) -> Any:
+    """Zeros of a shape, and `part` where a slice from `starts` on by `steps` sees it."""
+    for axis, step in enumerate(steps):
+        if step > 1 and part.size:  # step - 1 zeros behind each
+            before, after = part.shape[: axis + 1], part.shape[axis + 1 :]
+            pads = ((0, 0),) * (axis + 1) + ((0, step - 1),) + ((0, 0),) * len(after)
+            apart = apply("pad", part.reshape(*before, 1, *after), pads=pads)
+            part = apart.reshape(*before[:-1], before[-1] * step, *after)
+            room = shape[axis] - starts[axis]
+            if part.shape[axis] > room:
+                stops = (*part.shape[:axis], room, *part.shape[axis + 1 :])
+                part = apply("slice", part, starts=(0,) * part.ndim, stops=stops, steps=(1,) * part.ndim)
+    pads = tuple((low, size - low - have) for low, size, have in zip(starts, shape, part.shape, strict=True))
+    return apply("pad", part, pads=pads)
+
+
 def _gathered(value: Value, arrays: Mapping[int, Any]) -> Any:
     """What several index arrays pick: their axes made one, their indices made one."""
     places = sorted(arrays)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial, partialmethod
 from typing import Any, NamedTuple
 
-from cyxcore import indexing, torchstatistics  # noqa: F401 - symbols have PyTorch's names too
+from cyxcore import hosted, indexing, torchstatistics  # noqa: F401 - symbols have PyTorch's names too
 from cyxcore.attrs import MAX_CONST_ELEMENTS, finite, init_rule, numbers
 from cyxcore.dtype import COMPLEX, DEFAULTS, FLOATS, INEXACT, INTEGERS
 from cyxcore.errors import CyxError, DtypeError, GradientError, GraphError
@@ -29,6 +29,7 @@ PROBE_BATCH_SIZES = (1009, 2003)
 MOST_NODES = 2 * MAX_NODES  # of a model under construction: what nothing needs is dropped at the end
 
 
+_ASSIGNED = "assignment"  # x[i] = y, where others are called by their names
 _FILLS = ("copy_", "fill_", "zero_")  # which overwrite what is there
 _SHOWN = ("reshape", "slice", "transpose", "flip")  # of tensors these are views (memory.VIEWS)
 
@@ -37,8 +38,19 @@ class ValueNeeded(GraphError):
     """Raised where a number is asked for that is not there yet."""
 
 
+class GradientsAsked(Exception):  # noqa: N818 - no error: the function asks for gradients, which it was not known to
+    pass
+
+
 class NotInAGraph(GraphError, AttributeError):
     """Raised where something is asked for that only tensors have."""
+
+
+class Write(NamedTuple):
+    """That memory was written to: where, and whether within no_grad()."""
+
+    layout: Any
+    unrecorded: bool
 
 
 class Memory:
@@ -48,7 +60,7 @@ class Memory:
 
     def __init__(self, outside: bool) -> None:
         self.outside = outside  # of an argument, a parameter or a tensor from outside
-        self.written: list[Any] = []  # layouts
+        self.written: list[Write] = []
 
 
 class Source(NamedTuple):
@@ -113,34 +125,44 @@ class Symbol(Placed):
 
     def _shows(self, source: "Symbol", op: str, attrs: dict[str, Any]) -> "Symbol":
         """Itself, as a view of a symbol where that is one of tensors: a reshape of memory with gaps is a copy."""
-        if source._memory is None:
-            source._memory = Memory(self.builder.nodes[source.home].op in ("input", "param"))
-            source._layout = importlib.import_module("numpy").empty(source.shape, "bool")
+        memory = source._remembered(self.builder.nodes[source.home].op in ("input", "param"))
         seen = importlib.import_module("cyxcore.memory").seen
         layout = source._layout if op == "detach" else seen(source._layout, op, attrs, self.shape)
         if _may_overlap(layout, source._layout):
-            self._memory, self._layout = source._memory, layout
-            self._writes, self._source = len(source._memory.written), Source(source, op, attrs)
+            self._memory, self._layout = memory, layout
+            self._writes, self._source = len(memory.written), Source(source, op, attrs)
         return self
 
-    def up_to_date(self) -> "Symbol":
-        """Itself; a view of what was written to since then is taken anew, as that of a tensor shows what is there now.
+    def _remembered(self, outside: bool) -> Memory:
+        if self._memory is None:
+            self._memory, self._layout = Memory(outside), importlib.import_module("numpy").empty(self.shape, "bool")
+        return self._memory
 
-        Raises GraphError where it was another view that was written to, and what both were taken of has no new value.
-        """
+    def up_to_date(self) -> "Symbol":
+        """Itself; a view of what was written to since then is taken anew: that of a tensor shows what is there now."""
         memory = self._memory
         if memory is None or self._writes == len(memory.written):
             return self
-        if any(_may_overlap(self._layout, layout) for layout in memory.written[self._writes :]):
-            if self._source is None:
-                raise GraphError(
-                    f"compile: a value of shape {self.shape} is read after a view of it was written to in place, which "
-                    "in a graph changes the view alone; write to the value itself, or to a clone() of the view"
-                )
-            source, op, attrs = self._source
-            self.node = self.home = self.builder.apply(op, [source.up_to_date()], attrs).node
+        new = [write for write in memory.written[self._writes :] if _may_overlap(self._layout, write.layout)]
+        if self._source is not None and new:
+            before, (whole, steps) = self.node, self._taken()
+            value = (whole if steps else self._source.symbol).up_to_date()
+            for step in steps:
+                value = self.builder.apply(step.op, [value], step.attrs)
+            if not steps or all(write.unrecorded for write in new):  # its gradient goes on as before
+                value = self.builder.apply("detach", [value], {})
+                self.builder.written[value.node] = before
+            self.node = self.home = value.node
         self._writes = len(memory.written)
         return self
+
+    def _taken(self) -> tuple["Symbol", list[Source]]:
+        """Of what it is a view, which is none itself (or is detached), and how it was taken, step by step."""
+        whole, steps = self, list[Source]()
+        while whole._source is not None and whole._source.op != "detach":
+            steps.insert(0, whole._source)
+            whole = whole._source.symbol
+        return whole, steps
 
     def __getitem__(self, index: Any) -> "Symbol":
         result: Symbol = indexing.get(self, index)
@@ -160,7 +182,9 @@ class Symbol(Placed):
         its own.
         """
         if self.builder.merging:
-            return self.builder.at(self.up_to_date().node)
+            result = self.builder.at(self.up_to_date().node)
+            result._remembered(outside=False)
+            return result
         result = self._apply("reshape", [self], {"shape": self.shape})
         result._memory = result._source = None
         return result
@@ -181,29 +205,25 @@ class Symbol(Placed):
             )
         raise NotInAGraph(f"a value of a graph has no {name!r}, which only tensors have; use it outside")
 
-    def _owner(self, name: str) -> "Symbol":
-        """Who is written to in place of this value: itself, or the parameter that detach() and data show.
+    def _check_written(self, name: str, unrecorded: bool) -> None:
+        """Raises GraphError for what is not written to: an argument, and a parameter that has a gradient to come.
 
-        A parameter, a buffer or a tensor from outside is updated by the plan; and as of tensors, nothing is written to
-        that has a gradient to come. Raises GraphError for others, and for views of them.
+        A parameter, a buffer or a tensor from outside is updated by the plan, and other values are other nodes.
         """
-        builder, owner = self.builder, self.up_to_date()
-        while owner._source is not None and owner._source.op == "detach":
-            owner = owner._source.symbol
+        builder = self.builder
+        if not self._is_outside():
+            return
         recording = builder.recording or builder.recording_outside
-        has_no_past = owner is not self or recording is not None and not recording()
-        if not owner._is_outside():
-            return owner
-        node = builder.nodes[owner.home]
-        if self.is_compiled and node.op == "param" and (has_no_past or not owner.requires_grad):
-            return owner
+        has_no_past = unrecorded or recording is not None and not recording()
+        if self.is_compiled and builder.nodes[self.home].op == "param" and (has_no_past or not self.requires_grad):
+            return
         if not self.is_compiled:
             instead = "another value" if name in _FILLS else f"x.{name[:-1]}(...)"
+            instead = "x.clone() before it" if name == _ASSIGNED else instead
             raise GraphError(f"{name}: a graph has no memory to write to; write x = {instead}")
         raise GraphError(
             f"compile: {name} writes to an argument, or to a parameter or tensor from outside, which is only done to "
-            "the latter, under cx.no_grad() and to the whole of it, not to a view; keep it in a buffer of a module, or "
-            "make a new value"
+            "the latter, under cx.no_grad(); keep it in a buffer of a module, or make a new value"
         )
 
     def _is_outside(self) -> bool:
@@ -220,7 +240,8 @@ class Symbol(Placed):
             return self._take(name, getattr(self, name[:-1])(*given, **options), count)
         value = builder.lift(given[0] if given else False if self.dtype == "bool" else 0)
         value = (value.astype(self.dtype) if name == "copy_" else value).broadcast_to(self.shape)
-        if (builder.recording is None or builder.recording()) and self.requires_grad:
+        is_all = self._source is None or self._source.op == "detach"
+        if is_all and (builder.recording is None or builder.recording()) and self.requires_grad:
             check_fits(name, self, value)
             everywhere = builder.constant(True).broadcast_to(self.shape)  # what was there gets zeros, as of a tensor
             value = builder.apply("where", [everywhere, value.astype(self.dtype), self.up_to_date()], {})
@@ -228,33 +249,47 @@ class Symbol(Placed):
 
     def _take(self, name: str, value: "Symbol", count: int | None = None) -> "Symbol":
         """count: of the nodes before the value was computed; what is none of them is the value of nobody else."""
-        is_new = count is not None and value.node >= count and value._memory is None
-        owner = self._owner(name)
         check_fits(name, self, value)
-        value = value.astype(self.dtype)
-        if owner.builder.nodes[owner.home].op == "param":
-            if not owner.requires_grad and value.requires_grad:
+        is_new = count is not None and value.node >= count and value._memory is None
+        recording = self.builder.recording
+        self._receive(name, value.astype(self.dtype), is_new, recording is not None and not recording())
+        return self.up_to_date()
+
+    def _receive(self, name: str, value: "Symbol", is_new: bool, unrecorded: bool) -> None:
+        """This is `value` from here on, and so is that part of what it is a view of.
+
+        unrecorded: no gradient goes on to `value`; what comes to this goes on as before the write.
+        """
+        self.up_to_date()
+        whole, steps = self._taken()
+        if steps:
+            return whole._receive(name, _with_part(whole.up_to_date(), steps, value), True, unrecorded)
+        if self._source is not None:  # detached
+            shown = self._source.symbol
+            shown._receive(name, value, False, True)
+            if not unrecorded:  # a value without a past may get one, which what it shows has not
+                self.node = self.home = value.node
+                self._writes = len(shown._remembered(outside=False).written)
+            return None
+        self._check_written(name, unrecorded)
+        if self.builder.nodes[self.home].op == "param":
+            if not self.requires_grad and value.requires_grad:
                 raise GradientError(
                     f"compile: {name} writes a value that has a gradient to a buffer or a tensor from outside, which "
                     "keeps none; write value.detach()"
                 )
-            owner._assign(value)
-        elif owner is not self or owner.builder.recording is not None and not owner.builder.recording():
-            owner._write_unrecorded(value)
-            owner.home, owner._source = owner.node, None
-            if owner is not self:  # a value without a past may get one, which what it shows has not
-                self.node = self.home = value.node
-                self._writes = owner._writes
+            self._assign(value)
+        elif unrecorded:
+            self._write_unrecorded(value)
+            self.home = self.node
         else:
             # What is copied into it is written to by itself.
-            owner.node = owner.home = value.node if is_new else value.copy().node
-            owner._source = None
-            owner._wrote()
-        return self
+            self.node = self.home = value.node if is_new else value.copy().node
+            self._wrote()
 
-    def _wrote(self) -> None:
+    def _wrote(self, unrecorded: bool = False) -> None:
         if self._memory is not None:
-            self._memory.written.append(self._layout)
+            self._memory.written.append(Write(self._layout, unrecorded))
             self._writes = len(self._memory.written)
 
     def _in_place(self, name: str, operate: Callable[[Any, Any], Any], other: Any, readers: Any = None) -> Any:
@@ -278,9 +313,27 @@ class Symbol(Placed):
         )
 
     def __setitem__(self, index: Any, value: Any) -> None:
-        raise GraphError(
-            "trace: a graph has no memory to assign to; make a new value with cx.where, cx.concat or functional.pad"
-        )
+        """As of a tensor: whoever else has this value, or a view of it, reads the new one.
+
+        Raises as that of a tensor, and ShapeError where there is a value for each true place of a mask: nobody knows
+        yet how many those are.
+        """
+        if isinstance(index, Symbol) and index.dtype == "bool" and index.ndim:
+            indexing.fitting_mask(index, self)
+            rest = self.shape[index.ndim :]
+            given = hosted.fitting(self, value, rest)
+            wide = index.reshape(*index.shape, *(1,) * len(rest))
+            self._take(_ASSIGNED, self._apply("where", [wide, given, self], {}), len(self.builder.nodes))
+            return
+        count = len(self.builder.nodes)
+        basic, arrays = indexing.split(self, index)
+        part = None if arrays else indexing.get(self, index)
+        if part is not None and part._memory is not None and part._memory is self._memory:
+            given = self.builder.lift(hosted.fitting(part, value, part.shape))
+            part._take(_ASSIGNED, given.broadcast_to(*part.shape))
+            self.up_to_date()
+        else:
+            self._take(_ASSIGNED, hosted.written(self, index, value), count)
 
     def _constant(self, value: Any, dtype: str | None = None) -> "Symbol":
         return self.builder.constant(value, dtype)
@@ -299,7 +352,7 @@ class Symbol(Placed):
         """From here on this is `value`, of which no gradient goes on; what comes to it goes on as before the write."""
         before, self.node = self.node, self.builder.apply("detach", [value], {}).node
         self.builder.written[self.node] = before
-        self._wrote()
+        self._wrote(unrecorded=True)
 
     def _following(self) -> "Symbol":
         return self.builder.at(self.builder.updates.get(self.home, self.node))
@@ -452,8 +505,7 @@ class Symbol(Placed):
     def detach(self) -> "Symbol":
         """The same value, through which no gradient goes."""
         builder = self.builder
-        is_detached = builder.nodes[self.up_to_date().node].op == "detach" and self.node not in builder.written
-        if is_detached and self.node == self.home:
+        if builder.nodes[self.up_to_date().node].op == "detach" and builder.merging:
             return self
         return builder.apply("detach", [self], {})._shows(self, "detach", {})
 
@@ -463,6 +515,29 @@ def _kept() -> GraphError:
         "compile: a value of a compiled function is used outside of it, where it was put into an attribute or a list; "
         "return it from the function, whose results are tensors"
     )
+
+
+def _with_part(whole: Symbol, steps: Sequence[Source], part: Symbol) -> Symbol:
+    """A value of which the view that was taken by these steps is `part`."""
+    placed = _spread(steps, part)
+    if all(step.op != "slice" for step in steps):
+        return placed
+    here = _spread(steps, part._constant(True).broadcast_to(*part.shape))
+    return part._apply("where", [here, placed, whole], {})
+
+
+def _spread(steps: Sequence[Source], part: Symbol) -> Symbol:
+    """Of the shape of what a view was taken of: `part` at its places, zeros elsewhere."""
+    for source, op, attrs in reversed(steps):
+        if op == "slice":
+            part = indexing.spread(part, source.shape, attrs["starts"], attrs["steps"])
+        elif op == "transpose":
+            part = part.permute(*(attrs["axes"].index(axis) for axis in range(part.ndim)))
+        elif op == "flip":
+            part = part._reversed(attrs["axes"])
+        else:
+            part = part.reshape(*source.shape)
+    return part
 
 
 def _may_overlap(one: Any, other: Any) -> bool:
@@ -675,6 +750,11 @@ class Builder:
             seen.update(new)
             waiting += new
         return False
+
+    def check_recorded(self) -> None:
+        """Before gradients. Raises GradientsAsked where it was not noted what was computed within no_grad()."""
+        if self.recording is None and self.recording_outside is not None:
+            raise GradientsAsked
 
     def key(self) -> Symbol:
         """The (seed, step) pair of the random ops."""

@@ -132,6 +132,29 @@ def test_states_of_zeros_for_each_row_are_those_of_any_batch() -> None:
     assert traced.predict(x.numpy()).tobytes() == forecast(x).numpy().tobytes()
 
 
+def test_values_may_be_assigned_to_in_parts() -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 6)
+
+        def forward(self, x: Any) -> Any:
+            x = x.clone()
+            x[:, 3] = 0.5
+            h = self.linear(x)
+            h[:, 1::2] *= 2.0
+            row = h[:, 0]
+            row += x[:, 1]
+            h[h > 1.0] = 1.0
+            return h
+
+    module = Masked()
+    model = cx.trace(module, (4,))
+    x = np.random.default_rng(0).normal(size=(7, 4)).astype(np.float32)
+    assert predict(model.graph, model.weights, x).tobytes() == module(cx.tensor(x)).detach().numpy().tobytes()
+    assert x[0, 3] != 0.5
+
+
 def test_branching_on_training_is_said() -> None:
     class Branching(nn.Module):
         def forward(self, x: Any) -> Any:

@@ -499,13 +499,15 @@ def test_a_bad_index_or_value_is_one_clear_error_and_changes_nothing(write: Any,
     assert x.tolist() == cx.ones(2, 3).tolist()
 
 
-def test_a_graph_has_no_memory_to_assign_to() -> None:
+def test_a_graph_has_no_memory_of_arguments_to_assign_to() -> None:
     def write(x: Any) -> Any:
         x[0] = 1.0
         return x
 
-    with pytest.raises(GraphError, match="a graph has no memory to assign to"):
+    with pytest.raises(GraphError, match="assignment writes to an argument"):
         cx.compile(write)(cx.ones(2))
+    with pytest.raises(GraphError, match=r"assignment: .* no memory to write to; write x = x.clone\(\) before it"):
+        cx.trace(write, (2,))
     outside = cx.ones(2)
 
     def add(x: Any) -> Any:
