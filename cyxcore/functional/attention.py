@@ -33,37 +33,56 @@ def scaled_dot_product_attention(
         key, value = _shared(key, query.shape[-3]), _shared(value, query.shape[-3])
     if key.shape[-2] != value.shape[-2]:
         raise ShapeError(f"attention: expected as many values as keys (axis -2), got {key.shape} and {value.shape}")
-    given, options = (query, key, value, attn_mask), (is_causal, scale)
+    return _attended(query, key, value, attn_mask, None, dropout_p, is_causal, scale, training)
+
+
+def _attended(
+    query: Any,
+    key: Any,
+    value: Any,
+    mask: Any,
+    key_mask: Any,
+    dropout_p: float,
+    is_causal: bool,
+    scale: float | None,
+    training: bool | TracedMode,
+) -> Any:
+    """scaled_dot_product_attention with _joined() masks, of which nobody needs to make one that is as large as both."""
+    half = current() if inside[0] else None
+    if half is not None:  # which rounds what is added to the scores
+        mask, key_mask = _joined(mask, key_mask), None
+    given, options = (query, key, value, mask, key_mask), (is_causal, scale)
     if dropout_p == 0.0 or training is False and 0.0 <= dropout_p <= 1.0:
-        if inside[0] and (half := current()) is not None:
-            return query._in_halves(_scaled_dot_product_attention, given, options, half)
-        return composed(_scaled_dot_product_attention, given, options)
-    if training is True and 0.0 < dropout_p < 1.0 and _are_drawn_for(*given):
-        return composed(_attention_with_dropout, (*given, query._next_key()), (*options, dropout_p))
-    weights = attention_weights(query, key, attn_mask, is_causal, scale)
+        if half is not None:
+            return query._in_halves(_scaled_dot_product_attention, (*given, None), (*options, 0.0), half)
+        return composed(_scaled_dot_product_attention, (*given, None), (*options, 0.0))
+    if training is True and 0.0 < dropout_p < 1.0 and half is None and _are_drawn_for(*given):
+        return composed(_scaled_dot_product_attention, (*given, query._next_key()), (*options, dropout_p))
+    weights = attention_weights(query, key, _joined(mask, key_mask), *options)
     return dropout(weights, dropout_p, training) @ value
 
 
 def _are_drawn_for(*inputs: Any) -> bool:
-    """Whether the numbers that dropout draws have a key of tensors: no graph gives them theirs. Not where autocast
-    makes halves of what each operation reads.
-    """
-    plain = isinstance(inputs[0], Value) and not any(isinstance(x, Value) and x.is_symbolic for x in inputs)
-    return plain and current() is None
-
-
-def _attention_with_dropout(
-    query: Any, key: Any, value: Any, attn_mask: Any, drawn_by: Any, is_causal: bool, scale: float | None, p: float
-) -> Any:
-    """drawn_by: the key of the numbers that dropout draws, uint64 (2,)."""
-    weights = attention_weights(query, key, attn_mask, is_causal, scale)
-    return dropped(weights, apply("uniform", drawn_by, shape=weights.shape, stream=0), p) @ value
+    """Whether the numbers that dropout draws have a key of tensors: no graph gives them theirs."""
+    return isinstance(inputs[0], Value) and not any(isinstance(x, Value) and x.is_symbolic for x in inputs)
 
 
 def _scaled_dot_product_attention(
-    query: Any, key: Any, value: Any, attn_mask: Any, is_causal: bool, scale: float | None
+    query: Any,
+    key: Any,
+    value: Any,
+    mask: Any,
+    key_mask: Any,
+    drawn_by: Any,
+    is_causal: bool,
+    scale: float | None,
+    dropout_p: float,
 ) -> Any:
-    return attention_weights(query, key, attn_mask, is_causal, scale) @ value
+    """drawn_by: the key of the numbers that dropout draws, uint64 (2,); None: there is no dropout."""
+    weights = attention_weights(query, key, _joined(mask, key_mask), is_causal, scale)
+    if drawn_by is not None:
+        weights = dropped(weights, apply("uniform", drawn_by, shape=weights.shape, stream=0), dropout_p)
+    return weights @ value
 
 
 def attention_weights(
@@ -162,7 +181,7 @@ def multi_head_attention(
         weight = in_weight[number] if isinstance(in_weight, tuple) else in_weight[rows]
         return split_heads(linear(x, weight, None if in_bias is None else in_bias[rows]), heads)
 
-    mask = _joined(attn_mask, key_padding_mask, query.shape[0], heads)
+    mask, key_mask = _shown(attn_mask, key_padding_mask, query.shape[0], heads)
     q, k, v = projected(query, 0), projected(key, 1), projected(value, 2)
     more = 0
     if bias_k is not None:
@@ -171,6 +190,7 @@ def multi_head_attention(
         zero = k._constant(0.0, k.dtype)
         k, v, more = _one_more(k, zero), _one_more(v, zero), more + 1
     if more:
+        mask, key_mask = _joined(mask, key_mask), None
         if is_causal:
             causal = causal_mask(query, query.shape[1], key.shape[1])
             mask = causal if mask is None else mask & causal if mask.dtype == "bool" else where(causal, mask, -math.inf)
@@ -180,9 +200,9 @@ def multi_head_attention(
             added = mask._constant(seen, mask.dtype).broadcast_to(*mask.shape[:-1], more)
             mask = concat([mask, added], mask.ndim - 1)
     if not need_weights:
-        mixed = scaled_dot_product_attention(q, k, v, mask, dropout_p, is_causal, training=training)
+        mixed = _attended(q, k, v, mask, key_mask, dropout_p, is_causal, None, training)
         return linear(join_heads(mixed), out_weight, out_bias), None
-    weights = dropout(attention_weights(q, k, mask, is_causal), dropout_p, training)
+    weights = dropout(attention_weights(q, k, _joined(mask, key_mask), is_causal), dropout_p, training)
     return linear(join_heads(weights @ v), out_weight, out_bias), weights
 
 
@@ -204,23 +224,26 @@ def _fitting(query: Any, key: Any, value: Any, heads: int, attn_mask: Any, key_p
         )
 
 
-def _joined(attn_mask: Any, key_padding_mask: Any, count: int, heads: int) -> Any:
-    """Both masks as one of attention_weights: a bool where True is seen, or a float to be added."""
-    mask = attn_mask
-    if mask is not None and mask.dtype == "bool":
-        mask = ~mask
+def _shown(attn_mask: Any, key_padding_mask: Any, count: int, heads: int) -> tuple[Any, Any]:
+    """Both masks as attention_weights() takes one: bools, of which True is seen, or floats to be added; (T, S) or
+    (N, heads, T, S), and (N, 1, 1, S).
+    """
+    mask, key_mask = attn_mask, key_padding_mask
     if mask is not None and mask.ndim == 3:
         mask = mask.reshape(count, heads, *mask.shape[1:])
-    if key_padding_mask is None:
-        return mask
-    rows = key_padding_mask.reshape(count, 1, 1, key_padding_mask.shape[1])
-    if rows.dtype == "bool":
-        rows = ~rows
-    if mask is None:
-        return rows
-    if mask.dtype == rows.dtype:
-        return mask & rows if mask.dtype == "bool" else mask + rows
-    return where(mask, rows, -math.inf) if mask.dtype == "bool" else where(rows, mask, -math.inf)
+    if key_mask is not None:
+        key_mask = key_mask.reshape(count, 1, 1, key_mask.shape[1])
+    mask, key_mask = (~x if x is not None and x.dtype == "bool" else x for x in (mask, key_mask))
+    return mask, key_mask
+
+
+def _joined(mask: Any, key_mask: Any) -> Any:
+    """One mask of both, each of which may be None: of bools a bool, of others a float to be added."""
+    if mask is None or key_mask is None:
+        return key_mask if mask is None else mask
+    if mask.dtype == key_mask.dtype:
+        return mask & key_mask if mask.dtype == "bool" else mask + key_mask
+    return where(mask, key_mask, -math.inf) if mask.dtype == "bool" else where(key_mask, mask, -math.inf)
 
 
 def _one_more(x: Any, row: Any) -> Any:

@@ -368,7 +368,7 @@ def test_dropout_of_tensors_draws_the_numbers_of_whole_matrices(
     cx.manual_seed(3)
     assert gradients_of(inputs, dropout_p=0.25, is_causal=causal) == expected
     assert cx.rand(1).item() == behind  # as many keys were drawn
-    assert [kind.function.__name__ for kind in known] == ["_attention_with_dropout"]
+    assert [kind.options[-1] for kind in known] == [0.25]
 
 
 def test_second_derivatives_go_through_the_numbers_that_were_drawn() -> None:
@@ -411,6 +411,28 @@ def test_a_module_whose_weights_nobody_wants_makes_no_matrix_of_them(
     assert not {kind for kind in known if "attention" in kind.function.__name__}
     assert attended(layer, x, need_weights=False) == expected
     assert {kind for kind in known if "attention" in kind.function.__name__}
+
+
+@pytest.mark.parametrize("kinds", ["bool bool", "float float", "bool float", "float bool"])
+def test_two_masks_of_a_module_are_one_in_no_memory(monkeypatch: pytest.MonkeyPatch, kinds: str) -> None:
+    known: dict[Any, Any] = {}
+    monkeypatch.setattr(composed, "_ways", known)
+    layer = nn.MultiheadAttention(64, 2, batch_first=True)
+    x = np.random.default_rng(4).normal(size=(3, 400, 64)).astype(np.float32)
+    hidden = [np.triu(np.ones((400, 400), bool), 9), np.arange(400) > np.array([[399], [250], [7]])]
+    masks = [
+        cx.tensor(mask if kind == "bool" else np.where(mask, -np.inf, 0.25).astype(np.float32))
+        for mask, kind in zip(hidden, kinds.split(), strict=True)
+    ]
+    found = []
+    for need_weights in (True, False):
+        given = cx.tensor(x, requires_grad=True)
+        result, _ = layer(given, given, given, masks[1], need_weights, masks[0])
+        result.square().sum().backward()
+        found.append([result.detach().numpy().tobytes(), given.grad.numpy().tobytes()])
+    assert found[0] == found[1]
+    (shapes,) = [[shape for shape, _ in kind.typed] for kind in known if "attention" in kind.function.__name__]
+    assert shapes[3:] == [(400, 400), (3, 1, 1, 400)]
 
 
 def hidden(fill: Any) -> list[np.ndarray[Any, Any]]:
