@@ -138,8 +138,9 @@ def main() -> None:
         who, batch, length, causal = args.peak
         print(own_peak_mib(who, Case(int(batch), int(length), causal == "True"), *args.threads))
         return
-    rows: dict[str, dict[str, Any]] = {}
+    measured: dict[str, dict[str, Any]] = {}
     for threads in args.threads:
+        rows = measured.setdefault(str(threads), {})
         for case in CASES:
             if args.quick and case.length > 512:
                 continue
@@ -147,13 +148,12 @@ def main() -> None:
             peaks = {who: peak_mib(who, case, threads) for who in found}
             (ours, our_back), (theirs, their_back) = found["cyx"], found["torch"]
             ratio = (theirs + their_back) / (ours + our_back)
-            name = f"{threads} thread{'s' * (threads > 1)}, {case}"
-            rows[name] = {"ms": found, "peak_mib": peaks, "times": ratio}
+            rows[str(case)] = {"ms": found, "peak_mib": peaks, "times": ratio}
             print(
-                f"{name}: there {ours:.2f} ms (PyTorch {theirs:.2f}), back {our_back:.2f} "
+                f"{threads} thread{'s' * (threads > 1)}, {case}: there {ours:.2f} ms (PyTorch {theirs:.2f}), back {our_back:.2f} "
                 f"({their_back:.2f}), {peaks['cyx']:.0f} MiB ({peaks['torch']:.0f}); {ratio:.2f} x as fast"
             )
-    save(args.save, {"attention": rows})
+    save(args.save, {"threads": measured})
 
 
 if __name__ == "__main__":

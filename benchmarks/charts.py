@@ -164,7 +164,8 @@ def _gpu(found: Any) -> Iterable[Chart]:
 
 CHARTS: dict[str, Callable[[Any], Iterable[Chart]]] = {
     "attention": lambda found: [
-        Chart("attention, there and back", "× PyTorch's speed", _columns(found["attention"], "times"))
+        Chart(f"attention, there and back, {threads} thread(s)", "× PyTorch's speed", _columns(rows, "times"))
+        for threads, rows in found["threads"].items()
     ],
     "bits": _bits,
     "control": _control,

@@ -105,6 +105,18 @@ def _eager(found: Any) -> Iterable[Table]:
     yield Table("One thread", rows, f"{OF_NORM} PyTorch's in float64.")
 
 
+def _attention(found: Any) -> Iterable[Table]:
+    for threads, cases in found["threads"].items():
+        rows = [["batch × heads × positions × features", "ms there", "ms back", "MiB", "× PyTorch's"]]
+        for case, row in cases.items():
+            there, back = zip(row["ms"]["cyx"], row["ms"]["torch"], strict=True)
+            peaks = row["peak_mib"]["cyx"], row["peak_mib"]["torch"]
+            cells = [f"{_digits(ours)} ({_digits(theirs)})" for ours, theirs in (there, back)]
+            rows.append([case.replace(" x ", " × "), *cells, "{:.0f} ({:.0f})".format(*peaks), _ratio(row["times"])])
+        below = "In brackets PyTorch's. MiB: what a call there and back adds to the peak of a process of its own."
+        yield Table(f"{threads} thread(s)", rows, below)
+
+
 def _bits(found: Any) -> Iterable[Table]:
     rows = [["compiler", "model", "trainings", "digests: of how many"]]
     by_compiler: dict[tuple[str, str], dict[str, int]] = {}
@@ -120,6 +132,7 @@ def _bits(found: Any) -> Iterable[Table]:
 
 
 TABLES: dict[str, tuple[str, Callable[[Any], Iterable[Table]]]] = {
+    "attention": ("Attention of tensors", _attention),
     "bits": ("Whole trainings, bit for bit", _bits),
     "eager": ("Small operations and a plain training step", _eager),
     "functions": ("Functions of 10⁶ numbers", _functions),
@@ -141,8 +154,12 @@ def _names(who: Iterable[str]) -> list[str]:
 
 def _cells(times: Mapping[str, float], errors: Mapping[str, float], who: Iterable[str]) -> list[str]:
     """A time of three digits with its error, for each of them that has one."""
-    texts = {name: f"{time:.0f}" if time >= 100 else f"{time:.3g}" for name, time in times.items()}
+    texts = {name: _digits(time) for name, time in times.items()}
     return [with_error(texts[name], errors.get(name)) if name in times else "–" for name in who]
+
+
+def _digits(time: float) -> str:
+    return f"{time:.0f}" if time >= 100 else f"{time:.3g}"
 
 
 def _ratio(value: float) -> str:

@@ -54,7 +54,17 @@ ABOUT = {
     "packages": {"numpy": "2.4.6", "jax": "0.10.2"},
 }
 FIGURES = {  # of the others, the last figures are in benchmarks/results
-    "attention": {"attention": {"1 thread, 1 x 4 x 2048 x 64": {"ms": {"cyx": [9.0, 20.0]}, "times": 1.2}}},
+    "attention": {
+        "threads": {
+            "1": {
+                "1 x 4 x 2048 x 64, causal": {
+                    "ms": {"cyx": [27.24, 64.3], "torch": [32.8, 186.6]},
+                    "peak_mib": {"cyx": 20.4, "torch": 8.0},
+                    "times": 1.2,
+                }
+            }
+        }
+    },
     "bits": {"steps": 20, "bits": {"mlp": {"4d1e35e584c5228f": ["gcc, avx2", "gcc, portable"], "0a": ["clang, avx2"]}}},
     "eager": {"ns": {"x + y": {"cyx": 220.0, "torch": 2264.0}, "x.exp()": {"cyx": 291.0}}, "error": {}},
     "failover": {"kills": [{"what": "node", "p50_s": 1.0, "p99_s": 2.0, "target_s": None, "lost": 0}]},
@@ -285,6 +295,8 @@ def test_behind_each_time_of_a_table_stands_its_error_and_a_missing_one_is_left_
         "| exp | 166 (3e-08) | 830 (3e-08) | 450 (5e-08) | 2.71 | 51% | met | 0.88, 0.56, 2.3 |",
         "| exp, and back | 547 | – | – |  | 37% |  |  |",
     ]
+    row = "| 1 × 4 × 2048 × 64, causal | 27.2 (32.8) | 64.3 (187) | 20 (8) | 1.20 |"
+    assert rows_of("attention")[-1] == row
     assert rows_of("eager")[-1] == "| `x.exp()` | 291 | – |  |"
 
 
