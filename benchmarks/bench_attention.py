@@ -150,8 +150,9 @@ def main() -> None:
             ratio = (theirs + their_back) / (ours + our_back)
             rows[str(case)] = {"ms": found, "peak_mib": peaks, "times": ratio}
             print(
-                f"{threads} thread{'s' * (threads > 1)}, {case}: there {ours:.2f} ms (PyTorch {theirs:.2f}), back {our_back:.2f} "
-                f"({their_back:.2f}), {peaks['cyx']:.0f} MiB ({peaks['torch']:.0f}); {ratio:.2f} x as fast"
+                f"{threads} thread{'s' * (threads > 1)}, {case}: there {ours:.2f} ms (PyTorch {theirs:.2f}), "
+                f"back {our_back:.2f} ({their_back:.2f}), {peaks['cyx']:.0f} MiB ({peaks['torch']:.0f}); "
+                f"{ratio:.2f} x as fast"
             )
     save(args.save, {"threads": measured})
 
