@@ -18,7 +18,7 @@ from cyxcentral.jobs import Job
 from cyxcentral.schedule import Candidate, Unproven, Weights
 
 Key = tuple[int, str]  # (-free memory in bytes, node id): the most memory comes first
-Shelf = tuple[bool, str | None, bool]  # (nodes that have a GPU, region or None for all regions, those not proven)
+Shelf = tuple[bool, str | None, bool]  # (nodes with a free GPU, region or None for all regions, those not proven)
 
 
 class Standing(NamedTuple):
@@ -118,8 +118,7 @@ class Room:
         if node_id not in self._placed:
             return None
         candidate = self.candidates[node_id]
-        hardware = candidate.node.hardware
-        fits = hardware.cores >= cores and (bool(hardware.gpus) or not cuda)
+        fits = candidate.node.hardware.cores >= cores and (candidate.free_gpus > 0 or not cuda)
         return candidate.memory_free_bytes if fits else None
 
     def largest_free_bytes(self, cuda: bool, cores: int, proven: bool = False) -> int | None:
@@ -256,7 +255,7 @@ class Room:
 
     def _shelves_of(self, candidate: Candidate) -> list[tuple[Shelf, Standing]]:
         node, strange, found = candidate.node, candidate.limit_base_units > 0, []
-        for cuda in (False, True) if node.hardware.gpus else (False,):
+        for cuda in (False, True) if candidate.free_gpus else (False,):
             own = Standing(schedule.standing(candidate, self._weights, cuda), node.hardware.cores, node.region)
             found += [((cuda, None, strange), own), ((cuda, node.region, strange), own)]
         return found
@@ -305,6 +304,7 @@ class Room:
             memory_free_bytes=candidate.memory_free_bytes,
             limit_base_units=schedule.limit_of(node, self._unproven),
             checker=candidate.checker,
+            gpu_runs=candidate.gpu_runs,
         )
 
 

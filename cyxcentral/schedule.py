@@ -91,10 +91,16 @@ class Candidate(Struct, frozen=True, kw_only=True):
     memory_free_bytes: int  # after what its current runs were promised
     limit_base_units: int = 0  # of what its jobs may be worth, because it is not proven; 0: no limit
     checker: bool = False  # it had better be free to check
+    gpu_runs: int = 0  # of its current runs, those that have one of its GPUs
 
     @property
     def max_runs(self) -> int:
         return 1 if self.limit_base_units else self.node.max_runs
+
+    @property
+    def free_gpus(self) -> int:
+        """A run has one for itself."""
+        return max(0, len(self.node.hardware.gpus) - self.gpu_runs)
 
     @property
     def reputation(self) -> float:
@@ -154,6 +160,8 @@ def refusal(job: Job, candidate: Candidate) -> str | None:
         return f"{_not_proven(node)}: it works on one job at a time"
     if candidate.active_runs >= node.max_runs:
         return f"busy with {candidate.active_runs} of {node.max_runs} runs"
+    if job.job.needs.device == "cuda" and not candidate.free_gpus:
+        return f"all of its GPUs are busy ({candidate.gpu_runs})"
     if candidate.memory_free_bytes < job.memory_bytes:
         return f"{_mib(candidate.memory_free_bytes)} MiB of memory free, {_mib(job.memory_bytes)} MiB needed"
     return None
@@ -229,7 +237,7 @@ def lacking(job: Job, candidate: Candidate) -> list[str]:
     needs, found = job.job.needs, []
     if needs.node_id and needs.node_id != candidate.node.node_id:
         found.append(OTHER_NODE)
-    if needs.device == "cuda" and not candidate.node.hardware.gpus:
+    if needs.device == "cuda" and not candidate.free_gpus:
         found.append(NO_GPU)
     if candidate.node.hardware.cores < needs.cores:
         found.append(FEW_CORES)
@@ -242,7 +250,7 @@ def lacking(job: Job, candidate: Candidate) -> list[str]:
 
 NOT_PROVEN = "not proven, and the job worth too much for that"
 FAILED_THERE = "a try of it failed there, and another node may take it soon"
-NO_GPU, FEW_CORES, LITTLE_MEMORY = "no CUDA GPU", "too few cores", "too little memory free"
+NO_GPU, FEW_CORES, LITTLE_MEMORY = "no CUDA GPU free", "too few cores", "too little memory free"
 OTHER_NODE = "another node is asked for"
 
 
@@ -429,6 +437,7 @@ def with_run(candidate: Candidate, job: Job) -> Candidate:
         candidate,
         active_runs=candidate.active_runs + 1,
         memory_free_bytes=candidate.memory_free_bytes - job.memory_bytes,
+        gpu_runs=candidate.gpu_runs + (job.job.needs.device == "cuda"),
     )
 
 

@@ -477,6 +477,7 @@ class World:
             memory_free_bytes=node.hardware.memory_bytes - self.promised_bytes.get(node_id, 0),
             limit_base_units=limit_of(node, self._unproven),
             checker=node_id in self._unproven.checkers,
+            gpu_runs=sum(job.job.needs.device == "cuda" for job in self.runs_of(node_id)) if node.hardware.gpus else 0,
         )
 
     def choice_for(self, job: jobs.Job, now_ms: int) -> Assignment | None:

@@ -28,6 +28,7 @@ from cyxnet.credentials import Credentials, as_node
 from cyxnet.identity import ed25519_key
 from cyxnode import hardware
 from cyxnode.agent import ROOM_AGAIN_BYTES, Agent, Settings
+from cyxnode.devicepool import POLICIES, Device, chosen
 from cyxnode.errors import NodeError
 from cyxnode.home import Home, open_home, running, slug
 from cyxnode.process import Launch, Pool
@@ -117,7 +118,13 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--platform-key", type=parse_key, metavar="HEX", help="whose commands it takes; else the folder's"
     )
-    made.add_argument("--max-runs", type=parse_runs, default=1, metavar="N", help="runs at a time (1)")
+    made.add_argument("--max-runs", type=parse_runs, metavar="N", help="runs at a time (one for each GPU; 1 without)")
+    made.add_argument(
+        "--gpus", metavar="LIST", help="to lend, as nvidia-smi numbers them: 0,2 or their uuids; none (all)"
+    )
+    made.add_argument(
+        "--gpu-policy", choices=list(POLICIES), default="least-utilized", help="which free GPU a job gets"
+    )
     made.add_argument("--region", default="", help="where this machine is, e.g. eu-west")
     made.add_argument("--price-per-hour", "--price", type=parse_price, default=0, metavar="CYX", help="asked for (0)")
     made.add_argument("--memory", type=parse_memory, metavar="SIZE", help="lend at most this much, e.g. 4GB")
@@ -257,7 +264,9 @@ async def join(args: argparse.Namespace, home: Home, stopper: Stopper, begun_s: 
             if home.key_is_new:
                 key = home.folder / "key"
                 logging.info("the key in %s is new: back it up with `cyx id export --node %s`", key, home.folder.name)
-            facts = await asyncio.to_thread(hardware.measure, args.memory)
+            devices = await asyncio.to_thread(offered, args.gpus)
+            offer_gpus = [device.index for device in devices]
+            facts = await asyncio.to_thread(hardware.measure, args.memory, offer_gpus)
             ready = (await pool.wait_warm()).ready
             pool.keep_full()  # not before: the machine was measured by BLAS
             logging.info(
@@ -267,11 +276,13 @@ async def join(args: argparse.Namespace, home: Home, stopper: Stopper, begun_s: 
                 ready.isa,
             )
             settings = Settings(
-                max_runs=args.max_runs,
+                max_runs=args.max_runs or max(1, len(devices)),
                 region=args.region[:64],
                 price_per_hour_base_units=args.price_per_hour,
                 offer_bytes=args.memory,
                 cache_bytes=args.cache,
+                devices=devices,
+                gpu_policy=args.gpu_policy,
             )
 
             def said_ready() -> None:
@@ -290,6 +301,14 @@ async def join(args: argparse.Namespace, home: Home, stopper: Stopper, begun_s: 
             await bus.close()
     finally:
         await pool.close()
+
+
+def offered(said: str | None) -> tuple[Device, ...]:
+    """The NVIDIA devices that jobs get: what --gpus says, else what CUDA_VISIBLE_DEVICES leaves of them, else all."""
+    found = hardware.devices()
+    if said is None and found:  # without a driver, a variable that somebody set means nothing
+        said = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return chosen(found, said)
 
 
 def read_ca(path: Path | None) -> str:

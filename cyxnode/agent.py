@@ -45,12 +45,13 @@ from cyxnet.messages import (
 from cyxnode import events as e
 from cyxnode import hardware
 from cyxnode.cache import ArtifactCache
+from cyxnode.devicepool import Device, DevicePool
 from cyxnode.errors import NodeError
 from cyxnode.home import Home
 from cyxnode.process import Pool
 from cyxnode.runs import UNSIGNED, Runs, Share
 from cyxnode.signing import Signing
-from cyxnode.state import State, next_wake_ms, step
+from cyxnode.state import State, held_gpus, next_wake_ms, step
 from cyxnode.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
@@ -78,13 +79,17 @@ COMMANDS: dict[type, Callable[[Any], e.Event]] = {
 
 
 class Settings(Struct, frozen=True, kw_only=True):
-    """What the operator decides. Sizes in bytes; offer_bytes None: the whole machine."""
+    """What the operator decides. Sizes in bytes; offer_bytes None: the whole machine. devices: the NVIDIA devices that
+    jobs get, one each, chosen by gpu_policy (a name in devicepool.POLICIES).
+    """
 
     max_runs: int = 1
     region: str = ""
     price_per_hour_base_units: int = 0
     offer_bytes: int | None = None
     cache_bytes: int = 10 * 10**9
+    devices: tuple[Device, ...] = ()
+    gpu_policy: str = "least-utilized"
 
 
 class Agent:
@@ -119,9 +124,12 @@ class Agent:
         self._signing = Signing(home.key.sign, trust.network_id, _wall_ms, _now_ms)
         self._guard = Guard(home.node_id, self.session, trust, self._clock_ms, home.keep_trust)
         self._heartbeats = 0
-        self._state = State(node_id=home.node_id, session=self.session, max_runs=settings.max_runs)
+        pool_of_devices = DevicePool(devices=settings.devices, policy=settings.gpu_policy)
+        self._state = State(
+            node_id=home.node_id, session=self.session, max_runs=settings.max_runs, devices=pool_of_devices
+        )
         self._limits = hardware.cgroup_limits()
-        self._meter = hardware.Meter(home.node_id, self.session)
+        self._meter = hardware.Meter(home.node_id, self.session, [device.index for device in settings.devices])
         self._run_began = asyncio.Event()
         self._telemetry = Telemetry(bus, home.node_id, self.session)
         self._woken = asyncio.Event()
@@ -237,7 +245,7 @@ class Agent:
     async def _watch_hardware(self) -> None:
         """Tell the hardware's metrics every few seconds, and at once when a run has made its first step.
 
-        A disk without room for another run is seen here too.
+        A disk without room for another run is seen here too, and what other programs leave of the NVIDIA devices.
         """
         while True:
             self._run_began.clear()
@@ -245,6 +253,10 @@ class Agent:
                 free_bytes = await asyncio.to_thread(self._cache.disk_free_bytes, ROOM_AGAIN_BYTES)
                 least_bytes = ROOM_AGAIN_BYTES if self._state.disk_full else FULL_DISK_BYTES
                 self.tell(e.DiskChecked(free_bytes < least_bytes))
+            if self._state.devices.devices:
+                held = held_gpus(self._state)
+                read = await asyncio.to_thread(hardware.devices)
+                self.tell(e.DevicesRead(tuple(device for device in read if device.uuid not in held)))
             runs = [RunRef(job_id=job_id, attempt=attempt) for job_id, attempt in self._state.runs]
             if self._state.registered:
                 await self._telemetry.hardware(await asyncio.to_thread(self._meter.read, runs))
@@ -372,7 +384,9 @@ class Agent:
 
     def _start_run(self, action: e.StartRun) -> None:
         log.info("run %s/%d: %s", action.assign.job_id, action.assign.attempt, action.assign.job.name)
-        self._runs.start(action.assign)
+        if action.gpu:
+            log.info("run %s/%d has the device %s", action.assign.job_id, action.assign.attempt, action.gpu)
+        self._runs.start(action.assign, action.gpu)
 
     def _begin_run(self, action: e.BeginRun) -> None:
         self._runs.begin(action.key)

@@ -17,6 +17,7 @@ from cyxnet.messages import (
     SegmentTrained,
     Stop,
 )
+from cyxnode.devicepool import Device
 
 RunKey = tuple[str, int]  # (job_id, attempt)
 Report = RunStarted | RunCheckpoint | RunFailed | RunCompleted | SegmentTrained
@@ -117,6 +118,12 @@ class DrainAsked(Struct, frozen=True):
     drain: bool
 
 
+class DevicesRead(Struct, frozen=True):
+    """What the node's NVIDIA devices have free now, and how busy they are."""
+
+    devices: tuple[Device, ...]
+
+
 class LinkBack(Struct, frozen=True):
     """The broker can be asked again: what waits for its next try need not wait any longer."""
 
@@ -151,6 +158,7 @@ Event = (
     | ShutdownAsked
     | DrainAsked
     | DiskChecked
+    | DevicesRead
     | LinkBack
     | GoodbyeDone
 )
@@ -174,7 +182,10 @@ class SendReport(Struct, frozen=True):
 
 
 class StartRun(Struct, frozen=True):
+    """gpu: the uuid of the NVIDIA device that is this run's alone; "" for none."""
+
     assign: Assign
+    gpu: str = ""
 
 
 class BeginRun(Struct, frozen=True):

@@ -6,14 +6,16 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import psutil
+from msgspec.structs import replace
 
 from cyxcore import cores
 from cyxnet.messages import CpuMetrics, Gpu, GpuMetrics, Hardware, HardwareMetrics, RunRef
+from cyxnode.devicepool import Device
 
 FLOPS_MATRIX = 384  # three of these fit in a second-level cache
 FLOPS_BUDGET_S = 0.05
@@ -29,8 +31,10 @@ class Limits(NamedTuple):
     memory_used_bytes: int
 
 
-def measure(offer_bytes: int | None = None) -> Hardware:
-    """All facts of this machine. offer_bytes: what the operator lends at most. Takes about 0.1 s."""
+def measure(offer_bytes: int | None = None, offer_gpus: Collection[int] | None = None) -> Hardware:
+    """All facts of this machine. offer_bytes, offer_gpus (nvidia-smi's numbers): what the operator lends at most; None:
+    all. Takes about 0.1 s.
+    """
     limits = cgroup_limits()
     total_bytes, free_bytes = memory(limits, offer_bytes)
     return Hardware(
@@ -39,7 +43,7 @@ def measure(offer_bytes: int | None = None) -> Hardware:
         memory_free_bytes=free_bytes,
         cpu=cpu_name(),
         isa=kernel_isa(),
-        gpus=gpus(),
+        gpus=gpus(offer_gpus),
         os=f"{platform.system()} {platform.release()} {platform.machine()}",
         flops_per_s=measure_flops_per_s(),
         bytes_per_s=measure_bytes_per_s(),
@@ -123,10 +127,25 @@ def measure_bytes_per_s(budget_s: float = BYTES_BUDGET_S) -> float:
     return 2 * COPY_BYTES / best_s
 
 
-def gpus() -> list[Gpu]:
-    """NVIDIA devices, by NVML; none without the driver or the optional package nvidia-ml-py."""
+def devices() -> tuple[Device, ...]:
+    """What runs can be given, as it is now; none without the driver or the optional package nvidia-ml-py."""
     found = []
-    for nvml, handle, _ in _nvml_devices():
+    for nvml, handle, index in _nvml_devices():
+        memory = nvml.nvmlDeviceGetMemoryInfo(handle)
+        busy = _try(nvml, lambda: nvml.nvmlDeviceGetUtilizationRates(handle).gpu)  # noqa: B023
+        uuid = _text(nvml.nvmlDeviceGetUUID(handle))
+        free_bytes = memory.total - memory.used
+        device = Device(index=index, uuid=uuid, memory_bytes=memory.total, free_bytes=free_bytes)
+        found.append(device if busy is None else replace(device, busy_percent=float(busy)))
+    return tuple(found)
+
+
+def gpus(only: Collection[int] | None = None) -> list[Gpu]:
+    """NVIDIA devices with these numbers (None: all), by NVML; none without the driver or the package nvidia-ml-py."""
+    found = []
+    for nvml, handle, index in _nvml_devices():
+        if only is not None and index not in only:
+            continue
         major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
         found.append(
             Gpu(
@@ -139,9 +158,11 @@ def gpus() -> list[Gpu]:
     return found
 
 
-def gpu_metrics() -> list[GpuMetrics]:
+def gpu_metrics(only: Collection[int] | None = None) -> list[GpuMetrics]:
     found = []
     for nvml, handle, index in _nvml_devices():
+        if only is not None and index not in only:
+            continue
         memory = nvml.nvmlDeviceGetMemoryInfo(handle)
         milliwatts = _try(nvml, lambda: nvml.nvmlDeviceGetPowerUsage(handle))  # noqa: B023
         celsius = _try(nvml, lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU))  # noqa: B023
@@ -162,7 +183,9 @@ def gpu_metrics() -> list[GpuMetrics]:
 class Meter:
     """Readings over time. Shares are those since the reading before."""
 
-    def __init__(self, node_id: str, session: str):
+    def __init__(self, node_id: str, session: str, gpus: Collection[int] | None = None):
+        """gpus: the NVIDIA devices to be read, by nvidia-smi's numbers; None: all."""
+        self._gpus = gpus
         self._node_id = node_id
         self._session = session
         self._before = psutil.cpu_times(percpu=True)
@@ -177,7 +200,7 @@ class Meter:
             session=self._session,
             runs=list(runs),
             cpu=CpuMetrics(per_core_percent=percents, frequency_mhz=frequency_mhz(), temperature_c=temperature_c()),
-            gpus=gpu_metrics(),
+            gpus=gpu_metrics(self._gpus),
             ram_used_bytes=memory.total - memory.available,
             ram_total_bytes=memory.total,
             swap_used_bytes=swap.used,

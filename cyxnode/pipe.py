@@ -39,6 +39,7 @@ class Order(ToProcess, kw_only=True, frozen=True):
 
     expected_rows and expected_input_shape: what the submitter read in the same bytes; a difference is refused.
     resume_path: the checkpoint to go on from; resume_at: of which step, of how many, its node signed that it is.
+    gpu: with which device other than cpu: the uuid of the one NVIDIA device that the process may see; "" for none.
     every_steps, every_s: when a checkpoint is due; 0: not by that measure. end_step: end after this step, with its
     checkpoint and no model; 0: train to the end. at_steps: of these steps there is one too, whether or not the agent
     took the last away.
@@ -52,6 +53,7 @@ class Order(ToProcess, kw_only=True, frozen=True):
     weights_path: str | None = None
     out_path: str
     device: str = "cpu"
+    gpu: str = ""
     threads: int
     memory_bytes: int  # what the job may take beyond the warm process; 0: no limit
     file_bytes: int  # the largest file it may write

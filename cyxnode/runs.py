@@ -66,6 +66,7 @@ class Work:
     begun_s: float | None  # when it was allowed to make its first step
     received_s: float
     serves: bool = False
+    gpu: str = ""  # the NVIDIA device that is its own
     task: "asyncio.Task[None] | None" = None
     process: TrainingProcess | None = None  # once it has its order
     service: Service | None = None  # of a run that serves, once its model is loaded
@@ -108,11 +109,12 @@ class Runs:
         self._tell = tell
         self._works: dict[RunKey, Work] = {}
 
-    def start(self, assign: Assign) -> None:
+    def start(self, assign: Assign, gpu: str = "") -> None:
+        """gpu: the uuid of the NVIDIA device that it has for itself."""
         key = (assign.job_id, assign.attempt)
         now_s = time.monotonic()
         work = self._works[key] = Work(
-            begun_s=now_s if assign.funded else None, received_s=now_s, serves=assign.job.serve is not None
+            begun_s=now_s if assign.funded else None, received_s=now_s, serves=assign.job.serve is not None, gpu=gpu
         )
         work.task = asyncio.create_task(self._perform(key, assign, work))
         work.task.add_done_callback(lambda _: self._gone(key, work))
@@ -184,6 +186,13 @@ class Runs:
             await asyncio.wait(leaving, return_when=asyncio.FIRST_COMPLETED)
             await asyncio.sleep(0)  # one that is over is taken out by _gone(), which has its turn now
 
+    async def _alone_on(self, work: Work) -> None:
+        """Until the process that had its device before is dead: one that was killed still holds memory there."""
+        task = asyncio.current_task()
+        while before := [each.task for each in self._works.values() if each.gpu == work.gpu and each.task != task]:
+            await asyncio.wait([each for each in before if each])
+            await asyncio.sleep(0)  # as in _room()
+
     async def _perform(self, key: RunKey, assign: Assign, work: Work) -> None:
         try:
             perform = self._serve if assign.job.serve else self._train
@@ -209,6 +218,8 @@ class Runs:
             resume_path = await fetch(resume.state.sha256, resume.state.size) if resume else None
             fetched_s = time.monotonic()
             await self._room()
+            if work.gpu:
+                await self._alone_on(work)
             process = await self._pool.take()
             try:
                 folder, job, seal = process.folder.absolute(), assign.job, None
@@ -220,6 +231,7 @@ class Runs:
                 order = order_for(
                     job, self._share, data_path, weights_path, resume_path, model_path, assign.memory_bytes, resume
                 )
+                order = replace(order, gpu=work.gpu)
                 _log_time(key, "data here", work, fetched_s)
                 _log_time(key, "process here", work, time.monotonic())
                 if segment:

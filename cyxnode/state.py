@@ -23,6 +23,7 @@ from msgspec.structs import replace
 
 from cyxnet.messages import FIRST_CHECK, Assign, Begin, CommandReply, Pause, RunCheckpoint, RunRef, RunStarted
 from cyxnode import outbox
+from cyxnode.devicepool import DevicePool
 from cyxnode.events import (
     Action,
     Advanced,
@@ -31,6 +32,7 @@ from cyxnode.events import (
     BeginAsked,
     BeginRun,
     CheckpointStored,
+    DevicesRead,
     DiskChecked,
     DrainAsked,
     Event,
@@ -75,13 +77,15 @@ Phase = Literal["fetching", "ready", "training", "uploading", "reporting"]
 class Run(Struct, frozen=True):
     """One attempt at one job.
 
-    begun: it may train. halting: it was told to store a checkpoint and end, with this code.
+    begun: it may train. halting: it was told to store a checkpoint and end, with this code. gpu: the uuid of the NVIDIA
+    device that it has until its last report is on its way.
     """
 
     assign: Assign
     phase: Phase = "fetching"
     begun: bool = True
     halting: HaltCode | None = None
+    gpu: str = ""
     outbox: Outbox = Outbox()
 
 
@@ -97,6 +101,7 @@ class State(Struct, frozen=True, kw_only=True):
     register_tries: int = 0
     heartbeat_at_ms: int | None = None
     heartbeat_misses: int = 0
+    devices: DevicePool = DevicePool()
     runs: dict[RunKey, Run] = {}
     ended: tuple[RunKey, ...] = ()  # the newest runs that are over here: they are not begun again
     draining: bool = False
@@ -124,6 +129,11 @@ def next_wake_ms(state: State) -> int | None:
     due = [state.register_at_ms, state.heartbeat_at_ms, state.halt_by_ms]
     due += [run.outbox.retry_at_ms for run in state.runs.values()]
     return min((at_ms for at_ms in due if at_ms is not None), default=None)
+
+
+def held_gpus(state: State) -> set[str]:
+    """The uuids of the NVIDIA devices that runs have."""
+    return {run.gpu for run in state.runs.values() if run.gpu and run.phase != "reporting"}
 
 
 def retry_delay_ms(session: str, tries: int) -> int:
@@ -236,7 +246,14 @@ def _on_assigned(state: State, event: Assigned, now_ms: int) -> Step:
     busy = [key for key, run in state.runs.items() if run.phase != "reporting"]
     if len(busy) >= state.max_runs:
         return state, [*actions, _no(f"no free slot: {len(busy)} of {state.max_runs} runs are busy")]
-    return _with(state, key, Run(assign, begun=assign.funded)), [*actions, _yes(), StartRun(assign)]
+    gpu = ""
+    if assign.job.needs.device == "cuda" and state.devices.devices:
+        choice = state.devices.choose(assign.job_id, held_gpus(state))
+        if isinstance(choice, str):
+            return state, [*actions, _no(choice)]
+        state, gpu = replace(state, devices=choice[0]), choice[1].uuid
+    run = Run(assign, begun=assign.funded, gpu=gpu)
+    return _with(state, key, run), [*actions, _yes(), StartRun(assign, gpu)]
 
 
 def _on_begin_asked(state: State, event: BeginAsked, now_ms: int) -> Step:
@@ -346,6 +363,12 @@ def _on_disk_checked(state: State, event: DiskChecked, now_ms: int) -> Step:
     return _beating_at_once(replace(state, disk_full=event.full), now_ms), [Note(note)]
 
 
+def _on_devices_read(state: State, event: DevicesRead, now_ms: int) -> Step:
+    held = held_gpus(state)  # of these, what our own runs take was read
+    read = state.devices.read(device for device in event.devices if device.uuid not in held)
+    return replace(state, devices=read), []
+
+
 def _on_link_back(state: State, _: LinkBack, now_ms: int) -> Step:
     """What waits for its next try is tried now; if central is not back yet, as often as at first."""
     soon_ms = now_ms + retry_delay_ms(state.session, 0)  # nodes whose links come back together are not in step
@@ -402,6 +425,7 @@ _WORKING: Table = {
     ShutdownAsked: _on_shutdown_asked,
     DrainAsked: _on_drain_asked,
     DiskChecked: _on_disk_checked,
+    DevicesRead: _on_devices_read,
     LinkBack: _on_link_back,
 }
 _TABLES: dict[str, Table] = {

@@ -88,6 +88,8 @@ def serve(channel: Channel, train: Train) -> int:
         return 0
     try:
         own = 0 if order.device == "cpu" else DEVICE_HOST_BYTES
+        if order.device != "cpu":  # nothing of CUDA is loaded yet, which reads this once
+            os.environ["CUDA_VISIBLE_DEVICES"] = order.gpu
         sandbox.limit(order.memory_bytes and order.memory_bytes + own, order.file_bytes)
         for said in throttle(train(order, channel), time.monotonic):
             channel.send(said)

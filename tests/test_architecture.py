@@ -113,8 +113,8 @@ cyxnet.cli.money cyxnet.cli.train cyxnet.cli.workflows
 cyxnet.chatting cyxnet.cli.chat cyxnet.cli.serving cyxnet.cli.graphs cyxnet.cli
 cyxnet.__main__
 
-cyxnode.errors cyxnode.events cyxnode.outbox cyxnode.state cyxnode.pipe cyxnode.exchange cyxnode.sandbox
-cyxnode.saving cyxnode.train
+cyxnode.errors cyxnode.devicepool cyxnode.events cyxnode.outbox cyxnode.state cyxnode.pipe cyxnode.exchange
+cyxnode.sandbox cyxnode.saving cyxnode.train
 cyxnode.signing cyxnode.home cyxnode.cache cyxnode.hardware cyxnode.telemetry cyxnode.process cyxnode.uploads
 cyxnode.segments cyxnode.chain cyxnode.answering cyxnode.replicas cyxnode.runs cyxnode.verify cyxnode.checking
 cyxnode.agent cyxnode.why

@@ -42,6 +42,18 @@ def test_a_node_that_cannot_run_the_job_is_never_chosen_and_says_why():
     assert choose(tiny) is None
 
 
+def test_a_node_has_a_gpu_for_each_of_its_runs_that_want_one():
+    gpu_job = replace(JOB, job=f.job_request(needs=m.Needs(device="cuda")))
+    gpus = [m.Gpu(name="gpu", memory_bytes=2**34)] * 2
+    one_free = replace(candidate(max_runs=4, active_runs=2, hardware={"gpus": gpus}), gpu_runs=1)
+    none_free = replace(one_free, gpu_runs=2)
+    assert (schedule.refusal(gpu_job, one_free), schedule.lacking(gpu_job, one_free)) == (None, [])
+    assert schedule.refusal(gpu_job, none_free) == "all of its GPUs are busy (2)"
+    assert schedule.lacking(gpu_job, none_free) == ["no CUDA GPU free"]
+    assert schedule.refusal(JOB, none_free) is None
+    assert schedule.ever_fits(gpu_job, none_free.node)
+
+
 def test_the_faster_the_better_known_and_the_cheaper_node_wins():
     assert choose(candidate("slow", hardware={"flops_per_s": 1e9}), candidate("fast")) == "fast"
     assert choose(candidate("dear", price_per_hour_base_units=9), candidate("cheap")) == "cheap"

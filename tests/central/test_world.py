@@ -63,6 +63,19 @@ def test_a_lease_takes_room_and_its_end_gives_it_back():
     assert log.world.candidate("node-a").memory_free_bytes == held.node.hardware.memory_bytes
 
 
+def test_a_run_that_wants_a_gpu_has_one_for_itself():
+    wanting = {"needs": m.Needs(device="cuda")}
+    log = Log().node(f.registered(max_runs=4, hardware={"gpus": [m.Gpu(name="gpu", memory_bytes=2**34)]}))
+    for number in (1, 2, 3):
+        log.job(f.submitted(f"job-{number}", **(wanting if number < 3 else {})), f.FUNDED, job_id=f"job-{number}")
+    at_once = [("job-1", "node-a"), ("job-3", "node-a")]
+    assert planned(log) == at_once
+    log.job(f.leased(), job_id="job-1")
+    assert (log.world.candidate("node-a").gpu_runs, log.world.candidate("node-a").free_gpus) == (1, 0)
+    assert planned(log) == [("job-3", "node-a")]
+    assert planned(log.job(f.lost(), job_id="job-1")) == at_once
+
+
 @pytest.mark.parametrize("seed", [1, 2, 3])
 @pytest.mark.parametrize("limit", [0, 2 * f.AMOUNT])
 def test_whatever_happens_the_plan_is_what_looking_at_everyone_finds(seed, limit):

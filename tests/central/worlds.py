@@ -20,7 +20,7 @@ def candidate(dice, number):
             "cores": dice.choice([2, 4, 8]),
             "memory_bytes": dice.choice([1, 2, 4, 8]) * 2**30,
             "flops_per_s": dice.choice([1e9, 1e10, 1e11]),
-            "gpus": dice.choice([[], [], [GPU]]),
+            "gpus": dice.choice([[], [], [GPU], [GPU, GPU]]),
         },
     )
     node = replace(
@@ -36,6 +36,7 @@ def candidate(dice, number):
         active_runs=runs,
         memory_free_bytes=node.hardware.memory_bytes - runs * dice.choice([2**27, 2**28]),
         checker=dice.random() < 0.15,
+        gpu_runs=dice.randint(0, min(runs, len(node.hardware.gpus))),
     )
 
 

@@ -77,6 +77,7 @@ async def start_node(broker: Broker, tmp_path: Path) -> AsyncIterator[Callable[.
             session_s: float | None = None,
             network_id: str = NETWORK,
             platform_key: str = PLATFORM.public_key,
+            settings: Settings | None = None,
         ) -> Node:
             home = open_home(tmp_path / "cyx", name)
             stack.callback(home.close)
@@ -102,7 +103,8 @@ async def start_node(broker: Broker, tmp_path: Path) -> AsyncIterator[Callable[.
                 replica_buses.append(bus)
                 return bus
 
-            agent = Agent(home, bus, pool, facts, Settings(), ready.set, network_id, connect, platform_key)
+            wanted = settings or Settings()
+            agent = Agent(home, bus, pool, facts, wanted, ready.set, network_id, connect, platform_key)
             task = asyncio.create_task(agent.run())
             stack.push_async_callback(_stop, agent, task)
             return Node(agent, home, task, ready, replica_buses)

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +22,7 @@ from cyxnet.messages import (
     Begin,
     Heartbeat,
     HeartbeatReply,
+    Needs,
     Pause,
     ReportReply,
     RunRef,
@@ -30,8 +32,12 @@ from cyxnet.messages import (
     goodbye_bytes,
     registration_bytes,
 )
-from cyxnode.agent import FULL_DISK_BYTES, ROOM_AGAIN_BYTES
+from cyxnode import hardware
+from cyxnode.agent import FULL_DISK_BYTES, ROOM_AGAIN_BYTES, Agent, Settings
+from cyxnode.events import DevicesRead
+from cyxnode.runs import Runs, Work
 from tests.doorkeeper import CENTRAL, opened
+from tests.node import fake_nvml
 from tests.node.fake_central import NETWORK, PLATFORM, FakeCentral, Store, make_assign
 from tests.node.standin import GRAPH_SHA256
 
@@ -470,3 +476,49 @@ async def test_a_node_whose_disk_is_full_takes_no_runs_until_there_is_room(
     assert (await central.command(register.node_id, assign)).accepted
     await central.wait_for("completed")
     assert node.ready.is_set()
+
+
+async def test_a_node_gives_away_what_is_free_of_a_device_when_it_is_asked(
+    central: FakeCentral, start_node: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other programs filled it since the node was started; then they end."""
+    used, told, tell = [fake_nvml.MEMORY_BYTES], asyncio.Event(), Agent.tell
+
+    def tell_and_say(agent: Agent, event: Any) -> Any:
+        found = tell(agent, event)
+        if isinstance(event, DevicesRead):
+            told.set()
+        return found
+
+    monkeypatch.setattr(Agent, "tell", tell_and_say)
+    monkeypatch.setattr("cyxnode.agent.HARDWARE_INTERVAL_S", 0.01)
+    monkeypatch.setitem(sys.modules, "pynvml", fake_nvml.module([0]))
+    settings = Settings(devices=hardware.devices())
+    monkeypatch.setitem(sys.modules, "pynvml", fake_nvml.module(used))
+    await start_node(settings=settings)
+    register = await central.wait_for("register")
+    await asyncio.wait_for(told.wait(), WAIT_S)
+    assign = make_assign(register, central.store.add(b"rows"), needs=Needs(device="cuda"))
+    refused = await central.command(register.node_id, assign)
+    assert (refused.accepted, refused.reason[:29]) == (False, "no device with 512 MiB free: ")
+    used[0] = 0
+    for _ in range(2):  # the reading that is on its way now, and the next
+        told.clear()
+        await asyncio.wait_for(told.wait(), WAIT_S)
+    assert (await central.command(register.node_id, assign)).accepted
+    await central.wait_for("completed")
+
+
+async def test_a_run_waits_until_the_process_that_had_its_device_is_dead() -> None:
+    runs, dying, alive = object.__new__(Runs), Work(None, 0.0, gpu="GPU-0"), asyncio.Event()
+    ours, other = Work(None, 0.0, gpu="GPU-0"), Work(None, 0.0, gpu="GPU-1")
+    other.task = asyncio.create_task(asyncio.Event().wait())  # type: ignore[arg-type]
+    dying.task = asyncio.create_task(alive.wait())  # type: ignore[arg-type]
+    runs._works = {("job-1", 1): dying, ("job-2", 1): ours, ("job-3", 1): other}
+    dying.task.add_done_callback(lambda _: runs._gone(("job-1", 1), dying))
+    ours.task = asyncio.create_task(runs._alone_on(ours))
+    await asyncio.wait([ours.task, asyncio.create_task(asyncio.sleep(0))], return_when=asyncio.FIRST_COMPLETED)
+    assert not ours.task.done()
+    alive.set()
+    await asyncio.wait_for(ours.task, WAIT_S)
+    other.task.cancel()

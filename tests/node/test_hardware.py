@@ -1,6 +1,7 @@
 """What a node says of its machine."""
 
 import os
+import sys
 from collections import namedtuple
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from cyxnet.codec import MSGPACK, decode, encode
 from cyxnet.messages import HardwareMetrics, RunRef
 from cyxnode import hardware
 from cyxnode.hardware import Limits, Meter, busy_percent, cgroup_limits, usable_cores
+from tests.node import fake_nvml
 
 Times = namedtuple("Times", ["user", "system", "idle", "iowait", "guest"])
 
@@ -75,3 +77,33 @@ def test_busy_is_what_is_neither_idle_nor_waiting_for_a_disk(after: Times, perce
 def test_connections_are_read_from_the_kernels_own_count(tmp_path: Path) -> None:
     (tmp_path / "sockstat").write_text("sockets: used 90\nTCP: inuse 7 orphan 0 tw 1\n")
     assert hardware.tcp_connections(tmp_path / "sockstat") == 7
+
+
+@pytest.fixture
+def three_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine with three NVIDIA devices, of which other programs use something."""
+    monkeypatch.setitem(sys.modules, "pynvml", fake_nvml.module([0, 2**30, fake_nvml.MEMORY_BYTES], [0, 50, 100]))
+
+
+@pytest.mark.usefixtures("three_gpus")
+def test_devices_are_read_with_what_is_free_and_how_busy_they_are() -> None:
+    whole = fake_nvml.MEMORY_BYTES
+    assert [(each.index, each.uuid, each.memory_bytes, each.free_bytes) for each in hardware.devices()] == [
+        (0, "GPU-0", whole, whole),
+        (1, "GPU-1", whole, whole - 2**30),
+        (2, "GPU-2", whole, 0),
+    ]
+    assert [each.busy_percent for each in hardware.devices()] == [0.0, 50.0, 100.0]
+
+
+def test_a_device_that_cannot_say_how_busy_it_is_counts_as_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", fake_nvml.module([5]))
+    assert [each.busy_percent for each in hardware.devices()] == [0.0]
+
+
+@pytest.mark.usefixtures("three_gpus")
+def test_only_devices_that_are_lent_are_announced_and_metered() -> None:
+    assert [gpu.name for gpu in hardware.measure().gpus] == ["card 0", "card 1", "card 2"]
+    assert [gpu.name for gpu in hardware.measure(offer_gpus=[0, 2]).gpus] == ["card 0", "card 2"]
+    assert hardware.measure(offer_gpus=[]).gpus == []
+    assert [gpu.index for gpu in Meter("node-a", "s", [1]).read([]).gpus] == [1]

@@ -18,8 +18,10 @@ from cyxnet import identity, tls
 from cyxnet.broker import Broker
 from cyxnet.config import ConfigError
 from cyxnet.messages import completion_bytes
-from cyxnode.__main__ import main, parse_bytes, parse_price, read_ca, say_ready
+from cyxnode.__main__ import main, offered, parse_bytes, parse_price, read_ca, say_ready
+from cyxnode.errors import NodeError
 from cyxnode.home import open_home
+from tests.node import fake_nvml
 from tests.node.fake_central import PLATFORM, FakeCentral, make_assign
 
 WAIT_S = 60.0
@@ -187,6 +189,7 @@ def test_without_a_network_folder_the_error_says_what_to_do(tmp_path: Path, caps
         ["--memory", "lots"],
         ["--memory", "1KB"],
         ["--max-runs", "0"],
+        ["--gpu-policy", "fastest"],
         ["--price-per-hour", "-1"],
         ["--name", "///"],
         ["--nice", "40"],
@@ -241,3 +244,27 @@ def test_an_authority_is_a_certificate_and_an_empty_file_is_not_every_other_one(
     for path, why in {tmp_path: "Is a directory", tmp_path / "none": "No such file or directory"}.items():
         with pytest.raises(ConfigError, match=f"--ca {path}: cannot be read: {why}"):
             read_ca(path)
+
+
+@pytest.mark.parametrize(
+    ("option", "variable", "wanted"),
+    [(None, None, [0, 1]), (None, "1", [1]), (None, "", []), ("0", "1", [0]), ("none", None, [])],
+)
+def test_gpus_are_those_of_the_option_then_of_the_environment(
+    monkeypatch: pytest.MonkeyPatch, option: str | None, variable: str | None, wanted: list[int]
+) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", fake_nvml.module([0, 0]))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", variable)
+    assert [device.index for device in offered(option)] == wanted
+
+
+def test_without_a_driver_the_variable_means_nothing_and_the_option_is_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", fake_nvml.module([]))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    assert offered(None) == ()
+    with pytest.raises(NodeError, match="which has none"):
+        offered("0")

@@ -187,6 +187,7 @@ EVENTS = [
     e.DrainAsked(False),
     e.DiskChecked(True),
     e.DiskChecked(False),
+    e.DevicesRead(()),
     e.LinkBack(),
     e.GoodbyeDone(),
 ]
