@@ -433,7 +433,7 @@ def in_halves(function: Function, inputs: Sequence[Any], options: tuple[Any, ...
     for x, y, asked in zip(inputs, wide, followed, strict=True):
         if y is not x:
             y.requires_grad = asked
-    found = described(function, wide, options)
+    found = described(function, wide, options, KEYED)
     ways = None if found is None else _ways_of(found[0])
     if found is None or ways is None:
         return None

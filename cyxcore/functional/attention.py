@@ -1,6 +1,7 @@
 """Attention and positions. Names and arguments are torch's where it has the function."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from cyxcore.casting import current, inside
@@ -51,15 +52,16 @@ def _attended(
     half = current() if inside[0] else None
     if half is not None:  # which rounds what is added to the scores
         mask, key_mask = _joined(mask, key_mask), None
-    given, options = (query, key, value, mask, key_mask), (is_causal, scale)
+    function: Callable[..., Any] = _scaled_dot_product_attention
+    given: tuple[Any, ...] = (query, key, value, mask, key_mask)
+    options: tuple[Any, ...] = (is_causal, scale)
     if dropout_p == 0.0 or training is False and 0.0 <= dropout_p <= 1.0:
-        if half is not None:
-            return query._in_halves(_scaled_dot_product_attention, (*given, None), (*options, 0.0), half)
-        return composed(_scaled_dot_product_attention, (*given, None), (*options, 0.0))
-    if training is True and 0.0 < dropout_p < 1.0 and half is None and _are_drawn_for(*given):
-        return composed(_scaled_dot_product_attention, (*given, query._next_key()), (*options, dropout_p))
-    weights = attention_weights(query, key, _joined(mask, key_mask), *options)
-    return dropout(weights, dropout_p, training) @ value
+        given, options = (*given, None), (*options, 0.0)
+    elif training is True and 0.0 < dropout_p < 1.0 and _are_drawn_for(*given):
+        given, options = (*given, query._next_key()), (*options, dropout_p)
+    else:
+        function, options = _attention_with_dropout, (*options, dropout_p, training)
+    return composed(function, given, options) if half is None else query._in_halves(function, given, options, half)
 
 
 def _are_drawn_for(*inputs: Any) -> bool:
@@ -83,6 +85,22 @@ def _scaled_dot_product_attention(
     if drawn_by is not None:
         weights = dropped(weights, apply("uniform", drawn_by, shape=weights.shape, stream=0), dropout_p)
     return weights @ value
+
+
+def _attention_with_dropout(
+    query: Any,
+    key: Any,
+    value: Any,
+    mask: Any,
+    key_mask: Any,
+    is_causal: bool,
+    scale: float | None,
+    dropout_p: float,
+    training: bool | TracedMode,
+) -> Any:
+    """The same where a graph has keys of what is drawn."""
+    weights = attention_weights(query, key, _joined(mask, key_mask), is_causal, scale)
+    return dropout(weights, dropout_p, training) @ value
 
 
 def attention_weights(

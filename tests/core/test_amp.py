@@ -305,11 +305,13 @@ ONES_ON_THE_TAPE: dict[str, Callable[[Any, Any, Any], Any]] = {
     "conv2d": lambda x, w, b: F.conv2d(x.reshape(16, 4, 32, 64), w[:4, :36].reshape(4, 4, 3, 3), b[:4], padding=1),
     "attention of one": lambda x, w, b: F.scaled_dot_product_attention(x, x, x, is_causal=True) + x,
     "attention": lambda x, w, b: F.scaled_dot_product_attention(F.linear(x, w), x, F.linear(x, w, b)),
+    "attention with dropout": lambda x, w, b: F.scaled_dot_product_attention(F.linear(x, w), x, x, None, 0.25, True),
 }
 
 
 def gradients(name: str, dtype: str, create_graph: bool = False) -> list[bytes]:
     given = [x.detach().copy().requires_grad_() for x in LARGE.values()]
+    cx.manual_seed(5)
     with cx.autocast("cpu", dtype=dtype):
         result = ONES_ON_THE_TAPE[name](*given)
     assert (type(result._op.op) is not str) == (eager.LEAST_COMPOSED < 1 << 20 and not name.endswith("one"))
@@ -329,6 +331,26 @@ def test_a_function_that_is_one_on_the_tape_has_the_bits_of_its_steps(
     found = [gradients(name, dtype), gradients(name, dtype, create_graph=True)]
     monkeypatch.setattr("cyxcore.eager.LEAST_COMPOSED", 1 << 40)
     assert found == [gradients(name, dtype), gradients(name, dtype, create_graph=True)]
+
+
+@pytest.mark.parametrize("dtype", casting.HALVES)
+def test_attention_rounds_once_whatever_it_drops(dtype: str) -> None:
+    x = LARGE["x"]
+
+    def dropped(x: Any) -> Any:
+        with cx.autocast("cpu", dtype=dtype):
+            return F.scaled_dot_product_attention(x, x, x, dropout_p=0.25)
+
+    rounded = x.astype(dtype).astype("float32")
+    found = []
+    for attention in (
+        dropped,
+        cx.compile(dropped),
+        lambda x: F.dropout(F.attention_weights(rounded, rounded), 0.25) @ rounded,
+    ):
+        cx.manual_seed(5)
+        found.append(attention(x).astype(dtype).astype("float32").numpy().tobytes())
+    assert found[0] == found[1] == found[2]
 
 
 def test_parameters_and_their_gradients_stay_float32() -> None:
