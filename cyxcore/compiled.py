@@ -13,6 +13,7 @@ from cyxcore import casting, precision
 from cyxcore import device as devices
 from cyxcore import plan as planning
 from cyxcore.arguments import Form, Given, IsAPart, NumbersAsked, taken_apart, with_others
+from cyxcore.becoming import noting_what_is_made
 from cyxcore.eager import Tensor, copy_of
 from cyxcore.errors import GraphError
 from cyxcore.forks import renew_in_children, undivided
@@ -118,6 +119,7 @@ class Compiled(Repeating):
             state = symbols[len(symbols) - len(self.around.state()[0]) :]
             inside = stack.enter_context(self.around.symbolic(builder, device, known, state))
             stack.enter_context(drawing_again(partial(in_a_graph, builder)))
+            stack.enter_context(noting_what_is_made())
             options = self._bound.options()
             args, named = with_others(given, symbols, self.fixed)
             result = self.function(*args, **named)

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from cyxcore import dlpack, drawing
+from cyxcore.becoming import note, noting
 from cyxcore.device import DEVICES, OWN_MEMORY, default_device
 from cyxcore.dtype import DEFAULTS, FLOATS, dtype_name
 from cyxcore.eager import Tensor, around, as_array, copy_of, next_key, wrap
@@ -33,12 +34,14 @@ Array = np.ndarray[Any, Any]
 Make = TypeVar("Make", bound=Callable[..., Tensor])
 
 
-def placed(make: Make) -> Make:
+def placed(make: Make, is_new: bool = True) -> Make:
     """What `make` makes, on the device it is asked for (None: the default one)."""
 
     @functools.wraps(make)
     def on_device(*args: Any, **options: Any) -> Tensor:
         made, name = make(*args, **options), options.get("device") if options else None
+        if noting[0] and is_new:
+            note(made)
         if name is None:
             name = default_device()
             if name not in OWN_MEMORY:
@@ -80,7 +83,7 @@ def tensor(data: Any, dtype: Any = None, requires_grad: bool = False, *, device:
     return made.requires_grad_() if requires_grad else made
 
 
-@placed
+@functools.partial(placed, is_new=False)
 def asarray(obj: Any, /, *, dtype: Any = None, device: Any = None, copy: bool | None = None) -> Tensor:
     """obj as a tensor: itself if it is one of that dtype, around its memory where that can be, else a copy.
 

@@ -27,7 +27,7 @@ from cyxcore.dtype import (
     item_bytes,
     scalar_dtype,
 )
-from cyxcore.errors import DataError, DtypeError, GradientError, GraphError, ShapeError, SpecError
+from cyxcore.errors import DataError, DtypeError, GradientError, ShapeError, SpecError
 from cyxcore.exports import Leaving
 from cyxcore.gradients import NO_GRADIENT
 from cyxcore.held import Held, Node, connect, copied, is_recording
@@ -241,7 +241,7 @@ class Tensor(Held, Leaving):
         before._op, before.requires_grad = self._op, True
         result = operate(before, before if other is self else other)
         if not isinstance(result, Tensor):
-            raise GraphError(f"{name}: a tensor cannot hold a value of a graph; write x = x ...")
+            return result._written_to(self, name)
         check_fits(name, self, result)
         if result is before:
             return self
@@ -270,6 +270,10 @@ class Tensor(Held, Leaving):
             and self._filled(index, value)
         ):
             return
+        for part in (value, *(index if type(index) is tuple else (index,))):
+            if getattr(part, "is_symbolic", False):
+                _planned("cyxcore.becoming", "value_of")(self, part, "assignment")[index] = value
+                return
         basic, found = indexing.split(self, index)
         arrays = {axis: part._data for axis, part in found.items()}
         shape = picked(self.shape, basic, arrays)
@@ -358,8 +362,6 @@ class Tensor(Held, Leaving):
 
     def _fitting(self, value: Any) -> "Tensor":
         """A value in this tensor's dtype and place, which must be of a kind that dtype holds."""
-        if isinstance(value, Value) and not isinstance(value, Tensor):
-            raise GraphError("trace: a tensor cannot hold a value of a graph; keep it in a buffer of a module")
         if type(value) in DEFAULTS and scalar_dtype(value, self.dtype) == self.dtype:
             return self._constant(value, self.dtype)
         given = value if isinstance(value, Tensor) else Tensor(value)

@@ -120,6 +120,9 @@ class _Plain:
 
     also_plain = connect_tape = connect
 
+    def becomes(self, kind: type) -> type:
+        return kind
+
     def watched(self, update: Any, given: tuple[Any, ...], states: Any, place: int) -> tuple[Any, None]:
         return update(*given), None
 
@@ -167,6 +170,7 @@ Repeating: Any = _made.Repeating
 View: Any = _made.View
 Watch: Any = _made.Watch
 also_plain = _made.also_plain
+becomes = _made.becomes
 connect = _made.connect
 connect_tape = _made.connect_tape
 copied = _made.copied

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 from cyxcore.dtype import holds_kind
-from cyxcore.errors import DtypeError, GraphError, ShapeError
+from cyxcore.errors import DtypeError, ShapeError
 from cyxcore.values import Value
 
 
@@ -53,8 +53,7 @@ class InPlace(Value):
             return self._become(name, operate, other)
         result = operate(self if readers is None else self._kept(*readers), other)
         if not isinstance(result, InPlace):
-            instead = f"x = x.{name[:-1]}(...)" if name.endswith("_") else "x = x ..."
-            raise GraphError(f"{name}: a tensor cannot hold a value of a graph; write {instead}")
+            return result._written_to(self, name)
         check_fits(name, self, result)
         self._put(result.astype(self.dtype))
         return self

@@ -34,6 +34,7 @@ from cyxcore import casting, precision
 from cyxcore import device as devices
 from cyxcore import plan as planning
 from cyxcore.arguments import NO_FORM, Form, Given, IsAPart, NumbersAsked, taken_apart, with_others
+from cyxcore.becoming import noting_what_is_made
 from cyxcore.eager import Tensor, copy_of, next_key
 from cyxcore.errors import GradientError, GraphError
 from cyxcore.forks import renew_in_children, undivided
@@ -501,6 +502,7 @@ class CompiledStep(Repeating):
             if before is not None:
                 stack.enter_context(_having_missed(self.optimizers, before.missed))
             stack.enter_context(drawing_again(partial(in_a_graph, builder)))
+            stack.enter_context(noting_what_is_made())
             parameters = {symbol.home: tensors[identity] for identity, symbol in known.items()}
             if self.around.freezes:  # what is computed before the step sets requires_grad keeps no gradient
                 for symbol in known.values():

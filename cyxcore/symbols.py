@@ -302,15 +302,17 @@ class Symbol(Placed):
     def _in_place_of(self, tensor: Any, references: int, name: str, operate: Callable[[Any, Any], Any]) -> Any:
         """x += self of a tensor x: of one that a compiled step made (total = cx.zeros(())) x is a symbol from here on.
 
-        references: to x. Raises GraphError where something else has x too, and so would not see what is written.
+        references: to x. Where something else has x too it is one there as well, if the step made it (becoming.py).
         """
         alone = tensor._memory is None and references <= references_of_a_name(type(tensor))
         if self.is_compiled and alone:
             return self.builder.lift(tensor).copy()._in_place(name, operate, self)
-        raise GraphError(
-            f"trace: {name} writes a value of the graph to a tensor outside of it, or to one with other names or "
-            "views; write x = x + ..., or keep it in a buffer of a module"
-        )
+        return importlib.import_module("cyxcore.becoming").value_of(tensor, self, name)._in_place(name, operate, self)
+
+    def _written_to(self, tensor: Any, name: str) -> Any:
+        """x.name(...) of a tensor x, of which this is the result: x is a symbol from here on."""
+        importlib.import_module("cyxcore.becoming").value_of(tensor, self, name)._take(name, self)
+        return tensor
 
     def __setitem__(self, index: Any, value: Any) -> None:
         """As of a tensor: whoever else has this value, or a view of it, reads the new one.

@@ -8,7 +8,7 @@ import numpy as np
 from cyxcore import drawing, variates
 from cyxcore.device import OWN_MEMORY
 from cyxcore.dtype import FLOATS, INEXACT, dtype_name, iinfo
-from cyxcore.errors import DtypeError, GradientError, GraphError, SpecError
+from cyxcore.errors import DtypeError, GradientError, SpecError
 from cyxcore.inplace import InPlace
 from cyxcore.keys import next_key
 from cyxcore.torchsymbols import Placed
@@ -74,9 +74,7 @@ class InMemory(InPlace):
 
     def copy_(self, source: Any) -> Self:
         """The values of `source`, broadcast and converted, in this memory."""
-        if isinstance(source, Value) and not isinstance(source, InPlace):
-            raise GraphError("copy_: a tensor cannot hold a value of a graph; use the value itself, or x.expand_as(y)")
-        given = source if isinstance(source, InPlace) else self._constant(source)
+        given = source if isinstance(source, Value) else self._constant(source)
         self[...] = given.astype(self.dtype)  # type: ignore[index]
         return self
 

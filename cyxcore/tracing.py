@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from cyxcore import linalg
+from cyxcore.becoming import noting_what_is_made
 from cyxcore.errors import GraphError, ShapeError
 from cyxcore.forks import undivided
 from cyxcore.func import flat
@@ -141,7 +142,8 @@ def _traced(model: Any, input_shape: Sequence[int] | None, dtype: str, first: bo
         builder = Builder(batch_size, MOST_NODES)
         x = builder.input("x", (batch_size, *input_shape), dtype)
         try:
-            with undivided(), symbolic(model, builder) if isinstance(model, Module) else nullcontext():
+            within = symbolic(model, builder) if isinstance(model, Module) else nullcontext()
+            with undivided(), noting_what_is_made(), within:
                 result = model(x)
                 if first and (found := _tensors(result)):
                     result, results = found[0], len(found)

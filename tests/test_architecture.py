@@ -54,7 +54,8 @@ cyxcore.order cyxcore.placement
 cyxcore.plan cyxcore.retracing
 cyxcore.tape cyxcore.keys cyxcore.conversion cyxcore.forks
 cyxcore.torchtensors cyxcore.exports
-cyxcore.eager cyxcore.rownorms cyxcore.composed cyxcore.sequences cyxcore.creation cyxcore.fft cyxcore.signals
+cyxcore.eager cyxcore.rownorms cyxcore.composed cyxcore.sequences cyxcore.becoming
+cyxcore.creation cyxcore.fft cyxcore.signals
 cyxcore.saving cyxcore.random cyxcore.torchfunctions
 cyxcore.data.datasets cyxcore.data.samplers cyxcore.data.collate
 cyxcore.transforms.draws cyxcore.transforms.colour cyxcore.transforms.geometry cyxcore.transforms.policies

@@ -57,6 +57,7 @@ cdef extern from "numpy/arrayobject.h":
 
 cdef extern from "reuse.h":
     void cyx_reuse(PyTypeObject *)
+    void cyx_reuse_too(PyTypeObject *)
     int cyx_inherit_operator(PyTypeObject *, object, object) except -1
 
 cdef extern from "cyx.h" nogil:
@@ -700,6 +701,12 @@ def connect(
     _views, _no_gradient, _differentiable = views, no_gradient, differentiable
     cyx_reuse(<PyTypeObject *>tensor_type)
     also_plain(tensor_type)
+
+
+def becomes(kind):
+    """A class that tensors may change to: of one like theirs."""
+    cyx_reuse_too(<PyTypeObject *>kind)
+    return kind
 
 
 cdef inline bint _is_casting():

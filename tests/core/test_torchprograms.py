@@ -10,7 +10,7 @@ import pytest
 import cyxcore as cx
 import cyxcore.nn.functional as F  # noqa: N812 - as programs write it
 from cyxcore import nn
-from cyxcore.errors import GraphError, SpecError
+from cyxcore.errors import SpecError
 from cyxcore.nn.utils.rnn import (
     pack_padded_sequence,
     pack_sequence,
@@ -299,22 +299,6 @@ def test_small_methods_of_modules_and_gradients() -> None:
         norm = nn.utils.get_total_norm([p.grad for p in pair], norm_type)
         nn.utils.clip_grads_with_norm_(pair, 1.0, norm)
         assert abs(nn.utils.get_total_norm([p.grad for p in pair], norm_type).item() - 1) < 1e-5
-
-
-@pytest.mark.parametrize(
-    ("written", "said"),
-    [
-        (lambda x: cx.zeros(2, 3).add_(x), r"add_: a tensor cannot hold a value of a graph; write x = x.add\(...\)"),
-        (
-            lambda x: cx.zeros(2, 3).scatter_(1, x.argmax(dim=1, keepdim=True), 1.0),
-            r"scatter_: a tensor cannot hold a value of a graph; write x = x.scatter\(...\)",
-        ),
-        (lambda x: cx.zeros(2, 3).copy_(x), "copy_: a tensor cannot hold a value of a graph; use the value itself"),
-    ],
-)
-def test_a_tensor_that_a_compiled_function_would_write_to_is_told(written: Any, said: str) -> None:
-    with pytest.raises(GraphError, match=said):
-        cx.compile(lambda x: x + written(x))(cx.ones(2, 3))
 
 
 def test_smoothed_labels_are_compiled_as_advised() -> None:

@@ -47,6 +47,7 @@ static void cyx_as_function(PyTypeObject *type, Py_ssize_t offset) {
  * the class itself: a subclass may be of another size, and has its own tp_alloc and tp_free. */
 #ifdef Py_GIL_DISABLED
 static void cyx_reuse(PyTypeObject *type) { (void)type; }
+static void cyx_reuse_too(PyTypeObject *type) { (void)type; }
 #else
 enum { CYX_KEPT_OBJECTS = 256 };
 static PyTypeObject *cyx_reused;
@@ -82,5 +83,8 @@ static void cyx_reuse(PyTypeObject *type) {
     type->tp_alloc = cyx_reusing_alloc;
     type->tp_free = cyx_keeping_free;
 }
+
+/* What becomes an object of the class or of this subclass, which is like it, is of both: Python asks that both free alike. */
+static void cyx_reuse_too(PyTypeObject *type) { type->tp_free = cyx_reused ? cyx_reused->tp_free : type->tp_free; }
 #endif
 #endif
