@@ -374,3 +374,15 @@ def test_a_product_with_its_bias_and_relu_has_the_bits_of_the_three(by_lt: Any, 
         by_lt.call(call.op, call.out, call.inputs, call.attrs)
     for one in found:
         np.testing.assert_array_equal(one, devices.host(outs[2]))
+
+
+def test_cuda_says_what_the_card_is_and_what_of_it_is_used() -> None:
+    before = cx.cuda.memory_allocated()
+    held = cx.zeros(2**20, device="cuda")
+    assert cx.cuda.memory_allocated() >= before + held.nbytes
+    cx.cuda.synchronize()
+    free_bytes, all_bytes = cx.cuda.mem_get_info()
+    assert 0 < free_bytes < all_bytes and cx.cuda.memory_reserved() >= cx.cuda.memory_allocated()
+    assert cx.cuda.get_device_name() and cx.cuda.get_device_capability() >= (8, 0)
+    cx.cuda.empty_cache()
+    assert held.sum().item() == 0
