@@ -124,10 +124,8 @@ class Agent:
         self._signing = Signing(home.key.sign, trust.network_id, _wall_ms, _now_ms)
         self._guard = Guard(home.node_id, self.session, trust, self._clock_ms, home.keep_trust)
         self._heartbeats = 0
-        pool_of_devices = DevicePool(devices=settings.devices, policy=settings.gpu_policy)
-        self._state = State(
-            node_id=home.node_id, session=self.session, max_runs=settings.max_runs, devices=pool_of_devices
-        )
+        gpus = DevicePool(devices=settings.devices, policy=settings.gpu_policy)
+        self._state = State(node_id=home.node_id, session=self.session, max_runs=settings.max_runs, gpus=gpus)
         self._limits = hardware.cgroup_limits()
         self._meter = hardware.Meter(home.node_id, self.session, [device.index for device in settings.devices])
         self._run_began = asyncio.Event()
@@ -253,16 +251,23 @@ class Agent:
                 free_bytes = await asyncio.to_thread(self._cache.disk_free_bytes, ROOM_AGAIN_BYTES)
                 least_bytes = ROOM_AGAIN_BYTES if self._state.disk_full else FULL_DISK_BYTES
                 self.tell(e.DiskChecked(free_bytes < least_bytes))
-            if self._state.devices.devices:
-                held = held_gpus(self._state)
-                read = await asyncio.to_thread(hardware.devices)
-                self.tell(e.DevicesRead(tuple(device for device in read if device.uuid not in held)))
+            if self._state.gpus.devices:
+                self.tell(e.DevicesRead(await asyncio.to_thread(self._free_devices, held_gpus(self._state))))
             runs = [RunRef(job_id=job_id, attempt=attempt) for job_id, attempt in self._state.runs]
             if self._state.registered:
                 await self._telemetry.hardware(await asyncio.to_thread(self._meter.read, runs))
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(HARDWARE_INTERVAL_S):
                     await self._run_began.wait()
+
+    def _free_devices(self, held: set[str]) -> tuple[Device, ...]:
+        """Those that no run has, as they are read now; one that cannot be read any more has nothing free."""
+        read = {device.uuid: device for device in hardware.devices()}
+        return tuple(
+            read.get(device.uuid, replace(device, free_bytes=0))
+            for device in self._settings.devices
+            if device.uuid not in held
+        )
 
     # -- doing ------------------------------------------------------------------------------------------
 

@@ -49,7 +49,7 @@ class DevicePool(Struct, frozen=True, kw_only=True):
             return f"no free device: {len(held)} of {len(self.devices)} are busy"
         if not roomy:
             most = max(device.free_bytes for device in free)
-            return f"no device with {LEAST_FREE_BYTES >> 20} MiB free: other programs have left {most >> 20} MiB"
+            return f"no device with {LEAST_FREE_BYTES >> 20} MiB free: other programs have left {most >> 20} at most"
         device = POLICIES[self.policy](self, job_id, roomy)
         given = (*(each for each in self.given if each.job_id != job_id), Given(job_id, device.uuid))
         return replace(self, given=given[-JOBS_REMEMBERED:]), device

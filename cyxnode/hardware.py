@@ -130,8 +130,7 @@ def measure_bytes_per_s(budget_s: float = BYTES_BUDGET_S) -> float:
 def devices() -> tuple[Device, ...]:
     """What runs can be given, as it is now; none without the driver or the optional package nvidia-ml-py."""
     found = []
-    for nvml, handle, index in _nvml_devices():
-        memory = nvml.nvmlDeviceGetMemoryInfo(handle)
+    for nvml, handle, index, memory in _nvml_devices():
         busy = _try(nvml, lambda: nvml.nvmlDeviceGetUtilizationRates(handle).gpu)  # noqa: B023
         uuid = _text(nvml.nvmlDeviceGetUUID(handle))
         free_bytes = memory.total - memory.used
@@ -143,14 +142,12 @@ def devices() -> tuple[Device, ...]:
 def gpus(only: Collection[int] | None = None) -> list[Gpu]:
     """NVIDIA devices with these numbers (None: all), by NVML; none without the driver or the package nvidia-ml-py."""
     found = []
-    for nvml, handle, index in _nvml_devices():
-        if only is not None and index not in only:
-            continue
+    for nvml, handle, _, memory in _nvml_devices(only):
         major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
         found.append(
             Gpu(
                 name=_text(nvml.nvmlDeviceGetName(handle)),
-                memory_bytes=nvml.nvmlDeviceGetMemoryInfo(handle).total,
+                memory_bytes=memory.total,
                 compute_capability=f"{major}.{minor}",
                 driver=_text(nvml.nvmlSystemGetDriverVersion()),
             )
@@ -160,10 +157,7 @@ def gpus(only: Collection[int] | None = None) -> list[Gpu]:
 
 def gpu_metrics(only: Collection[int] | None = None) -> list[GpuMetrics]:
     found = []
-    for nvml, handle, index in _nvml_devices():
-        if only is not None and index not in only:
-            continue
-        memory = nvml.nvmlDeviceGetMemoryInfo(handle)
+    for nvml, handle, index, memory in _nvml_devices(only):
         milliwatts = _try(nvml, lambda: nvml.nvmlDeviceGetPowerUsage(handle))  # noqa: B023
         celsius = _try(nvml, lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU))  # noqa: B023
         busy = _try(nvml, lambda: nvml.nvmlDeviceGetUtilizationRates(handle).gpu)  # noqa: B023
@@ -250,8 +244,10 @@ def tcp_connections(sockstat: Path = Path("/proc/net/sockstat")) -> int:
         return 0
 
 
-def _nvml_devices() -> Iterator[tuple[Any, Any, int]]:
-    """(module, handle, index) of every device NVML shows; nothing without package or driver."""
+def _nvml_devices(only: Collection[int] | None = None) -> Iterator[tuple[Any, Any, int, Any]]:
+    """(module, handle, index, memory) of every device with such a number (None: any) that answers: one may fall off its
+    bus. Nothing without package or driver.
+    """
     try:
         nvml = importlib.import_module("pynvml")
         nvml.nvmlInit()
@@ -261,7 +257,14 @@ def _nvml_devices() -> Iterator[tuple[Any, Any, int]]:
         raise
     try:
         for index in range(nvml.nvmlDeviceGetCount()):
-            yield nvml, nvml.nvmlDeviceGetHandleByIndex(index), index
+            if only is not None and index not in only:
+                continue
+            try:
+                handle = nvml.nvmlDeviceGetHandleByIndex(index)
+                memory = nvml.nvmlDeviceGetMemoryInfo(handle)
+            except nvml.NVMLError:
+                continue
+            yield nvml, handle, index, memory
     finally:
         nvml.nvmlShutdown()
 

@@ -101,7 +101,7 @@ class State(Struct, frozen=True, kw_only=True):
     register_tries: int = 0
     heartbeat_at_ms: int | None = None
     heartbeat_misses: int = 0
-    devices: DevicePool = DevicePool()
+    gpus: DevicePool = DevicePool()
     runs: dict[RunKey, Run] = {}
     ended: tuple[RunKey, ...] = ()  # the newest runs that are over here: they are not begun again
     draining: bool = False
@@ -247,11 +247,11 @@ def _on_assigned(state: State, event: Assigned, now_ms: int) -> Step:
     if len(busy) >= state.max_runs:
         return state, [*actions, _no(f"no free slot: {len(busy)} of {state.max_runs} runs are busy")]
     gpu = ""
-    if assign.job.needs.device == "cuda" and state.devices.devices:
-        choice = state.devices.choose(assign.job_id, held_gpus(state))
+    if assign.job.needs.device == "cuda" and state.gpus.devices:
+        choice = state.gpus.choose(assign.job_id, held_gpus(state))
         if isinstance(choice, str):
             return state, [*actions, _no(choice)]
-        state, gpu = replace(state, devices=choice[0]), choice[1].uuid
+        state, gpu = replace(state, gpus=choice[0]), choice[1].uuid
     run = Run(assign, begun=assign.funded, gpu=gpu)
     return _with(state, key, run), [*actions, _yes(), StartRun(assign, gpu)]
 
@@ -365,8 +365,8 @@ def _on_disk_checked(state: State, event: DiskChecked, now_ms: int) -> Step:
 
 def _on_devices_read(state: State, event: DevicesRead, now_ms: int) -> Step:
     held = held_gpus(state)  # of these, what our own runs take was read
-    read = state.devices.read(device for device in event.devices if device.uuid not in held)
-    return replace(state, devices=read), []
+    read = state.gpus.read(device for device in event.devices if device.uuid not in held)
+    return replace(state, gpus=read), []
 
 
 def _on_link_back(state: State, _: LinkBack, now_ms: int) -> Step:

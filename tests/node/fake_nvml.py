@@ -13,8 +13,17 @@ class NVMLError(Exception):
 NVMLError.__module__ = "pynvml"
 
 
-def module(used_bytes: list[int], busy_percent: list[int] | None = None) -> Any:
-    """`pynvml` with a device for each number: what is used of its memory, and how busy it is (None: it cannot say)."""
+def module(used_bytes: list[int] | list[int | None], busy_percent: list[int] | None = None) -> Any:
+    """`pynvml` with a device for each number: what is used of its memory, and how busy it is (None: it cannot say).
+
+    A device of which None is used does not answer.
+    """
+
+    def memory(index: int) -> Any:
+        used = used_bytes[index]
+        if used is None:
+            raise NVMLError("GPU is lost")
+        return SimpleNamespace(total=MEMORY_BYTES, used=used)
 
     def utilization(index: int) -> Any:
         if busy_percent is None:
@@ -34,7 +43,7 @@ def module(used_bytes: list[int], busy_percent: list[int] | None = None) -> Any:
         nvmlDeviceGetHandleByIndex=lambda index: index,
         nvmlDeviceGetUUID=lambda index: f"GPU-{index}",
         nvmlDeviceGetName=lambda index: f"card {index}",
-        nvmlDeviceGetMemoryInfo=lambda index: SimpleNamespace(total=MEMORY_BYTES, used=used_bytes[index]),
+        nvmlDeviceGetMemoryInfo=memory,
         nvmlDeviceGetCudaComputeCapability=lambda index: (9, 0),
         nvmlSystemGetDriverVersion=lambda: b"580.1",
         nvmlDeviceGetUtilizationRates=utilization,

@@ -79,7 +79,7 @@ def test_a_device_that_others_have_filled_is_passed_over(policy: str) -> None:
     enough = replace(device(1), free_bytes=LEAST_FREE_BYTES, busy_percent=99.0)
     pool = DevicePool(devices=(full, enough), policy=policy)
     assert given(pool, ("a", set())) == ["GPU-1"]
-    assert pool.choose("a", {"GPU-1"}) == "no device with 512 MiB free: other programs have left 511 MiB"
+    assert pool.choose("a", {"GPU-1"}) == "no device with 512 MiB free: other programs have left 511 at most"
     assert pool.choose("a", {"GPU-0", "GPU-1"}) == "no free device: 2 of 2 are busy"
 
 
@@ -111,7 +111,7 @@ def wanting(job_id: str, attempt: int = 1, wanted: str = "cuda") -> e.Assigned:
 
 
 def node(devices: tuple[Device, ...] = FOUR, max_runs: int = 6, **changes: Any) -> State:
-    new = State(node_id="node-a", session=SESSION, max_runs=max_runs, devices=DevicePool(devices=devices, **changes))
+    new = State(node_id="node-a", session=SESSION, max_runs=max_runs, gpus=DevicePool(devices=devices, **changes))
     return step(new, e.Registered(1000), 0)[0]
 
 
@@ -156,7 +156,7 @@ def test_what_a_run_takes_is_not_taken_for_somebody_elses() -> None:
     state, _ = step(node(devices=FOUR[:2]), wanting("job-1"), 1)
     (mine,) = held_gpus(state)
     state, _ = step(state, e.DevicesRead((device(0, 0), device(1, 0))), 2)
-    read = {each.uuid: each.free_bytes for each in state.devices.devices}
+    read = {each.uuid: each.free_bytes for each in state.gpus.devices}
     assert read[mine] > 0 and [free for uuid, free in read.items() if uuid != mine] == [0]
 
 

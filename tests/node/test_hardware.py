@@ -101,6 +101,14 @@ def test_a_device_that_cannot_say_how_busy_it_is_counts_as_idle(monkeypatch: pyt
     assert [each.busy_percent for each in hardware.devices()] == [0.0]
 
 
+def test_a_device_that_does_not_answer_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that had fallen off its bus was an error, and the node told no figures of its machine any more."""
+    monkeypatch.setitem(sys.modules, "pynvml", fake_nvml.module([0, None, 0]))
+    assert [each.index for each in hardware.devices()] == [0, 2]
+    assert [gpu.index for gpu in Meter("node-a", "s").read([]).gpus] == [0, 2]
+    assert [gpu.name for gpu in hardware.gpus()] == ["card 0", "card 2"]
+
+
 @pytest.mark.usefixtures("three_gpus")
 def test_only_devices_that_are_lent_are_announced_and_metered() -> None:
     assert [gpu.name for gpu in hardware.measure().gpus] == ["card 0", "card 1", "card 2"]
