@@ -273,6 +273,9 @@ RULES["tanh"] = lambda g, x, y, a: (g * (1.0 - y * y),)
 RULES["sigmoid"] = lambda g, x, y, a: (g * (y * (1.0 - y)),)
 RULES["relu"] = lambda g, x, y, a: (g * (y > 0).astype(g.dtype),)
 RULES["erf"] = lambda g, x, y, a: (g * ((-(x[0] * x[0])).exp() * (2.0 / math.sqrt(math.pi))),)
+RULES["erfc"] = lambda g, x, y, a: (g * ((-(x[0] * x[0])).exp() * (-2.0 / math.sqrt(math.pi))),)
+RULES["ndtr"] = lambda g, x, y, a: (g * _normal_density(x[0]),)
+RULES["gelu"] = lambda g, x, y, a: (apply("gelu_grad", g, x[0]),)
 RULES["softplus"] = lambda g, x, y, a: (apply("softplus_grad", g, x[0]),)
 RULES["square"] = lambda g, x, y, a: (g * 2.0 * x[0],)
 RULES["sin"] = lambda g, x, y, a: (g * x[0].cos(),)
@@ -281,6 +284,10 @@ RULES["add"] = lambda g, x, y, a: (g, g)
 BY_INPUT["sub"] = (lambda g, x, a: g, lambda g, x, a: -fit(g, x[1].shape))
 BY_INPUT["mul"] = (lambda g, x, a: g * x[1], lambda g, x, a: g * x[0])
 RULES["by_mode"] = lambda g, x, y, a: (_in_mode(g, 0), _in_mode(g, 1))
+
+
+def _normal_density(x: Any) -> Any:
+    return (x * x * -0.5).exp() * (1.0 / math.sqrt(2.0 * math.pi))
 
 
 @rule("cast")
@@ -652,6 +659,13 @@ def _softplus_grad(g: Any, x: Sequence[Any], y: Any, attrs: Mapping[str, Any]) -
     upstream, value = x
     share = value.sigmoid()
     return apply("softplus_grad", g, value), g * upstream * (share * (1.0 - share))
+
+
+@rule("gelu_grad")
+def _gelu_grad(g: Any, x: Sequence[Any], y: Any, attrs: Mapping[str, Any]) -> Sequence[Any]:
+    """Of u (Φ(x) + x φ(x)), u being the gradient of gelu's result."""
+    upstream, value = x
+    return apply("gelu_grad", g, value), g * upstream * (_normal_density(value) * (2.0 - value * value))
 
 
 @rule("softmax_grad")

@@ -185,6 +185,8 @@ def _rows() -> list[Op]:
         row("abs", "elementwise", 1, infer.magnitude, 1),
         *(row(name, "elementwise", 1, infer.unary(INEXACT), 10) for name in costly),
         *(row(name, "elementwise", 1, infer.unary(FLOATS), 10) for name in ("sigmoid", "erf")),
+        *(row(name, "elementwise", 1, infer.unary(FLOATS), 30) for name in ("erfc", "ndtr", "gelu")),
+        row("gelu_grad", "elementwise", 2, infer.binary(FLOATS), 31),
         row("softplus", "elementwise", 1, infer.unary(FLOATS), 22),
         row("softplus_grad", "elementwise", 2, infer.binary(FLOATS), 16),
         row("logical_not", "elementwise", 1, infer.unary(("bool",)), 1),

@@ -151,13 +151,9 @@ def _stretched(y: Any) -> Any:
     return y + fraction
 
 
-@_precise(lambda x, y: (-x.square()).exp() * (-2.0 / math.sqrt(math.pi)))
 def erfc(x: Any) -> Any:
     """1 - erf(x), with its digits also where that is near 0."""
-    far = x > 2.0
-    y = where(far, x, 2.0)
-    tail = (-y.square()).exp() / _stretched(y) / math.sqrt(math.pi)
-    return where(far, where(x == math.inf, 0.0, tail), 1.0 - where(far, 0.0, x).erf())
+    return apply("erfc", to_inexact(x))
 
 
 @_precise(lambda x, y: y.square().exp() * (math.sqrt(math.pi) / 2.0))
@@ -226,7 +222,7 @@ def xlog1py(x: Any, other: Any) -> Any:
 
 def ndtr(x: Any) -> Any:
     """The share of a standard normal below x."""
-    return erfc(to_inexact(x) * -math.sqrt(0.5)) * 0.5
+    return apply("ndtr", to_inexact(x))
 
 
 def ndtri(p: Any) -> Any:

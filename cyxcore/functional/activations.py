@@ -55,16 +55,17 @@ def _celu(x: Any, alpha: float) -> Any:
 
 def gelu(x: Any, approximate: str = "none") -> Any:
     """x Φ(x), Φ the normal distribution function; "tanh": Hendrycks and Gimpel's approximation of it."""
-    return x._composed(_gelu, (x,), (approximate,))
-
-
-def _gelu(x: Any, approximate: str) -> Any:
     if approximate == "none":
-        return ((x * math.sqrt(0.5)).erf() * 0.5 + 0.5) * x
-    if approximate == "tanh":  # (1 + tanh z) / 2 = σ(2 z): fewer passes, and no digits lost where tanh z is near -1
-        scale = math.sqrt(8.0 / math.pi)
-        return x * (x * (x.square() * (0.044715 * scale) + scale)).sigmoid()
+        return apply("gelu", to_inexact(x))
+    if approximate == "tanh":
+        return x._composed(_gelu_by_tanh, (x,), ())
     raise SpecError(f"gelu: expected approximate to be none or tanh, got {approximate!r}")
+
+
+def _gelu_by_tanh(x: Any) -> Any:
+    # (1 + tanh z) / 2 = σ(2 z): fewer passes, and no digits lost where tanh z is near -1
+    scale = math.sqrt(8.0 / math.pi)
+    return x * (x * (x.square() * (0.044715 * scale) + scale)).sigmoid()
 
 
 def silu(x: Any, inplace: bool = False) -> Any:

@@ -79,9 +79,12 @@ _PLAIN: dict[str, Callable[..., Any]] = {
 KERNELS.update((name, _plain(function)) for name, function in _PLAIN.items())
 
 _erf = np.frompyfunc(math.erf, 1, 1)
+_erfc = np.frompyfunc(math.erfc, 1, 1)
 
 KERNELS["relu"] = lambda a, x: np.maximum(x, x.dtype.type(0))
 KERNELS["erf"] = lambda a, x: np.asarray(_erf(x)).astype(x.dtype)
+KERNELS["erfc"] = lambda a, x: np.asarray(_erfc(x)).astype(x.dtype)
+KERNELS["ndtr"] = lambda a, x: _ndtr(x).astype(x.dtype)
 KERNELS["cast"] = lambda a, x: x if a["dtype"] == "bfloat16" else x.astype(a["dtype"])
 
 
@@ -100,6 +103,23 @@ def _sigmoid(attrs: Mapping[str, Any], x: Array) -> Any:
     """1 / (1 + exp(-x)), through exp(-|x|) so that nothing overflows."""
     small = np.exp(-np.abs(x))
     return np.where(x >= 0, 1 / (1 + small), small / (1 + small))
+
+
+def _ndtr(x: Array) -> Array:
+    return 0.5 * np.asarray(_erfc(x * -math.sqrt(0.5))).astype("float64")
+
+
+@kernel("gelu")
+def _gelu(attrs: Mapping[str, Any], x: Array) -> Any:
+    """x Φ(x), which goes to 0 where x is next to -∞."""
+    return np.where(x == -np.inf, -0.0, x * _ndtr(x)).astype(x.dtype)
+
+
+@kernel("gelu_grad")
+def _gelu_grad(attrs: Mapping[str, Any], g: Array, x: Array) -> Any:
+    """g (Φ(x) + x φ(x)), of which the second goes to 0 on both sides."""
+    wide = np.clip(x.astype("float64"), -40.0, 40.0)
+    return (g * (_ndtr(wide) + wide * np.exp(-0.5 * wide * wide) / math.sqrt(2.0 * math.pi))).astype(x.dtype)
 
 
 @kernel("softplus")

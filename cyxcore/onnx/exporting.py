@@ -4,6 +4,7 @@ Weights are initializers by their own names, a node carries the label of its lay
 ONNX cannot say is refused by name. Equal models give equal bytes.
 """
 
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -229,6 +230,19 @@ def _pool(writer: _Writer, node: Node, inputs: list[str], shapes: list[Shape], o
     return writer.node("AveragePool", inputs, **window, count_include_pad=1)
 
 
+def _by_erf(writer: _Writer, node: Node, inputs: list[str], shapes: list[Shape], out: Shape) -> str:
+    """erfc, Φ and x Φ(x) of what ONNX has: erf, and Gelu from opset 20 on."""
+    if node.op == "gelu" and writer.opset >= 20:
+        return writer.node("Gelu", inputs)
+    dtype = writer.known.dtypes[node.inputs[0]]
+    half, root = (writer.constant(np.array(value, dtype)) for value in (0.5, math.sqrt(0.5)))
+    if node.op == "erfc":
+        return writer.node("Sub", [writer.constant(np.array(1.0, dtype)), writer.node("Erf", inputs)])
+    error = writer.node("Erf", [writer.node("Mul", [*inputs, root])])
+    share = writer.node("Add", [writer.node("Mul", [error, half]), half])
+    return share if node.op == "ndtr" else writer.node("Mul", [share, *inputs])
+
+
 def _axis_op(op_type: str) -> Translate:
     return lambda writer, node, inputs, shapes, out: writer.node(op_type, inputs, axis=node.attrs["axis"])
 
@@ -236,6 +250,7 @@ def _axis_op(op_type: str) -> Translate:
 TRANSLATIONS: dict[str, Translate] = {
     **dict.fromkeys(_PLAIN, _plain),
     **dict.fromkeys(_REDUCTIONS, _reduce),
+    **dict.fromkeys(("erfc", "ndtr", "gelu"), _by_erf),
     "square": lambda writer, node, inputs, shapes, out: writer.node("Mul", [*inputs, *inputs]),
     "not_equal": lambda writer, node, inputs, shapes, out: writer.node("Not", [writer.node("Equal", inputs)]),
     "cast": lambda writer, node, inputs, shapes, out: writer.node("Cast", inputs, to=NUMBERS[node.attrs["dtype"]]),

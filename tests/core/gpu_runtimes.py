@@ -142,6 +142,10 @@ class Libdevice:
     pow = staticmethod(lambda a, b: Libdevice._apply(np.power, a, b))
     atan2 = staticmethod(lambda a, b: Libdevice._apply(np.arctan2, a, b))
     erf = staticmethod(lambda x: Libdevice._apply(np.vectorize(math.erf, otypes=[float]), x))
+    erfc = staticmethod(lambda x: Libdevice._apply(np.vectorize(math.erfc, otypes=[float]), x))
+    normcdf = staticmethod(
+        lambda x: Libdevice._apply(np.vectorize(lambda v: 0.5 * math.erfc(-v * math.sqrt(0.5)), otypes=[float]), x)
+    )
 
 
 class Compiled(Host):

@@ -80,6 +80,9 @@ ROUNDED_UNARY = {
     "tanh": 3e-7,
     "sigmoid": 3e-7,
     "erf": 3e-7,
+    "erfc": 3e-7,
+    "ndtr": 3e-7,
+    "gelu": 3e-7,
     "sin": 3e-7,
     "cos": 3e-7,
     "softplus": 3e-7,
@@ -234,7 +237,8 @@ def reduction_cases() -> Iterator[Case]:
         of_rows = [((3, 700), (3, 700)), ((), (3, 700)), ((3, 1), (3, 700)), ((3, 700), (1, 1))]
         for of_result, of_input in (*PAIRS, *of_rows):
             inputs = [values(of_result, dtype), 30 * values(of_input, dtype, seed=1)]
-            yield Case("softplus_grad", inputs, tolerance=1e-6 if dtype == "float32" else 1e-14)
+            for op in ("softplus_grad", "gelu_grad"):
+                yield Case(op, inputs, tolerance=1e-6 if dtype == "float32" else 1e-14)
     several = (2, 1, 3), (3, 21, 5, 7), (2, 150, 1, 40), (2, 3, 0)
     for rows, classes, *pixels in ((1, 1), (5, 10), (64, 150), (0, 4), *several):
         labels = np.random.default_rng(3).integers(0, classes, (rows, *pixels))
@@ -386,6 +390,7 @@ BIG = [
     Case("log_softmax", [values((40, 21, 333))], {"axis": 1}),
     Case("softplus", [30 * values((300, 1001))]),
     Case("softplus_grad", [values((300, 1001)), 30 * values((300, 1001), seed=1)]),
+    Case("gelu_grad", [values((300, 1001)), 3 * values((300, 1001), seed=1)]),
     *[
         Case(op, [values((9, 130, 41)), values((9, 130, 41), seed=1)], {"axis": axis})
         for op in ("softmax_grad", "log_softmax_grad")
@@ -487,7 +492,8 @@ def sized_cases(n: int, dtype: str) -> Iterator[Case]:
     if dtype == "float32":
         yield Case("atan2", [row, several[1]], tolerance=large)
     yield Case("where", [row > 0, row, several[1]])
-    yield Case("softplus_grad", [row, several[1]], tolerance=small)
+    for op in ("softplus_grad", "gelu_grad"):
+        yield Case(op, [row, several[1]], tolerance=small)
     for x, axis in ((rows, 1), (columns, 0), (stack, 1)):
         for op in ("sum", "mean", "max", "min"):
             exact = op in ("max", "min")

@@ -300,7 +300,7 @@ LARGE = {name: cx.tensor(drawn(*shape)) for name, shape in {"x": (64, 32, 64), "
 ONES_ON_THE_TAPE: dict[str, Callable[[Any, Any, Any], Any]] = {
     "linear": lambda x, w, b: F.linear(x, w, b),
     "linear twice": lambda x, w, b: F.linear(F.linear(x, w, b), w),
-    "gelu": lambda x, w, b: F.gelu(F.linear(x, w)),
+    "gelu by tanh": lambda x, w, b: F.gelu(F.linear(x, w), "tanh"),
     "layer_norm": lambda x, w, b: F.layer_norm(F.linear(x, w), (64,), b, b),
     "conv2d": lambda x, w, b: F.conv2d(x.reshape(16, 4, 32, 64), w[:4, :36].reshape(4, 4, 3, 3), b[:4], padding=1),
     "attention of one": lambda x, w, b: F.scaled_dot_product_attention(x, x, x, is_causal=True) + x,

@@ -171,13 +171,13 @@ def test_running_statistics_move_as_by_single_operations(monkeypatch):
 
 def test_large_tensors_keep_their_input_alone():
     x, weight = _drawn(512, 128), _drawn(128)
-    assert F.gelu(x)._op.inputs == (x,)
+    assert F.silu(x)._op.inputs == (x,)
     assert F.layer_norm(x, (128,), weight)._op.inputs == (x, weight)
 
 
 def test_small_tensors_go_operation_by_operation():
     x = _drawn(8, 8)
-    assert type(F.gelu(x)._op.op) is str
+    assert type(F.silu(x)._op.op) is str
 
 
 def test_an_input_changed_in_place_is_an_error_that_names_the_function(monkeypatch):
@@ -257,7 +257,7 @@ def test_running_statistics_may_move_before_the_way_back(monkeypatch, create_gra
 
 def test_operations_take_the_place_of_a_function_once(monkeypatch):
     monkeypatch.setattr(eager, "LEAST_COMPOSED", 0)
-    result = F.gelu(_drawn(4, 8))
+    result = F.silu(_drawn(4, 8))
     function = result._op.op
     function.expand(result)
     expanded = result._op
@@ -268,7 +268,7 @@ def test_operations_take_the_place_of_a_function_once(monkeypatch):
 def test_a_hook_may_ask_for_second_derivatives_of_what_is_walked(monkeypatch):
     def run():
         x, found = _drawn(4, 8), []
-        middle = F.gelu(x)
+        middle = F.mish(x)
         result = F.silu(middle)
         result.register_hook(lambda g: found.extend(cx.autograd.grad(middle.sum(), [x], create_graph=True)))
         result.sum().backward()
@@ -302,7 +302,7 @@ def test_a_function_calls_itself_in_threads(monkeypatch):
 
     def slope(seed):
         x = _drawn(64, 32, seed=seed)
-        F.gelu(F.layer_norm(x, (32,))).sum().backward()
+        F.silu(F.layer_norm(x, (32,))).sum().backward()
         return x.grad.numpy()
 
     wanted = [slope(seed) for seed in range(4)]
@@ -322,7 +322,7 @@ def test_shapes_that_are_always_new_get_no_plans(monkeypatch):
     monkeypatch.setattr(composed, "_made", 0)
     monkeypatch.setattr(composed, "_used", 0)
     for length in range(301, 340):
-        F.gelu(_drawn(length)).sum().backward()
+        F.silu(_drawn(length)).sum().backward()
     assert composed._made <= 40 // composed.LEAST_USES
 
 
@@ -350,7 +350,7 @@ def test_the_kind_of_calls_that_was_not_used_for_longest_is_forgotten(monkeypatc
     monkeypatch.setattr(eager, "LEAST_COMPOSED", 0)
     monkeypatch.setattr(composed, "MOST_KNOWN", 2)
     for rows in (2, 3, 2, 4):
-        F.gelu(_drawn(rows, 5))
+        F.silu(_drawn(rows, 5))
     assert [kind.typed[0][0] for kind in composed._ways] == [(2, 5), (4, 5)]
 
 

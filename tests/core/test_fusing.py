@@ -127,7 +127,7 @@ def test_small_calls_are_made_alone() -> None:
     assert found((slot(0, 100), slot(1, 100)), (slot(2, 100), slot(0, 100))) == []
 
 
-UNARY = ("neg", "abs", "exp", "tanh", "sigmoid", "relu", "square", "sign", "floor", "sin", "erf")
+UNARY = ("neg", "abs", "exp", "tanh", "sigmoid", "relu", "square", "sign", "floor", "sin", "erf", "gelu")
 BINARY = ("add", "sub", "mul", "div", "maximum", "minimum")
 SHAPES = [(33, 70), (70,), (33, 1), (), (1, 70)]
 
@@ -816,7 +816,7 @@ def chains(draw: Any) -> Any:
     for place in range(draw(st.integers(2, 16))):
         made = place - 1 if draw(st.integers(0, 2)) else draw(st.integers(-3, place - 1))
         if made != -3 and not draw(st.integers(0, 5)):
-            calls.append((draw(st.sampled_from("neg square exp log tanh sigmoid erf relu".split())), (made,)))
+            calls.append((draw(st.sampled_from("neg square exp log tanh sigmoid erf gelu relu".split())), (made,)))
             continue
         others = ["number", "column", "channel", "row", "array", "itself"]
         other = draw(st.sampled_from(others + ["earlier"] * (place > 0)))
@@ -885,7 +885,7 @@ def check_chain(
 
 
 @pytest.mark.parametrize("isa", ["avx512", "avx2", "portable"])
-@pytest.mark.parametrize("name", "sigmoid tanh erf sin cos square sqrt exp log abs".split())
+@pytest.mark.parametrize("name", "sigmoid tanh erf erfc sin cos square sqrt exp log abs".split())
 def test_the_gradient_of_a_function_has_the_same_bits_in_one_pass(name: str, isa: str) -> None:
     """That of a large tensor is made tile by tile, those of its parts call by call."""
 

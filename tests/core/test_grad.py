@@ -38,10 +38,11 @@ IDX = np.array([[0, 2], [2, 1]])
 
 # (op, inputs, attributes); every float input is checked
 CASES: list[tuple[str, list[np.ndarray], dict[str, Any]]] = [
-    *((op, [real(2, 3)], {}) for op in ("neg", "exp", "tanh", "sigmoid", "erf", "square", "sin", "cos")),
-    *((op, [np.array(0.7)], {}) for op in ("neg", "exp", "tanh", "sigmoid", "erf", "square", "sin", "cos")),
+    *((op, [real(2, 3)], {}) for op in "neg exp tanh sigmoid erf erfc ndtr gelu square sin cos".split()),
+    *((op, [np.array(0.7)], {}) for op in "neg exp tanh sigmoid erf erfc ndtr gelu square sin cos".split()),
     *((op, [apart(3, 4)], {}) for op in ("abs", "relu", "softplus")),
     ("softplus_grad", [real(3, 4), apart(3, 4)], {}),
+    ("gelu_grad", [real(3, 4), real(3, 4)], {}),
     *((op, [real(5, low=0.3)], {}) for op in ("log", "sqrt")),
     *((op, [real(2, 3), real(2, 3, low=0.5)], {}) for op in ("add", "sub", "mul", "div")),
     *((op, [real(2, 1, 3), real(4, 1, low=0.5)], {}) for op in ("add", "sub", "mul", "div")),

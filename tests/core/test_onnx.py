@@ -107,6 +107,18 @@ def test_what_we_wrote_comes_back_and_computes_the_same(kind: str, tmp_path: Pat
     np.testing.assert_allclose(model.predict(x), cx.predict(graph, weights, x), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("opset", [13, 18, 20])
+def test_the_normal_distribution_goes_by_erf_and_by_gelu_where_there_is_one(opset: int, tmp_path: Path) -> None:
+    traced = cx.trace(lambda x: cx.special.erfc(x) + cx.special.ndtr(x) * cx.functional.gelu(x), [4])
+    model = cx.Model(traced.graph, {})
+    model.export(tmp_path / "m.onnx", opset=opset)
+    onnx.checker.check_model(tmp_path / "m.onnx", full_check=True)
+    kinds = {node.op_type for node in onnx.load(tmp_path / "m.onnx").graph.node}
+    assert "Erf" in kinds and ("Gelu" in kinds) == (opset >= 20)
+    x = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
+    np.testing.assert_allclose(peer(tmp_path / "m.onnx", x), model.predict(x), rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("opset", [13, 17, 18, 20, 21])
 def test_each_opset_that_can_be_asked_for_is_a_valid_model(opset: int, tmp_path: Path) -> None:
     graph = cx.build(

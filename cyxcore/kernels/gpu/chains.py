@@ -35,6 +35,10 @@ EXPRESSIONS: dict[str, str | dict[str, str]] = {
     "tanh": "tanh({0})",
     "sigmoid": "sigmoid({0})",
     "erf": "erf({0})",
+    "erfc": "erfc({0})",
+    "ndtr": "ndtr({0})",
+    "gelu": "gelu({0})",
+    "gelu_grad": "gelu_grad({0}, {1})",
     "softplus": "softplus({0})",
     "softplus_grad": "softplus_grad({0}, {1})",
     "sin": "sin({0})",
@@ -69,8 +73,8 @@ EXPRESSIONS: dict[str, str | dict[str, str]] = {
     "adam_update": "adam({0}, {1}, {2}, {3}, {4}, {beta1}, {beta2}, {eps}, {decoupled_weight_decay})",
 }
 FUNCTIONS = (
-    "maximum minimum div sqrt exp log log1p tanh erf sin cos power atan2 sigmoid softplus softplus_grad decayed "
-    "decayed_square adam".split()
+    "maximum minimum div sqrt exp log log1p tanh erf erfc ndtr gelu gelu_grad sin cos power atan2 sigmoid softplus "
+    "softplus_grad decayed decayed_square adam".split()
 )  # of helpers.py
 _AS_INTEGERS = frozenset("equal not_equal less less_equal greater greater_equal".split())
 

@@ -74,6 +74,31 @@ def erf(x):
 
 
 @triton.jit
+def erfc(x):
+    return libdevice.erfc(x)
+
+
+@triton.jit
+def ndtr(x):
+    return libdevice.normcdf(x)
+
+
+@triton.jit
+def gelu(x):
+    """x Φ(x) = max(x, 0) - |x| Φ(-|x|), which goes to 0 where x is next to -∞."""
+    far = minimum(tl.abs(x), 40.0)
+    return maximum(x, 0.0) - far * libdevice.normcdf(-far)
+
+
+@triton.jit
+def gelu_grad(g, x):
+    """g times the derivative of gelu, Φ(x) + x φ(x)."""
+    near = maximum(minimum(x, 40.0), -40.0)
+    density = libdevice.exp(-0.5 * near * near) * 0.3989422804014327
+    return g * (libdevice.normcdf(near) + near * density)
+
+
+@triton.jit
 def sin(x):
     return libdevice.sin(x)
 

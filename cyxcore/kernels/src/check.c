@@ -419,7 +419,8 @@ static rule rule_of(int op) {
     case CYX_OP_log_softmax:
     case CYX_OP_softmax_grad:
     case CYX_OP_log_softmax_grad: return check_softmax;
-    case CYX_OP_softplus_grad: return check_broadcast;
+    case CYX_OP_softplus_grad:
+    case CYX_OP_gelu_grad: return check_broadcast;
     case CYX_OP_cross_entropy:
     case CYX_OP_cross_entropy_grad: return check_loss;
     case CYX_OP_uniform: return check_uniform;
@@ -465,12 +466,16 @@ static double cost_of(int op) {
     case CYX_OP_tanh:
     case CYX_OP_sigmoid:
     case CYX_OP_erf:
+    case CYX_OP_gelu:
+    case CYX_OP_gelu_grad:
     case CYX_OP_div:
     case CYX_OP_sqrt:
     case CYX_OP_adam_update: return 6;
     case CYX_OP_sin:
     case CYX_OP_cos:
     case CYX_OP_log1p:
+    case CYX_OP_erfc:
+    case CYX_OP_ndtr:
     case CYX_OP_atan2:
     case CYX_OP_uniform: return 20;
     case CYX_OP_softplus:

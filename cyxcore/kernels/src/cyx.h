@@ -18,7 +18,7 @@ typedef enum { CYX_F32, CYX_F64, CYX_I64, CYX_I32, CYX_BOOL, CYX_U8, CYX_U64, CY
 #define CYX_OPS(X)                                                                                           \
     X(neg, 1, 1)                                                                                             \
     X(abs, 1, 1) X(exp, 1, 1) X(log, 1, 1) X(sqrt, 1, 1) X(tanh, 1, 1) X(sigmoid, 1, 1) X(relu, 1, 1)        \
-        X(erf, 1, 1) X(square, 1, 1) X(sign, 1, 1) X(floor, 1, 1) X(logical_not, 1, 1) X(sin, 1, 1)          \
+        X(erf, 1, 1) X(erfc, 1, 1) X(ndtr, 1, 1) X(gelu, 1, 1) X(square, 1, 1) X(sign, 1, 1) X(floor, 1, 1) X(logical_not, 1, 1) X(sin, 1, 1)          \
             X(softplus, 1, 1) X(log1p, 1, 1) X(cos, 1, 1) X(add, 2, 2) X(sub, 2, 2) X(mul, 2, 2)             \
             X(div, 2, 2) X(pow, 2, 2) X(atan2, 2, 2) X(maximum, 2, 2)                                        \
                 X(minimum, 2, 2) X(equal, 2, 2) X(not_equal, 2, 2) X(less, 2, 2) X(less_equal, 2, 2)         \
@@ -32,7 +32,7 @@ typedef enum { CYX_F32, CYX_F64, CYX_I64, CYX_I32, CYX_BOOL, CYX_U8, CYX_U64, CY
                                     X(one_hot, 1, 1) X(conv2d, 2, 2) X(conv2d_grad_input, 2, 2) X(conv2d_grad_weight, 2, 2) \
                                         X(max_pool2d, 1, 1) X(max_pool2d_grad, 2, 2) X(avg_pool2d, 1, 1)     \
                                             X(avg_pool2d_grad, 1, 1) X(softmax, 1, 1) X(log_softmax, 1, 1)   \
-                                                X(softmax_grad, 2, 2) X(log_softmax_grad, 2, 2) X(softplus_grad, 2, 2)  \
+                                                X(softmax_grad, 2, 2) X(log_softmax_grad, 2, 2) X(softplus_grad, 2, 2) X(gelu_grad, 2, 2) \
                                                 X(cross_entropy, 2, 2) X(cross_entropy_grad, 3, 3)           \
                                                     X(uniform, 1, 1) X(sgd_update, 3, 3) X(momentum, 3, 3)   \
                                                         X(nesterov_update, 4, 4) X(axpy_update, 3, 3)        \

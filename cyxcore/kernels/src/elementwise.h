@@ -41,7 +41,8 @@ enum { CYX_LINK_SLOTS = 6 };
 typedef struct {
     enum {
         CYX_LINK_ADD, CYX_LINK_SUB, CYX_LINK_FROM, CYX_LINK_MUL, CYX_LINK_DIV, CYX_LINK_OVER,
-        CYX_LINK_NEG, CYX_LINK_EXP, CYX_LINK_TANH, CYX_LINK_SIGMOID, CYX_LINK_ERF
+        CYX_LINK_NEG, CYX_LINK_EXP, CYX_LINK_TANH, CYX_LINK_SIGMOID, CYX_LINK_ERF,
+        CYX_LINK_GELU
     } kind;
     cyx_operand first; /* CYX_LINK_ITSELF: what the link before made; an array; or kept */
     cyx_operand other; /* CYX_LINK_ITSELF: the first operand */

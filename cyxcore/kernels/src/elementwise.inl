@@ -11,6 +11,9 @@
     CYX_UNARY(sigmoid_op_##S, T, T, sigmoid_##S(x))                                                          \
     CYX_UNARY(relu_##S, T, T, x < 0 ? 0 : x)                                                                 \
     CYX_UNARY(erf_op_##S, T, T, erf_##S(x))                                                                  \
+    CYX_UNARY(erfc_op_##S, T, T, erfc_##S(x))                                                                \
+    CYX_UNARY(ndtr_op_##S, T, T, ndtr_##S(x))                                                                \
+    CYX_UNARY(gelu_op_##S, T, T, gelu_##S(x))                                                                \
     CYX_UNARY(square_##S, T, T, x *x)                                                                        \
     CYX_UNARY(sign_##S, T, T, x > 0 ? 1 : x < 0 ? -1 : x == 0 ? 0 : x)                                       \
     CYX_UNARY(floor_##S, T, T, __builtin_floor##F(x))                                                        \
@@ -41,6 +44,7 @@ CYX_COSTLY(exp_rows, EXP_ROW)
 CYX_COSTLY(log_rows, LOG_ROW)
 CYX_COSTLY(sigmoid_rows, SIGMOID_ROW)
 CYX_COSTLY(erf_rows, ERF_ROW)
+CYX_COSTLY(gelu_rows, GELU_ROW)
 #endif
 #if defined(VECTOR_MATH)
 CYX_COSTLY(tanh_rows, tanh_of_row)
@@ -109,6 +113,34 @@ static void pow_f32_row(float *o, const float *a, int64_t sa, const float *b, in
 }
 CYX_BINARY_ROWS(pow_f32, float, float)
 
+/* g times the derivative of gelu at x, so many numbers at a time that those stay in the nearest cache. */
+#define GELU_GRAD(T, S, SLOPES)                                                                              \
+    static void gelu_grad_##S##_row(T *o, const T *g, int64_t sg, const T *x, int64_t sx, int64_t n) {       \
+        enum { NEAR = 1024 };                                                                                \
+        T slope[NEAR];                                                                                       \
+        for (int64_t at = 0; at < n; at += NEAR) {                                                           \
+            int64_t count = n - at < NEAR ? n - at : NEAR;                                                   \
+            if (sx)                                                                                          \
+                SLOPES(slope, x + at, 0, count);                                                             \
+            else if (!at)                                                                                    \
+                for (int64_t i = 0; i < count; i++) slope[i] = gelu_slope_##S(*x);                           \
+            mul_##S##_row(o + at, g + at * sg, sg, slope, 1, count);                                         \
+        }                                                                                                    \
+    }                                                                                                        \
+    CYX_BINARY_ROWS(gelu_grad_##S, T, T)
+#define SLOPES(T, S)                                                                                         \
+    static inline void gelu_slope_##S##_row(T *slope, const T *x, T shift, int64_t n) {                      \
+        (void)shift;                                                                                         \
+        INDEPENDENT for (int64_t i = 0; i < n; i++) slope[i] = gelu_slope_##S(x[i]);                         \
+    }
+SLOPES(double, f64)
+#if !defined(GELU_SLOPE_ROW)
+SLOPES(float, f32)
+#define GELU_SLOPE_ROW gelu_slope_f32_row
+#endif
+GELU_GRAD(float, f32, GELU_SLOPE_ROW)
+GELU_GRAD(double, f64, gelu_slope_f64_row)
+
 CYX_WHERE(where_f32, float)
 CYX_WHERE(where_f64, double)
 
@@ -125,7 +157,9 @@ static cyx_status cast_of_bool(const cyx_call *call) {
     table[CYX_OP_log][D] = log_op_##S, table[CYX_OP_sqrt][D] = sqrt_##S,                                     \
     table[CYX_OP_tanh][D] = tanh_op_##S;                                                                     \
     table[CYX_OP_sigmoid][D] = sigmoid_op_##S, table[CYX_OP_relu][D] = relu_##S,                             \
-    table[CYX_OP_erf][D] = erf_op_##S;                                                                       \
+    table[CYX_OP_erf][D] = erf_op_##S, table[CYX_OP_erfc][D] = erfc_op_##S;                                  \
+    table[CYX_OP_ndtr][D] = ndtr_op_##S, table[CYX_OP_gelu][D] = gelu_op_##S;                                \
+    table[CYX_OP_gelu_grad][D] = gelu_grad_##S;                                                              \
     table[CYX_OP_square][D] = square_##S, table[CYX_OP_sign][D] = sign_##S,                                  \
     table[CYX_OP_floor][D] = floor_##S;                                                                      \
     table[CYX_OP_logical_not][D] = logical_not_##S, table[CYX_OP_sin][D] = sin_##S,                          \
@@ -144,6 +178,7 @@ static void fill_elementwise(cyx_table table) {
 #if defined(LOG_ROW)
     table[CYX_OP_exp][CYX_F32] = exp_rows, table[CYX_OP_log][CYX_F32] = log_rows;
     table[CYX_OP_sigmoid][CYX_F32] = sigmoid_rows, table[CYX_OP_erf][CYX_F32] = erf_rows;
+    table[CYX_OP_gelu][CYX_F32] = gelu_rows;
 #endif
 #if defined(VECTOR_MATH)
     table[CYX_OP_tanh][CYX_F32] = tanh_rows, table[CYX_OP_sin][CYX_F32] = sin_rows, table[CYX_OP_cos][CYX_F32] = cos_rows;

@@ -302,7 +302,7 @@ static int form_of(const cyx_walk *walk, int input, int64_t *run, int64_t *perio
 
 static int is_of_one(int op) {
     return op == CYX_OP_neg || op == CYX_OP_square || op == CYX_OP_exp || op == CYX_OP_tanh ||
-           op == CYX_OP_sigmoid || op == CYX_OP_erf;
+           op == CYX_OP_sigmoid || op == CYX_OP_erf || op == CYX_OP_gelu;
 }
 
 /* A link that begins with element `at`. */
@@ -323,6 +323,7 @@ static cyx_link link_of(const cyx_call *call, const cyx_operand *input, int64_t 
     case CYX_OP_tanh: link.kind = CYX_LINK_TANH; break;
     case CYX_OP_sigmoid: link.kind = CYX_LINK_SIGMOID; break;
     case CYX_OP_erf: link.kind = CYX_LINK_ERF; break;
+    case CYX_OP_gelu: link.kind = CYX_LINK_GELU; break;
     case CYX_OP_add: link.kind = CYX_LINK_ADD; break;
     case CYX_OP_sub: link.kind = second ? CYX_LINK_FROM : CYX_LINK_SUB; break;
     case CYX_OP_div: link.kind = second ? CYX_LINK_OVER : CYX_LINK_DIV; break;

@@ -68,6 +68,7 @@ static inline __attribute__((always_inline)) void make_link(const int W, V *made
     case CYX_LINK_ERF: ON_ALL(made[i] = (V)erf_16((__m512)made[i])); break;
     case CYX_LINK_TANH: IN_FOURS(tanh_of); break;
     case CYX_LINK_SIGMOID: IN_FOURS(sigmoid_of); break;
+    case CYX_LINK_GELU: IN_FOURS(gelu_of); break;
 #endif
     default: ON_ALL(made[i] = made[i] * with[i]);
     }
@@ -94,28 +95,7 @@ static inline __attribute__((always_inline)) void make_links(const int W, const 
 #if defined(VECTOR_MATH)
 /* Chains that come often, compiled as they are: nothing is looked up, and what a link waits for is mixed with what others do.
  * LINK and LAST(number, kind, first operand, its slot, other operand, its slot, slot that keeps it); the last one stores. They
- * are what F.gelu and F.silu are, there and back, F.gelu by tanh there, and the gradients of sigmoid and tanh. */
-#define GELU_THERE(LINK, LAST)                                                                               \
-    LINK(0, MUL, ARRAY, 0, NUMBER, 0, -1)                                                                    \
-    LINK(1, ERF, ITSELF, 0, ITSELF, 0, -1)                                                                   \
-    LINK(2, MUL, ITSELF, 0, NUMBER, 0, -1)                                                                   \
-    LINK(3, ADD, ITSELF, 0, NUMBER, 0, -1)                                                                   \
-    LAST(4, MUL, ITSELF, 0, ARRAY, 0, -1)
-#define GELU_BACK(LINK, LAST)                                                                                \
-    LINK(0, MUL, ARRAY, 0, NUMBER, 0, 0)                                                                     \
-    LINK(1, ERF, ITSELF, 0, ITSELF, 0, -1)                                                                   \
-    LINK(2, MUL, ITSELF, 0, NUMBER, 0, -1)                                                                   \
-    LINK(3, ADD, ITSELF, 0, NUMBER, 0, 1)                                                                    \
-    LINK(4, MUL, ARRAY, 0, ARRAY, 0, 2)                                                                      \
-    LINK(5, MUL, ARRAY, 0, KEPT, 1, 1)                                                                       \
-    LINK(6, MUL, KEPT, 2, NUMBER, 0, 2)                                                                      \
-    LINK(7, MUL, KEPT, 0, ITSELF, 0, -1)                                                                     \
-    LINK(8, NEG, ITSELF, 0, ITSELF, 0, -1)                                                                   \
-    LINK(9, EXP, ITSELF, 0, ITSELF, 0, -1)                                                                   \
-    LINK(10, MUL, ITSELF, 0, NUMBER, 0, -1)                                                                  \
-    LINK(11, MUL, ITSELF, 0, KEPT, 2, -1)                                                                    \
-    LINK(12, MUL, ITSELF, 0, NUMBER, 0, -1)                                                                  \
-    LAST(13, ADD, ITSELF, 0, KEPT, 1, -1)
+ * are what F.silu is, there and back, F.gelu by tanh there, and the gradients of sigmoid and tanh. */
 #define SILU_THERE(LINK, LAST) LINK(0, SIGMOID, ARRAY, 0, ITSELF, 0, -1) LAST(1, MUL, ITSELF, 0, ARRAY, 0, -1)
 #define SILU_BACK(LINK, LAST)                                                                                \
     LINK(0, SIGMOID, ARRAY, 0, ITSELF, 0, 0)                                                                 \
@@ -164,8 +144,6 @@ static inline int is_link(const cyx_link *link, const cyx_link is, int stores) {
 /* How many of n elements are made, if this is such a chain. */
 static int64_t make_known(const cyx_link *links, int count, int64_t n) {
     int64_t at = 0;
-    IF_CHAIN_IS(GELU_THERE)
-    IF_CHAIN_IS(GELU_BACK)
     IF_CHAIN_IS(SILU_THERE)
     IF_CHAIN_IS(SILU_BACK)
     IF_CHAIN_IS(TANH_GELU_THERE)
@@ -209,6 +187,7 @@ LINKED_CALL(exp, exp_rows)
 LINKED_CALL(tanh, tanh_rows)
 LINKED_CALL(sigmoid, sigmoid_rows)
 LINKED_CALL(erf, erf_rows)
+LINKED_CALL(gelu, gelu_rows)
 #endif
 
 static void fill_links(cyx_table table) {
@@ -218,5 +197,6 @@ static void fill_links(cyx_table table) {
 #if defined(VECTOR_MATH)
     table[CYX_OP_exp][CYX_F32] = exp_linked, table[CYX_OP_tanh][CYX_F32] = tanh_linked;
     table[CYX_OP_sigmoid][CYX_F32] = sigmoid_linked, table[CYX_OP_erf][CYX_F32] = erf_linked;
+    table[CYX_OP_gelu][CYX_F32] = gelu_linked;
 #endif
 }

@@ -1,4 +1,5 @@
-/* exp, log, log1p, tanh, sigmoid, erf, sin, cos, atan2, pow: at most 2 units in the last place, the same bits everywhere.
+/* exp, log, log1p, tanh, sigmoid, erf, erfc, ndtr, gelu, sin, cos, atan2, pow: at most 2 units in the last place, the same bits
+ * everywhere.
  *
  * Every step is an IEEE operation or a fused multiply-add written as such, so a compiler can only choose how
  * many elements go at once. No branch in the functions that matter for speed: the loops around them
@@ -170,6 +171,198 @@ MATH float erf_f32(float x) {
     return __builtin_copysignf(FMA32(p, t, part ? erf_part[0][part] : a), x);
 }
 
+/* The normal distribution function of -|x|, in float64 to 2**-28: e**(-a**2 / 2) R(a) with a = |x| up to 16, R(a) by a polynomial in
+ * t = (a - 3) / (a + 3). */
+MATH double normal_tail_f32(double x) {
+    double a = __builtin_fabs(x);
+    a = a > 16.0 ? 16.0 : a;
+    double inverse = 1.0 / (a + 3.0), t = FMA64(-6.0, inverse, 1.0);
+    double p = 0x1.d09dc3d1f022ap-15; /* (a + 3) R(a) */
+    p = FMA64(p, t, 0x1.1748c14a37708p-13);
+    p = FMA64(p, t, -0x1.007cf98df4b67p-12);
+    p = FMA64(p, t, -0x1.0f21477ee8982p-10);
+    p = FMA64(p, t, 0x1.0c78a993c4b8dp-10);
+    p = FMA64(p, t, 0x1.c8c671420e9cp-8);
+    p = FMA64(p, t, -0x1.56d410ac41ffdp-7);
+    p = FMA64(p, t, -0x1.832d2afeee58bp-5);
+    p = FMA64(p, t, 0x1.d713820eee811p-3);
+    p = FMA64(p, t, -0x1.04c7299a8c6ecp-1);
+    p = FMA64(p, t, 0x1.754a751f36d0dp-1);
+    double square = -0.5 * a * a, shifted = FMA64(square, 0x1.71547652b82fep+0, 0x1.8p52);
+    uint64_t n = bits_of_f64(shifted) - 0x4338000000000000u;
+    double r = FMA64(shifted - 0x1.8p52, -0x1.62e42fefa39efp-1, square);
+    double e = 0x1.a12515da60daep-13; /* (e**r - 1 - r) / r**2, |r| <= 0.35 */
+    e = FMA64(e, r, 0x1.6d434d32cc595p-10);
+    e = FMA64(e, r, 0x1.1110e0e528fc9p-7);
+    e = FMA64(e, r, 0x1.5554e8e8cf598p-5);
+    e = FMA64(e, r, 0x1.5555555a7b04dp-3);
+    e = FMA64(e, r, 0x1.0000000b95df5p-1);
+    double ratio = p * inverse, tail = FMA64(ratio, FMA64(e, r * r, r), ratio);
+    return f64_of_bits(bits_of_f64(tail) + (n << 52)); /* a NaN that was a float32 stays one: its n ends in zeros */
+}
+
+MATH float ndtr_f32(float x) {
+    double tail = normal_tail_f32(x);
+    return (float)(x > 0.0f ? 1.0 - tail : tail);
+}
+
+MATH float erfc_f32(float x) {
+    double tail = 2.0 * normal_tail_f32(0x1.6a09e667f3bcdp+0 * x);
+    return (float)(x < 0.0f ? 2.0 - tail : tail);
+}
+
+/* a Phi(-a) and, in the second table, its derivative, Phi(-a) - a phi(a), for 0 <= a <= GELU_NEAR: 32 polynomials each, in t = a - k s,
+ * s = 11 / 64. Beyond, the first is no more than 2**-25 of a, and both fall too fast for polynomials. */
+#define GELU_NEAR 5.41f
+static const float gelu_part[7][32] = {
+    {0.0f, 0x1.2ff6fp-4f, 0x1.0152f6p-3f, 0x1.400788p-3f, 0x1.5a3458p-3f, 0x1.57515p-3f, 0x1.3f5bfcp-3f,
+     0x1.1a0a0cp-3f, 0x1.dc462ep-4f, 0x1.822884p-4f, 0x1.2d85dap-4f, 0x1.c65feep-5f, 0x1.4ad334p-5f,
+     0x1.d1fdap-6f, 0x1.3db3eep-6f, 0x1.a39a9cp-7f, 0x1.0c832ep-7f, 0x1.4d1f8ap-8f, 0x1.90ba22p-9f,
+     0x1.d3822cp-10f, 0x1.088752p-10f, 0x1.226a46p-11f, 0x1.35597p-12f, 0x1.3fbebcp-13f, 0x1.40b6a4p-14f,
+     0x1.383068p-15f, 0x1.26efe4p-16f, 0x1.0e70ep-17f, 0x1.e162fp-19f, 0x1.9fdc7cp-20f, 0x1.5cb8b2p-21f,
+     0x1.1bdaaap-22f},
+    {0x1p-1f, 0x1.74f22ap-2f, 0x1.e3d62ap-3f, 0x1.f7a40cp-4f, 0x1.e0b2f8p-6f, -0x1.576868p-5f,
+     -0x1.72ca7ep-4f, -0x1.e48498p-4f, -0x1.0752eep-3f, -0x1.0136bep-3f, -0x1.d1ca1cp-4f, -0x1.8d12b4p-4f,
+     -0x1.418908p-4f, -0x1.f16634p-5f, -0x1.70d818p-5f, -0x1.06e64ap-5f, -0x1.68e62cp-6f, -0x1.ddc142p-7f,
+     -0x1.31448p-7f, -0x1.78e838p-8f, -0x1.c1e896p-9f, -0x1.03bfbp-9f, -0x1.224034p-10f, -0x1.39fcd8p-11f,
+     -0x1.48ee38p-12f, -0x1.4dc7d2p-13f, -0x1.4827c6p-14f, -0x1.38a37cp-15f, -0x1.20af0cp-16f,
+     -0x1.0264cp-17f, -0x1.c071p-19f, -0x1.794c04p-20f},
+    {-0x1.988454p-2f, -0x1.8c94f2p-2f, -0x1.6a542ep-2f, -0x1.361e9ap-2f, -0x1.ec9e5ep-3f, -0x1.6438a2p-3f,
+     -0x1.c199f6p-4f, -0x1.b5cbc4p-5f, -0x1.15c802p-7f, 0x1.84104p-6f, 0x1.63f34ep-5f, 0x1.aebe0cp-5f,
+     0x1.b70488p-5f, 0x1.92e76cp-5f, 0x1.567856p-5f, 0x1.1196c6p-5f, 0x1.9e601cp-6f, 0x1.2b1da2p-6f,
+     0x1.9d298cp-7f, 0x1.11bd94p-7f, 0x1.5cab2p-8f, 0x1.ab876cp-9f, 0x1.f94122p-10f, 0x1.20054cp-10f,
+     0x1.3d071ep-11f, 0x1.511c8cp-12f, 0x1.5a7b58p-13f, 0x1.585b82p-14f, 0x1.4b12e2p-15f, 0x1.3402fep-16f,
+     0x1.155e9cp-17f, 0x1.e3a7f8p-19f},
+    {0x1.e8c068p-21f, 0x1.6e48e8p-5f, 0x1.5692fp-4f, 0x1.cb19f4p-4f, 0x1.04b82cp-3f, 0x1.07d344p-3f,
+     0x1.e499b2p-4f, 0x1.9593aep-4f, 0x1.32ed8p-4f, 0x1.995abp-5f, 0x1.bf182ap-6f, 0x1.257616p-7f,
+     -0x1.0ff486p-8f, -0x1.8e12c2p-7f, -0x1.037766p-6f, -0x1.0bd688p-6f, -0x1.e68b58p-7f, -0x1.9465cap-7f,
+     -0x1.39873p-7f, -0x1.ca635ap-8f, -0x1.3e1d92p-8f, -0x1.a516ap-9f, -0x1.0aa23cp-9f, -0x1.43d3a8p-10f,
+     -0x1.79da28p-11f, -0x1.a82fbcp-12f, -0x1.caaafap-13f, -0x1.de23dp-14f, -0x1.e0e522p-15f,
+     -0x1.d2f06p-16f, -0x1.b5f1d4p-17f, -0x1.8cf036p-18f},
+    {0x1.103d8ap-4f, 0x1.fd6f24p-5f, 0x1.9953bap-5f, 0x1.07661ap-5f, 0x1.897c1ap-7f, -0x1.d60a9ep-8f,
+     -0x1.7232b4p-6f, -0x1.0aa51ep-5f, -0x1.2b89cep-5f, -0x1.215f3cp-5f, -0x1.ee5ebp-6f, -0x1.77d91p-6f,
+     -0x1.f304b4p-7f, -0x1.0e67e2p-7f, -0x1.69bb96p-9f, 0x1.034286p-10f, 0x1.9a00ep-9f, 0x1.051c7p-8f,
+     0x1.04510ap-8f, 0x1.c5993ep-9f, 0x1.687f44p-9f, 0x1.0ab0a4p-9f, 0x1.72fbbep-10f, 0x1.e90c06p-11f,
+     0x1.32e4bap-11f, 0x1.7006bp-12f, 0x1.a694dp-13f, 0x1.d1b3d2p-14f, 0x1.ed387ap-15f, 0x1.f69d6p-16f,
+     0x1.ed5bb8p-17f, 0x1.d2c282p-18f},
+    {0x1.37cccp-12f, -0x1.4fb62cp-7f, -0x1.2afba6p-6f, -0x1.739e82p-6f, -0x1.80b4c4p-6f, -0x1.50bd44p-6f,
+     -0x1.e92026p-7f, -0x1.0ae8a8p-7f, -0x1.814b2cp-10f, 0x1.e9dc12p-9f, 0x1.eee002p-8f, 0x1.273184p-7f,
+     0x1.1bbc4p-7f, 0x1.df204cp-8f, 0x1.5e6e7cp-8f, 0x1.ba5cfap-9f, 0x1.b76e2p-10f, 0x1.ae1906p-12f,
+     -0x1.75f6aap-12f, -0x1.8d461ep-11f, -0x1.c38866p-11f, -0x1.9c08a6p-11f, -0x1.508d3ep-11f,
+     -0x1.f6d568p-12f, -0x1.5d9a22p-12f, -0x1.c913b8p-13f, -0x1.1bc4dcp-13f, -0x1.4ec7d2p-14f,
+     -0x1.79427p-15f, -0x1.96fa2ep-16f, -0x1.a4ec94p-17f, -0x1.a2621cp-18f},
+    {-0x1.6f3bf4p-7f, -0x1.ab234ap-7f, -0x1.30c222p-7f, -0x1.309eaap-9f, 0x1.ee667ap-11f, 0x1.189648p-8f,
+     0x1.9d7dfcp-8f, 0x1.e0dabap-8f, 0x1.bb0f32p-8f, 0x1.cec17ap-8f, 0x1.0049a8p-9f, 0x1.ee4936p-14f,
+     -0x1.2b5d82p-13f, -0x1.75e512p-10f, -0x1.291a88p-9f, -0x1.d8db1p-10f, -0x1.8c6ad2p-10f,
+     -0x1.cee264p-11f, -0x1.6c73a8p-11f, -0x1.6b4666p-13f, 0x1.13282p-14f, 0x1.16d12cp-14f,
+     0x1.2b1414p-13f, 0x1.342ca8p-13f, 0x1.08b7b6p-13f, 0x1.7f254p-14f, 0x1.15fc8ep-14f, 0x1.63da0cp-15f,
+     0x1.b0c68p-16f, 0x1.f598a8p-17f, 0x1.11893p-17f, 0x1.236c1p-18f},
+};
+static const float gelu_slope_part[7][32] = {
+    {0x1p-1f, 0x1.74f22ap-2f, 0x1.e3d62ap-3f, 0x1.f7a40cp-4f, 0x1.e0b2f8p-6f, -0x1.576868p-5f,
+     -0x1.72ca7ep-4f, -0x1.e48498p-4f, -0x1.0752eep-3f, -0x1.0136bep-3f, -0x1.d1ca1cp-4f, -0x1.8d12b4p-4f,
+     -0x1.418908p-4f, -0x1.f16634p-5f, -0x1.70d818p-5f, -0x1.06e64ap-5f, -0x1.68e62cp-6f, -0x1.ddc142p-7f,
+     -0x1.31448p-7f, -0x1.78e838p-8f, -0x1.c1e896p-9f, -0x1.03bfbp-9f, -0x1.224034p-10f, -0x1.39fcd8p-11f,
+     -0x1.48ee38p-12f, -0x1.4dc7d2p-13f, -0x1.4827c6p-14f, -0x1.38a37cp-15f, -0x1.20af0cp-16f,
+     -0x1.0264cp-17f, -0x1.c071p-19f, -0x1.794c02p-20f},
+    {-0x1.988454p-1f, -0x1.8c94eap-1f, -0x1.6a5428p-1f, -0x1.361e9ap-1f, -0x1.ec9e5ep-2f, -0x1.6438a2p-2f,
+     -0x1.c199f6p-3f, -0x1.b5cbccp-4f, -0x1.15c83p-6f, 0x1.840fecp-5f, 0x1.63f354p-4f, 0x1.aebe12p-4f,
+     0x1.b7047cp-4f, 0x1.92e768p-4f, 0x1.56785ap-4f, 0x1.1196c6p-4f, 0x1.9e601ep-5f, 0x1.2b1d9ep-5f,
+     0x1.9d2994p-6f, 0x1.11bd92p-6f, 0x1.5cab18p-7f, 0x1.ab8778p-8f, 0x1.f9412ap-9f, 0x1.20055p-9f,
+     0x1.3d072p-10f, 0x1.511c94p-11f, 0x1.5a7b58p-12f, 0x1.585b84p-13f, 0x1.4b12e4p-14f, 0x1.3403p-15f,
+     0x1.155ea2p-16f, 0x1.e3a7fcp-18f},
+    {0x1.8d9d5p-19f, 0x1.12b176p-3f, 0x1.00ebfp-2f, 0x1.585394p-2f, 0x1.871448p-2f, 0x1.8bbcfap-2f,
+     0x1.6b7396p-2f, 0x1.302e58p-2f, 0x1.cc62eep-3f, 0x1.32ff46p-3f, 0x1.4f537cp-4f, 0x1.b83552p-6f,
+     -0x1.9803p-7f, -0x1.2a8fdp-5f, -0x1.85355ap-5f, -0x1.91c21cp-5f, -0x1.6ce81p-5f, -0x1.2f4c96p-5f,
+     -0x1.d64922p-6f, -0x1.57caf2p-6f, -0x1.dd2d66p-7f, -0x1.3bcffp-7f, -0x1.8ff296p-8f, -0x1.e5bd2ep-9f,
+     -0x1.1b6398p-9f, -0x1.3e237ap-10f, -0x1.5800d8p-11f, -0x1.669b88p-12f, -0x1.68acb6p-13f,
+     -0x1.5e3568p-14f, -0x1.48766p-15f, -0x1.29b58ap-16f},
+    {0x1.1034a2p-2f, 0x1.fd0eap-3f, 0x1.990cd6p-3f, 0x1.0769fap-3f, 0x1.897414p-5f, -0x1.d60e82p-6f,
+     -0x1.723228p-4f, -0x1.0a989ep-3f, -0x1.2b786ap-3f, -0x1.212002p-3f, -0x1.ee71aep-4f, -0x1.77eb8p-4f,
+     -0x1.f2bd3p-5f, -0x1.0e4e5p-5f, -0x1.6a209ap-7f, 0x1.034f14p-8f, 0x1.99e90cp-7f, 0x1.053216p-6f,
+     0x1.04377ep-6f, 0x1.c5a794p-7f, 0x1.6897bep-7f, 0x1.0a9e4ep-7f, 0x1.72eff4p-8f, 0x1.e900bp-9f,
+     0x1.32e1e6p-9f, 0x1.6ffa1ep-10f, 0x1.a6956cp-11f, 0x1.d1b0dep-12f, 0x1.ed34bap-13f, 0x1.f69a1cp-14f,
+     0x1.ed5194p-15f, 0x1.d2c07p-16f},
+    {0x1.736bbap-9f, -0x1.96ddeap-5f, -0x1.7085f8p-4f, -0x1.d118eap-4f, -0x1.e1af56p-4f, -0x1.a575c2p-4f,
+     -0x1.32aba6p-4f, -0x1.4b87b8p-5f, -0x1.c4c3eap-8f, 0x1.4a97d2p-6f, 0x1.3427d4p-5f, 0x1.702d58p-5f,
+     0x1.660e94p-5f, 0x1.2cb81ep-5f, 0x1.b8d5d8p-6f, 0x1.14c4cep-6f, 0x1.110aacp-7f, 0x1.0c4816p-9f,
+     -0x1.e7dff8p-10f, -0x1.ef7454p-9f, -0x1.194edcp-8f, -0x1.02f42ep-8f, -0x1.a5a918p-9f, -0x1.3a5638p-9f,
+     -0x1.b4b7bep-10f, -0x1.1d95bep-10f, -0x1.61d19ep-11f, -0x1.a150eep-12f, -0x1.d610d4p-13f,
+     -0x1.fac36p-14f, -0x1.0606d2p-14f, -0x1.04387ep-15f},
+    {-0x1.6649f8p-4f, -0x1.b3f398p-5f, -0x1.352f4cp-5f, -0x1.f4aadap-7f, 0x1.a0cd6ep-8f, 0x1.a7a6cap-6f,
+     0x1.355c66p-5f, 0x1.4dc6dcp-5f, 0x1.27b9ccp-5f, 0x1.ac9c48p-6f, 0x1.d1c1eep-7f, 0x1.94fd04p-9f,
+     -0x1.63a3a6p-8f, -0x1.4f310cp-7f, -0x1.8759f2p-7f, -0x1.674884p-7f, -0x1.1cd2cp-7f, -0x1.86d9d4p-8f,
+     -0x1.b4efb6p-9f, -0x1.50abc6p-10f, -0x1.24ee3cp-19f, 0x1.6c608ap-11f, 0x1.f20e3ep-11f,
+     0x1.e5a4cap-11f, 0x1.92fdcep-11f, 0x1.2cdcacp-11f, 0x1.a01d4cp-12f, 0x1.0c75a2p-12f, 0x1.46bb02p-13f,
+     0x1.7a0866p-14f, 0x1.9ff534p-15f, 0x1.b5bb46p-16f},
+    {0x1.a61d72p-4f, 0x1.4a8e28p-9f, 0x1.d23dfp-7f, 0x1.a3173ap-7f, 0x1.dfea9p-6f, 0x1.ced0bep-7f,
+     0x1.f73948p-8f, -0x1.b350acp-11f, -0x1.dd4fd2p-8f, -0x1.799b5p-7f, -0x1.605a8ep-7f, -0x1.371e6ap-7f,
+     -0x1.7e5664p-8f, -0x1.fbbd3ap-9f, 0x1.03608cp-16f, 0x1.161a4ap-10f, 0x1.4f21d2p-9f, 0x1.d7073ep-9f,
+     0x1.57973ap-9f, 0x1.4dcd6p-10f, 0x1.f6a81p-11f, 0x1.bacadcp-12f, 0x1.287b9ap-15f, -0x1.3b3686p-13f,
+     -0x1.9e2c8ep-13f, -0x1.7e2b7ap-13f, -0x1.531e5ep-13f, -0x1.ecb3fcp-14f, -0x1.43fbcp-14f,
+     -0x1.a2ea72p-15f, -0x1.ec40dp-16f, -0x1.1c4f2cp-16f},
+};
+
+MATH float gelu_by_part(const float (*table)[32], float a) {
+    a = a > GELU_NEAR ? GELU_NEAR : a;
+    float shifted = FMA32(a, 0x1.745d18p+2f, 0x1.8p23f), t = FMA32(shifted - 0x1.8p23f, -0x1.6p-3f, a);
+    uint32_t part = bits_of_f32(shifted) & 31;
+    float p = FMA32(table[6][part], t, table[5][part]);
+    p = FMA32(p, t, table[4][part]);
+    p = FMA32(p, t, table[3][part]);
+    p = FMA32(p, t, table[2][part]);
+    p = FMA32(p, t, table[1][part]);
+    return FMA32(p, t, table[0][part]);
+}
+
+/* `value` times e**(-a**2 / 2) for a <= 15, with the square in one multiply-add: k L is exact, L being the first bits of log 2. */
+MATH float times_gauss_f32(float value, float a) {
+    float shifted = FMA32(a * a, -0x1.715476p-1f, 0x1.8p23f), k = shifted - 0x1.8p23f;
+    int32_t n = (int32_t)(bits_of_f32(shifted) - 0x4b400000u), half = n >> 1;
+    float r = FMA32(-0.5f * a, a, k * -0x1.62e4p-1f);
+    r = FMA32(k, -0x1.7f7d1cp-20f, r);
+    float p = FMA32(r, 0x1.a12652p-13f, 0x1.6d44b2p-10f); /* (e**r - 1 - r) / r**2, |r| <= 0.35 */
+    p = FMA32(p, r, 0x1.1110ep-7f);
+    p = FMA32(p, r, 0x1.5554e8p-5f);
+    p = FMA32(p, r, 0x1.555556p-3f);
+    p = FMA32(p, r, 0x1p-1f);
+    float y = FMA32(value, FMA32(r * r, p, r), value);
+    return y * f32_of_bits((uint32_t)(half + 127) << 23) * f32_of_bits((uint32_t)(n - half + 127) << 23);
+}
+
+/* a R(a), where R(a) is Phi(-a) e**(a**2 / 2), by a polynomial in z = 1 / a**2, for 5.4 <= a <= 15. */
+MATH float mills_far_f32(float z) {
+    float p = FMA32(z, -0x1.0ca36cp+7f, 0x1.0b071ap+5f);
+    p = FMA32(p, z, -0x1.74236p+2f);
+    p = FMA32(p, z, 0x1.31eab6p+0f);
+    p = FMA32(p, z, -0x1.9881bep-2f);
+    return FMA32(p, z, 0x1.988452p-2f);
+}
+
+/* x Phi(x) = max(x, 0) - |x| Phi(-|x|), so that nothing cancels. */
+MATH float gelu_far_f32(float x) {
+    float a = __builtin_fabsf(x);
+    a = a > 15.0f ? 15.0f : a;
+    return -times_gauss_f32(mills_far_f32(1.0f / (a * a)), a);
+}
+MATH float gelu_f32(float x) {
+    float near = (x < 0.0f ? -0.0f : x) - gelu_by_part(gelu_part, __builtin_fabsf(x));
+    return x < -GELU_NEAR ? gelu_far_f32(x) : near;
+}
+
+/* Its derivative, Phi(x) + x phi(x). */
+MATH float gelu_slope_far_f32(float x) {
+    float a = __builtin_fabsf(x);
+    a = a > 15.0f ? 15.0f : a;
+    float z = 1.0f / (a * a), ratio = FMA32(a, 0x1.857936p-27f, mills_far_f32(z) * z * a); /* less what is lost of 1 / sqrt(2 pi) */
+    float tail = times_gauss_f32(FMA32(a, -0x1.988454p-2f, ratio), a);
+    return x < 0.0f ? tail : 1.0f - tail;
+}
+MATH float gelu_slope_f32(float x) {
+    float a = __builtin_fabsf(x), tail = gelu_by_part(gelu_slope_part, a);
+    return a > GELU_NEAR ? gelu_slope_far_f32(x) : x < 0.0f ? tail : 1.0f - tail;
+}
+
 /* ---- float64 ---- */
 
 /* 2**n (1 + value) for |n| <= 2046, rounded once. The shift is logical: AVX2 has no other on 64 bits. */
@@ -178,12 +371,12 @@ MATH double scale_f64(double value, int64_t n) {
     return value * f64_of_bits((half + 1023) << 52) * f64_of_bits((whole - half + 1023) << 52);
 }
 
-/* e**(x + low) for |low| far below x. */
-MATH double exp_sum_f64(double x, double low) {
+/* e**(x + low) for |low| far below x is 2**n (1 + what comes back). */
+MATH double power_f64(double x, double low, int64_t *n) {
     double c = x > 710.0 ? 710.0 : x;
-    c = c < -746.0 ? -746.0 : c;
+    c = c < -800.0 ? -800.0 : c;
     double shifted = FMA64(c, 0x1.71547652b82fep+0, 0x1.8p52);
-    int64_t n = (int64_t)(bits_of_f64(shifted) - 0x4338000000000000u);
+    *n = (int64_t)(bits_of_f64(shifted) - 0x4338000000000000u);
     double k = shifted - 0x1.8p52;
     double high = FMA64(k, -0x1.62e42fefa4p-1, c);
     double tail = FMA64(k, 0x1.8432a1b0e2634p-43, low);
@@ -200,8 +393,13 @@ MATH double exp_sum_f64(double x, double low) {
     p = FMA64(p, r, 0x1.5555555555556p-5);
     p = FMA64(p, r, 0x1.5555555555557p-3);
     p = FMA64(p, r, 0.5);
-    double e = 1.0 + (r + FMA64(p, r * r, FMA64(lost, r, lost)));
-    return scale_f64(e, n);
+    return r + FMA64(p, r * r, FMA64(lost, r, lost));
+}
+
+MATH double exp_sum_f64(double x, double low) {
+    int64_t n;
+    double more = power_f64(x, low, &n);
+    return scale_f64(1.0 + more, n);
 }
 
 MATH double exp_f64(double x) { return exp_sum_f64(x, 0.0); }
@@ -340,6 +538,102 @@ MATH pair two_difference(double a, double b) {
 }
 
 MATH pair two_sum(double a, double b) { return two_difference(a, -b); }
+
+/* erfc(a + rest) e**(a**2) for 0 <= a <= 28 and a rest far below: 1 and a times a polynomial, from 0.5 on a polynomial in
+ * t = (a - 2) / (a + 2) over a + 2. What each step loses goes into the rest. */
+MATH pair scaled_erfc(double a, double rest) {
+    double q = -0x1.567408a6079ccp-16; /* (erfc(a) e**(a**2) - 1) / a, a <= 0.5 */
+    q = FMA64(q, a, 0x1.131b0fbc8ed13p-13);
+    q = FMA64(q, a, -0x1.f1fd35809644fp-12);
+    q = FMA64(q, a, 0x1.627c9ca40262bp-10);
+    q = FMA64(q, a, -0x1.c52de81a6ce76p-9);
+    q = FMA64(q, a, 0x1.10e5ece9e385cp-7);
+    q = FMA64(q, a, -0x1.38fe79023a92fp-6);
+    q = FMA64(q, a, 0x1.5554ea1e7fb9cp-5);
+    q = FMA64(q, a, -0x1.6023e27dbbf54p-4);
+    q = FMA64(q, a, 0x1.55555512c68b8p-3);
+    q = FMA64(q, a, -0x1.341f6bbe6558cp-2);
+    q = FMA64(q, a, 0x1.fffffffff1545p-2);
+    q = FMA64(q, a, -0x1.812746b0377ebp-1);
+    q = FMA64(q, a, 0x1.ffffffffffffdp-1);
+    q = FMA64(q, a, -0x1.20dd750429b6dp+0);
+    double near = FMA64(q, a, 1.0), near_rest = FMA64(q, a, 1.0 - near);
+    double high = a > 2.0 ? a : 2.0, low = a > 2.0 ? 2.0 : a, sum = high + low, lost = low - (sum - high);
+    double inverse = 1.0 / sum, inverse_rest = inverse * (FMA64(-sum, inverse, 1.0) - lost * inverse);
+    pair place = two_difference(1.0, 4.0 * inverse);
+    double t = place.value;
+    double p = -0x1.332bb8be4f17fp-25; /* ((a + 2) erfc(a) e**(a**2) - 0x1.058671b52c776p+0) / t, a >= 0.5 */
+    p = FMA64(p, t, 0x1.05a5613f95366p-25);
+    p = FMA64(p, t, 0x1.56c5a1b0d610cp-23);
+    p = FMA64(p, t, 0x1.553049ac97923p-27);
+    p = FMA64(p, t, -0x1.8c9e64e5a5907p-22);
+    p = FMA64(p, t, -0x1.318bd70e96309p-21);
+    p = FMA64(p, t, 0x1.beca7fbf43512p-26);
+    p = FMA64(p, t, 0x1.0bf2531f34bcbp-19);
+    p = FMA64(p, t, 0x1.e7f90569afdfbp-19);
+    p = FMA64(p, t, -0x1.2d578c032412ap-20);
+    p = FMA64(p, t, -0x1.0e6eff108720ap-16);
+    p = FMA64(p, t, -0x1.6c042911884e7p-16);
+    p = FMA64(p, t, 0x1.1e759a7df6b34p-15);
+    p = FMA64(p, t, 0x1.2efa3751c19cbp-13);
+    p = FMA64(p, t, 0x1.2054286f270c8p-15);
+    p = FMA64(p, t, -0x1.5ba43898f4b17p-11);
+    p = FMA64(p, t, -0x1.b6fbf9b519773p-11);
+    p = FMA64(p, t, 0x1.9517bb7162bd1p-9);
+    p = FMA64(p, t, 0x1.a89eaff89132dp-8);
+    p = FMA64(p, t, -0x1.606e41552a515p-6);
+    p = FMA64(p, t, -0x1.2a88e6107d6d5p-5);
+    p = FMA64(p, t, 0x1.1e2deea6b1174p-2);
+    p = FMA64(p, t, -0x1.5fd386754eff9p-1);
+    double far = FMA64(p, t, 0x1.058671b52c776p+0), far_rest = FMA64(p, t, 0x1.058671b52c776p+0 - far);
+    far_rest = FMA64(p, place.rest - 4.0 * inverse_rest, far_rest);
+    double over = far * inverse, over_rest = FMA64(far, inverse, -over) + (far_rest * inverse + far * inverse_rest);
+    double value = a < 0.5 ? near : over, slope = FMA64(2.0 * a, value, -0x1.20dd750429b6dp+0);
+    return (pair){value, FMA64(slope, rest, a < 0.5 ? near_rest : over_rest)};
+}
+
+/* (whole s - less) e**-(square + low), rounded once: the power of two comes last. */
+MATH double times_gauss_f64(pair s, double whole, double less, double square, double low) {
+    double product = s.value * whole;
+    pair value = two_difference(product, less);
+    value.rest += FMA64(s.value, whole, -product) + s.rest * whole;
+    int64_t n;
+    double more = power_f64(-square, -low, &n);
+    return scale_f64(value.value + FMA64(value.value, more, value.rest), n);
+}
+
+MATH double erfc_f64(double x) {
+    double a = __builtin_fabs(x);
+    a = a > 28.0 ? 28.0 : a;
+    double square = a * a, tail = times_gauss_f64(scaled_erfc(a, 0.0), 1.0, 0.0, square, FMA64(a, a, -square));
+    return x < 0.0 ? 2.0 - tail : tail;
+}
+
+/* (whole R(a) - less) e**(-a**2 / 2) for a >= 0: see normal_tail_f32. */
+MATH double normal_tail_f64(double a, double whole, double less) {
+    double square = a * a, low = FMA64(a, a, -square);
+    double x = a * 0x1.6a09e667f3bcdp-1, rest = FMA64(a, 0x1.6a09e667f3bcdp-1, -x) + a * -0x1.bdd3413b26456p-55;
+    return times_gauss_f64(scaled_erfc(x, rest), 0.5 * whole, less, 0.5 * square, 0.5 * low);
+}
+
+MATH double ndtr_f64(double x) {
+    double a = __builtin_fabs(x);
+    double tail = normal_tail_f64(a > 39.0 ? 39.0 : a, 1.0, 0.0);
+    return x > 0.0 ? 1.0 - tail : tail;
+}
+
+/* As those of float32. */
+MATH double gelu_f64(double x) {
+    double a = __builtin_fabs(x);
+    a = a > 39.0 ? 39.0 : a;
+    return (x < 0.0 ? -0.0 : x) - normal_tail_f64(a, a, 0.0);
+}
+MATH double gelu_slope_f64(double x) {
+    double a = __builtin_fabs(x);
+    a = a > 39.0 ? 39.0 : a;
+    double tail = normal_tail_f64(a, 1.0, a * 0x1.9884533d43651p-2);
+    return x < 0.0 ? tail : 1.0 - tail;
+}
 
 /* log(1 + x) = log u + rest / u, where u is 1 + x as it rounds. Near 0 the first two terms of the series are enough. */
 MATH double log1p_f64(double x) {

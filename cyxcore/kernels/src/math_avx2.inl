@@ -1,4 +1,4 @@
-/* exp, log, sigmoid and erf of eight float32 at once: step by step those of math.inl, so with their bits. The compiler looks up eight numbers
+/* exp, log, sigmoid, erf, gelu and its derivative of eight float32 at once: step by step those of math.inl, so with their bits. The compiler looks up eight numbers
  * in a table one by one; here they are shuffled. */
 
 #define ALL(x) _mm256_set1_ps(x)
@@ -8,6 +8,12 @@ static inline __attribute__((always_inline)) __m256 pick_8(const float *table, _
     __m256 low = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table), part);
     __m256 high = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table + 8), part);
     return _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(part, 28)));
+}
+
+/* The same of thirty-two, table[part % 32]. */
+static inline __attribute__((always_inline)) __m256 pick_8_of_32(const float *table, __m256i part) {
+    __m256 second = _mm256_castsi256_ps(_mm256_slli_epi32(part, 27));
+    return _mm256_blendv_ps(pick_8(table, part), pick_8(table + 16, part), second);
 }
 
 /* The natural logarithm of normal numbers above 0. */
@@ -81,6 +87,47 @@ static inline __attribute__((always_inline)) __m256 erf_8(__m256 x) {
     return _mm256_or_ps(_mm256_andnot_ps(ALL(-0.0f), _mm256_fmadd_ps(p, t, base)), sign);
 }
 
+static inline __attribute__((always_inline)) __m256 gelu_by_part_8(const float (*table)[32], __m256 a) {
+    a = _mm256_min_ps(ALL(GELU_NEAR), a);
+    __m256 shifted = _mm256_fmadd_ps(a, ALL(0x1.745d18p+2f), ALL(0x1.8p23f));
+    __m256 t = _mm256_fmadd_ps(_mm256_sub_ps(shifted, ALL(0x1.8p23f)), ALL(-0x1.6p-3f), a);
+    __m256i part = _mm256_castps_si256(shifted);
+#define PART(power) pick_8_of_32(table[power], part)
+    __m256 p = _mm256_fmadd_ps(PART(6), t, PART(5));
+    p = _mm256_fmadd_ps(p, t, PART(4));
+    p = _mm256_fmadd_ps(p, t, PART(3));
+    p = _mm256_fmadd_ps(p, t, PART(2));
+    p = _mm256_fmadd_ps(p, t, PART(1));
+    return _mm256_fmadd_ps(p, t, PART(0));
+#undef PART
+}
+
+/* y = FUNCTION(x) where `far` says so. */
+#define MEND_FAR(FUNCTION, far, x, y)                                                                        \
+    do {                                                                                                     \
+        __m256 beyond = far;                                                                                 \
+        if (__builtin_expect(_mm256_movemask_ps(beyond), 0)) {                                               \
+            float each[8];                                                                                   \
+            _mm256_storeu_ps(each, x);                                                                       \
+            INDEPENDENT for (int i = 0; i < 8; i++) each[i] = FUNCTION(each[i]);                             \
+            (y) = _mm256_blendv_ps(y, _mm256_loadu_ps(each), beyond);                                        \
+        }                                                                                                    \
+    } while (0)
+
+static inline __attribute__((always_inline)) __m256 gelu_8(__m256 x) {
+    __m256 y = gelu_by_part_8(gelu_part, _mm256_andnot_ps(ALL(-0.0f), x));
+    y = _mm256_sub_ps(_mm256_max_ps(ALL(-0.0f), x), y);
+    MEND_FAR(gelu_far_f32, _mm256_cmp_ps(x, ALL(-GELU_NEAR), _CMP_LT_OQ), x, y);
+    return y;
+}
+
+static inline __attribute__((always_inline)) __m256 gelu_slope_8(__m256 x) {
+    __m256 a = _mm256_andnot_ps(ALL(-0.0f), x), tail = gelu_by_part_8(gelu_slope_part, a);
+    __m256 y = _mm256_blendv_ps(_mm256_sub_ps(ALL(1.0f), tail), tail, _mm256_cmp_ps(x, _mm256_setzero_ps(), _CMP_LT_OQ));
+    MEND_FAR(gelu_slope_far_f32, _mm256_cmp_ps(a, ALL(GELU_NEAR), _CMP_GT_OQ), x, y);
+    return y;
+}
+
 /* out = FUNCTION(x - shift). The last ones of a row are a vector, too, made elsewhere. */
 #define ROW_OF_8(FUNCTION)                                                                                   \
     static void FUNCTION##_row(float *out, const float *x, float shift, int64_t n) {                         \
@@ -97,6 +144,8 @@ static inline __attribute__((always_inline)) __m256 erf_8(__m256 x) {
 ROW_OF_8(exp_8)
 ROW_OF_8(sigmoid_8)
 ROW_OF_8(erf_8)
+ROW_OF_8(gelu_8)
+ROW_OF_8(gelu_slope_8)
 
 /* out = e**(x - shift) of n numbers, a multiple of 8, each less a number of its own. */
 static inline void exp_8_less(float *out, const float *x, const float *shift, int64_t n) {
@@ -109,3 +158,5 @@ static inline void exp_8_less(float *out, const float *x, const float *shift, in
 #define SIGMOID_ROW sigmoid_8_row
 #define LOG_ROW log_8_row
 #define ERF_ROW erf_8_row
+#define GELU_ROW gelu_8_row
+#define GELU_SLOPE_ROW gelu_slope_8_row

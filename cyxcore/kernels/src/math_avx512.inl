@@ -1,4 +1,4 @@
-/* exp, log, tanh, sigmoid, erf, sin and cos of sixteen float32 at once: step by step those of math.inl, so with their
+/* exp, log, tanh, sigmoid, erf, gelu and its derivative, sin and cos of sixteen float32 at once: step by step those of math.inl, so with their
  * bits, but with instructions that no compiler finds there. Minimum and maximum return their second operand where the
  * first is no number less or greater, and scalef multiplies by a power of two with one rounding. */
 
@@ -81,6 +81,56 @@ STAGES tanh_of(__m512 *x, const int count) {
 
 STAGES exp_of(__m512 *x, const int count) { EACH x[k] = exp_16(x[k]); }
 STAGES erf_of(__m512 *x, const int count) { EACH x[k] = erf_16(x[k]); }
+
+/* p = gelu_by_part(table, |x|). */
+static inline __attribute__((always_inline)) void gelu_by_part_of(const float (*table)[32], const __m512 *x, __m512 *p,
+                                                                  const int count) {
+    __m512 t[4];
+    __m512i part[4];
+    EACH {
+        __m512 a = _mm512_min_ps(ALL(GELU_NEAR), _mm512_abs_ps(x[k])), shifted = FMA16(a, ALL(0x1.745d18p+2f), ALL(0x1.8p23f));
+        t[k] = FMA16(_mm512_sub_ps(shifted, ALL(0x1.8p23f)), ALL(-0x1.6p-3f), a);
+        part[k] = _mm512_castps_si512(shifted);
+        p[k] = _mm512_permutex2var_ps(_mm512_loadu_ps(table[6]), part[k], _mm512_loadu_ps(table[6] + 16));
+    }
+    _Pragma("GCC unroll 6") for (int power = 5; power >= 0; power--) {
+        __m512 low = _mm512_loadu_ps(table[power]), high = _mm512_loadu_ps(table[power] + 16);
+        EACH p[k] = FMA16(p[k], t[k], _mm512_permutex2var_ps(low, part[k], high));
+    }
+}
+
+/* y = FUNCTION(x) where `far` says so. */
+#define MEND_FAR(FUNCTION, far, x, y)                                                                        \
+    do {                                                                                                     \
+        __mmask16 beyond = far;                                                                              \
+        if (__builtin_expect(beyond, 0)) {                                                                   \
+            float each[16];                                                                                  \
+            _mm512_storeu_ps(each, x);                                                                       \
+            INDEPENDENT for (int i = 0; i < 16; i++) each[i] = FUNCTION(each[i]);                            \
+            (y) = _mm512_mask_loadu_ps(y, beyond, each);                                                     \
+        }                                                                                                    \
+    } while (0)
+
+STAGES gelu_of(__m512 *x, const int count) {
+    __m512 tail[4];
+    gelu_by_part_of(gelu_part, x, tail, count);
+    EACH {
+        __m512 y = _mm512_sub_ps(_mm512_max_ps(ALL(-0.0f), x[k]), tail[k]);
+        MEND_FAR(gelu_far_f32, _mm512_cmp_ps_mask(x[k], ALL(-GELU_NEAR), _CMP_LT_OQ), x[k], y);
+        x[k] = y;
+    }
+}
+
+STAGES gelu_slope_of(__m512 *x, const int count) {
+    __m512 tail[4];
+    gelu_by_part_of(gelu_slope_part, x, tail, count);
+    EACH {
+        __mmask16 below = _mm512_cmp_ps_mask(x[k], ALL(0.0f), _CMP_LT_OQ);
+        __m512 y = _mm512_mask_mov_ps(_mm512_sub_ps(ALL(1.0f), tail[k]), below, tail[k]);
+        MEND_FAR(gelu_slope_far_f32, _mm512_cmp_ps_mask(_mm512_abs_ps(x[k]), ALL(GELU_NEAR), _CMP_GT_OQ), x[k], y);
+        x[k] = y;
+    }
+}
 
 STAGES sigmoid_of(__m512 *x, const int count) {
     __m512 e[4];
@@ -204,6 +254,8 @@ static inline void exp_16_less(float *out, const float *x, const float *shift, i
 
 ROW_OF_64(exp_of, SHIFTED)
 ROW_OF_64(erf_of, AS_IT_IS)
+ROW_OF_64(gelu_of, AS_IT_IS)
+ROW_OF_64(gelu_slope_of, AS_IT_IS)
 ROW_OF_64(log_of, AS_IT_IS)
 ROW_OF_64(tanh_of, AS_IT_IS)
 ROW_OF_64(sigmoid_of, AS_IT_IS)
@@ -215,3 +267,5 @@ ROW_OF_64(cos_of, AS_IT_IS)
 #define SIGMOID_ROW sigmoid_of_row
 #define LOG_ROW log_of_row
 #define ERF_ROW erf_of_row
+#define GELU_ROW gelu_of_row
+#define GELU_SLOPE_ROW gelu_slope_of_row
