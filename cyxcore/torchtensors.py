@@ -54,7 +54,8 @@ ELSEWHERE = {
     "eig symeig lstsq lu lu_solve cholesky_solve cholesky_inverse solve triangular_solve geqrf orgqr ormqr": (
         "cx.linalg has eig, svd, solve, cholesky, qr and pinv"
     ),
-    "igamma igammac i0 polygamma mvlgamma": "cx.special has gammaln and digamma alone of these",
+    "i0 polygamma mvlgamma": "cx.special has i0, polygamma and multigammaln",
+    "igamma igammac": "of the gamma functions cx.special has gammaln, digamma, polygamma and multigammaln",
 }
 _INSTEAD = {name: said for names, said in ELSEWHERE.items() for name in names.split()}
 

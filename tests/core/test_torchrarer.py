@@ -10,7 +10,7 @@ import pytest
 
 import cyxcore as cx
 from cyxcore import special, torchrarer, torchtensors
-from cyxcore.errors import CyxError
+from cyxcore.errors import CyxError, SpecError
 from cyxcore.plan import Plan
 from cyxcore.symbols import Builder
 
@@ -126,6 +126,7 @@ def test_a_name_means_what_it_means_in_pytorch(name: str) -> None:
     [
         *[("gammaln", -6, 50), ("digamma", -6, 50), ("erf", -5, 5), ("erfc", -5, 9), ("erfinv", -0.99999, 0.99999)],
         *[("logit", 0.01, 0.99), ("exp2", -5, 5), ("sinc", -4, 4), ("entr", 0.01, 3), ("ndtr", -5, 5)],
+        *[("i0", -20, 20), ("i0e", -50, 50), ("i1", -20, 20), ("i1e", -50, 50), ("erfcx", -5, 30)],
         *[("ndtri", 0.001, 0.999), ("log_ndtr", -15, 5), ("expit", -9, 9), ("expm1", -1, 1), ("log1p", -0.5, 1)],
     ],
 )
@@ -159,7 +160,9 @@ def test_special_functions_of_many_are_those_of_few_and_of_compiled_ones(name: s
     assert found[0] == found[1]
 
 
-@pytest.mark.parametrize("name", ["gammaln", "digamma", "erfc", "erfinv", "log_ndtr"])
+@pytest.mark.parametrize(
+    "name", ["gammaln", "digamma", "erfc", "erfinv", "log_ndtr", "i0", "i1", "i0e", "i1e", "erfcx"]
+)
 def test_special_functions_have_second_derivatives(name: str) -> None:
     function, step = getattr(special, name), 1e-5
     points = np.array([-0.7, -0.2, 0.1, 0.6, *([] if name == "erfinv" else [1.9, -2.7])])
@@ -173,10 +176,10 @@ def test_special_functions_have_second_derivatives(name: str) -> None:
 
 def test_special_functions_at_their_ends() -> None:
     odd = np.array([0.0, -1.0, -2.0, np.inf, 1.0, 2.0, np.nan, -np.inf, 0.5], np.float32)
-    for name in ("gammaln", "digamma", "erfinv", "erfc", "entr", "ndtr", "sinc"):
+    for name in ("gammaln", "digamma", "erfinv", "erfc", "entr", "ndtr", "sinc", "i0", "i0e", "i1", "i1e", "erfcx"):
         found = getattr(special, name)(cx.tensor(odd)).numpy()
         wanted = getattr(torch.special, name)(torch.tensor(odd)).numpy()
-        if name == "sinc":
+        if name in ("sinc", "i0", "i1"):  # NaN at infinity in torch
             found, wanted = found[np.isfinite(odd)], wanted[np.isfinite(odd)]
         np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6, err_msg=name)
     far = cx.tensor([-40.0, -1000.0], dtype="float64", requires_grad=True)
@@ -187,6 +190,35 @@ def test_special_functions_at_their_ends() -> None:
     xs, ys = np.array([0.0, 0.0, 2.0], np.float32), np.array([-1.0, np.nan, 0.5], np.float32)
     found = special.xlog1py(cx.tensor(xs), cx.tensor(ys)).numpy()
     np.testing.assert_allclose(found, [0.0, np.nan, 2 * np.log(1.5)], rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype, precision", [("float32", 4e-5), ("float64", 1e-9)])  # torch's trigamma has nine digits
+@pytest.mark.parametrize("n", range(5))
+def test_polygamma_and_zeta(n: int, dtype: str, precision: float) -> None:
+    given = np.random.default_rng(0).uniform(0.05, 60, 300).astype(dtype)
+    x, y = cx.tensor(given, dtype=dtype, requires_grad=True), torch.tensor(given, requires_grad=True)
+    one, other = special.polygamma(n, x), torch.special.polygamma(n, y)
+    one.sum().backward()
+    other.sum().backward()
+    np.testing.assert_allclose(one.detach().numpy(), other.detach().numpy(), rtol=precision, atol=precision)
+    np.testing.assert_allclose(x.grad.numpy(), y.grad.numpy(), rtol=precision)
+    s = n + 1.25
+    found, wanted = special.zeta(s, x.detach()), torch.special.zeta(s, y.detach())
+    np.testing.assert_allclose(found.numpy(), wanted.numpy(), rtol=precision)
+
+
+def test_what_special_functions_of_two_are_at_their_ends() -> None:
+    s, q = [1.0, 0.5, 2.0, 2.0, 2.0, 3.0, np.nan], [2.0, 2.0, 0.0, -1.0, -1.5, 1.0, 1.0]
+    found = special.zeta(cx.tensor(s), cx.tensor(q)).numpy()
+    np.testing.assert_allclose(found, [np.inf, np.nan, np.inf, np.inf, np.nan, 1.2020569, np.nan], rtol=1e-6)
+    a = np.linspace(2, 9, 20)
+    np.testing.assert_allclose(
+        special.multigammaln(cx.tensor(a), 3).numpy(),
+        torch.special.multigammaln(torch.tensor(a), 3).numpy(),
+        rtol=1e-12,
+    )
+    with pytest.raises(SpecError, match="polygamma: expected n of at least 0, got -1"):
+        special.polygamma(-1, cx.tensor(a))
 
 
 def test_special_functions_in_a_graph() -> None:
