@@ -3,11 +3,16 @@
     pip install torch                             # the peer; without it only our own times are shown
     python -m benchmarks.bench_eager [--quick] [--processor-time]
     python -m benchmarks.bench_eager --steps mlp_small,lstm,gpt          # only plain steps of these models
+    python -m benchmarks.bench_eager --sequences [--threads 2]           # only recurrent layers, there and back
 
-Nothing is compiled, one thread. Each operation includes its tape where an input requires a gradient. The step is
-mlp_small of bench_train (64-128-64-10, batch 64, cross-entropy, Adam), or each of --steps; PyTorch's with its fused
-optimiser too. Rounds of the two alternate, figures are medians. Behind each time of an operation stands the error of
-its first result against PyTorch's of the same numbers in float64, of the norm; errors of steps are bench_train's.
+Nothing is compiled; one thread, if no other number is asked for. Each operation includes its tape where an input
+requires a gradient. The step is mlp_small of bench_train (64-128-64-10, batch 64, cross-entropy, Adam), or each of
+--steps; PyTorch's with its fused optimiser too. Rounds of the two alternate, figures are medians. Behind each time of
+an operation stands the error of its first result against PyTorch's of the same numbers in float64, of the norm; errors
+of steps are bench_train's.
+
+Recurrent layers have as many hidden units as inputs; each is measured with one length, and with four from half of that
+on in turn (the figure is of all four), as batches of texts have.
 
 Targets: an operation with its tape in less than 200 ns; mlp_small's step three times faster than PyTorch's fastest.
 """
@@ -16,6 +21,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -31,6 +37,9 @@ except ImportError:
     torch = None  # type: ignore[assignment]
 
 Run = Callable[[], object]
+
+SEQUENCES = ((16, 32, 64), (64, 35, 200), (1, 100, 128), (8, 200, 256))  # rows, steps, units
+LENGTHS = 8  # the second half of these parts of the steps come in turn
 
 WARM_UP = 5  # runs before the first burst: what comes again is planned by then
 
@@ -132,14 +141,36 @@ def step(library: Any, name: str, **options: Any) -> Run:
     return run
 
 
+def sequences(library: Any) -> Iterator[tuple[str, Run]]:
+    """Recurrent layers there and back, of one length and of several ones in turn."""
+    rng = np.random.default_rng(0)
+    for kind in ("LSTM", "GRU", "RNN"):
+        for rows, steps, units in SEQUENCES:
+            layer = getattr(library.nn, kind)(units, units, batch_first=True)
+            numbers = rng.standard_normal((rows, steps, units), dtype=np.float32)
+            several = [steps * part // LENGTHS for part in range(LENGTHS // 2, LENGTHS)]
+            for which, lengths in (("", [steps]), (f", {len(several)} lengths", several)):
+                inputs = [library.tensor(numbers[:, :length].copy(), requires_grad=True) for length in lengths]
+                yield f"{kind} {rows} x {steps} x {units}{which}", partial(_there_and_back, layer, inputs)
+
+
+def _there_and_back(layer: Any, inputs: list[Any]) -> None:
+    for x in inputs:
+        layer(x)[0].sum().backward()
+        layer.zero_grad()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds")
     parser.add_argument("--processor-time", action="store_true", help="for a machine that others use too")
     parser.add_argument("--steps", metavar="NAMES", help=f"plain steps alone, of {', '.join(MODELS)}, after commas")
+    parser.add_argument("--sequences", action="store_true", help="recurrent layers alone, there and back")
+    parser.add_argument("--threads", type=int, default=1, help="default: %(default)s")
     add_save(parser)
     options = parser.parse_args()
-    models = options.steps.split(",") if options.steps else ["mlp_small"]
+    only = bool(options.steps or options.sequences)
+    models = options.steps.split(",") if options.steps else [] if only else ["mlp_small"]
     if not set(models) <= set(MODELS):
         parser.error(f"--steps: expected some of {', '.join(MODELS)}, got {options.steps}")
     clock = time.process_time if options.processor_time else time.perf_counter
@@ -153,21 +184,24 @@ def main() -> None:
             count += at_once
         return spent / count
 
-    cpu.set_num_threads(1)
-    rows: list[tuple[str, list[Run]]] = [] if options.steps else [(name, [run]) for name, run in operations(cx)]
+    cpu.set_num_threads(options.threads)
+    rows: list[tuple[str, list[Run]]] = [] if only else [(name, [run]) for name, run in operations(cx)]
+    layers: list[tuple[str, list[Run]]] = [(name, [run]) for name, run in sequences(cx)] if options.sequences else []
     steps: list[tuple[str, list[Run]]] = [(f"a training step, {name}", [step(cx, name)]) for name in models]
     if torch is not None:
-        torch.set_num_threads(1)
+        torch.set_num_threads(options.threads)
         for (_, runs), (_, theirs) in zip(rows, operations(torch), strict=False):
+            runs.append(theirs)
+        for (_, runs), (_, theirs) in zip(layers, sequences(torch), strict=False):
             runs.append(theirs)
         for (_, runs), name in zip(steps, models, strict=True):
             runs.extend([step(torch, name), step(torch, name, fused=True)])
-    print(f"{cpu.isa()}, one thread; torch {'missing' if torch is None else torch.__version__}")
+    print(f"{cpu.isa()}, {options.threads} thread(s); torch {'missing' if torch is None else torch.__version__}")
     print(f"{'ns (error)':34}{'cyx':>18}{'torch':>18}{'ratio':>8}")
-    lost = {} if torch is None or options.steps else errors()
+    lost = {} if torch is None or only else errors()
     figures: dict[str, dict[str, float]] = {}
-    for name, runs in [*rows, *steps]:
-        at_once = 1 if "step" in name and "small" not in name else 20  # runs between two looks at the clock
+    for name, runs in [*rows, *steps, *layers]:
+        at_once = 20 if (name, runs) in rows or "small" in name else 1  # runs between two looks at the clock
         times: list[list[float]] = [[] for _ in runs]
         for run in runs:
             for _ in range(WARM_UP):

@@ -35,6 +35,7 @@ from cyxcore.gradients import Piece, Sum, totals
 from cyxcore.graph import Graph
 from cyxcore.held import Node, later
 from cyxcore.plan import Plan
+from cyxcore.recurrences import Kept, Recurrence, recurrence_of
 from cyxcore.symbols import Builder, Symbol
 from cyxcore.tape import Composed, check_kept, pending_total
 
@@ -46,6 +47,7 @@ MOST_KINDS = 16  # with plans
 MOST_MET = 1024  # kinds whose calls are counted
 MOST_NODES = 6000  # of the way there: those of some 300 steps, whose plans take 2 s to make
 MOST_AT_ONCE = 4  # calls of a kind whose way back is still to come
+MOST_OF_A_STEP = 64  # operations of a step at most
 MOVING = frozenset("reshape slice transpose broadcast_to".split())  # made again on the way back, not kept
 
 
@@ -187,23 +189,81 @@ def _copied(array: Array) -> Tensor:
     return wrap(array).copy()
 
 
-class _Recurrence(Composed):
-    """One call, as the operation of what stands for all of its results: its gradient is a Sum of a Piece of each."""
+class _Call(Composed):
+    """One call, as the operation of what stands for all of its results: its gradient is a Sum of a Piece of each.
+
+    ways: what calls of its kind have in common: `kind`, `count` results, the tensors that are `needed` on the way back.
+    """
 
     several = True
 
-    def __init__(self, ways: _Ways, place: _Place) -> None:
+    def __init__(self, ways: Any, operations: int) -> None:
+        """operations: of the function, at most."""
         self.step = MOST_OPERATIONS + 1  # times of each operation, which may be one of composed.py
-        self.room = self.step * (ways.operations + 1)
-        self._ways, self._place = ways, place
-        self._call = object()
-        self._holds = True  # the place; nobody else gets it until the way back is through
+        self.room = self.step * (operations + 1)
+        self._ways = ways
         self._lock = threading.Lock()
         self._operations: tuple[Tensor, ...] | None = None
 
     @property
     def __name__(self) -> str:
         return self._ways.kind.function.__name__.strip("_")
+
+    def _back(
+        self, node: Node, given: Sequence[Tensor | None], sums: Sequence[Tensor | None]
+    ) -> Sequence[Tensor | None]:
+        """The gradient of each tensor that is followed. given: those of the results; sums: what there is so far."""
+        raise NotImplementedError
+
+    def totals(self, node: Any, g: Any, pending: list[Any]) -> list[Any]:
+        check_unchanged(node, self._ways.needed)
+        followed = self._ways.kind.followed
+        given: list[Tensor | None] = [None] * self._ways.count
+        for piece in g.pieces:
+            given[piece.starts[0]] = piece.g
+        sums = [pending_total(x) if follow else None for x, follow in zip(pending, followed, strict=True)]
+        made = iter(self._back(node, given, sums))
+        found = []
+        for so_far, total, follow in zip(pending, sums, followed, strict=True):
+            new = next(made) if follow else None
+            found.append(None if new is None else in_place_of(so_far, total, new))
+        return found
+
+    def expand(self, tensor: Tensor) -> None:
+        """Nothing: its parts are expanded, and nobody else has it."""
+
+    def operations(self, node: Node) -> tuple[Tensor, ...]:
+        """The results, remembering single operations with times before that of the node."""
+        with self._lock:
+            if self._operations is None:
+                check_unchanged(node, self._ways.needed)
+                self._operations = remade(self._ways.kind, node.inputs, node.time - self.room, self.step)
+            return self._operations
+
+
+class _AtOnce(_Call):
+    """A call by the kernel."""
+
+    def __init__(self, layer: Recurrence, kept: Kept) -> None:
+        super().__init__(layer, MOST_OF_A_STEP * (1 + kept.gates.shape[1]))
+        self._kept = kept
+
+    def _back(
+        self, node: Node, given: Sequence[Tensor | None], sums: Sequence[Tensor | None]
+    ) -> Sequence[Tensor | None]:
+        arrays, g, so_far = ([None if x is None else array_of(x) for x in each] for each in (node.inputs, given, sums))
+        found = self._ways.back(arrays, self._kept, g, so_far)
+        return [wrap(found[place]) for place, followed in enumerate(self._ways.kind.followed) if followed]
+
+
+class _Planned(_Call):
+    """A call by plans, in a place of theirs."""
+
+    def __init__(self, ways: _Ways, place: _Place) -> None:
+        super().__init__(ways, ways.operations)
+        self._place = place
+        self._call = object()
+        self._holds = True  # the place; nobody else gets it until the way back is through
 
     def __del__(self) -> None:
         self.let_go()
@@ -231,35 +291,15 @@ class _Recurrence(Composed):
             check_unchanged(node, range(len(node.inputs)))
             self.run(node.inputs)
 
-    def totals(self, node: Any, g: Any, pending: list[Any]) -> list[Any]:
-        check_unchanged(node, self._ways.needed)
-        followed = self._ways.kind.followed
-        given: list[Tensor | None] = [None] * self._ways.count
-        for piece in g.pieces:
-            given[piece.starts[0]] = piece.g
-        sums = [pending_total(x) if follow else None for x, follow in zip(pending, followed, strict=True)]
+    def _back(
+        self, node: Node, given: Sequence[Tensor | None], sums: Sequence[Tensor | None]
+    ) -> Sequence[Tensor | None]:
         with self._lock:
             try:
                 self._take_again(node)
-                made = iter(self._place.run_back(given, sums))
+                return self._place.run_back(given, sums)
             finally:
                 self.let_go()
-        found = []
-        for so_far, total, follow in zip(pending, sums, followed, strict=True):
-            new = next(made) if follow else None
-            found.append(None if new is None else in_place_of(so_far, total, new))
-        return found
-
-    def expand(self, tensor: Tensor) -> None:
-        """Nothing: its parts are expanded, and nobody else has it."""
-
-    def operations(self, node: Node) -> tuple[Tensor, ...]:
-        """The results, remembering single operations with times before that of the node."""
-        with self._lock:
-            if self._operations is None:
-                check_unchanged(node, self._ways.needed)
-                self._operations = remade(self._ways.kind, node.inputs, node.time - self.room, self.step)
-            return self._operations
 
 
 class _Part(Composed):
@@ -322,17 +362,25 @@ def sequence(
     inputs: tensors on the host, or None. Its operations run one by one where there is no plan for them.
     """
     found = described(function, inputs, options, (*DTYPES, "int32", "int64"))
-    ways = None if found is None else _ways_of(found[0])
-    place = None if ways is None else ways.place()
-    if found is None or ways is None or place is None:
+    if found is None:
         return function(*inputs, *options)
     kind, tensors = found
-    made = _Recurrence(ways, place)
-    results = made.run(tensors)
+    layer = recurrence_of(kind)
+    call: _Call
+    if layer is not None:
+        arrays, kept = layer.run([array_of(x) for x in tensors])
+        results, call = [wrap(array) for array in arrays], _AtOnce(layer, kept)
+    else:
+        ways = _ways_of(kind)
+        place = None if ways is None else ways.place()
+        if ways is None or place is None:
+            return function(*inputs, *options)
+        call = _Planned(ways, place)
+        results = call.run(tensors)
     if any(kind.followed):
         of_all = wrap(np.empty(0, results[0].dtype))
-        last = later(made.room + 1 + len(results))
-        of_all.requires_grad, of_all._op = True, Node(made, tuple(tensors), {}, last - len(results))
+        last = later(call.room + 1 + len(results))
+        of_all.requires_grad, of_all._op = True, Node(call, tuple(tensors), {}, last - len(results))
         for number, x in enumerate(results):
             x.requires_grad = True
             x._op = Node(_Part(number), (of_all,), {}, last - len(results) + 1 + number)

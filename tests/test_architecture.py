@@ -54,7 +54,7 @@ cyxcore.order cyxcore.placement
 cyxcore.plan cyxcore.retracing
 cyxcore.tape cyxcore.keys cyxcore.conversion cyxcore.forks
 cyxcore.torchtensors cyxcore.exports
-cyxcore.eager cyxcore.rownorms cyxcore.composed cyxcore.sequences cyxcore.becoming
+cyxcore.eager cyxcore.rownorms cyxcore.composed cyxcore.recurrences cyxcore.sequences cyxcore.becoming
 cyxcore.creation cyxcore.fft cyxcore.signals
 cyxcore.saving cyxcore.random cyxcore.torchfunctions
 cyxcore.data.datasets cyxcore.data.samplers cyxcore.data.collate

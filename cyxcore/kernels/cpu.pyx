@@ -152,6 +152,37 @@ cdef extern from "cyx.h" nogil:
         void *of_weight
         void *of_bias
     cyx_status cyx_normalise(cyx_norm *norm)
+    enum: CYX_RNN_TANH, CYX_RNN_RELU, CYX_LSTM, CYX_GRU
+    ctypedef struct cyx_recurrence:
+        int kind
+        int dtype
+        int reverse
+        int kept
+        int64_t rows
+        int64_t steps
+        int64_t size
+        const int64_t *lengths
+        const void *weight
+        const void *bias
+        const void *input_bias
+        void *gates
+        void *hidden
+        void *cells
+        void *out
+        const void *g_out
+        const void *g_hidden
+        const void *g_cell
+        void *of_x
+        void *of_h
+        const void *before_weight
+        const void *before_bias
+        const void *before_hidden
+        const void *before_cell
+        void *of_weight
+        void *of_bias
+        void *of_hidden
+        void *of_cell
+    cyx_status cyx_recur(const cyx_recurrence *one) nogil
     cyx_status cyx_order_words(uint64_t seed, uint64_t step, uint32_t stream, int wide, int64_t *out, int64_t count)
     cyx_status cyx_order_rows(const void *x, int dtype, int64_t rows, int64_t n, int descending, int64_t *out)
     cyx_message cyx_last_failure
@@ -1159,6 +1190,79 @@ def normalise(
         status = cyx_normalise(&norm)
     if status != CYX_OK:
         raise MemoryError("normalise: no memory left for scratch space")
+
+
+_RECURRENCES = {"rnn_tanh": (CYX_RNN_TANH, 1), "rnn_relu": (CYX_RNN_RELU, 1), "lstm": (CYX_LSTM, 4), "gru": (CYX_GRU, 3)}
+
+
+def recur(
+    str kind, bint reverse, cnp.ndarray weight not None, cnp.ndarray gates not None, hidden, cells, out=None, *, bias=None,
+    input_bias=None, lengths=None, g=(), of_x=None, of_h=None, before=(), made=(),
+) -> None:
+    """A recurrent layer, behind the product of its inputs. kind: of functional.recurrent.CELLS. weight: (G H, H).
+
+    gates: (N, T, G H), the product of the inputs, which becomes what the gates come to. input_bias, bias: (G H,), added to
+    that and to the state's product. hidden: (T + 1, N, H), the first of them the
+    state to begin with; or two of them, used in turn. cells: as many, of an LSTM; (T, N, H) of a GRU of all steps, what
+    the last gate is made of beside the inputs; else None. out: (N, T, H). lengths: (N,) of int64: from there on a row changes
+    nothing and gives zeros.
+
+    g: the gradients of the results (out, last hidden state, last cell state; any of them None). Then all of these are
+    read, but out, which is not; of_x: (N, T, G H), the gradients of the inputs' part of the gates; of_h: (T, N, G H), in the
+    order of the steps those of the state's part, of a GRU only, as of others they are the same; made: those of weight, bias, first hidden and first cell state; before: what each
+    of these is added to. What is None is not made, or not there.
+    """
+    cdef cyx_recurrence one
+    cdef int type = cnp.PyArray_TYPE(gates)
+    cdef int64_t count, states, inputs
+    cdef cyx_status status
+    cdef bint back = bool(made)
+    memset(&one, 0, sizeof(one))
+    one.kind, count = _RECURRENCES[kind]
+    if type != cnp.NPY_FLOAT32 and type != cnp.NPY_FLOAT64 or (<object>gates).ndim != 3 or (<object>weight).ndim != 2:
+        raise ValueError(f"expected real gates (N, T, G H) and a matrix, got {(<object>gates).dtype} {(<object>gates).shape}")
+    one.dtype = CYX_F32 if type == cnp.NPY_FLOAT32 else CYX_F64
+    one.rows, one.steps, one.size = gates.shape[0], gates.shape[1], weight.shape[1]
+    if min(one.rows, one.steps, one.size) < 1:
+        raise ValueError(f"expected at least one row, step and hidden unit, got {(<object>gates).shape}")
+    inputs, states = one.rows * one.steps * one.size, one.rows * one.size
+    one.kept = hidden.shape[0] == one.steps + 1
+    one.reverse = reverse
+    if not one.kept and (back or hidden.shape[0] != 2):
+        raise ValueError(f"expected the states of all steps, or two, got {hidden.shape[0]}")
+    one.weight, one.bias = _data_of(weight, type, count * one.size * one.size), _data_of(bias, type, count * one.size)
+    one.input_bias = _data_of(input_bias, type, count * one.size)
+    one.lengths = <const int64_t *>_data_of(lengths, cnp.NPY_INT64, one.rows)
+    one.gates = _data_of(gates, type, count * inputs, not back)
+    one.hidden = _data_of(hidden, type, hidden.shape[0] * states, not back)
+    if one.kind == CYX_LSTM or one.kind == CYX_GRU and one.kept:
+        if cells is None:
+            raise ValueError(f"expected cells of {kind}")
+        one.cells = _data_of(cells, type, inputs if one.kind == CYX_GRU else hidden.shape[0] * states, not back)
+    if back:
+        one.g_out, one.g_hidden, one.g_cell = (
+            _data_of(g[0], type, inputs), _data_of(g[1], type, states), _data_of(g[2], type, states)
+        )
+        if all(x is None for x in (g if one.kind == CYX_LSTM else g[:2])):
+            raise ValueError("expected the gradient of a result")
+        one.of_x = _data_of(of_x, type, count * inputs, True)
+        if one.kind == CYX_GRU:
+            one.of_h = _data_of(of_h, type, count * inputs, True)
+        if one.of_x == NULL or one.kind == CYX_GRU and one.of_h == NULL:
+            raise ValueError("expected arrays for the gradients of the gates")
+        sizes = (count * one.size * one.size, count * one.size, states, states)
+        one.of_weight, one.before_weight = _data_of(made[0], type, sizes[0], True), _data_of(before[0], type, sizes[0])
+        one.of_bias, one.before_bias = _data_of(made[1], type, sizes[1], True), _data_of(before[1], type, sizes[1])
+        one.of_hidden, one.before_hidden = _data_of(made[2], type, states, True), _data_of(before[2], type, states)
+        one.of_cell, one.before_cell = _data_of(made[3], type, states, True), _data_of(before[3], type, states)
+    else:
+        one.out = _data_of(out, type, inputs, True)
+        if one.out == NULL:
+            raise ValueError("expected an array for the result")
+    with nogil:
+        status = cyx_recur(&one)
+    if status != CYX_OK:
+        raise MemoryError("recur: no memory left for scratch space")
 
 
 def cast_halves(cnp.ndarray x, cnp.ndarray out) -> None:

@@ -114,6 +114,41 @@ NORMS = [(7, 1), (9, 5), (3, 16), (5, 33), (4, 64), (1, 131), (9, 1000), (3, 102
 NORMS_OF_RUNS = [(6, 21, 7, 9), (8, 33, 33, 4), (4, 260, 130, 8)]
 
 
+# rows, steps, hidden units
+RECURRENCES = [(1, 3, 1), (2, 2, 7), (3, 4, 16), (5, 2, 33), (1, 2, 130), (40, 2, 12)]
+
+
+def recurrences() -> Iterator[Work]:
+    def there(kind: str, *arrays: Array) -> None:
+        weight, bias, gates, hidden, cells, lengths, out = arrays
+        cpu.recur(kind, True, weight, gates, hidden, cells, out, bias=bias, input_bias=bias, lengths=lengths)
+
+    def back(kind: str, *arrays: Array) -> None:
+        weight, gates, hidden, cells, g_out, g_last, of_x, of_h, *made = arrays
+        cpu.recur(
+            kind, False, weight, gates, hidden, cells,
+            g=(g_out, g_last, g_last), of_x=of_x, of_h=of_h, before=made[:4], made=made[4:],
+        )  # fmt: skip
+
+    for dtype, (rows, steps, size), (kind, count) in product(
+        FLOATS, RECURRENCES, (("lstm", 4), ("gru", 3), ("rnn_relu", 1))
+    ):
+        weight, bias = values((count * size, size), dtype), values((count * size,), dtype)
+        gates, hidden = values((rows, steps, count * size), dtype), values((steps + 1, rows, size), dtype)
+        cells = values((steps + (kind == "lstm"), rows, size), dtype)
+        out, last, of_h = (
+            values((rows, steps, size), dtype),
+            values((rows, size), dtype),
+            values((steps, rows, count * size), dtype),
+        )
+        lengths = np.arange(rows) % steps + 1
+        name = f"of {rows} x {steps} x {size}, {kind}, {dtype}"
+        yield Work(f"recurrence {name}", partial(there, kind), [weight, bias, gates, hidden, cells, lengths, out])
+        made = [weight, bias, last, last]
+        arrays = [weight, gates, hidden, cells, out, last, gates, of_h, *made, *(np.zeros_like(x) for x in made)]
+        yield Work(f"recurrence back {name}", partial(back, kind), arrays)
+
+
 def norms() -> Iterator[Work]:
     def there(n: int, inner: int, centred: bool, *arrays: Array) -> None:
         out, mean, var, x, weight, bias = arrays
@@ -294,6 +329,7 @@ PARTS: dict[str, Callable[[], None]] = {
     "lengths": lambda: check_all(calls([*SIZED, *ODD])),
     "large arrays": lambda: check_all(calls(BIG), [0]),
     "norms": lambda: check_all(norms()),
+    "recurrences": lambda: check_all(recurrences()),
     "vectors": lambda: check_all(vectors()),
     "updates": lambda: check_all(updates()),
     "language models": lambda: check_all(language_models()),

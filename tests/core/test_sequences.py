@@ -1,4 +1,7 @@
-"""Recurrences that are one operation on the tape (cyxcore/sequences.py): the same bits, and many times fewer calls."""
+"""Recurrences that are one operation on the tape (cyxcore/sequences.py): the same bits, and many times fewer calls.
+
+By the kernel (cyxcore/recurrences.py), or by plans, which make what the kernel does not.
+"""
 
 import threading
 
@@ -23,6 +26,16 @@ def planned_at_once(monkeypatch):
     monkeypatch.setattr(sequences, "CALLS_PER_PLAN", 0)
 
 
+@pytest.fixture
+def by_plans(monkeypatch):
+    monkeypatch.setattr(sequences, "recurrence_of", lambda kind: None)
+
+
+@pytest.fixture(params=["kernel", "plans"])
+def way(request):
+    return request.param
+
+
 def _drawn(*shape, seed=0):
     return cx.tensor(np.random.default_rng((seed, *shape)).standard_normal(shape, np.float32), requires_grad=True)
 
@@ -36,17 +49,26 @@ def _places():
     return [place for ways in sequences._planned.values() for place in ways.free]
 
 
-def _same_as_one_by_one(monkeypatch, run):
-    """Whether run() gives the same bits by plans and without; its tensors as arrays."""
-    found = []
-    for most_nodes in (0, 1 << 30):
-        monkeypatch.setattr(sequences, "MOST_NODES", most_nodes)
+def _same_as_one_by_one(monkeypatch, run, way="kernel"):
+    """Whether run() gives the same bits by the kernel, or by plans, and operation by operation."""
+    found, layers = [], []
+    kernel = sequences.recurrence_of
+
+    def noted(kind):
+        layers.append(kernel(kind) if how == "kernel" else None)
+        return layers[-1]
+
+    monkeypatch.setattr(sequences, "recurrence_of", noted)
+    for how in ("operations", way):
+        monkeypatch.setattr(sequences, "MOST_NODES", 1 << 30 if how == "plans" else 0)
         monkeypatch.setattr(sequences, "_planned", {})
+        layers.clear()
         found.append([x.detach().numpy().copy() for x in run()])
-    assert all(ways is not None for ways in sequences._planned.values())
-    assert sequences._planned
+    assert layers
+    assert None not in layers if way == "kernel" else None not in sequences._planned.values()
     for one, other in zip(*found, strict=True):
-        np.testing.assert_array_equal(one.view(np.uint32), other.view(np.uint32))
+        bits = np.uint32 if one.dtype == np.float32 else np.uint64
+        np.testing.assert_array_equal(one.view(bits), other.view(bits))
 
 
 LAYERS = {
@@ -54,37 +76,123 @@ LAYERS = {
     "gru": ("GRU", {}),
     "tanh": ("RNN", {}),
     "relu without bias": ("RNN", {"nonlinearity": "relu", "bias": False}),
-    "projected": ("LSTM", {"proj_size": 7}),
     "both directions, two layers": ("LSTM", {"num_layers": 2, "bidirectional": True}),
     "gru of three layers": ("GRU", {"num_layers": 3}),
 }
 
 
-@pytest.mark.parametrize("used", ["outputs", "states", "cell", "all"])
+def _used(used, kind, options):
+    """What a layer makes, and the gradients where only this is used of it."""
+    layer, x = _layer(kind, **options), _drawn(ROWS, STEPS, INPUTS)
+    first = x * 1.5
+    outputs, states = layer(first)
+    states = states if isinstance(states, tuple) else (states,)
+    loss = (first * first).sum()  # there is a gradient already to which the layer's is added
+    if used in ("outputs", "all"):
+        loss = loss + outputs.sin().sum()
+    if used in ("states", "all"):
+        loss = loss + states[0].square().sum() + states[0].cos().sum()
+    if used in ("cell", "all"):
+        loss = loss + states[-1].sin().sum()
+    loss.backward()
+    return [outputs, *states, x.grad, *(p.grad for p in layer.parameters() if p.grad is not None)]
+
+
+USED = ["outputs", "states", "cell", "all"]
+
+
+@pytest.mark.parametrize("used", USED)
 @pytest.mark.parametrize("name", LAYERS)
-def test_values_and_gradients_have_the_bits_of_single_operations(monkeypatch, threads, name, used):
+def test_values_and_gradients_have_the_bits_of_single_operations(monkeypatch, threads, name, used, way):
     kind, options = LAYERS[name]
+    _same_as_one_by_one(monkeypatch, lambda: _used(used, kind, options), way)
+
+
+@pytest.mark.parametrize("used", USED)
+def test_a_projected_layer_has_the_bits_of_single_operations(monkeypatch, threads, used):
+    _same_as_one_by_one(monkeypatch, lambda: _used(used, "LSTM", {"proj_size": 7}), "plans")
+
+
+# Rows, steps, inputs, hidden units: one of each, no whole vectors, more rows than are packed at once, units that
+# threads share.
+SIZES = [(1, 1, 1, 1), (1, 4, 3, 9), (2, 3, 5, 7), (33, 4, 9, 17), (270, 2, 3, 5), (5, 3, 40, 33), (3, 3, 70, 130)]
+
+
+@pytest.mark.parametrize("double", [False, True])
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+def test_layers_of_every_size_have_the_bits_of_single_operations(monkeypatch, threads, kind, sizes, double):
+    rows, steps, inputs, hidden = sizes
 
     def run():
-        layer, x = _layer(kind, **options), _drawn(ROWS, STEPS, INPUTS)
-        first = x * 1.5
-        outputs, states = layer(first)
-        states = states if isinstance(states, tuple) else (states,)
-        loss = (first * first).sum()  # there is a gradient already to which the layer's is added
-        if used in ("outputs", "all"):
-            loss = loss + outputs.sin().sum()
-        if used in ("states", "all"):
-            loss = loss + states[0].square().sum() + states[0].cos().sum()
-        if used in ("cell", "all"):
-            loss = loss + states[-1].sin().sum()
-        loss.backward()
-        return [outputs, *states, x.grad, *(p.grad for p in layer.parameters() if p.grad is not None)]
+        cx.manual_seed(1)
+        layer, x = getattr(nn, kind)(inputs, hidden, batch_first=True), _drawn(rows, steps, inputs)
+        if double:
+            layer, x = layer.double(), cx.tensor(x.detach().numpy().astype(np.float64), requires_grad=True)
+        outputs, _ = layer(x)
+        outputs.sin().sum().backward()
+        return [outputs, x.grad, *(p.grad for p in layer.parameters())]
+
+    # Of gates of one column gradients are added in another order: those are no case for the kernel.
+    _same_as_one_by_one(monkeypatch, run, "plans" if (kind, hidden) == ("RNN", 1) else "kernel")
+
+
+@pytest.mark.parametrize("frozen", ["weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0", "all"])
+def test_frozen_parameters_get_no_gradient_and_change_none(monkeypatch, frozen):
+    def run():
+        layer, x = _layer(), _drawn(3, 4, INPUTS)
+        for name, parameter in layer.named_parameters():
+            parameter.requires_grad = frozen not in (name, "all")
+        outputs, _ = layer(x)
+        outputs.sin().sum().backward()
+        grads = [p.grad for p in layer.parameters() if p.grad is not None]
+        assert len(grads) == (0 if frozen == "all" else 3)
+        return [outputs, x.grad, *grads]
 
     _same_as_one_by_one(monkeypatch, run)
 
 
+def test_a_parameter_that_comes_twice_gets_the_gradients_of_single_operations(monkeypatch):
+    def run():
+        layer, x = _layer(), _drawn(3, 4, INPUTS)
+        layer.bias_hh_l0 = layer.bias_ih_l0
+        layer(x)[0].sin().sum().backward()
+        return [x.grad, *(p.grad for p in layer.parameters())]
+
+    _same_as_one_by_one(monkeypatch, run, "plans")
+
+
+def test_infinities_and_nans_come_through_as_by_single_operations(monkeypatch):
+    lengths = cx.tensor([4, 2, 3])
+
+    def run():
+        layer, x = _layer(), _drawn(3, 4, INPUTS)
+        with cx.no_grad():
+            x[0, 2, 1], x[1, 3, 0], x[2, 1, 3] = float("inf"), float("nan"), -float("inf")
+        outputs, _ = layer(x, None, lengths)
+        outputs.square().sum().backward()
+        found = [outputs, x.grad, *(p.grad for p in layer.parameters())]
+        return [x for tensor in found for x in (tensor.isnan(), tensor.nan_to_num())]
+
+    found = []
+    kernel = sequences.recurrence_of
+    for how in (lambda kind: None, kernel):
+        monkeypatch.setattr(sequences, "recurrence_of", how)
+        monkeypatch.setattr(sequences, "MOST_NODES", 0)
+        found.append([x.detach().numpy() for x in run()])
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_sequences_of_new_lengths_make_no_plans():
+    layer = _layer()
+    for steps in (3, 5, 400):
+        layer(_drawn(2, steps, INPUTS))[0].sum().backward()
+    assert not sequences._planned
+
+
 @pytest.mark.parametrize("kind", ["LSTM", "GRU"])
-def test_lengths_and_first_states_have_the_bits_of_single_operations(monkeypatch, threads, kind):
+def test_lengths_and_first_states_have_the_bits_of_single_operations(monkeypatch, threads, kind, way):
     lengths = cx.tensor(np.random.default_rng(3).integers(1, STEPS + 1, ROWS))
 
     def run():
@@ -94,12 +202,12 @@ def test_lengths_and_first_states_have_the_bits_of_single_operations(monkeypatch
         outputs[:, 3:].sin().sum().backward()
         return [outputs, x.grad, *(start.grad for start in starts), *(p.grad for p in layer.parameters())]
 
-    _same_as_one_by_one(monkeypatch, run)
+    _same_as_one_by_one(monkeypatch, run, way)
 
 
 @pytest.mark.parametrize("least", [0, eager.LEAST_COMPOSED])
 @pytest.mark.parametrize("kind", ["LSTM", "GRU"])
-def test_second_derivatives_have_the_bits_of_single_operations(monkeypatch, kind, least):
+def test_second_derivatives_have_the_bits_of_single_operations(monkeypatch, kind, least, way):
     monkeypatch.setattr(eager, "LEAST_COMPOSED", least)  # with 0 some of the operations are one of others themselves
 
     def run():
@@ -110,10 +218,10 @@ def test_second_derivatives_have_the_bits_of_single_operations(monkeypatch, kind
         sum((g.square().sum() for g in slopes), cx.tensor(0.0)).backward()
         return [*slopes, x.grad, *(p.grad for p in layer.parameters())]
 
-    _same_as_one_by_one(monkeypatch, run)
+    _same_as_one_by_one(monkeypatch, run, way)
 
 
-def test_a_training_run_has_the_bits_of_single_operations(monkeypatch, threads):
+def test_a_training_run_has_the_bits_of_single_operations(monkeypatch, threads, way):
     def run():
         layer = _layer()
         optimizer = cx.optim.Adam(layer.parameters(), lr=0.01)
@@ -123,11 +231,11 @@ def test_a_training_run_has_the_bits_of_single_operations(monkeypatch, threads):
             optimizer.step()
         return list(layer.parameters())
 
-    _same_as_one_by_one(monkeypatch, run)
-    assert len(_places()) == 1
+    _same_as_one_by_one(monkeypatch, run, way)
+    assert len(_places()) == (way == "plans")
 
 
-def test_outputs_may_be_written_to_and_hooked(monkeypatch):
+def test_outputs_may_be_written_to_and_hooked(monkeypatch, way):
     def run():
         layer, x, found = _layer(), _drawn(3, 4, INPUTS), []
         outputs, (hidden, _) = layer(x)
@@ -139,10 +247,10 @@ def test_outputs_may_be_written_to_and_hooked(monkeypatch):
         written.cos().sum().backward()
         return [x.grad, *found, *(p.grad for p in layer.parameters())]
 
-    _same_as_one_by_one(monkeypatch, run)
+    _same_as_one_by_one(monkeypatch, run, way)
 
 
-def test_a_hook_may_ask_for_second_derivatives_of_what_is_walked(monkeypatch):
+def test_a_hook_may_ask_for_second_derivatives_of_what_is_walked(monkeypatch, way):
     def run():
         layer, x, found = _layer(), _drawn(3, 4, INPUTS), []
         outputs, _ = layer(x)
@@ -151,10 +259,10 @@ def test_a_hook_may_ask_for_second_derivatives_of_what_is_walked(monkeypatch):
         result.sum().backward()
         return [x.grad, *found]
 
-    _same_as_one_by_one(monkeypatch, run)
+    _same_as_one_by_one(monkeypatch, run, way)
 
 
-def test_a_second_way_back_after_another_call_makes_the_first_again():
+def test_a_second_way_back_after_another_call_makes_the_first_again(by_plans):
     layer, x, other = _layer(), _drawn(3, 4, INPUTS), _drawn(3, 4, INPUTS, seed=1)
     loss = layer(x)[0].sin().sum()
     loss.backward(retain_graph=True)
@@ -181,7 +289,7 @@ def test_a_weight_changed_in_place_is_an_error_that_names_the_function(create_gr
         loss.backward(create_graph=create_graph)
 
 
-def test_a_bias_may_change_before_the_way_back(monkeypatch):
+def test_a_bias_may_change_before_the_way_back(monkeypatch, way):
     def run():
         layer = _layer()
         loss = layer(_drawn(3, 4, INPUTS))[0].square().sum()
@@ -190,20 +298,20 @@ def test_a_bias_may_change_before_the_way_back(monkeypatch):
         loss.backward()
         return [p.grad for p in layer.parameters()]
 
-    _same_as_one_by_one(monkeypatch, run)
+    _same_as_one_by_one(monkeypatch, run, way)
 
 
-def test_calls_that_wait_for_their_way_back_have_places_of_their_own(monkeypatch):
+def test_calls_that_wait_for_their_way_back_have_places_of_their_own(monkeypatch, way):
     def run():
         layer, inputs = _layer(), [_drawn(3, 4, INPUTS, seed=seed) for seed in range(sequences.MOST_AT_ONCE + 2)]
         sum((layer(x)[0].square().sum() for x in inputs), cx.tensor(0.0)).backward()
         return [*(x.grad for x in inputs), *(p.grad for p in layer.parameters())]
 
-    _same_as_one_by_one(monkeypatch, run)
-    assert len(_places()) == sequences.MOST_AT_ONCE
+    _same_as_one_by_one(monkeypatch, run, way)
+    assert len(_places()) == (sequences.MOST_AT_ONCE if way == "plans" else 0)
 
 
-def test_a_place_is_free_when_nobody_can_ask_for_gradients_any_more():
+def test_a_place_is_free_when_nobody_can_ask_for_gradients_any_more(by_plans):
     layer, x = _layer(), _drawn(3, 4, INPUTS)
     for _ in range(3):
         outputs = layer(x)
@@ -216,7 +324,7 @@ def test_a_place_is_free_when_nobody_can_ask_for_gradients_any_more():
     assert len(_places()) == 2
 
 
-def test_results_stay_what_they_are_when_another_call_has_the_place():
+def test_results_stay_what_they_are_when_another_call_has_the_place(by_plans):
     layer, x = _layer(), _drawn(3, 4, INPUTS)
     with cx.no_grad():
         outputs, (hidden, cell) = layer(x)
@@ -226,7 +334,7 @@ def test_results_stay_what_they_are_when_another_call_has_the_place():
         np.testing.assert_array_equal(each.numpy(), was)
 
 
-def test_plans_are_made_of_what_comes_again(monkeypatch):
+def test_plans_are_made_of_what_comes_again(monkeypatch, by_plans):
     monkeypatch.setattr(sequences, "LEAST_MEETINGS", 3)
     monkeypatch.setattr(sequences, "CALLS_PER_PLAN", 10)
     layer = _layer()
@@ -237,7 +345,7 @@ def test_plans_are_made_of_what_comes_again(monkeypatch):
     assert made == [0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2]  # the second one with the eleventh call
 
 
-def test_the_kind_of_calls_that_was_not_used_for_longest_is_forgotten(monkeypatch):
+def test_the_kind_of_calls_that_was_not_used_for_longest_is_forgotten(monkeypatch, by_plans):
     monkeypatch.setattr(sequences, "MOST_KINDS", 2)
     monkeypatch.setattr(sequences, "MOST_MET", 2)
     layer = _layer()
@@ -250,7 +358,7 @@ def test_the_kind_of_calls_that_was_not_used_for_longest_is_forgotten(monkeypatc
     assert [kind.typed[0][0][0] for kind in sequences._met] == [5, 7]
 
 
-def test_sequences_of_too_many_steps_go_operation_by_operation(monkeypatch):
+def test_sequences_of_too_many_steps_go_operation_by_operation(monkeypatch, by_plans):
     monkeypatch.setattr(sequences, "MOST_NODES", 50)
     layer, x = _layer(), _drawn(3, 6, INPUTS)
     layer(x)[0].sum().backward()

@@ -181,6 +181,27 @@ typedef struct {
     _Atomic int no_memory;
 } cyx_norm;
 
+/* A recurrent layer over a sequence (recurrence.inl), beside the operations. Arrays are (N, T, ...), those of steps (T, N, ...) in
+ * the order in which the steps are made. */
+typedef enum { CYX_RNN_TANH, CYX_RNN_RELU, CYX_LSTM, CYX_GRU, CYX_RECURRENCE_COUNT } cyx_recurrence_kind;
+
+typedef struct {
+    int kind, dtype, reverse;
+    int kept;                  /* whether all steps of `hidden` and `cells` are there, for the way back; else two are used in turn */
+    int64_t rows, steps, size; /* N, T, H */
+    const int64_t *lengths;    /* (N,): from there on a row changes nothing and gives zeros; or NULL */
+    const void *weight, *bias, *input_bias; /* (G H, H), and (G H,) or NULL: what is added to the state's part, and to the inputs' */
+    void *gates;               /* (N, T, G H): there of the inputs' part what the gates come to, which the way back reads */
+    void *hidden;              /* (T + 1, N, H), the first of them the state to begin with */
+    void *cells;               /* of an LSTM the same; of a GRU (T, N, H), the state's part of the last gate; else NULL */
+    void *out;                 /* (N, T, H) */
+    const void *g_out, *g_hidden, *g_cell; /* the gradients of the results, or NULL */
+    void *of_x;                /* those of the gates' part of the inputs: (N, T, G H); NULL on the way there */
+    void *of_h;                /* of a GRU those of the state's part, of steps (T, N, G H); of others they are the same */
+    const void *before_weight, *before_bias, *before_hidden, *before_cell; /* what there is of the following, or NULL */
+    void *of_weight, *of_bias, *of_hidden, *of_cell; /* of the first states; or NULL */
+} cyx_recurrence;
+
 /* orders.c: the places of random words from the least to the greatest, equal ones in their order. wide: of words of 64 bits
  * (two each, as of integers) instead of 32. */
 cyx_status cyx_order_words(uint64_t seed, uint64_t step, uint32_t stream, int wide, int64_t *out, int64_t count);
@@ -195,6 +216,7 @@ cyx_status cyx_take_along_grad(const cyx_call *call);
 void cyx_draw_numbers(cyx_draw *draw);
 void cyx_cast_halves(const cyx_halves *cast);
 cyx_status cyx_normalise(cyx_norm *norm);
+cyx_status cyx_recur(const cyx_recurrence *one);
 int cyx_set_isa(const char *name); /* 0, or -1 where this machine lacks it */
 const char *cyx_isa(void);
 int cyx_amx(void); /* whether calls with terms are made by AMX: it is there, and so are the kernels beside it */

@@ -49,6 +49,15 @@
 #include "conv2d.inl"
 #include "conv2d_lanes.inl"
 #include "winograd.inl"
+#if defined(SIGMOID_ROW)
+#define SIGMOID_F32_ROW SIGMOID_ROW
+#endif
+#if defined(VECTOR_MATH)
+#define TANH_F32_ROW tanh_of_row
+#endif
+#include "recurrence.inl"
+#undef SIGMOID_F32_ROW
+#undef TANH_F32_ROW
 #undef T
 #undef V
 #undef MASK
@@ -105,6 +114,7 @@
 #include "conv2d_blocks.inl"
 #include "conv2d.inl"
 #include "conv2d_lanes.inl"
+#include "recurrence.inl"
 
 #include "movement.inl"
 
@@ -112,6 +122,8 @@ static cyx_status normalise(cyx_norm *norm) {
     if (norm->dtype == CYX_F32) return norm->g ? norm_back_f32(norm) : norm_there_f32(norm);
     return norm->g ? norm_back_f64(norm) : norm_there_f64(norm);
 }
+
+static cyx_status recur(const cyx_recurrence *one) { return one->dtype == CYX_F32 ? recur_f32(one) : recur_f64(one); }
 
 static void fill_isa(cyx_table table) {
     fill_integer(table); /* before the others, which take some cells of its own */

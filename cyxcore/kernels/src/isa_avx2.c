@@ -54,6 +54,7 @@ void cyx_fill_avx2(cyx_table table) { fill_isa(table); }
 void cyx_draw_avx2(cyx_draw *draw) { draw_numbers(draw); }
 void cyx_cast_halves_avx2(const cyx_halves *cast) { cast_halves(cast); }
 cyx_status cyx_normalise_avx2(cyx_norm *norm) { return normalise(norm); }
+cyx_status cyx_recur_avx2(const cyx_recurrence *one) { return recur(one); }
 #if defined(__clang__)
 #pragma clang attribute pop
 #endif

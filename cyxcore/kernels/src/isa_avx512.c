@@ -91,6 +91,7 @@ void cyx_fill_avx512(cyx_table table) { fill_isa(table); }
 void cyx_draw_avx512(cyx_draw *draw) { draw_numbers(draw); }
 void cyx_cast_halves_avx512(const cyx_halves *cast) { cast_halves(cast); }
 cyx_status cyx_normalise_avx512(cyx_norm *norm) { return normalise(norm); }
+cyx_status cyx_recur_avx512(const cyx_recurrence *one) { return recur(one); }
 #if defined(__clang__)
 #pragma clang attribute pop
 #endif

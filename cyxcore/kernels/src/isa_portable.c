@@ -29,3 +29,4 @@ void cyx_fill_portable(cyx_table table) { fill_isa(table); }
 void cyx_draw_portable(cyx_draw *draw) { draw_numbers(draw); }
 void cyx_cast_halves_portable(const cyx_halves *cast) { cast_halves(cast); }
 cyx_status cyx_normalise_portable(cyx_norm *norm) { return normalise(norm); }
+cyx_status cyx_recur_portable(const cyx_recurrence *one) { return recur(one); }

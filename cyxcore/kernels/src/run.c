@@ -25,6 +25,7 @@ typedef struct {
     void (*draw)(cyx_draw *draw);
     void (*cast_halves)(const cyx_halves *cast);
     cyx_status (*normalise)(cyx_norm *norm);
+    cyx_status (*recur)(const cyx_recurrence *one);
     int present;
     int has_amx; /* whether its machines may have AMX */
     cyx_table table;
@@ -33,12 +34,12 @@ typedef struct {
 /* Worst first; the last one present is the default. */
 static isa isas[] = {
     {.name = "portable", .fill = cyx_fill_portable, .draw = cyx_draw_portable, .cast_halves = cyx_cast_halves_portable,
-     .normalise = cyx_normalise_portable},
+     .normalise = cyx_normalise_portable, .recur = cyx_recur_portable},
 #if defined(__x86_64__)
     {.name = "avx2", .fill = cyx_fill_avx2, .draw = cyx_draw_avx2, .cast_halves = cyx_cast_halves_avx2,
-     .normalise = cyx_normalise_avx2},
+     .normalise = cyx_normalise_avx2, .recur = cyx_recur_avx2},
     {.name = "avx512", .fill = cyx_fill_avx512, .draw = cyx_draw_avx512, .cast_halves = cyx_cast_halves_avx512,
-     .normalise = cyx_normalise_avx512, .has_amx = 1},
+     .normalise = cyx_normalise_avx512, .recur = cyx_recur_avx512, .has_amx = 1},
 #endif
 };
 enum { ISA_COUNT = sizeof isas / sizeof isas[0] };
@@ -109,6 +110,13 @@ void cyx_cast_halves(const cyx_halves *cast) {
 cyx_status cyx_normalise(cyx_norm *norm) {
     uint64_t mode = cyx_float_mode_set();
     cyx_status status = active->normalise(norm);
+    cyx_float_mode_restore(mode);
+    return status;
+}
+
+cyx_status cyx_recur(const cyx_recurrence *one) {
+    uint64_t mode = cyx_float_mode_set();
+    cyx_status status = active->recur(one);
     cyx_float_mode_restore(mode);
     return status;
 }
