@@ -236,7 +236,7 @@ class _Call(Composed):
         """The results, remembering single operations with times before that of the node."""
         with self._lock:
             if self._operations is None:
-                check_unchanged(node, self._ways.needed)
+                check_unchanged(node, range(len(node.inputs)))  # as the states are made again
                 self._operations = remade(self._ways.kind, node.inputs, node.time - self.room, self.step)
             return self._operations
 

@@ -301,6 +301,15 @@ def test_a_bias_may_change_before_the_way_back(monkeypatch, way):
     _same_as_one_by_one(monkeypatch, run, way)
 
 
+def test_a_bias_that_changed_is_an_error_where_the_states_are_made_again():
+    layer = _layer()
+    loss = layer(_drawn(3, 4, INPUTS))[0].square().sum()
+    with cx.no_grad():
+        layer.bias_hh_l0 += 1.0
+    with pytest.raises(GradientError, match="gradient of recurrence needs a tensor .* changed in place"):
+        loss.backward(create_graph=True)
+
+
 def test_calls_that_wait_for_their_way_back_have_places_of_their_own(monkeypatch, way):
     def run():
         layer, inputs = _layer(), [_drawn(3, 4, INPUTS, seed=seed) for seed in range(sequences.MOST_AT_ONCE + 2)]
