@@ -457,7 +457,7 @@ def of_gelu_layers(layers: int, approximate: str = "tanh") -> Graph:
 def test_later_bands_make_cheap_arrays_again(
     monkeypatch: pytest.MonkeyPatch, approximate: str, costly: str, threads: int
 ) -> None:
-    """Of layers of gelu what goes into each is kept for the way back: not its sigmoid, if any, and not what comes out."""
+    """Of layers of gelu what goes into each is kept for the way back, not its sigmoid, nor what comes out."""
     layers = 6
     graph = of_gelu_layers(layers + 1, approximate)
     cpu.set_num_threads(threads)
