@@ -224,6 +224,105 @@ def multi_head_attention(
     return linear(join_heads(weights @ v), out_weight, out_bias), weights
 
 
+def multi_head_attention_forward(
+    query: Any,
+    key: Any,
+    value: Any,
+    embed_dim_to_check: int,
+    num_heads: int,
+    in_proj_weight: Any,
+    in_proj_bias: Any,
+    bias_k: Any,
+    bias_v: Any,
+    add_zero_attn: bool,
+    dropout_p: float,
+    out_proj_weight: Any,
+    out_proj_bias: Any,
+    training: bool | TracedMode = True,
+    key_padding_mask: Any = None,
+    need_weights: bool = True,
+    attn_mask: Any = None,
+    use_separate_proj_weight: bool = False,
+    q_proj_weight: Any = None,
+    k_proj_weight: Any = None,
+    v_proj_weight: Any = None,
+    static_k: Any = None,
+    static_v: Any = None,
+    average_attn_weights: bool = True,
+    is_causal: bool = False,
+) -> tuple[Any, Any]:
+    """multi_head_attention() with torch's arguments: (result of query's shape, weights; None if not needed).
+
+    query: (T, N, E), key: (S, N, EK), value: (S, N, EV), or without N; weights: the mean over the heads, (N, T, S), or
+    (N, heads, T, S) without average_attn_weights. is_causal: position t sees up to t, also where attn_mask is None.
+    Raises ShapeError for other features than embed_dim_to_check, SpecError for static_k and static_v.
+    """
+    if query.shape[-1] != embed_dim_to_check:
+        raise ShapeError(
+            f"multi_head_attention_forward: expected {embed_dim_to_check} features of query, got {query.shape}"
+        )
+    if static_k is not None or static_v is not None:
+        raise SpecError(
+            "multi_head_attention_forward: static_k and static_v are None only; of keys and values that are projected "
+            "already, scaled_dot_product_attention takes the heads"
+        )
+    return attended_as_given(
+        query,
+        key,
+        value,
+        num_heads,
+        (q_proj_weight, k_proj_weight, v_proj_weight) if use_separate_proj_weight else in_proj_weight,
+        in_proj_bias,
+        out_proj_weight,
+        out_proj_bias,
+        average_attn_weights=average_attn_weights,
+        attn_mask=attn_mask,
+        key_padding_mask=key_padding_mask,
+        is_causal=is_causal,
+        dropout_p=dropout_p,
+        training=training,
+        bias_k=bias_k,
+        bias_v=bias_v,
+        add_zero_attn=add_zero_attn,
+        need_weights=need_weights,
+    )
+
+
+def attended_as_given(
+    query: Any,
+    key: Any,
+    value: Any,
+    *weights_and_biases: Any,
+    batch_first: bool = False,
+    average_attn_weights: bool = True,
+    key_padding_mask: Any = None,
+    **options: Any,
+) -> tuple[Any, Any]:
+    """multi_head_attention() of (T, N, E), (N, T, E) with batch_first, or (T, E), and weights as torch gives them."""
+    if query.ndim not in (2, 3) or key.ndim != query.ndim or value.ndim != query.ndim:
+        raise ShapeError(
+            "attention: expected query, key and value of 3 axes, or of 2 without a batch, "
+            f"got {query.shape}, {key.shape} and {value.shape}"
+        )
+    alone = query.ndim == 2
+    if alone:
+        query, key, value = (x.expand_dims(0) for x in (query, key, value))
+        key_padding_mask = None if key_padding_mask is None else key_padding_mask.expand_dims(0)
+    elif not batch_first:
+        query, key, value = (x.transpose(1, 0, 2) for x in (query, key, value))
+    result, weights = multi_head_attention(
+        query, key, value, *weights_and_biases, key_padding_mask=key_padding_mask, **options
+    )
+    if alone:
+        result = result.squeeze(0)
+    elif not batch_first:
+        result = result.transpose(1, 0, 2)
+    if weights is None:
+        return result, None
+    seen = weights.mean(1) if average_attn_weights else weights
+    return result, seen.squeeze(0) if alone else seen
+
+
 def _fitting(query: Any, key: Any, value: Any, heads: int, attn_mask: Any, key_padding_mask: Any) -> None:
     if query.ndim != 3 or key.ndim != 3 or key.shape[0] != query.shape[0] or value.shape[:2] != key.shape[:2]:
         raise ShapeError(

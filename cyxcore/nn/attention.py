@@ -7,7 +7,8 @@ from typing import Any
 
 from cyxcore import functional as F
 from cyxcore.eager import Tensor
-from cyxcore.errors import ShapeError, SpecError
+from cyxcore.errors import SpecError
+from cyxcore.functional.attention import attended_as_given
 from cyxcore.nn.containers import ModuleList
 from cyxcore.nn.dropouts import Dropout
 from cyxcore.nn.layers import Linear
@@ -76,22 +77,11 @@ class MultiheadAttention(Module):
         """
         key = query if key is None else key
         value = key if value is None else value
-        if query.ndim not in (2, 3) or key.ndim != query.ndim or value.ndim != query.ndim:
-            raise ShapeError(
-                "MultiheadAttention: expected query, key and value of 3 axes, or of 2 without a batch, "
-                f"got {query.shape}, {key.shape} and {value.shape}"
-            )
-        alone = query.ndim == 2
-        if alone:
-            query, key, value = (x.expand_dims(0) for x in (query, key, value))
-            key_padding_mask = None if key_padding_mask is None else key_padding_mask.expand_dims(0)
-        elif not self.batch_first:
-            query, key, value = (x.transpose(1, 0, 2) for x in (query, key, value))
         if self.in_proj_weight is None:
             projections = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
         else:
             projections = self.in_proj_weight
-        result, weights = F.multi_head_attention(
+        return attended_as_given(
             query,
             key,
             value,
@@ -100,6 +90,8 @@ class MultiheadAttention(Module):
             self.in_proj_bias,
             self.out_proj.weight,
             self.out_proj.bias,
+            batch_first=self.batch_first,
+            average_attn_weights=average_attn_weights,
             attn_mask=attn_mask,
             key_padding_mask=key_padding_mask,
             is_causal=is_causal,
@@ -110,14 +102,6 @@ class MultiheadAttention(Module):
             add_zero_attn=self.add_zero_attn,
             need_weights=need_weights,
         )
-        if alone:
-            result = result.squeeze(0)
-        elif not self.batch_first:
-            result = result.transpose(1, 0, 2)
-        if not need_weights:
-            return result, None
-        seen = weights.mean(1) if average_attn_weights else weights
-        return result, seen.squeeze(0) if alone else seen
 
     def extra_repr(self) -> str:
         return f"{self.embed_dim}, {self.num_heads}, batch_first={self.batch_first}"

@@ -21,6 +21,7 @@ _WORDS: dict[str, str] = {
     "gaussian_nll_loss": "input target var",
     "gumbel_softmax": "logits",
     "margin_ranking_loss": "input1 input2",
+    "multi_head_attention_forward": "query",
     "one_hot": "tensor",
     "pad": "input pad",
     "pairwise_distance": "x1 x2",

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import cyxcore as cx
+from cyxcore import functional as F
 from cyxcore import nn
 from cyxcore.errors import CyxError
 from tests.core.layer_oracle import agree_module, floats, torch
@@ -194,7 +195,52 @@ def zeros(*shape: int) -> Any:
     return cx.zeros(*shape)
 
 
+@pytest.mark.parametrize("average", [True, False])
+@pytest.mark.parametrize("separate", [True, False])
+@pytest.mark.parametrize("need_weights", [True, False])
+@pytest.mark.parametrize("batch", [(), (N,)])
+def test_the_function_is_torchs(average: bool, separate: bool, need_weights: bool, batch: tuple[int, ...]) -> None:
+    joint = floats(3 * E, E, seed=1).astype(np.float32)
+    arrays = [floats(*shape, seed=n).astype(np.float32) for n, shape in enumerate([(E, E), (E, 3), (E, 4)], 2)]
+    sizes = (3, 4) if separate else (E, E)
+    x = [
+        floats(n, *batch, size, seed=n).astype(np.float32) for n, size in ((T, E), (T + 1, sizes[0]), (T + 1, sizes[1]))
+    ]
+    hidden = np.triu(np.ones((T, T + 1), bool), 1), np.tile(np.arange(T + 1) == T, (*batch, 1))
+    found = []
+    for m in (cx, torch):
+        bias, out, behind = (m.tensor(floats(*shape, seed=9).astype(np.float32)) for shape in ((3 * E,), (E, E), (E,)))
+        masks = [m.tensor(mask) for mask in hidden]
+        result, weights = m.nn.functional.multi_head_attention_forward(
+            *map(m.tensor, x),
+            E,
+            HEADS,
+            None if separate else m.tensor(joint),
+            bias,
+            None,
+            None,
+            True,
+            0.5,
+            out,
+            behind,
+            False,
+            masks[1].reshape(*batch, T + 1),
+            need_weights,
+            masks[0],
+            separate,
+            *(map(m.tensor, arrays) if separate else ()),
+            average_attn_weights=average,
+        )
+        found.append((result.numpy(), None if weights is None else weights.numpy()))
+    np.testing.assert_allclose(found[0][0], found[1][0], atol=2e-5)
+    assert (found[0][1] is None) == (not need_weights)
+    if need_weights:
+        np.testing.assert_allclose(found[0][1], found[1][1], atol=2e-6)
+
+
 LAYER = nn.MultiheadAttention(E, HEADS, batch_first=True)
+PARTS = [zeros(*shape) for shape in ((3 * E, E), (3 * E,), (E, E), (E,))]
+ONE = (zeros(5, 2, E),) * 3
 WRONG: dict[str, Callable[[], Any]] = {
     "of 3 axes, or of 2 without a batch": lambda: LAYER(zeros(1, 2, 3, E)),
     "expected query (N, T, E), key (N, S, EK) and value (N, S, EV)": lambda: LAYER(zeros(2, 5, E), zeros(3, 5, E)),
@@ -205,6 +251,12 @@ WRONG: dict[str, Callable[[], Any]] = {
         zeros(2, 5, E), key_padding_mask=zeros(5, 2) > 0
     ),
     "3 heads do not divide 8 features": lambda: nn.MultiheadAttention(8, 3),
+    f"expected 7 features of query, got (5, 2, {E})": lambda: F.multi_head_attention_forward(
+        *ONE, 7, HEADS, *PARTS[:2], None, None, False, 0.0, *PARTS[2:]
+    ),
+    "static_k and static_v are None only": lambda: F.multi_head_attention_forward(
+        *ONE, E, HEADS, *PARTS[:2], None, None, False, 0.0, *PARTS[2:], static_k=ONE[0]
+    ),
 }
 
 

@@ -100,7 +100,10 @@ REASONS: dict[str, str] = {
     **dict.fromkeys("build describe_model evaluate flops lr_finder predict profile quantize summary".split(), MODEL),
     **dict.fromkeys("item numpy tolist backward register_hook".split(), "it wants the numbers themselves"),
     **dict.fromkeys("bfloat16 cuda to_device device".split(), "what it gives is not NumPy's, or elsewhere"),
-    **dict.fromkeys("max_unpool recur multi_head_attention".split(), "the functions and layers above it are tried"),
+    **dict.fromkeys(
+        "max_unpool recur multi_head_attention multi_head_attention_forward".split(),
+        "the functions and layers above it are tried",
+    ),
     **dict.fromkeys("numbers pair triple apply dtype_name complex_dtype is_whole matrices".split(), HELPS),
     **dict.fromkeys("composed sum_dtype unpacked worded".split(), HELPS),
     **dict.fromkeys("allclose can_cast finfo iinfo is_complex is_floating_point is_nonzero is_same_size".split(), ASKS),

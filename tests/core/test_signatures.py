@@ -67,7 +67,6 @@ FUNCTIONS_THAT_ARE_NOT_THERE = {
     "conv_tbc": "conv1d with axes exchanged",
     "grouped_mm": "of GPUs",
     "linear_cross_entropy": "cross_entropy(linear(...))",
-    "multi_head_attention_forward": "what nn.MultiheadAttention calls; ours is multi_head_attention",
     "native_channel_shuffle": "channel_shuffle",
     "scaled_grouped_mm": "of GPUs",
     "scaled_mm": "of GPUs",
