@@ -188,10 +188,10 @@ def test_through_random_days_no_device_has_two_runs_and_none_is_lost(policy: str
             for run in state.runs.values():
                 assert bool(run.gpu) == (run.assign.job.needs.device == "cuda")
             if isinstance(happened, e.Assigned) and happened.assign.job.needs.device == "cuda":
-                free = {each.uuid: each for each in before.devices.devices if each.uuid not in holders}
+                free = {each.uuid: each for each in before.gpus.devices if each.uuid not in holders}
                 if gpu := started(done):
                     runs_begun += 1
-                    read = {each.uuid: each.free_bytes for each in before.devices.devices}
+                    read = {each.uuid: each.free_bytes for each in before.gpus.devices}
                     assert gpu in holders and read[gpu] >= LEAST_FREE_BYTES
                 elif "device" in reply(done).reason:
                     refused += 1
