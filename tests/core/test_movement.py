@@ -31,6 +31,21 @@ def test_borders_are_what_numpy_pads(threads: None, dtype: str) -> None:
                 expected = np.pad(x, pads, constant_values=value) if rank else x
                 cpu.call("pad", out := np.empty(expected.shape, dtype), [x], {"pads": pads, "value": value})
                 assert out.tobytes() == expected.tobytes()
+    for shape, grown in (  # axes without a border, alone and side by side, and narrow rows
+        ((7, 5, 1), ((0, 0), (0, 0), (0, 2))),
+        ((3, 700, 1, 4, 1), ((0, 0), (0, 0), (0, 3), (0, 0), (0, 1))),
+        ((2, 3, 4, 5), ((0, 0), (2, 1), (0, 0), (0, 0))),
+        ((2, 3, 4, 5), ((1, 0), (0, 0), (0, 0), (3, 4))),
+        ((2, 3, 1, 1), ((0, 0), (0, 0), (0, 0), (0, 0))),
+        ((2, 2000, 3), ((0, 0), (2, 5), (1, 1))),
+        ((5, 40, 31), ((0, 1), (3, 0), (0, 1))),
+        ((5, 40, 32), ((0, 1), (3, 0), (0, 1))),
+        ((4, 0, 3), ((0, 0), (2, 1), (0, 1))),
+    ):
+        x = _drawn(dice, shape, dtype)
+        expected = np.pad(x, grown, constant_values=1)
+        cpu.call("pad", out := np.empty(expected.shape, dtype), [x], {"pads": grown, "value": 1.0})
+        assert out.tobytes() == expected.tobytes(), shape
     x = _drawn(dice, (3, 200, 300), dtype)  # what threads share
     cpu.call("pad", out := np.empty((4, 203, 301), dtype), [x], {"pads": ((1, 0), (1, 2), (0, 1)), "value": 1.0})
     assert out.tobytes() == np.pad(x, ((1, 0), (1, 2), (0, 1)), constant_values=1).tobytes()

@@ -212,7 +212,8 @@ static cyx_status slice(const cyx_call *call) {
 
 typedef struct {
     const cyx_call *call;
-    int64_t inner;    /* elements of a row of the output */
+    int ndim; /* at least 2, as axes without a border are one with the axis before them */
+    int64_t own[CYX_MAX_NDIM + 1], low[CYX_MAX_NDIM + 1], all[CYX_MAX_NDIM + 1]; /* of the input, before it, of the output */
     uint64_t pattern; /* the bits of the value, as often as they fit */
 } padding;
 
@@ -227,31 +228,76 @@ static void fill_pattern(char *out, uint64_t pattern, int64_t count, int bytes) 
         memset(out, (int)(pattern & 255), (size_t)count);
 }
 
-/* Rows [begin, end) of the output: one of the input between two borders, or border alone. */
+enum { NARROW_ROW = 128, NARROW_ROWS = 4096 }; /* bytes of a row that is filled with others, and of all of them */
+
+/* Rows of the input between two borders each. Narrow ones are laid into border, without a call for each of the three parts. */
+static void pad_rows(const padding *p, char *to, const char *from, int64_t count, int bytes) {
+    int64_t before = p->low[p->ndim - 1], own = p->own[p->ndim - 1], all = p->all[p->ndim - 1];
+    if (all * bytes > NARROW_ROW) {
+        for (int64_t row = 0; row < count; row++, to += all * bytes, from += own * bytes) {
+            fill_pattern(to, p->pattern, before, bytes);
+            memcpy(to + before * bytes, from, (size_t)(own * bytes));
+            fill_pattern(to + (before + own) * bytes, p->pattern, all - before - own, bytes);
+        }
+        return;
+    }
+    for (int64_t most = NARROW_ROWS / (all * bytes), rows; count; count -= rows) {
+        rows = count < most ? count : most;
+        fill_pattern(to, p->pattern, rows * all, bytes);
+        char *part = to + before * bytes;
+        if (own == 1 && bytes == 4)
+            for (int64_t row = 0; row < rows; row++) ((uint32_t *)part)[row * all] = ((const uint32_t *)from)[row];
+        else
+            for (int64_t row = 0; row < rows; row++)
+                memcpy(part + row * all * bytes, from + row * own * bytes, (size_t)(own * bytes));
+        to += rows * all * bytes, from += rows * own * bytes;
+    }
+}
+
+/* Rows [begin, end) of the output: of the input between two borders, or border alone. */
 static void pad_body(void *context, int64_t begin, int64_t end) {
     const padding *p = context;
-    const cyx_array *x = &p->call->in[0], *out = &p->call->out;
-    const int64_t *low = p->call->ints + 1; /* low[2 * d] of dimension d */
-    int bytes = cyx_dtype_bytes[out->dtype], last = out->ndim - 1;
-    int64_t before = low[2 * last], own = x->shape[last];
-    for (int64_t row = begin; row < end; row++) {
-        char *to = (char *)out->data + row * p->inner * bytes;
-        int64_t rest = row, from = 0, step = own;
+    int bytes = cyx_dtype_bytes[p->call->out.dtype], outer = p->ndim - 2;
+    int64_t line = p->all[p->ndim - 1] * bytes, own = p->own[p->ndim - 1];
+    for (int64_t row = begin, rows; row < end; row += rows) { /* those of one place on the axes before the last two */
+        char *to = (char *)p->call->out.data + row * line;
+        int64_t at = row % p->all[outer], rest = row / p->all[outer], from = 0, step = own * p->own[outer];
         int inside = 1;
-        for (int d = last - 1; d >= 0; d--) {
-            int64_t at = rest % out->shape[d] - low[2 * d];
-            rest /= out->shape[d];
-            inside &= at >= 0 && at < x->shape[d];
-            from += at * step, step *= x->shape[d];
+        rows = p->all[outer] - at < end - row ? p->all[outer] - at : end - row;
+        for (int d = outer - 1; d >= 0; d--) {
+            int64_t place = rest % p->all[d] - p->low[d];
+            rest /= p->all[d];
+            inside &= place >= 0 && place < p->own[d];
+            from += place * step, step *= p->own[d];
         }
-        if (!inside) {
-            fill_pattern(to, p->pattern, p->inner, bytes);
-            continue;
-        }
-        fill_pattern(to, p->pattern, before, bytes);
-        memcpy(to + before * bytes, (const char *)x->data + from * bytes, (size_t)(own * bytes));
-        fill_pattern(to + (before + own) * bytes, p->pattern, p->inner - before - own, bytes);
+        int64_t first = p->low[outer] - at > 0 ? p->low[outer] - at : 0; /* rows of border before those of the input */
+        int64_t place = at + first - p->low[outer], count = p->own[outer] - place;
+        first = !inside || first > rows ? rows : first;
+        count = count < 0 ? 0 : count > rows - first ? rows - first : count;
+        fill_pattern(to, p->pattern, first * p->all[outer + 1], bytes);
+        if (count)
+            pad_rows(p, to + first * line, (const char *)p->call->in[0].data + (from + place * own) * bytes, count, bytes);
+        fill_pattern(to + (first + count) * line, p->pattern, (rows - first - count) * p->all[outer + 1], bytes);
     }
+}
+
+static void merge_axes(padding *p) {
+    const cyx_array *x = &p->call->in[0], *out = &p->call->out;
+    int64_t own[CYX_MAX_NDIM + 1], low[CYX_MAX_NDIM + 1], all[CYX_MAX_NDIM + 1]; /* from the last axis on */
+    int count = 0;
+    for (int d = x->ndim - 1; d >= 0; d--) {
+        int64_t before = p->call->ints[1 + 2 * d];
+        if (count && own[count - 1] == all[count - 1]) {
+            low[count - 1] = before * own[count - 1];
+            own[count - 1] *= x->shape[d], all[count - 1] *= out->shape[d];
+        } else {
+            own[count] = x->shape[d], low[count] = before, all[count++] = out->shape[d];
+        }
+    }
+    if (count == 1) own[count] = all[count] = 1, low[count++] = 0;
+    p->ndim = count;
+    for (int d = 0; d < count; d++)
+        p->own[d] = own[count - 1 - d], p->low[d] = low[count - 1 - d], p->all[d] = all[count - 1 - d];
 }
 
 #define PATTERN(T)                                                                                           \
@@ -263,7 +309,7 @@ static void pad_body(void *context, int64_t begin, int64_t end) {
 /* ints: count, then lo and hi of each dimension; floats: value */
 static cyx_status pad(const cyx_call *call) {
     const cyx_array *out = &call->out;
-    padding p = {call, out->ndim ? out->shape[out->ndim - 1] : 1, 0};
+    padding p = {.call = call, .own = {1, 1}, .all = {1, 1}};
     switch (out->dtype) {
     case CYX_F32: PATTERN(float); break;
     case CYX_F64: PATTERN(double); break;
@@ -274,8 +320,9 @@ static cyx_status pad(const cyx_call *call) {
     if (!out->ndim)
         memcpy(out->data, call->in[0].data, (size_t)cyx_dtype_bytes[out->dtype]);
     else if (out->size) {
-        int64_t rows = out->size / p.inner;
-        cyx_parallel(rows, cyx_grain(rows, (double)p.inner, CYX_LEAST_WORK), pad_body, &p);
+        merge_axes(&p);
+        int64_t line = p.all[p.ndim - 1], rows = out->size / line;
+        cyx_parallel(rows, cyx_grain(rows, (double)line, CYX_LEAST_WORK), pad_body, &p);
     }
     return CYX_OK;
 }
