@@ -109,9 +109,11 @@ static void NAME(gates_there)(const NAME(layer) * layer, const NAME(portion) * p
     const T *old = (const T *)one->hidden + before * state + at;
     T *hidden = (T *)one->hidden + after * state + at, *out = (T *)one->out + (r * one->steps + t) * h + u0;
     int is_gru = one->kind == CYX_GRU, inside = !one->lengths || one->lengths[r] > t;
+    int64_t ahead = one->steps * layer->gates * h; /* to the next row, which is fetched: it lies too far on to be foreseen */
     for (int64_t g = 0; g < layer->gates - is_gru; g++)
         for (int64_t i = 0; i < n; i += VN) {
             V sum = NAME(part)(product + g * n + i, n - i, 0), of_x = NAME(part)(x + g * h + i, n - i, 0);
+            __builtin_prefetch(CYX_BEYOND(x, ahead + g * h + i), 1, 2);
             if (input_bias) of_x += NAME(part)(input_bias + g * h + i, n - i, 0);
             if (bias) sum += NAME(part)(bias + g * h + i, n - i, 0);
             NAME(put_part)(x + g * h + i, of_x + sum, n - i);
@@ -206,10 +208,16 @@ static void NAME(gates_back)(const NAME(layer) * layer, const NAME(portion) * p,
         NAME(tanhs)(p->spare, p->spare, n);
     }
     const V unit = SPLAT((T)1), nothing = {0};
+    int64_t ahead = one->steps * layer->gates * h; /* as on the way there */
     for (int64_t i = 0; i < n; i += VN) {
         int64_t left = n - i;
         V g = nothing, of_state = nothing, more = nothing, back[4]; /* of_state: the gradient of the state behind the step */
         int has_more = before != NULL;
+        for (int64_t k = 0; k < layer->gates; k++) {
+            __builtin_prefetch(CYX_BEYOND(x, ahead + k * h + i), 0, 2);
+            __builtin_prefetch(CYX_BEYOND(of_x, ahead + k * h + i), 1, 2);
+        }
+        if (g_out) __builtin_prefetch(CYX_BEYOND(g_out, one->steps * h + i), 0, 2);
         if (g_out) g = NAME(part)(g_out + i, left, 0);
         if (before) more = NAME(part)(before + i, left, 0);
         if (one->lengths) {
