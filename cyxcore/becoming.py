@@ -17,8 +17,6 @@ from cyxcore.errors import GraphError
 from cyxcore.held import becomes
 from cyxcore.symbols import Symbol
 
-_HELD: Any = Tensor._data  # the field, which Became hides
-
 
 class _Made(threading.local):
     """Of a thread that traces a function: the tensors that zeros() and its like made since, by their ids."""
@@ -58,15 +56,20 @@ class Became(Tensor):
     _rank = Symbol._rank
 
     def __getattribute__(self, name: str) -> Any:
-        return getattr(_HELD.__get__(self), name)
+        return getattr(_value(self), name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        setattr(_HELD.__get__(self), name, value)
+        setattr(_value(self), name, value)
+
+
+def _value(tensor: Became) -> Any:
+    """Which it is; it stands in place of the array."""
+    return object.__getattribute__(tensor, "_data")
 
 
 def _asked(name: str) -> Callable[..., Any]:
     def method(self: Became, *args: Any) -> Any:
-        return getattr(_HELD.__get__(self), name)(*args)
+        return getattr(_value(self), name)(*args)
 
     return method
 
@@ -104,6 +107,6 @@ def value_of(tensor: Tensor, value: Symbol, name: str) -> Symbol:
     for op, attrs in steps:
         part = part._apply(op, [part], dict(attrs))
     for each, symbol in {id(base): (base, whole), id(tensor): (tensor, part)}.values():
-        _HELD.__set__(each, symbol)
+        each._data = symbol
         each.__class__ = Became
     return part

@@ -71,6 +71,7 @@ OWN: dict[str, tuple[Any, ...]] = {
     "max_unpool2d": (*cx.functional.max_pool2d(image, 2, return_indices=True), 2),
     "max_unpool3d": (*cx.functional.max_pool3d(volume, 2, return_indices=True), 2),
     "one_hot": (labels, 4),
+    "polygamma": (2, x),
     "put": (x, rows, y[0, :2]),
     **dict.fromkeys(("quantile", "nanquantile"), (x, 0.3)),
     "remat": (lambda value: value.sin() * value, x),
