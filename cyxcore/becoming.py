@@ -94,7 +94,7 @@ def value_of(tensor: Tensor, value: Symbol, name: str) -> Symbol:
         instead = f"x = x.{name[:-1]}(...)" if name.endswith("_") else "x = x ..."
         raise GraphError(
             f"{name}: a tensor cannot hold a value of a graph, but for one that the function made by cx.zeros and its "
-            f"like; write {instead}, or keep it in a buffer of a module"
+            f"like; write {instead}, copy it into one (cx.empty_like(x).copy_(x)), or keep it in a buffer of a module"
         )
     if base._memory is not None and sys.getrefcount(base._memory) > sharing + 1:
         raise GraphError(

@@ -62,20 +62,26 @@ class Standing:
         os.write(self._gate, b"!")
 
 
-@pytest.fixture
-def standing(tmp_path, monkeypatch):
-    """Where a test asks for it, the nodes of its network are of the kind that can stand still."""
-    folder, part = tmp_path / "standing", LocalNetwork._part
-    folder.mkdir()
+def make_nodes_by(monkeypatch, program, folder):
+    """Nodes of networks made in the test are `program node FOLDER`; a program of this folder."""
+    part = LocalNetwork._part
 
     def as_asked(network, name, module, *arguments):
         made = part(network, name, module, *arguments)
         if module == "cyxnode":
             place = made.command.index("-m")
-            made.command[place : place + 2] = [str(Path(__file__).with_name("standing.py")), "node", str(folder)]
+            made.command[place : place + 2] = [str(Path(__file__).with_name(program)), "node", str(folder)]
         return made
 
     monkeypatch.setattr(LocalNetwork, "_part", as_asked)
+
+
+@pytest.fixture
+def standing(tmp_path, monkeypatch):
+    """Where a test asks for it, the nodes of its network are of the kind that can stand still."""
+    folder = tmp_path / "standing"
+    folder.mkdir()
+    make_nodes_by(monkeypatch, "standing.py", folder)
     stands = Standing(folder)
     yield stands
     if stands._gate is not None:

@@ -10,23 +10,15 @@ from msgspec.structs import replace
 from cyxnet import jobfile
 from cyxnet.client import AsyncClient
 from cyxnet.local import LocalNetwork
-from tests.system.conftest import EXAMPLES, assert_money_is_conserved, until
+from tests.system.conftest import EXAMPLES, assert_money_is_conserved, make_nodes_by, until
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """Where runs say which device they see; nodes of networks made in the test are of that kind."""
-    made, part = tmp_path / "gpus", LocalNetwork._part
+    made = tmp_path / "gpus"
     made.mkdir()
-
-    def with_gpus(network, name, module, *arguments):
-        found = part(network, name, module, *arguments)
-        if module == "cyxnode":
-            place = found.command.index("-m")
-            found.command[place : place + 2] = [str(Path(__file__).with_name("two_gpus.py")), "node", str(made)]
-        return found
-
-    monkeypatch.setattr(LocalNetwork, "_part", with_gpus)
+    make_nodes_by(monkeypatch, "two_gpus.py", made)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     return made
