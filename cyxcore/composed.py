@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cyxcore import device as devices
+from cyxcore import precision
 from cyxcore.casting import widened
 from cyxcore.eager import Tensor, enable_grad, no_grad, wrap
 from cyxcore.errors import DtypeError
@@ -62,8 +63,8 @@ class _Moving:
     two: what it is, and the place among these.
     """
 
-    def __init__(self, graph: Graph) -> None:
-        plan = Plan(graph, device="cpu", numerics="exact", outputs_apart=True)
+    def __init__(self, graph: Graph, numerics: str) -> None:
+        plan = Plan(graph, device="cpu", numerics=numerics, outputs_apart=True)
         program: Any = getattr(plan.program, "__self__", None)
         self._program = program
         if not hasattr(program, "run_on"):
@@ -105,6 +106,7 @@ class Kind(NamedTuple):
     typed: tuple[tuple[tuple[int, ...], str], ...]  # the shape and dtype of each tensor
     followed: tuple[bool, ...]
     threads: int
+    numerics: str
 
     def call(self, tensors: Sequence[Any]) -> Any:
         return self.function(*(None if place is None else tensors[place] for place in self.places), *self.options)
@@ -140,7 +142,7 @@ class _Ways:
     """The plans of a kind of calls: one there, and those back, by which gradients have a sum to be added to."""
 
     def __init__(self, kind: Kind) -> None:
-        self.kind, self._backs = kind, dict[tuple[bool, ...], _Moving]()
+        self.kind, self._backs = kind, dict[tuple[tuple[bool, ...], str], _Moving]()
         builder, symbols, results = self._traced()
         self.count = len(results)
         self.kept: list[int] = []
@@ -150,7 +152,7 @@ class _Ways:
             found = self._way_back(builder, symbols, results[0], ())
             self.needed = {place for place, x in enumerate(symbols) if x.node in _sources(builder, found, self.kept)}
         forward = self._cut(builder, [*(x.node for x in results), *self.kept], {})
-        self._there = _Moving(forward)
+        self._there = _Moving(forward, kind.numerics)
         if any(kind.followed):  # now: what cannot be walked back over by a plan runs operation by operation
             self.back((False,) * len(symbols))
 
@@ -193,12 +195,13 @@ class _Ways:
         return made.graph(*(new[place] for place in outputs))
 
     def back(self, sums: tuple[bool, ...]) -> _Moving:
-        known = self._backs.get(sums)
+        numerics = precision.in_use()  # which may be another one than on the way there
+        known = self._backs.get((sums, numerics))
         if known is None:
             builder, symbols, results = self._traced()
             found = self._way_back(builder, symbols, results[0], sums)
             given = {node: f"kept {place}" for place, node in enumerate(self.kept)}
-            known = self._backs[sums] = _Moving(self._cut(builder, found, given))
+            known = self._backs[sums, numerics] = _Moving(self._cut(builder, found, given), numerics)
         return known
 
     def run(self, arrays: Sequence[Array]) -> tuple[list[Array], list[Array]]:
@@ -355,7 +358,7 @@ def described(
         return None
     places, typed, followed, given = found
     # As Kind() does, which takes twice as long.
-    return tuple.__new__(Kind, (function, options, places, typed, followed, _cpu.lanes)), given
+    return tuple.__new__(Kind, (function, options, places, typed, followed, _cpu.lanes, precision.in_use())), given
 
 
 def composed(function: Function, inputs: Sequence[Any], options: tuple[Any, ...]) -> Any:

@@ -331,16 +331,27 @@ _default = "cpu"
 # Whether an operation on the host's memory may go to its kernel without asking this module: kernels/tensors.pyx. Not
 # while something looks at the calls of the backends, nor while their products are not exact.
 straight = bytearray([1])  # read in C before each operation
-_watched = 0
+planned = bytearray([1])  # whether functions of several operations may run by plans: those are of any numeric class
+_watched = _classes = 0
 
 
 def watch(on: bool) -> None:
-    """Say that calls must go through the backend's `call`, or need not any more: something was put in its place, or
-    calls have another numeric class than the records that are kept of them.
-    """
+    """Say that calls must go through the backend's `call`, or need not any more: something was put in its place."""
     global _watched
     _watched += 1 if on else -1
-    straight[0] = _default == "cpu" and not _watched
+    _look()
+
+
+def watch_class(on: bool) -> None:
+    """The same where calls have another numeric class than the records that are kept of them."""
+    global _classes
+    _classes += 1 if on else -1
+    _look()
+
+
+def _look() -> None:
+    planned[0] = _default == "cpu" and not _watched
+    straight[0] = planned[0] and not _classes
 
 
 def check_name(name: str) -> str:
@@ -436,7 +447,8 @@ def use_device(name: str) -> Iterator[None]:
 
 def _choose(name: str) -> None:
     global _default
-    _default, straight[0] = name, name == "cpu" and not _watched
+    _default = name
+    _look()
 
 
 sys.modules[__name__].__class__ = _Callable

@@ -136,14 +136,14 @@ class Tensor(Held, Leaving):
     ) -> Any:
         if casting.inside[0] and casting.composed_of_halves(self):
             return self._in_halves(function, inputs, options, None)
-        if not devices.straight[0] or (elements or math.prod(self.shape)) < LEAST_COMPOSED:
+        if not devices.planned[0] or (elements or math.prod(self.shape)) < LEAST_COMPOSED:
             return function(*inputs, *options)
         return _planned("cyxcore.composed", "composed")(function, inputs, options)
 
     def _in_halves(
         self, function: Callable[..., Any], inputs: Sequence[Any], options: tuple[Any, ...], half: str | None
     ) -> Any:
-        if devices.straight[0] and math.prod(self.shape) >= LEAST_COMPOSED:
+        if devices.planned[0] and math.prod(self.shape) >= LEAST_COMPOSED:
             with casting.of_thread(None):
                 found = _planned("cyxcore.composed", "in_halves")(function, inputs, options, half)
             if found is not None:

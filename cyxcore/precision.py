@@ -82,7 +82,7 @@ def set_numerics(name: str) -> _Restores:
     if name != before:
         kernels().set_terms(terms)
         if (before == "exact") != (name == "exact"):
-            devices.watch(name != "exact")
+            devices.watch_class(name != "exact")
         _current = name
     return _Restores(before)
 
@@ -90,7 +90,7 @@ def set_numerics(name: str) -> _Restores:
 def numerics() -> Numerics:
     """The class that was chosen, its name in records, and what it comes to here."""
     name = current()
-    by = "amx" if CLASSES[name].terms and kernels().amx() else "exact kernels"
+    by = "amx" if splits(name) else "exact kernels"
     return Numerics(name, CLASSES[name].record, by)
 
 
@@ -113,14 +113,25 @@ def of_thread(name: str) -> Iterator[None]:
     terms = kernels().set_own_terms(CLASSES[check_name(name)].terms)
     _own.name = name
     if name != "exact":
-        devices.watch(True)
+        devices.watch_class(True)
     try:
         yield
     finally:
         if name != "exact":
-            devices.watch(False)
+            devices.watch_class(False)
         kernels().set_own_terms(terms)
         _own.name = before
+
+
+def splits(name: str) -> bool:
+    """Whether products of a class have bits of their own here: elsewhere they are those of the class exact."""
+    return CLASSES[name].terms > 0 and bool(kernels().amx())
+
+
+def in_use() -> str:
+    """The class of what this thread does now, or exact where that makes no difference."""
+    name = current()
+    return name if name != "exact" and splits(name) else "exact"
 
 
 def chosen(name: str | None, device: str) -> str:

@@ -341,11 +341,13 @@ def gradients_of(inputs: Sequence[np.ndarray[Any, Any]], **options: Any) -> list
 
 def test_tensors_have_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(2)
-    inputs = [rng.normal(size=(2, 2, 301, 32)).astype(np.float32) for _ in range(3)]
+    inputs = [rng.normal(size=(2, 2, 301, 64)).astype(np.float32) for _ in range(3)]
     expected = gradients_of(inputs, is_causal=True)
+    known: dict[Any, Any] = {}
     monkeypatch.setattr(rowblocks, "LEAST_BYTES", 1 << 60)
-    monkeypatch.setattr("cyxcore.composed._ways", {})
+    monkeypatch.setattr(composed, "_ways", known)
     assert gradients_of(inputs, is_causal=True) == expected
+    assert known
 
 
 def dropped_whole(inputs: Sequence[np.ndarray[Any, Any]], p: float, causal: bool) -> list[bytes]:
@@ -528,3 +530,26 @@ def test_what_others_read_of_a_shorter_last_block_is_stored() -> None:
         plan = Plan(graph, device="cpu")
         assert blocks_of(plan.graph)
         assert run(plan) == run(Plan(graph, device="cpu", optimised=False))
+
+
+@pytest.mark.parametrize("numerics", ["fast", "fast16", "bf16"])
+@pytest.mark.parametrize("dropout", [0.0, 0.25])
+def test_a_class_that_splits_nothing_here_has_the_plans_of_the_exact_one(numerics: str, dropout: float) -> None:
+    cpu.set_isa("portable")  # which has no tiles
+    graph = dropping(67, 61) if dropout else attention("batch, causal", 67, 61)
+    exact, plan = Plan(graph, device="cpu"), Plan(graph, device="cpu", numerics=numerics)
+    assert plan.numerics == numerics
+    assert plan.arena_bytes == exact.arena_bytes
+    assert run(plan) == run(exact)
+
+
+@pytest.mark.parametrize("numerics", ["fast", "bf16"])
+def test_tensors_of_another_class_make_no_matrix_either(monkeypatch: pytest.MonkeyPatch, numerics: str) -> None:
+    cpu.set_isa("portable")  # which has no tiles
+    known: dict[Any, Any] = {}
+    monkeypatch.setattr(composed, "_ways", known)
+    inputs = [np.random.default_rng(2).normal(size=(2, 2, 301, 64)).astype(np.float32) for _ in range(3)]
+    expected = gradients_of(inputs, is_causal=True)
+    with cx.set_numerics(numerics):
+        assert gradients_of(inputs, is_causal=True) == expected
+    assert len(known) == 1  # by the same plans
