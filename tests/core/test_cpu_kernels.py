@@ -261,6 +261,46 @@ def test_the_first_greatest_is_found_wherever_it_lies(isa: str, dtype: str) -> N
 
 
 @pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_threads_that_share_a_long_run_find_its_first_greatest(isa: str, dtype: str) -> None:
+    """In any group of 65,536; among equals and infinities, and the first NaN before all."""
+    cpu.set_isa(isa)
+    cpu.set_num_threads(3)
+    n, dice = 3 * 65536 + 17, np.random.default_rng(6)
+    plain = dice.uniform(size=n).astype(dtype)
+    for odd in (1.0, math.inf, math.nan):
+        for places in ([0], [65535], [65536], [n - 1], [n - 20, 70000], [2 * 65536, 2 * 65536 - 1, 5]):
+            x = plain.copy()
+            x[places] = odd
+            cpu.call("argmax", out := np.empty((), np.int64), [x], {"axis": 0})
+            assert out == min(places), (odd, places)
+    x[70000], x[3] = math.nan, math.inf
+    cpu.call("argmax", out, [x[10:]], {"axis": 0})
+    assert out == 70000 - 10
+    cpu.call("argmax", out, [np.full(n, -math.inf, dtype)], {"axis": 0})
+    assert out == 0
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("op", ["sum", "mean", "max", "prod"])
+def test_few_columns_of_many_rows_have_the_same_bits_on_any_number_of_threads(isa: str, op: str) -> None:
+    """Threads share the rows where they come out even, else the columns."""
+    cpu.set_isa(isa)
+    dice = np.random.default_rng(7)
+    for shape in ((1000, 333), (1024, 200), (700, 250), (513, 1000), (769, 171), (3001, 47), (2, 1000, 70)):
+        for dtype in ("float32", "float64"):
+            x = dice.uniform(0.5, 1.5, shape).astype(dtype)
+            found = set()
+            for threads in (1, 2, 3, 5):
+                cpu.set_num_threads(threads)
+                out = np.full((*shape[:-2], shape[-1]), np.nan, dtype)
+                cpu.call(op, out, [x], {"axes": (x.ndim - 2,), "keepdims": False})
+                found.add(out.tobytes())
+            assert len(found) == 1, shape
+            assert np.allclose(out, getattr(np, op)(x, axis=-2), rtol=1e-4)
+
+
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("dtype", ["float32", "float64", "uint8"])
 def test_what_is_taken_is_what_numpy_takes(isa: str, dtype: str) -> None:
     """Elements and short rows, which are moved without memcpy, in threads that begin anywhere."""

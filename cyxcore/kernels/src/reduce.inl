@@ -9,7 +9,7 @@
 
 #ifndef REDUCE_ONCE
 #define REDUCE_ONCE
-enum { BLOCK_ROWS = CYX_BLOCK_ROWS, GROUP_BLOCKS = 64, RUN_BLOCK = CYX_RUN_BLOCK, TREE_DEPTH = 48, TILE = 1024, LEAST_TILE = 64, LEAST_SUMMED = 65000, LEAST_FAR = 1 << 20 };
+enum { BLOCK_ROWS = CYX_BLOCK_ROWS, GROUP_BLOCKS = 64, RUN_BLOCK = CYX_RUN_BLOCK, TREE_DEPTH = 48, TILE = 1024, LEAST_TILE = 64, LEAST_SUMMED = 65000, LEAST_FAR = 1 << 20, LEAST_GROUP = 256, GROUPS_OF_A_THREAD = 2 };
 #endif
 
 #define SELECT(mask, a, b) ((V)(((MASK)(a) & (MASK)(mask)) | ((MASK)(b) & ~(MASK)(mask))))
@@ -256,7 +256,7 @@ typedef struct {
     T *out;
     const T *const *lines; /* the rows, where a concat joins them that is not made; else NULL */
     T *partial; /* one per group, where a reduction is cut into groups; else NULL */
-    int64_t groups, tile; /* tile: columns of one task, at most TILE */
+    int64_t groups, group_rows, tile; /* tile: columns of one task, at most TILE */
     T divisor;            /* of a mean; else 1 */
     _Atomic int no_memory;
 } NAME(reduction);
@@ -372,7 +372,7 @@ static void NAME(reduce_tile)(const NAME(reduction) * r, const T *x, int64_t fir
 static void NAME(reduce_rows)(void *context, int64_t begin, int64_t end) {
     NAME(reduction) *r = context;
     const cyx_reduce_plan *plan = &r->plan;
-    int64_t tiles = (plan->inner + r->tile - 1) / r->tile, rows_per_group = BLOCK_ROWS * GROUP_BLOCKS;
+    int64_t tiles = (plan->inner + r->tile - 1) / r->tile;
     T *tree = cyx_scratch(1, sizeof(T) * TILE * TREE_DEPTH);
     if (!tree) {
         r->no_memory = 1;
@@ -381,8 +381,8 @@ static void NAME(reduce_rows)(void *context, int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; task++) {
         int64_t tile = task % tiles, group = task / tiles % r->groups, o = task / tiles / r->groups;
         int64_t column = tile * r->tile, n = plan->inner - column < r->tile ? plan->inner - column : r->tile;
-        int64_t first = group * rows_per_group;
-        int64_t count = plan->terms - first < rows_per_group ? plan->terms - first : rows_per_group;
+        int64_t first = group * r->group_rows;
+        int64_t count = plan->terms - first < r->group_rows ? plan->terms - first : r->group_rows;
         const T *x = r->x + cyx_offset_of(o, plan->kept_count, plan->kept, plan->kept_stride) + column;
         T *into = (r->partial ? r->partial : r->out) + (o * r->groups + group) * plan->inner + column;
         NAME(reduce_tile)(r, x, first, count, n, tree, into);
@@ -431,16 +431,31 @@ static cyx_status NAME(reduce_along_run)(NAME(reduction) * r) {
     return CYX_OK;
 }
 
+/* Rows of a group, a complete subtree. Few outputs of many terms are shared by their rows, as whole rows lie as memory is read
+ * best, where few groups of many rows give each thread about as many of them. */
+static int64_t NAME(rows_of_group)(const cyx_reduce_plan *plan, int64_t threads) {
+    const int64_t most = BLOCK_ROWS * GROUP_BLOCKS;
+    int64_t tiles = plan->outputs * ((plan->inner + TILE - 1) / TILE);
+    if (tiles >= threads || plan->terms * plan->outputs * plan->inner < 2 * LEAST_SUMMED) return most;
+    for (int64_t rows = most; rows >= LEAST_GROUP; rows /= 2) {
+        int64_t groups = (plan->terms + rows - 1) / rows, of_a_thread = (tiles * groups + threads - 1) / threads;
+        if (groups > GROUPS_OF_A_THREAD * threads) break;
+        if (of_a_thread * rows * threads * 8 <= plan->terms * tiles * 9) return rows;
+    }
+    return most;
+}
+
 static cyx_status NAME(reduce_across_rows)(NAME(reduction) * r) {
     const cyx_reduce_plan *plan = &r->plan;
-    int64_t rows_per_group = BLOCK_ROWS * GROUP_BLOCKS;
-    r->groups = (plan->terms + rows_per_group - 1) / rows_per_group;
+    int64_t threads = cyx_threads();
+    r->group_rows = NAME(rows_of_group)(plan, threads);
+    r->groups = (plan->terms + r->group_rows - 1) / r->group_rows;
     if (r->groups > 1) {
         r->partial = cyx_scratch(0, sizeof(T) * (size_t)(r->groups * plan->outputs * plan->inner));
         if (!r->partial) return CYX_NO_MEMORY;
     }
-    /* Few outputs of many terms: threads share the columns. */
-    int64_t share = (plan->outputs * r->groups * plan->inner + cyx_threads() - 1) / cyx_threads();
+    /* Few outputs of few groups: threads share the columns. */
+    int64_t share = (plan->outputs * r->groups * plan->inner + threads - 1) / threads;
     share = (share + LEAST_TILE - 1) / LEAST_TILE * LEAST_TILE;
     r->tile = share < TILE ? share : TILE;
     int64_t tasks = plan->outputs * r->groups * ((plan->inner + r->tile - 1) / r->tile);
@@ -571,15 +586,51 @@ static int64_t NAME(argmax_block)(const T *x, int64_t n) {
 }
 
 /* The same of any run: of the first block that has the greatest of all, or a NaN. */
-static int64_t NAME(argmax_run)(const T *x, int64_t n) {
-    T best = -INF;
-    int64_t block = 0;
-    for (int64_t first = 0; n > RUN_BLOCK && first < n; first += RUN_BLOCK) {
-        T greatest = NAME(max_run)(x + first, n - first < RUN_BLOCK ? n - first : RUN_BLOCK);
-        if (greatest > best || greatest != greatest) best = greatest, block = first;
+typedef struct {
+    T greatest;
+    int64_t block; /* its beginning */
+} NAME(best_block);
+
+typedef struct {
+    const T *x;
+    int64_t n;
+    NAME(best_block) * best; /* of each group */
+} NAME(argmax_groups);
+
+static inline int NAME(is_better)(T greatest, T than) { return greatest > than || greatest != greatest; }
+
+static NAME(best_block) NAME(best_block_of)(const T *x, int64_t begin, int64_t end) {
+    NAME(best_block) best = {-INF, begin};
+    for (int64_t first = begin; first < end; first += RUN_BLOCK) {
+        T greatest = NAME(max_run)(x + first, end - first < RUN_BLOCK ? end - first : RUN_BLOCK);
+        if (NAME(is_better)(greatest, best.greatest)) best.greatest = greatest, best.block = first;
         if (greatest != greatest) break;
     }
-    return block + NAME(argmax_block)(x + block, n - block < RUN_BLOCK ? n - block : RUN_BLOCK);
+    return best;
+}
+
+static void NAME(argmax_body)(void *context, int64_t begin, int64_t end) {
+    const NAME(argmax_groups) *groups = context;
+    const int64_t size = RUN_BLOCK * GROUP_BLOCKS;
+    for (int64_t g = begin; g < end; g++)
+        groups->best[g] = NAME(best_block_of)(groups->x, g * size, (g + 1) * size < groups->n ? (g + 1) * size : groups->n);
+}
+
+/* Threads share a long run, where there is memory for what they find. */
+static int64_t NAME(argmax_run)(const T *x, int64_t n) {
+    const int64_t size = RUN_BLOCK * GROUP_BLOCKS;
+    NAME(best_block) best = {-INF, 0};
+    int64_t count = (n + size - 1) / size;
+    NAME(argmax_groups) groups = {x, n, NULL};
+    if (count > 2 && cyx_threads() > 1) groups.best = cyx_scratch(0, sizeof best * (size_t)count);
+    if (groups.best) {
+        cyx_parallel(count, 1, NAME(argmax_body), &groups);
+        for (int64_t g = 0; g < count && best.greatest == best.greatest; g++)
+            if (NAME(is_better)(groups.best[g].greatest, best.greatest)) best = groups.best[g];
+    } else if (n > RUN_BLOCK) {
+        best = NAME(best_block_of)(x, 0, n);
+    }
+    return best.block + NAME(argmax_block)(x + best.block, n - best.block < RUN_BLOCK ? n - best.block : RUN_BLOCK);
 }
 
 /* As a member of a group: the sum of each run, and of those the outputs, in the order of reduce_runs. A run that is too long
