@@ -5,11 +5,12 @@ Some wait until right before who reads them: a kernel can then make both at once
 
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from cyxcore.accumulating import Joined, accumulations, beside_readers, joined_rows, together
 from cyxcore.bands import Stretch, arrange
+from cyxcore.dtype import IN_GRAPHS
 from cyxcore.graph import Graph, Inferred
 from cyxcore.ops import OPS
 from cyxcore.rowblocks import take_out
@@ -243,13 +244,14 @@ def schedule(graph: Graph, in_bands: bool = False, lanes: int = 1, exact: bool =
     masked: dict[int, list[int]] = {}
     if in_bands:
         known = graph.infer(1)
-        masked = masked_gradients(graph, known, early, alias, "conv2d_grad_input")
+        others = _without_kernels(graph, known, early)
+        masked = masked_gradients(graph, known, early, alias, "conv2d_grad_input", others)
         early = together_at_last(early, masked)
-        joined = joined_rows(graph, known, early, alias)
-        alone = [each.place for each in joined] + [place for group in masked.values() for place in group]
+        joined = [each for each in joined_rows(graph, known, early, alias) if others.isdisjoint([each.place, *each.readers])]
+        alone = {*others, *(each.place for each in joined), *(place for group in masked.values() for place in group)}
         early, by_blocks = take_out(graph, known, early, alias, alone) if exact else (early, [])
         early, stretches = arrange(graph, known, early, alias, lanes, alone, exact, by_blocks)
-        elsewhere = {place for each in stretches for place in each.places}
+        elsewhere = {*others, *(place for each in stretches for place in each.places)}
         of_products = masked_gradients(graph, known, early, alias, "matmul", elsewhere)
         early = together_at_last(early, of_products)
         masked |= of_products
@@ -275,6 +277,15 @@ def schedule(graph: Graph, in_bands: bool = False, lanes: int = 1, exact: bool =
         else:
             in_place[value] = target
     return Schedule(order, alias, in_place, copies, stretches, onto, joined, masked)
+
+
+def _without_kernels(graph: Graph, known: Inferred, order: Sequence[int]) -> set[int]:
+    """The calls on dtypes that only NumPy's kernels take, as those of halves: they run by themselves."""
+    return {
+        place
+        for place in order
+        if not IN_GRAPHS.issuperset([known.dtypes[i] for i in (place, *graph.nodes[place].inputs)])
+    }
 
 
 def _after(graph: Graph, updates: set[int]) -> set[int]:

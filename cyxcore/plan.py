@@ -23,7 +23,6 @@ from cyxcore import device as devices
 from cyxcore import precision
 from cyxcore.bands import Blocks, Stretch, attrs_of_band
 from cyxcore.device import Banded, Call
-from cyxcore.dtype import IN_GRAPHS
 from cyxcore.errors import GraphError, ShapeError
 from cyxcore.graph import Graph, Inferred, Node
 from cyxcore.infer import Shape
@@ -76,7 +75,7 @@ class Plan:
                 self.graph = graph = for_blocks(graph)
         self.backend = precision.backend(self.device, made_in)
         self._lanes: int = getattr(self.backend, "lanes", 0)
-        in_bands = optimised and self._lanes > 0 and set(graph.infer(1).dtypes) <= IN_GRAPHS
+        in_bands = optimised and self._lanes > 0
         how = in_bands, self._lanes, made_in == "exact"
         decided = schedule(graph, *how)
         in_stretches = decided.stretch_of(with_sums=False)

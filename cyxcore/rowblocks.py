@@ -228,12 +228,17 @@ def with_shared_masks(graph: Graph, stretches: Collection[Stretch]) -> Graph:
 
 
 def _gather(
-    graph: Graph, waiting: Sequence[int], alias: Mapping[int, int], places: Mapping[int, Place]
+    graph: Graph,
+    waiting: Sequence[int],
+    alias: Mapping[int, int],
+    places: Mapping[int, Place],
+    wanted: Collection[int] = (),
 ) -> tuple[list[int], list[int], list[int]]:
     """(calls of one stretch, what they need before, the rest), each in order.
 
     What needs a matrix of the stretch whole comes behind it. From then on only calls that go on from those of the
-    stretch belong to it, and masks: others may be for a later one, as weights that are made again for gradients.
+    stretch belong to it, masks, and what is wanted, as such a call reads it: others may be for a later one, as weights
+    that are made again for gradients.
     """
     taken, apart = list[int](), list[int]()
     inside, masks, sums, later = set[int](), set[int](), set[int](), set[int]()
@@ -245,7 +250,7 @@ def _gather(
             for source, cut in zip(sources, how.cut, strict=True)
         )
         goes_on = any(source in inside for source in sources)
-        if ready and how is not None and (goes_on or not later):
+        if ready and how is not None and (goes_on or not later or place in wanted):
             taken.append(place)
             (sums if how.adds or how.over_matrices else inside).add(place)
         elif ready and graph.nodes[place].op in MASKS:
@@ -260,13 +265,29 @@ def _gather(
     # What reads these has come behind the stretch. Without them more may belong to it, and need other masks.
     others = [place for place in others if place not in masks] or others
     if others:
-        return _gather(graph, waiting, alias, {place: how for place, how in places.items() if place not in others})
+        places = {place: how for place, how in places.items() if place not in others}
+        return _gather(graph, waiting, alias, places, wanted)
+    more = {place for place in apart if place in needed & places.keys()} - _read_whole(graph, taken, alias, places)
+    if more:
+        return _gather(graph, waiting, alias, places, more.union(wanted))
     for place in reversed(apart):
         if place in needed:
             needed.update(alias.get(i, i) for i in graph.nodes[place].inputs)
     before = [place for place in apart if place in needed]
     gone = {*taken, *before}
     return taken, before, [place for place in waiting if place not in gone]
+
+
+def _read_whole(
+    graph: Graph, taken: Sequence[int], alias: Mapping[int, int], places: Mapping[int, Place]
+) -> set[int]:
+    """What calls of a stretch read of which a block of rows is not enough."""
+    return {
+        alias.get(source, source)
+        for place in taken
+        for source, cut in zip(graph.nodes[place].inputs, places[place].cut, strict=True)
+        if not cut
+    }
 
 
 def _wrong(

@@ -219,6 +219,36 @@ def test_dropout_draws_the_numbers_of_whole_matrices(isa: str, causal: bool, thr
         assert run(plan) == run(whole)
 
 
+def of_halves(half: str, causal: bool, dropout: float, other: bool) -> Graph:
+    """Attention of autocast, there and back. other: of a gradient that is multiplied by the result before."""
+    builder = Builder(travels=False)
+    query, key, value, gradient = (
+        builder.input(name, (*STACK, 67, size))
+        for name, size in (("query", TERMS), ("key", TERMS), ("value", VALUES), ("gradient", VALUES))
+    )
+    rounded = [x.astype(half).astype("float32") for x in (query, key, value)]
+    mixed = F.scaled_dot_product_attention(*rounded, None, dropout, causal, training=True).astype(half)
+    back = totals(builder, mixed, gradient.astype(half) * (mixed if other else 1.0), [query, key, value], {})
+    return builder.graph(mixed, *[x for x in back if x is not None])
+
+
+@pytest.mark.parametrize("other", [False, True])
+@pytest.mark.parametrize("dropout", [0.0, 0.25])
+@pytest.mark.parametrize("half", ["bfloat16", "float16"])
+def test_attention_of_halves_goes_by_blocks_too(
+    monkeypatch: pytest.MonkeyPatch, half: str, dropout: float, other: bool
+) -> None:
+    monkeypatch.setattr("cyxcore.recompute.LEAST_BYTES", 1)
+    cpu.set_num_threads(2)
+    for causal in (False, True):
+        graph = of_halves(half, causal, dropout, other)
+        plan, whole = Plan(graph, device="cpu"), Plan(graph, device="cpu", optimised=False)
+        decided, known = schedule(plan.graph, in_bands=True, exact=True), plan.graph.infer(1)
+        kept = set(decided.order) - decided.within(plan.graph, known)
+        assert not [place for place in kept if known.shapes[place][-2:] == (67, 67)]
+        assert run(plan) == run(whole)
+
+
 def test_dropout_makes_no_matrix_of_numbers() -> None:
     cpu.set_num_threads(1)
     rows = columns = 128
