@@ -247,7 +247,8 @@ def schedule(graph: Graph, in_bands: bool = False, lanes: int = 1, exact: bool =
         others = _without_kernels(graph, known, early)
         masked = masked_gradients(graph, known, early, alias, "conv2d_grad_input", others)
         early = together_at_last(early, masked)
-        joined = [each for each in joined_rows(graph, known, early, alias) if others.isdisjoint([each.place, *each.readers])]
+        joined = joined_rows(graph, known, early, alias)
+        joined = [each for each in joined if others.isdisjoint([each.place, *each.readers])]
         alone = {*others, *(each.place for each in joined), *(place for group in masked.values() for place in group)}
         early, by_blocks = take_out(graph, known, early, alias, alone) if exact else (early, [])
         early, stretches = arrange(graph, known, early, alias, lanes, alone, exact, by_blocks)
