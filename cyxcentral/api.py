@@ -183,6 +183,7 @@ class Api:
             terms=terms,
             caller=caller,
             memory_bytes=plan.memory_bytes,
+            gpu_memory_bytes=plan.gpu_memory_bytes,
             submitted_at_ms=0,
             changed_at_ms=0,
         )
@@ -284,6 +285,7 @@ class Api:
             blockhash=blockhash,
             last_valid_block_height=last_valid,
             memory_bytes=plan.memory_bytes,
+            gpu_memory_bytes=plan.gpu_memory_bytes,
             flops_per_epoch=plan.flops_per_epoch,
             parameters=plan.parameters,
             eligible_nodes=len(fitting),
@@ -356,6 +358,7 @@ class Api:
             terms=draft.terms,
             caller=caller,
             memory_bytes=draft.memory_bytes,
+            gpu_memory_bytes=draft.gpu_memory_bytes,
             deposit=signed,
             price_base_units=ask.price.max_base_units if ask.price else 0,
             reference_fee_base_units=self._network.reference_fee_base_units if self._network.fee_basis_points else 0,

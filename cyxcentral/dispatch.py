@@ -376,6 +376,7 @@ class Dispatch:
             funded=job.funded,
             owner=job.caller if job.job.serve else "",
             memory_bytes=job.memory_bytes if any(past.lost and past.lost.memory_bytes for past in job.attempts) else 0,
+            gpu_memory_bytes=job.gpu_memory_bytes,
         )
 
     async def _tell(self, job_id: str, attempt: Lease) -> None:

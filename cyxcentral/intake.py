@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Struct
 
 from cyxcentral import dependencies, schedule
-from cyxcentral.jobs import DEADLINE_MARGIN_S, Job
+from cyxcentral.jobs import DEADLINE_MARGIN_S, Job, whole_steps
 from cyxcentral.nodes import Node
 from cyxcore.errors import SpecError
 from cyxcore.graph import Graph
@@ -22,6 +22,7 @@ from cyxnet.bus import ApiError
 from cyxnet.escrow import DEADLINE_S
 
 BASE_MEMORY_BYTES = 192 * 2**20  # of a training process before the first tensor
+GPU_BASE_MEMORY_BYTES = 512 * 2**20  # of a GPU, before the first tensor: the driver, kernels, libraries
 LARGEST_COUNT = 2**63 - 1  # that the log and the ledger can hold
 JOBS_REMEMBERED = 256
 LARGEST_REMEMBERED_BYTES = 32_768  # of a description; strangers must not be able to fill the memory with large ones
@@ -34,6 +35,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     """What a job needs and costs, found without running it."""
 
     memory_bytes: int
+    gpu_memory_bytes: int  # of one GPU; 0: it needs none
     flops_per_epoch: int
     bytes_per_epoch: int  # moved between processor and memory
     parameters: int
@@ -94,6 +96,7 @@ def _plan(job: m.JobRequest) -> Plan:
     estimate = BASE_MEMORY_BYTES + costs.memory_bytes + DATA_COPIES * job.dataset.size
     plan = Plan(
         memory_bytes=max(job.needs.memory_bytes, estimate),
+        gpu_memory_bytes=_gpu_memory_bytes(job.needs, costs.memory_bytes),
         flops_per_epoch=3 * costs.flops_of_a_row * rows,  # backward costs about twice the forward pass
         bytes_per_epoch=3 * costs.bytes_moved * math.ceil(rows / batch),
         parameters=costs.parameters,
@@ -102,6 +105,15 @@ def _plan(job: m.JobRequest) -> Plan:
         if count > LARGEST_COUNT:
             raise SpecError(f"{what}: the job comes to {count}, more than any machine has or can count")
     return plan
+
+
+def _gpu_memory_bytes(needs: m.Needs, training_bytes: int) -> int:
+    """What one GPU must have for the training, in whole steps: jobs with the same needs are looked at together."""
+    if needs.device != "cuda":
+        if needs.gpu_memory_bytes:
+            raise SpecError(f"needs.gpu_memory_bytes: only a job for device cuda has a GPU, this is for {needs.device}")
+        return 0
+    return whole_steps(max(needs.gpu_memory_bytes, GPU_BASE_MEMORY_BYTES + training_bytes))
 
 
 def _check_dependencies(job: m.JobRequest) -> None:
@@ -148,7 +160,7 @@ def _plan_of_serving(job: m.JobRequest, serve: m.ServeSpec) -> Plan:
     needed = job.needs.memory_bytes or estimate
     if needed > LARGEST_COUNT:
         raise SpecError(f"memory_bytes: the job comes to {needed}, more than any machine has or can count")
-    return Plan(memory_bytes=needed, flops_per_epoch=0, bytes_per_epoch=0, parameters=0)
+    return Plan(memory_bytes=needed, gpu_memory_bytes=0, flops_per_epoch=0, bytes_per_epoch=0, parameters=0)
 
 
 def possible_steps(job: m.JobRequest) -> range | None:

@@ -26,6 +26,7 @@ from cyxcentral.jobs import (
     bought_ms,
     confirmed,
     ends,
+    ran_out,
     segment_to,
     tried,
     with_memory_beyond,
@@ -49,6 +50,7 @@ def evolve(job: Job | None, event: m.JobEvent, at_ms: int) -> Job:
             terms=event.terms,
             caller=event.caller,
             memory_bytes=event.memory_bytes,
+            gpu_memory_bytes=event.gpu_memory_bytes,
             submitted_at_ms=at_ms,
             changed_at_ms=at_ms,
             unsettled=event.deposit,
@@ -183,8 +185,8 @@ def _lost(job: Job, event: m.LeaseLost, at_ms: int) -> Job:
     job = replace(_ended(job, event, at_ms), error=event.reason)
     if event.discards and job.kept and event.discards.state.sha256 in ends(job.kept):
         job = replace(job, kept=None)  # nobody could go on from it: it is no segment to check, and none that is false
-    if event.memory_bytes:
-        job = with_memory_beyond(job, event.memory_bytes)
+    if ran_out(event):
+        job = with_memory_beyond(job, event.memory_bytes, event.gpu_memory_bytes)
     if job.job.serve and job.served_ms(at_ms) >= bought_ms(job):
         return _settle(job, "completed", None, at_ms)
     if fatal or tried(job) >= job.job.max_attempts or job.attempt >= MAX_LEASES:

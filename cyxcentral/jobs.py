@@ -59,6 +59,7 @@ BAD_CHECKPOINT = "bad_checkpoint"  # code of a run that could not go on from the
 UNFUNDED, CANCELLED = "unfunded", "cancelled"  # codes of leases that ended before the deposit was final
 UNCOUNTED = (REFUSED, PAUSED, NODE_STOPPED)
 NODES_END = ("node_lost", "run_missing", NODE_STOPPED, PAUSED)  # codes of runs that did not end by themselves
+GPU_MEMORY_STEP_BYTES = 2**28
 MEMORY_MARGIN = 4  # after running out of memory a job asks for a quarter more than it had
 DEADLINE_MARGIN_S = 86_400  # so long before an escrow may be refunded its job ends: for clocks, and for the chain
 STEADY_MS = 60_000  # a replica that was ready for so long has worked: what ends it then is no failed try
@@ -148,6 +149,7 @@ class Job(Struct, frozen=True, kw_only=True, gc=False):
     reference_fee_base_units: int = 0  # by which its node's reputation is counted once it is paid; 0: counted before
     requests: tuple[str, ...] = ()  # ids of what its owner asked for and got, the newest last
     payees: tuple[m.Payee, ...] = ()  # who is paid when it is settled
+    gpu_memory_bytes: int = 0  # of one GPU
     shares: money.Shares | None = None
     ended_at_ms: int | None = None
 
@@ -333,16 +335,35 @@ def _has_worked(attempt: Attempt) -> bool:
     return attempt.lost.code in NODES_END or ready_ms(attempt, attempt.started_at_ms) >= STEADY_MS
 
 
-def with_memory_beyond(job: Job, seen_bytes: int) -> Job:
-    """The job once it is known that so much memory is not enough for it."""
-    return replace(job, memory_bytes=max(job.memory_bytes, seen_bytes + seen_bytes // MEMORY_MARGIN))
+def with_memory_beyond(job: Job, seen_bytes: int, seen_gpu_bytes: int = 0) -> Job:
+    """The job once it is known that so much memory, of the machine or of a GPU, is not enough for it."""
+    needed_bytes, needed_gpu_bytes = (seen + seen // MEMORY_MARGIN for seen in (seen_bytes, seen_gpu_bytes))
+    return replace(
+        job,
+        memory_bytes=max(job.memory_bytes, needed_bytes),
+        gpu_memory_bytes=max(job.gpu_memory_bytes, whole_steps(needed_gpu_bytes)),
+    )
+
+
+def whole_steps(gpu_bytes: int) -> int:
+    """So much memory of a GPU, rounded up: the needs of jobs shall have few values, as they are sorted by them."""
+    return -(-gpu_bytes // GPU_MEMORY_STEP_BYTES) * GPU_MEMORY_STEP_BYTES
+
+
+def needed_gpu_bytes(job: Job) -> int:
+    """What one GPU must have free for it; 0: it needs none. A job of a log from before it was said needs any GPU."""
+    return max(1, job.gpu_memory_bytes) if job.job.needs.device == "cuda" else 0
+
+
+def ran_out(lost: m.LeaseLost) -> bool:
+    """Whether the attempt had too little memory, of the machine or of its GPU."""
+    return bool(lost.memory_bytes or lost.gpu_memory_bytes)
 
 
 def ran_out_on(job: Job, node_id: str) -> bool:
     """Whether the job ran out of memory on this node: it would again."""
     return any(
-        attempt.lost is not None and attempt.lost.memory_bytes and attempt.node_id == node_id
-        for attempt in job.attempts
+        attempt.lost is not None and ran_out(attempt.lost) and attempt.node_id == node_id for attempt in job.attempts
     )
 
 

@@ -1,6 +1,6 @@
 """The waiting line: which job is next among those that fit into so much room. Pure.
 
-Jobs that need the same device and cores stand in one tree, sorted by the memory they need; every subtree knows its
+Jobs that need the same GPU and cores stand in one tree, sorted by the memory they need; every subtree knows its
 earliest place. "The first that needs at most so many bytes" is then a walk from the root to a leaf, however many
 jobs stand before it that need more. Those that ask for one node and no other stand apart, by its name: while it has no
 room, nobody looks at them. Jobs in back-off wait aside until their time.
@@ -12,19 +12,20 @@ from typing import Any, NamedTuple
 
 from cyxcentral import tree
 from cyxcentral.jobfold import BACKOFF_MS
-from cyxcentral.jobs import Job
+from cyxcentral.jobs import Job, needed_gpu_bytes
 from cyxcentral.schedule import for_proven, place
 
 Place = tuple[int, str]
 
 
 class Needs(NamedTuple):
-    """What jobs of one group need, besides memory. node_id: of the one node that they ask for; empty for any.
+    """What jobs of one group need, besides memory. gpu_bytes: of the memory of one GPU; 0: no GPU.
 
+    node_id: of the one node that they ask for; empty for any.
     proven: they are worth too much for a node that is not proven.
     """
 
-    cuda: bool
+    gpu_bytes: int
     cores: int
     node_id: str = ""
     proven: bool = False
@@ -49,7 +50,7 @@ def _earliest(value: Any, key: tuple[int, Place], before: Place | None, after: P
 def needs_of(job: Job, limit_base_units: int = 0) -> Needs:
     """limit: what a job may be worth that a node gets which is not proven; 0: anything."""
     needs = job.job.needs
-    return Needs(needs.device == "cuda", needs.cores, needs.node_id, for_proven(job, limit_base_units))
+    return Needs(needed_gpu_bytes(job), needs.cores, needs.node_id, for_proven(job, limit_base_units))
 
 
 def _spot(job: Job, limit_base_units: int) -> Spot:
@@ -160,7 +161,7 @@ class Line:
     def first(self, largest_free_bytes: Callable[[Needs], int | None], free_nodes: Collection[str]) -> str | None:
         """The id of the first job that some node has room for.
 
-        largest_free_bytes: the most memory that is free on one node with such a device and cores; None without one.
+        largest_free_bytes: the most memory that is free on one node with such a GPU and cores; None without one.
         free_nodes: ids of the nodes with a free run.
         """
         best: Place | None = None

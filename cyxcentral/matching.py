@@ -132,8 +132,8 @@ class Matching:
 
     def _largest_free_bytes(self, needs: Needs) -> int | None:
         if needs.node_id:
-            return self.room.free_bytes_of(needs.node_id, needs.cuda, needs.cores)
-        return self.room.largest_free_bytes(needs.cuda, needs.cores, needs.proven)
+            return self.room.free_bytes_of(needs.node_id, needs.gpu_bytes, needs.cores)
+        return self.room.largest_free_bytes(needs.gpu_bytes, needs.cores, needs.proven)
 
     def _best(self, job: Job) -> list[Candidate]:
         return list(islice(self.room.ranked(job), schedule.shown(len(self.room.candidates))))

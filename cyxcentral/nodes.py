@@ -30,7 +30,7 @@ from typing import Literal
 from msgspec import Struct
 from msgspec.structs import replace
 
-from cyxcentral.jobs import CANCELLED, NODE_STOPPED, PAUSED, REFUSED, UNFUNDED
+from cyxcentral.jobs import CANCELLED, NODE_STOPPED, PAUSED, REFUSED, UNFUNDED, ran_out
 from cyxnet import messages as m
 
 State = Literal["new", "online", "draining", "offline", "banned", "banned_offline"]
@@ -266,7 +266,7 @@ def judged(node: Node, job_id: str, event: m.JobEvent, at_ms: int, by_fee: bool 
             return replace(node, jobs_completed=node.jobs_completed + 1)
         done = replace(node, jobs_completed=node.jobs_completed + 1, strikes=max(0, node.strikes - 1))
         return _changed(done, SUCCESS_GAIN, f"completed {job_id}", at_ms)
-    if event.discards or event.memory_bytes:  # what was stored was bad; the job needs more than was thought
+    if event.discards or ran_out(event):  # what was stored was bad; the job needs more than was thought
         return node
     if event.code in NOT_ITS_FAULT:
         return replace(node, jobs_failed=node.jobs_failed + 1) if event.code == NODE_LOST else node
@@ -317,7 +317,7 @@ def _struck_out(node: Node, job_id: str, at_ms: int) -> Node:
 
 def blamed(node: Node, job_id: str, lost: m.LeaseLost, at_ms: int) -> Node:
     """The node after another one completed a job that this one had failed at: it was not the job."""
-    if lost.code in NOT_ITS_FAULT or lost.code in AT_ONCE or lost.discards or lost.memory_bytes:
+    if lost.code in NOT_ITS_FAULT or lost.code in AT_ONCE or lost.discards or ran_out(lost):
         return node
     node = _struck(at(node, at_ms), at_ms)
     change = -FAILURE_LOSS if lost.deterministic else 0.0

@@ -1,9 +1,9 @@
 """Where there is room: the nodes with a free run, sorted so that the best for a job is found without asking all. Pure.
 
 A node's score is its standing, which no job changes, plus a term that grows with its free memory, plus one for its
-region. Nodes stand in trees sorted by free memory; every subtree knows its best standing and its most cores. From both
-follows an upper bound of the scores in it, and the search opens the subtree with the highest bound first: what it
-meets first is the best, exactly, and most of the tree is never opened.
+region. Nodes stand in trees sorted by free memory; every subtree knows its best standing, its most cores and the memory
+of its largest free GPU. From these follows an upper bound of the scores in it, and the search opens the subtree with
+the highest bound first: what it meets first is the best, exactly, and most of the tree is never opened.
 """
 
 import heapq
@@ -14,7 +14,7 @@ from itertools import count
 from typing import Any, NamedTuple
 
 from cyxcentral import nodes, schedule, tree
-from cyxcentral.jobs import Job
+from cyxcentral.jobs import Job, needed_gpu_bytes
 from cyxcentral.schedule import Candidate, Unproven, Weights
 
 Key = tuple[int, str]  # (-free memory in bytes, node id): the most memory comes first
@@ -26,6 +26,7 @@ class Standing(NamedTuple):
 
     standing: float
     cores: int
+    gpu_bytes: int  # of the memory of a free GPU
     region: str
 
 
@@ -34,24 +35,24 @@ class Best(NamedTuple):
 
     standing: float
     cores: int
+    gpu_bytes: int
     first: Key
 
 
 def _best(own: Standing, key: Key, before: Best | None, after: Best | None) -> Best:
-    standing, cores, _ = own
+    standing, cores, gpu_bytes, _ = own
     first = key
     if before is not None:
-        first = before[2]
-        if before[0] > standing:
-            standing = before[0]
-        if before[1] > cores:
-            cores = before[1]
-    if after is not None:
-        if after[0] > standing:
-            standing = after[0]
-        if after[1] > cores:
-            cores = after[1]
-    return Best(standing, cores, first)
+        first = before[3]
+    for other in (before, after):
+        if other is not None:
+            if other[0] > standing:
+                standing = other[0]
+            if other[1] > cores:
+                cores = other[1]
+            if other[2] > gpu_bytes:
+                gpu_bytes = other[2]
+    return Best(standing, cores, gpu_bytes, first)
 
 
 class Room:
@@ -69,6 +70,7 @@ class Room:
         self._away: dict[str, str] = {}  # node id -> why it can take nothing
         self._away_counts: Counter[str] = Counter()
         self._cores: Counter[int] = Counter()  # of the nodes in the trees
+        self._gpu_bytes: Counter[int] = Counter()  # of a free GPU of theirs
         self._changed: set[str] = set()
         self._now_ms = 0
         self._bans: list[tuple[int, str]] = []  # heap of (banned_until_ms, node id); outdated ones are skipped
@@ -113,33 +115,19 @@ class Room:
     def free_node_ids(self) -> Collection[str]:
         return self._placed.keys()
 
-    def free_bytes_of(self, node_id: str, cuda: bool, cores: int) -> int | None:
-        """The memory that is free on this node; None when it has no free run, or not such a device or cores."""
+    def free_bytes_of(self, node_id: str, gpu_bytes: int, cores: int) -> int | None:
+        """The memory that is free on this node; None when it has no free run, or not such a GPU or cores."""
         if node_id not in self._placed:
             return None
         candidate = self.candidates[node_id]
-        fits = candidate.node.hardware.cores >= cores and (candidate.free_gpus > 0 or not cuda)
+        fits = candidate.node.hardware.cores >= cores and candidate.gpu_free_bytes >= gpu_bytes
         return candidate.memory_free_bytes if fits else None
 
-    def largest_free_bytes(self, cuda: bool, cores: int, proven: bool = False) -> int | None:
-        """The most memory that is free on one node with a free run and so many cores; None when there is none."""
-        return max(
-            (free for strange in _kinds(proven) if (free := self._most_free(cuda, cores, strange)) is not None),
-            default=None,
-        )
-
-    def _most_free(self, cuda: bool, cores: int, strange: bool) -> int | None:
-        at = self._trees.get((cuda, None, strange))
-        if at is None or at.summary.cores < cores:
-            return None
-        while True:
-            if at.before is not None and at.before.summary.cores >= cores:
-                at = at.before
-            elif at.value.cores >= cores:
-                return -at.key[0]
-            else:
-                assert at.after is not None, "the summary of a subtree named cores that nothing in it has"
-                at = at.after
+    def largest_free_bytes(self, gpu_bytes: int, cores: int, proven: bool = False) -> int | None:
+        """The most memory that is free on one node with a free run, such a GPU and so many cores; None without one."""
+        trees = (self._trees.get((gpu_bytes > 0, None, strange)) for strange in _kinds(proven))
+        found = (_most_free(each, gpu_bytes, cores) for each in trees)
+        return max((free for free in found if free is not None), default=None)
 
     def ranked(self, job: Job) -> Iterator[Candidate]:
         """The nodes that can take the job, best first; checkers, and then those that lost it before, come last."""
@@ -167,14 +155,14 @@ class Room:
     def refused(self, job: Job, held: Collection[str]) -> dict[str, int]:
         """How many nodes cannot take the job, by what they lack; as schedule.choose counts them."""
         needs = job.job.needs
-        cuda = needs.device == "cuda"
-        with_gpu = sum(tree.size(self._trees.get((True, None, strange))) for strange in (False, True))
+        gpu_bytes = needed_gpu_bytes(job)
         every = [self._trees.get((False, None, strange)) for strange in (False, True)]
         too_little = (-job.memory_bytes + 1, "")
         counts = {
             **self._away_counts,
             schedule.OTHER_NODE: len(self._placed) - (needs.node_id in self._placed) if needs.node_id else 0,
-            schedule.NO_GPU: len(self._placed) - with_gpu if cuda else 0,
+            schedule.NO_GPU: self._gpu_bytes[0] if gpu_bytes else 0,
+            schedule.SMALL_GPU: sum(n for size, n in self._gpu_bytes.items() if 0 < size < gpu_bytes),
             schedule.FEW_CORES: sum(n for cores, n in self._cores.items() if cores < needs.cores),
             schedule.LITTLE_MEMORY: sum(tree.size(each) - tree.count_below(each, too_little) for each in every),
             schedule.NOT_PROVEN: tree.size(every[True]) if self._for_proven(job) else 0,
@@ -190,7 +178,7 @@ class Room:
         The heap holds subtrees under the bound of what is in them, and nodes under their score. When a node comes
         out, nothing that is left can be better.
         """
-        needed_bytes, cores = job.memory_bytes, job.job.needs.cores
+        needed_bytes, cores, gpu_bytes = job.memory_bytes, job.job.needs.cores, needed_gpu_bytes(job)
         memory_weight, location_weight = self._weights.memory, self._weights.location
         heap: list[tuple[float, Key, int, Any, float, tuple[str, ...]]] = []
         ticket = count()  # two trees may hold the same node: never compare further
@@ -207,14 +195,15 @@ class Room:
             for below in (found.before, found.after):
                 if below is None:
                     continue
-                standing, most_cores, first = below.summary
+                standing, most_cores, largest_gpu_bytes, first = below.summary
                 free_bytes = -first[0]
-                if most_cores >= cores and free_bytes >= needed_bytes:
+                if most_cores >= cores and largest_gpu_bytes >= gpu_bytes and free_bytes >= needed_bytes:
                     bound = standing + memory_weight * (1.0 - needed_bytes / (free_bytes or 1)) + located
                     heapq.heappush(heap, (-bound, first, next(ticket), below, located, elsewhere))
-            standing, own_cores, region = found.value
+            standing, own_cores, own_gpu_bytes, region = found.value
             free_bytes = -found.key[0]
-            if own_cores >= cores and free_bytes >= needed_bytes and region not in elsewhere:
+            fits = own_cores >= cores and own_gpu_bytes >= gpu_bytes and free_bytes >= needed_bytes
+            if fits and region not in elsewhere:
                 value = standing + memory_weight * (1.0 - needed_bytes / (free_bytes or 1)) + located
                 heapq.heappush(heap, (-value, found.key, next(ticket), found.key[1], located, elsewhere))
 
@@ -249,16 +238,25 @@ class Room:
             self._away_counts[out] += 1
             return
         self._placed[node.node_id] = key, shelves
-        self._cores[node.hardware.cores] += 1
+        self._counted(shelves[0][1], 1)
         for shelf, own in shelves:
             self._trees[shelf] = tree.put(self._trees.get(shelf), key, own, _best)
 
     def _shelves_of(self, candidate: Candidate) -> list[tuple[Shelf, Standing]]:
         node, strange, found = candidate.node, candidate.limit_base_units > 0, []
-        for cuda in (False, True) if candidate.free_gpus else (False,):
-            own = Standing(schedule.standing(candidate, self._weights, cuda), node.hardware.cores, node.region)
+        gpu_bytes = candidate.gpu_free_bytes
+        for cuda in (False, True) if gpu_bytes else (False,):
+            standing = schedule.standing(candidate, self._weights, cuda)
+            own = Standing(standing, node.hardware.cores, gpu_bytes, node.region)
             found += [((cuda, None, strange), own), ((cuda, node.region, strange), own)]
         return found
+
+    def _counted(self, own: Standing, change: int) -> None:
+        """One node more, or less, with such cores and GPU."""
+        for counter, value in ((self._cores, own.cores), (self._gpu_bytes, own.gpu_bytes)):
+            counter[value] += change
+            if not counter[value]:
+                del counter[value]
 
     def _take_out(self, node_id: str) -> None:
         if out := self._away.pop(node_id, None):
@@ -266,10 +264,7 @@ class Room:
         if node_id not in self._placed:
             return
         key, shelves = self._placed.pop(node_id)
-        cores = shelves[0][1].cores
-        self._cores[cores] -= 1
-        if not self._cores[cores]:
-            del self._cores[cores]
+        self._counted(shelves[0][1], -1)
         for shelf, _ in shelves:
             rest = tree.drop(self._trees[shelf], key, _best)
             if rest is None:
@@ -289,7 +284,7 @@ class Room:
             shelves = self._shelves_of(candidate)
             self._changed.discard(candidate.node.node_id)
             self._placed[candidate.node.node_id] = key, shelves
-            self._cores[candidate.node.hardware.cores] += 1
+            self._counted(shelves[0][1], 1)
             for shelf, own in shelves:
                 items.setdefault(shelf, []).append((key, own))
         for shelf, pairs in items.items():
@@ -306,6 +301,20 @@ class Room:
             checker=candidate.checker,
             gpu_runs=candidate.gpu_runs,
         )
+
+
+def _most_free(at: Any, gpu_bytes: int, cores: int) -> int | None:
+    """The most memory that is free on a node of this subtree with such a GPU and cores; None without one.
+
+    The summary bounds both, perhaps by two nodes: a subtree may have to be left again.
+    """
+    if at is None or at.summary.cores < cores or at.summary.gpu_bytes < gpu_bytes:
+        return None
+    if (free := _most_free(at.before, gpu_bytes, cores)) is not None:
+        return free
+    if at.value.cores >= cores and at.value.gpu_bytes >= gpu_bytes:
+        return -at.key[0]
+    return _most_free(at.after, gpu_bytes, cores)
 
 
 _KINDS_IN_TURN = {-1: ((True,), (False,)), 0: ((False, True),), 1: ((False,), (True,))}  # whether not proven

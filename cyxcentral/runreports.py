@@ -138,13 +138,11 @@ class RunReports:
             return await self._report(said, lambda job: jobrules.impossible(job, gone), over)
         discards, why = await self._unusable(said)
         node = self._world.nodes.get(said.node_id)
-        if code != "out_of_memory" or node is None:
-            said = msgspec.structs.replace(said, memory_bytes=0)
-        elif said.memory_bytes > node.hardware.memory_bytes:  # of what it does not have it says nothing
-            said = msgspec.structs.replace(said, memory_bytes=node.hardware.memory_bytes)
-        seen_bytes = said.memory_bytes
-        if seen_bytes:
-            why = f"it had {seen_bytes >> 20} MiB: from now on only nodes with more are asked, and not this one"
+        hardware = node.hardware if node and code == "out_of_memory" else None
+        said = _of_its_memory(said, hardware)
+        if seen_bytes := said.memory_bytes or said.gpu_memory_bytes:
+            of = "" if said.memory_bytes else " on its GPU"
+            why = f"it had {seen_bytes >> 20} MiB{of}: from now on only nodes with more are asked, and not this one"
         sole = (said.deterministic or bool(seen_bytes)) and self._is_sole(said)
         lost = m.LeaseLost(
             attempt=said.attempt,
@@ -153,7 +151,8 @@ class RunReports:
             deterministic=said.deterministic or bool(seen_bytes and sole),  # no node here could do it
             sole=sole,
             discards=discards,
-            memory_bytes=seen_bytes,
+            memory_bytes=said.memory_bytes,
+            gpu_memory_bytes=said.gpu_memory_bytes,
         )
         return await self._report(said, lambda job: lost, lambda job: job.attempts[said.attempt - 1].lost is not None)
 
@@ -185,8 +184,8 @@ class RunReports:
     def _is_sole(self, said: m.RunFailed) -> bool:
         """Whether no other node that is here could confirm what this one found wrong with its job."""
         job = self._world.jobs.get(said.job_id)
-        if job is not None and said.memory_bytes:
-            job = jobs.with_memory_beyond(job, said.memory_bytes)
+        if job is not None:
+            job = jobs.with_memory_beyond(job, said.memory_bytes, said.gpu_memory_bytes)
         others = [self._world.candidate(node_id) for node_id in self._world.nodes if node_id != said.node_id]
         return job is not None and not any(
             schedule.ever_fits(job, each.node) and not schedule.for_proven(job, each.limit_base_units)
@@ -312,3 +311,13 @@ def _same_delivery(known: m.Completed | None, said: m.Completed) -> bool:
     """Whether it is the completion that is recorded, said again: it is signed anew each time."""
     what = ("attempt", "node_id", "model", "graph_sha256", "summary")
     return known is not None and all(getattr(known, name) == getattr(said, name) for name in what)
+
+
+def _of_its_memory(said: m.RunFailed, hardware: m.Hardware | None) -> m.RunFailed:
+    """The same, where a node says nothing of more memory than it has; None: of none."""
+    gpus = [gpu.memory_bytes for gpu in hardware.gpus] if hardware else []
+    return msgspec.structs.replace(
+        said,
+        memory_bytes=min(said.memory_bytes, hardware.memory_bytes if hardware else 0),
+        gpu_memory_bytes=min(said.gpu_memory_bytes, max(gpus, default=0)),
+    )

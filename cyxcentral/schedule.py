@@ -19,7 +19,7 @@ from itertools import islice
 import msgspec
 from msgspec import Struct
 
-from cyxcentral.jobs import Job, failed_on, ran_out_on, worth_base_units, wronged
+from cyxcentral.jobs import Job, failed_on, needed_gpu_bytes, ran_out_on, worth_base_units, wronged
 from cyxcentral.nodes import PROVEN_CLIENTS, UNBANNED_REPUTATION, Node, proofs, proven
 from cyxcore.errors import CyxError
 from cyxnet.amounts import format_cyx
@@ -98,9 +98,13 @@ class Candidate(Struct, frozen=True, kw_only=True):
         return 1 if self.limit_base_units else self.node.max_runs
 
     @property
-    def free_gpus(self) -> int:
-        """A run has one for itself."""
-        return max(0, len(self.node.hardware.gpus) - self.gpu_runs)
+    def gpu_free_bytes(self) -> int:
+        """The memory of a GPU that it has free for one more run, each of which has one for itself; 0: none is free.
+
+        Which ones its runs have, it alone knows: at the worst the largest.
+        """
+        sizes = sorted((gpu.memory_bytes for gpu in self.node.hardware.gpus), reverse=True)
+        return sizes[self.gpu_runs] if self.gpu_runs < len(sizes) else 0
 
     @property
     def reputation(self) -> float:
@@ -160,8 +164,10 @@ def refusal(job: Job, candidate: Candidate) -> str | None:
         return f"{_not_proven(node)}: it works on one job at a time"
     if candidate.active_runs >= node.max_runs:
         return f"busy with {candidate.active_runs} of {node.max_runs} runs"
-    if job.job.needs.device == "cuda" and not candidate.free_gpus:
-        return f"all of its GPUs are busy ({candidate.gpu_runs})"
+    if (needed := needed_gpu_bytes(job)) > (free := candidate.gpu_free_bytes):
+        if not free:
+            return f"all of its GPUs are busy ({candidate.gpu_runs})"
+        return f"{_mib(free)} MiB on a free GPU, {_mib(needed)} MiB needed"
     if candidate.memory_free_bytes < job.memory_bytes:
         return f"{_mib(candidate.memory_free_bytes)} MiB of memory free, {_mib(job.memory_bytes)} MiB needed"
     return None
@@ -184,8 +190,12 @@ def _unfit(job: Job, node: Node) -> str | None:
         return "what it did for this job was rejected"
     if needs.node_id and needs.node_id != node.node_id:
         return f"{needs.node_id} is asked for, and no other"
-    if needs.device == "cuda" and not node.hardware.gpus:
-        return "no CUDA GPU"
+    if needed := needed_gpu_bytes(job):
+        largest = max((gpu.memory_bytes for gpu in node.hardware.gpus), default=0)
+        if not largest:
+            return "no CUDA GPU"
+        if largest < needed:
+            return f"{_mib(largest)} MiB on its largest GPU, {_mib(needed)} MiB needed"
     if node.hardware.cores < needs.cores:
         return f"{node.hardware.cores} cores, {needs.cores} needed"
     if node.hardware.memory_bytes < job.memory_bytes:
@@ -237,8 +247,8 @@ def lacking(job: Job, candidate: Candidate) -> list[str]:
     needs, found = job.job.needs, []
     if needs.node_id and needs.node_id != candidate.node.node_id:
         found.append(OTHER_NODE)
-    if needs.device == "cuda" and not candidate.free_gpus:
-        found.append(NO_GPU)
+    if needed_gpu_bytes(job) > (free := candidate.gpu_free_bytes):
+        found.append(SMALL_GPU if free else NO_GPU)
     if candidate.node.hardware.cores < needs.cores:
         found.append(FEW_CORES)
     if candidate.memory_free_bytes < job.memory_bytes:
@@ -250,7 +260,8 @@ def lacking(job: Job, candidate: Candidate) -> list[str]:
 
 NOT_PROVEN = "not proven, and the job worth too much for that"
 FAILED_THERE = "a try of it failed there, and another node may take it soon"
-NO_GPU, FEW_CORES, LITTLE_MEMORY = "no CUDA GPU free", "too few cores", "too little memory free"
+NO_GPU, SMALL_GPU = "no CUDA GPU free", "too little memory on a free GPU"
+FEW_CORES, LITTLE_MEMORY = "too few cores", "too little memory free"
 OTHER_NODE = "another node is asked for"
 
 

@@ -255,11 +255,12 @@ def _fitted(job: LoadedJob, info: "DatasetInfo", graph: "Graph", where: str) -> 
         )
     rule = job.training.optimizer
     least = 4 * graph.parameter_count * (2 + OPTIMIZER_SLOTS[rule.name] + rule.amsgrad)
-    if 0 < job.needs.memory_bytes < least:
-        raise SpecError(
-            f"{where}: needs.memory: expected at least {least // 10**6 + 1} MB, for weights, gradients and optimizer of"
-            f" {job.parameters:,} parameters, got {job.needs.memory_bytes // 10**6} MB; raise it or leave it out"
-        )
+    for name, own in (("memory", job.needs.memory_bytes), ("gpu_memory", job.needs.gpu_memory_bytes)):
+        if 0 < own < least:
+            raise SpecError(
+                f"{where}: needs.{name}: expected at least {least // 10**6 + 1} MB, for weights, gradients and the"
+                f" optimizer of {job.parameters:,} parameters, got {own // 10**6} MB; raise it or leave it out"
+            )
     return msgspec.structs.replace(
         job, warnings=_check_fit(info, graph, job.training, job.data.validation > 0.0, where)
     )
@@ -270,10 +271,16 @@ def _fitted(job: LoadedJob, info: "DatasetInfo", graph: "Graph", where: str) -> 
 
 
 def _needs(section: NeedsSection, path: Path) -> Needs:
-    memory_bytes = parse_bytes(section.memory, f"{path}: needs.memory")
+    gpu_memory_bytes = parse_bytes(section.gpu_memory, f"{path}: needs.gpu_memory")
+    if gpu_memory_bytes and section.device != "cuda":
+        raise SpecError(
+            f'{path}: needs.gpu_memory: only a job with needs.device = "cuda" has a GPU, got device ='
+            f' "{section.device}"; ask for "cuda", or leave gpu_memory out'
+        )
     return Needs(
         device=section.device,
-        memory_bytes=memory_bytes,
+        memory_bytes=parse_bytes(section.memory, f"{path}: needs.memory"),
+        gpu_memory_bytes=gpu_memory_bytes,
         cores=section.cores,
         region=section.region,
         node_id=section.node,

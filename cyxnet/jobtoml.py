@@ -63,11 +63,12 @@ class ModelSection(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True
 class NeedsSection(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     """[needs]: what the node must have. memory: "512 MB", "2 GiB" or a number of bytes.
 
-    node: the one that it must be, by its name, its id or how that begins.
+    gpu_memory: likewise, of its GPU. node: the one that it must be, by its name, its id or how that begins.
     """
 
     device: Literal["cpu", "cuda", "any"] = "any"
     memory: str | int = 0
+    gpu_memory: str | int = 0
     cores: Annotated[int, Meta(ge=1, le=4096)] = 1
     region: Annotated[str, Meta(max_length=64)] = ""
     node: Annotated[str, Meta(max_length=63)] = ""
@@ -123,6 +124,7 @@ USUAL_NAMES = {
     "file": "path",
     "price": "amount",
     "ram": "memory",
+    "vram": "gpu_memory",
     "node_id": "node",
 }
 

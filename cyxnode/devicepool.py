@@ -41,15 +41,19 @@ class DevicePool(Struct, frozen=True, kw_only=True):
     policy: str = "least-utilized"
     given: tuple[Given, ...] = ()
 
-    def choose(self, job_id: str, held: Collection[str]) -> "tuple[DevicePool, Device] | str":
-        """A device for the job and the pool that knows of it; or why there is none. held: uuids that runs have."""
+    def choose(self, job_id: str, held: Collection[str], needed_bytes: int = 0) -> "tuple[DevicePool, Device] | str":
+        """A device for the job and the pool that knows of it; or why there is none.
+
+        held: uuids that runs have. needed_bytes: of the memory of a device, that must be free.
+        """
+        needed_bytes = max(needed_bytes, LEAST_FREE_BYTES)
         free = [device for device in self.devices if device.uuid not in held]
-        roomy = [device for device in free if device.free_bytes >= LEAST_FREE_BYTES]
+        roomy = [device for device in free if device.free_bytes >= needed_bytes]
         if not free:
             return f"no free device: {len(held)} of {len(self.devices)} are busy"
         if not roomy:
             most = max(device.free_bytes for device in free)
-            return f"no device with {LEAST_FREE_BYTES >> 20} MiB free: other programs have left {most >> 20} at most"
+            return f"no device with {needed_bytes >> 20} MiB free: other programs have left {most >> 20} at most"
         device = POLICIES[self.policy](self, job_id, roomy)
         given = (*(each for each in self.given if each.job_id != job_id), Given(job_id, device.uuid))
         return replace(self, given=given[-JOBS_REMEMBERED:]), device

@@ -183,11 +183,15 @@ class Done(FromProcess, kw_only=True, frozen=True):
 
 
 class Failed(FromProcess, kw_only=True, frozen=True):
-    """deterministic: the same job fails the same way on any node."""
+    """deterministic: the same job fails the same way on any node.
+
+    gpu_memory_bytes: of a GPU that had too little, what it had for this process; 0: it was not that.
+    """
 
     code: Annotated[str, Meta(max_length=64)]
     message: Annotated[str, Meta(max_length=2000)]
     deterministic: bool
+    gpu_memory_bytes: Annotated[int, Meta(ge=0)] = 0
 
 
 Said = Ready | Prepared | Batch | Epoch | Saved | NotSaved | Serving | Figures | Halted | Done | Failed

@@ -448,12 +448,11 @@ class Runs:
 
     def _failed_as(self, key: RunKey, end: Failed, memory_bytes: int) -> RunFailed:
         """In the words of its process. memory_bytes: what that might take, which is told where it was too little."""
-        seen_bytes = memory_bytes if end.code == "out_of_memory" else 0
-        return self._failed(key, end.code, end.message, end.deterministic, seen_bytes)
+        seen_bytes = memory_bytes if end.code == "out_of_memory" and not end.gpu_memory_bytes else 0
+        failed = self._failed(key, end.code, end.message, end.deterministic)
+        return replace(failed, memory_bytes=seen_bytes, gpu_memory_bytes=end.gpu_memory_bytes)
 
-    def _failed(
-        self, key: RunKey, code: str, message: str, deterministic: bool = False, memory_bytes: int = 0
-    ) -> RunFailed:
+    def _failed(self, key: RunKey, code: str, message: str, deterministic: bool = False) -> RunFailed:
         job_id, attempt = key
         return RunFailed(
             node_id=self._node_id,
@@ -463,7 +462,6 @@ class Runs:
             code=code[:64],
             message=message[:2000],
             deterministic=deterministic,
-            memory_bytes=memory_bytes,
         )
 
 

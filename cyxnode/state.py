@@ -248,7 +248,8 @@ def _on_assigned(state: State, event: Assigned, now_ms: int) -> Step:
         return state, [*actions, _no(f"no free slot: {len(busy)} of {state.max_runs} runs are busy")]
     gpu = ""
     if assign.job.needs.device == "cuda" and state.gpus.devices:
-        choice = state.gpus.choose(assign.job_id, held_gpus(state))
+        needed_bytes = max(assign.gpu_memory_bytes, assign.job.needs.gpu_memory_bytes)
+        choice = state.gpus.choose(assign.job_id, held_gpus(state), needed_bytes)
         if isinstance(choice, str):
             return state, [*actions, _no(choice)]
         state, gpu = replace(state, gpus=choice[0]), choice[1].uuid

@@ -33,7 +33,9 @@ DEVICE_HOST_BYTES = 4 * 2**30  # what a driver and the compiler of its kernels t
 OF_THIS_NODE = (KernelError, MissingExtra, CheckpointError)  # not the job's fault: it may succeed elsewhere
 OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 NO_ROOM_TO_LOAD = ("cannot map zero-fill pages", "failed to map segment", "cannot allocate memory")
+NO_ROOM_ON_GPU = ("out of memory", "out_of_memory", "alloc_failed")  # of the runtime, the driver, cuBLAS
 ADVICE = "lower training.batch_size, or ask for more with memory in [needs]"
+GPU_ADVICE = "lower training.batch_size, or ask for more with gpu_memory in [needs]"
 
 Metrics = BatchMetrics | EpochMetrics
 
@@ -99,7 +101,9 @@ def serve(channel: Channel, train: Train) -> int:
     except BrokenPipeError:  # the agent is gone, and with it everyone who wants to know
         return 0
     except Exception as error:
-        if ran_out_of_memory(error):
+        if ran_out_of_gpu_memory(error):
+            channel.send(gpu_out_of_memory())
+        elif ran_out_of_memory(error):
             channel.send(out_of_memory(f"{order.memory_bytes} bytes" if order.memory_bytes else "all of it"))
         elif isinstance(error, OSError) and error.errno in OF_THE_DISK:
             channel.send(disk_failure(error))
@@ -344,6 +348,8 @@ def failure(error: CyxError, advice: str = ADVICE, names: Mapping[str | None, st
     """advice: what to do where there is not enough memory. names: of files by their paths, which stay on this machine:
     they say nothing to who submitted the job, and much of who lends the machine.
     """
+    if ran_out_of_gpu_memory(error):
+        return gpu_out_of_memory()
     if ran_out_of_memory(error):
         return out_of_memory(str(error), advice)
     code, deterministic = error.code, not isinstance(error, OF_THIS_NODE)
@@ -391,6 +397,24 @@ def _is_of_memory(error: BaseException) -> bool:
 def out_of_memory(what: str, advice: str = ADVICE) -> Failed:
     said = f"the job needs more memory than it may take on this node ({what}); {advice}"
     return Failed(code="out_of_memory", message=said[:2000], deterministic=False)
+
+
+def ran_out_of_gpu_memory(error: BaseException) -> bool:
+    """Whether this error, or one that it was made from, is of CuPy and about memory: of its pool, or of a CUDA call."""
+    return any(
+        type(each).__module__.startswith("cupy")
+        and (isinstance(each, MemoryError) or any(words in str(each).lower() for words in NO_ROOM_ON_GPU))
+        for each in causes(error)
+    )
+
+
+def gpu_out_of_memory() -> Failed:
+    """Says what this process could have had: what nobody uses, and what its own pool has taken."""
+    from cyxcore import cuda
+
+    had_bytes = cuda.mem_get_info()[0] + cuda.memory_reserved()
+    said = f"the job needs more memory than its GPU had free on this node ({had_bytes >> 20} MiB); {GPU_ADVICE}"
+    return Failed(code="out_of_memory", message=said, deterministic=False, gpu_memory_bytes=had_bytes)
 
 
 def take_pipes() -> Channel:

@@ -80,6 +80,7 @@ class Quote(Struct, kw_only=True):
     platform_base_units: int
     balance_base_units: int
     memory_bytes: int
+    gpu_memory_bytes: int = 0  # of one GPU; 0: it needs none
     flops_per_epoch: int
     parameters: int
     eligible_nodes: int

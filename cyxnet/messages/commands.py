@@ -43,6 +43,7 @@ class Assign(Request, kw_only=True, frozen=True, tag="assign", tag_field="do"):
     memory_bytes: U63 = 0  # at least so much of it, whatever the job says: with less it ran out elsewhere
     owner: Annotated[str, Meta(max_length=64)] = ""  # the caller who submitted it
     segment: Segment | None = None
+    gpu_memory_bytes: U63 = 0  # that its GPU must have free; 0: of a job without one
 
 
 class Begin(Request, kw_only=True, frozen=True, tag="begin", tag_field="do"):

@@ -32,6 +32,7 @@ class Submitted(Event, kw_only=True):
     deposit: SignedTransaction
     price_base_units: int = 0  # the most that is charged, as it was quoted; 0: the amount
     reference_fee_base_units: int = 0  # a completion for such a fee counts in full; 0: any does, before it is paid
+    gpu_memory_bytes: int = 0  # of one GPU; 0: it needs none
 
 
 class TransactionSigned(Event, kw_only=True):
@@ -94,6 +95,7 @@ class LeaseLost(Event, kw_only=True):
 
     deterministic: the job itself seems to be at fault. sole: no other node could confirm that.
     memory_bytes: what it had when that was not enough: the job goes to no node where it ran out, and to none with less.
+    gpu_memory_bytes: likewise, of its GPU.
     discards: the checkpoint it was to go on from, which cannot be used: the next attempt goes on from the one before.
     """
 
@@ -104,6 +106,7 @@ class LeaseLost(Event, kw_only=True):
     sole: bool = False
     discards: Checkpoint | None = None
     memory_bytes: int = 0
+    gpu_memory_bytes: int = 0
 
 
 class Completed(Event, kw_only=True):

@@ -21,10 +21,13 @@ class ArtifactRef(Request, kw_only=True, frozen=True):
 
 
 class Needs(Request, kw_only=True, frozen=True):
-    """What a node must have. memory_bytes 0 lets central estimate it from the graph and the data."""
+    """What a node must have. memory_bytes and gpu_memory_bytes, which is of one GPU and only for device cuda: 0 lets
+    central estimate them from the graph and the data.
+    """
 
     device: Literal["cpu", "cuda", "any"] = "any"
     memory_bytes: U63 = 0
+    gpu_memory_bytes: U63 = 0
     cores: Annotated[int, Meta(ge=1, le=4096)] = 1
     region: Annotated[str, Meta(max_length=64)] = ""  # where it should run; empty: anywhere
     node_id: Annotated[str, Meta(max_length=63)] = ""  # on this node and no other; empty: any

@@ -194,7 +194,7 @@ class RunFailed(Request, kw_only=True, frozen=True):
     """The run ended without a model. deterministic: the same job fails the same way anywhere.
 
     code "paused": as asked, after its checkpoint; "node_stopped": the operator stops the node. Neither counts as a try.
-    memory_bytes: of a run that ran out of memory, what it was allowed to have.
+    memory_bytes: of a run that ran out of memory, what it was allowed to have. gpu_memory_bytes: likewise, of its GPU.
     """
 
     node_id: NodeId
@@ -205,6 +205,7 @@ class RunFailed(Request, kw_only=True, frozen=True):
     message: Text
     deterministic: bool = False
     memory_bytes: U63 = 0
+    gpu_memory_bytes: U63 = 0
 
 
 class RunCompleted(Request, kw_only=True, frozen=True):

@@ -85,7 +85,7 @@ def register(session=SESSION, **changes):
         name="node-a",
         public_key=KEY.public_key,
         wallet=f.NODE_WALLET,
-        hardware=f.registered().hardware,
+        hardware=changes.pop("hardware", f.registered().hardware),
         signature="0" * 128,
         **changes,
     )

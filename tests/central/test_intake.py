@@ -65,6 +65,16 @@ def test_a_sealed_job_trains_on_a_node_that_it_names(changes):
     assert intake.examine(f.job_request(sealed=True, needs=m.Needs(node_id="node-a-0123456789")))
 
 
+def test_a_job_for_a_gpu_needs_what_its_training_takes_there_and_never_less_than_it_asks_for():
+    plain = intake.examine(f.job_request(needs=m.Needs(device="cuda")))
+    assert plain.gpu_memory_bytes == 3 * 2**28  # half a GiB before the first tensor, and a small model
+    asked = intake.examine(f.job_request(needs=m.Needs(device="cuda", gpu_memory_bytes=2**31 + 1)))
+    assert (asked.gpu_memory_bytes, asked.memory_bytes) == (2**31 + 2**28, plain.memory_bytes)
+    assert intake.examine(f.job_request()).gpu_memory_bytes == 0
+    with pytest.raises(SpecError, match="only a job for device cuda has a GPU, this is for cpu"):
+        intake.examine(f.job_request(needs=m.Needs(device="cpu", gpu_memory_bytes=1)))
+
+
 def test_large_descriptions_are_not_remembered():
     # 256 of a megabyte each, and the graphs of 64: anybody could make central keep a gigabyte
     intake._examined.clear()

@@ -305,6 +305,14 @@ def test_a_job_that_ran_out_of_memory_asks_for_a_quarter_more_than_it_had_and_ne
     assert again.memory_bytes == 2**30 + 2**28
 
 
+def test_a_job_that_ran_out_of_memory_of_its_gpu_asks_for_a_larger_one_in_whole_steps_and_for_no_larger_machine():
+    out = m.LeaseLost(attempt=1, code="out_of_memory", reason="too little", gpu_memory_bytes=8 * 2**30 + 1)
+    before = f.job_after(f.FUNDED, f.leased())
+    job = f.job_after(f.FUNDED, f.leased(), out)
+    assert (job.memory_bytes, job.gpu_memory_bytes) == (before.memory_bytes, 10 * 2**30 + 2**28)
+    assert jobs.ran_out_on(job, "node-a") and not jobs.ran_out_on(job, "node-b")
+
+
 def test_a_job_that_is_checked_is_paid_once_its_segment_was_found_right():
     job = f.job_after(*TO_CHECK)
     assert (job.status, job.outcome, job.payees, job.holder) == ("checking", None, (), None)

@@ -58,7 +58,7 @@ def test_a_plan_is_what_looking_at_everyone_finds(nodes, weights):
 @pytest.mark.parametrize("nodes", [12, 60])
 def test_it_is_so_too_where_some_nodes_are_not_proven(nodes):
     dice, unproven, kept_out = random.Random(nodes), schedule.Unproven(limit_base_units=10), 0
-    for _ in range(120 if nodes == 12 else 40):
+    for _ in range(120 if nodes == 12 else 60):
         waiting = [worlds.worth(dice, worlds.job(dice, number, nodes)) for number in range(dice.randint(0, 15))]
         found = {f"node-{i}": worlds.candidate(dice, i) for i in range(dice.randint(0, nodes))}
         candidates = {node_id: worlds.half_known(dice, each, unproven) for node_id, each in found.items()}
@@ -206,6 +206,17 @@ def test_a_job_goes_to_no_node_where_it_ran_out_of_memory_and_lets_the_next_one_
     assert [(each.job_id, each.node_id) for each in made.plan(NOW_MS)] == [("job-1", "node-b"), ("job-2", "node-a")]
     why = made.plan(NOW_MS)[0].explanation["candidates"]
     assert (why[-1]["node_id"], why[-1]["refused"]) == ("node-a", "it ran out of memory here")
+
+
+def test_the_node_with_the_most_cores_and_the_one_with_the_largest_gpu_are_not_taken_for_one():
+    """What a subtree offers at most may be of two nodes of it, and neither fits."""
+    small, large = (m.Gpu(name="gpu", memory_bytes=gib * 2**30) for gib in (8, 24))
+    kinds = [{"cores": 8, "gpus": [small]}, {"cores": 2, "gpus": [large]}]
+    there = [node(f"node-{number:02}", hardware=kinds[number % 2]) for number in range(30)]
+    wanted = replace(job(needs=m.Needs(device="cuda", cores=8)), gpu_memory_bytes=10 * 2**30)
+    assert matching_of([wanted], there).next(NOW_MS) is None
+    both = node("node-both", hardware={"cores": 8, "gpus": [large], "memory_bytes": 2**32})
+    assert matching_of([wanted], [*there, both]).next(NOW_MS).node_id == "node-both"
 
 
 def test_a_job_that_left_is_not_due():

@@ -439,6 +439,26 @@ async def test_a_node_that_ran_out_of_memory_cannot_have_had_more_than_it_has(ce
     assert (job.status, job.memory_bytes) == ("queued", has + has // 4)
 
 
+async def test_out_of_memory_of_a_gpu_goes_to_a_larger_gpu(central):
+    small, large = (m.Gpu(name="gpu", memory_bytes=gib * 2**30) for gib in (8, 24))
+    await central.dispatch._register(register(hardware=f.registered(hardware={"gpus": [small]}).hardware))
+    for node_id, gpu in (("node-b", small), ("node-c", large)):
+        await central.say(subjects.node_event(node_id), f.registered(node_id, hardware={"gpus": [gpu]}))
+    await central.job("job-1", f.FUNDED, leased(), needs=m.Needs(device="cuda"))
+    before = central.world.jobs["job-1"]
+    said = replace(failed(code="out_of_memory"), gpu_memory_bytes=2**40)  # no node can have had more than it has
+    assert (await central.reports.failed(said)).accepted
+    job = central.world.jobs["job-1"]
+    assert (job.status, job.gpu_memory_bytes, job.memory_bytes) == ("queued", 10 * 2**30, before.memory_bytes)
+    assert "it had 8192 MiB on its GPU: from now on only nodes with more are asked, and not this one" in job.error
+    able = {name for name in central.world.nodes if schedule.refusal(job, central.world.candidate(name)) is None}
+    assert able == {"node-c"}
+    choice = schedule.Assignment(job_id="job-1", node_id="node-c", explanation={})
+    await central.say(subjects.job_event("job-1"), central.dispatch._lease(choice))
+    job = central.world.jobs["job-1"]
+    assert central.dispatch._command("assign", job, job.lease).gpu_memory_bytes == 10 * 2**30
+
+
 async def test_a_fault_of_the_job_is_believed_at_once_only_where_nobody_else_could_confirm_it(central):
     await central.dispatch._register(register())
     await central.job("job-1", f.FUNDED, leased())

@@ -54,6 +54,19 @@ def test_a_node_has_a_gpu_for_each_of_its_runs_that_want_one():
     assert schedule.ever_fits(gpu_job, none_free.node)
 
 
+def test_a_gpu_must_have_the_memory_that_the_job_needs():
+    small, large = (m.Gpu(name="gpu", memory_bytes=gib * 2**30) for gib in (8, 24))
+    mixed = candidate("mixed", max_runs=2, hardware={"gpus": [small, large]})
+    gpu_job = replace(JOB, job=f.job_request(needs=m.Needs(device="cuda")), gpu_memory_bytes=10 * 2**30)
+    only_small = candidate("small", hardware={"gpus": [small]})
+    assert schedule.refusal(gpu_job, only_small) == "8192 MiB on its largest GPU, 10240 MiB needed"
+    assert choose(only_small, mixed, job=gpu_job) == "mixed"
+    busy = replace(mixed, active_runs=1, gpu_runs=1)  # by which of the two is not known here
+    assert schedule.refusal(gpu_job, busy) == "8192 MiB on a free GPU, 10240 MiB needed"
+    assert schedule.lacking(gpu_job, busy) == ["too little memory on a free GPU"]
+    assert schedule.refusal(replace(gpu_job, gpu_memory_bytes=2**33), busy) is None
+
+
 def test_the_faster_the_better_known_and_the_cheaper_node_wins():
     assert choose(candidate("slow", hardware={"flops_per_s": 1e9}), candidate("fast")) == "fast"
     assert choose(candidate("dear", price_per_hour_base_units=9), candidate("cheap")) == "cheap"

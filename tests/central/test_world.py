@@ -71,7 +71,7 @@ def test_a_run_that_wants_a_gpu_has_one_for_itself():
     at_once = [("job-1", "node-a"), ("job-3", "node-a")]
     assert planned(log) == at_once
     log.job(f.leased(), job_id="job-1")
-    assert (log.world.candidate("node-a").gpu_runs, log.world.candidate("node-a").free_gpus) == (1, 0)
+    assert (log.world.candidate("node-a").gpu_runs, log.world.candidate("node-a").gpu_free_bytes) == (1, 0)
     assert planned(log) == [("job-3", "node-a")]
     assert planned(log.job(f.lost(), job_id="job-1")) == at_once
 

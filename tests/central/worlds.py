@@ -7,7 +7,7 @@ from cyxnet import messages as m
 from tests.central import facts as f
 
 NOW_MS = 10_000
-GPU = m.Gpu(name="gpu", memory_bytes=2**34)
+GPU, SMALL_GPU = m.Gpu(name="gpu", memory_bytes=2**34), m.Gpu(name="small", memory_bytes=2**33)
 
 
 def candidate(dice, number):
@@ -20,7 +20,7 @@ def candidate(dice, number):
             "cores": dice.choice([2, 4, 8]),
             "memory_bytes": dice.choice([1, 2, 4, 8]) * 2**30,
             "flops_per_s": dice.choice([1e9, 1e10, 1e11]),
-            "gpus": dice.choice([[], [], [GPU], [GPU, GPU]]),
+            "gpus": dice.choice([[], [], [SMALL_GPU], [GPU, GPU], [SMALL_GPU, GPU]]),
         },
     )
     node = replace(
@@ -51,6 +51,7 @@ def job(dice, number, nodes=12):
     made = replace(
         jobfold.evolve(None, event, dice.choice([0, 1_000, 600_000])),
         memory_bytes=dice.choice([0, 2**28, 2**30, 3 * 2**30]),
+        gpu_memory_bytes=dice.choice([0, 2**33, 2**33 + 2**28, 2**35]),
         status="queued",
         changed_at_ms=0,
         not_before_ms=dice.choice([0, 0, NOW_MS // 2, NOW_MS * 2]),

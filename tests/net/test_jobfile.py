@@ -93,6 +93,8 @@ def test_the_data_is_found_beside_the_job_file_wherever_one_stands(
 def test_what_a_node_must_have_is_read(tmp_path: Path) -> None:
     job = load(write(tmp_path, needs='device = "cpu"\nmemory = "512 MB"\ncores = 2\nnode = "desk"'))
     assert job.needs == Needs(device="cpu", memory_bytes=512 * 10**6, cores=2, node_id="desk")
+    gpu = load(write(tmp_path, needs='device = "cuda"\ngpu_memory = "16 GiB"'))
+    assert gpu.needs == Needs(device="cuda", gpu_memory_bytes=16 * 2**30)
     assert "did you mean needs.node?" in complaint(write(tmp_path, needs='node_id = "desk-6d3543ec4e"'))
 
 
@@ -177,7 +179,7 @@ def test_a_key_written_twice_is_an_error(tmp_path: Path) -> None:
         ("training", "Batch_Size = 3", "unknown key training.Batch_Size; did you mean training.batch_size?"),
         ("training", "learning_rate = 0.1", "unknown key training.learning_rate; it belongs in [training.optimizer]"),
         ("data", "epochs = 3", "unknown key data.epochs; it belongs in [training]"),
-        ("needs", "gpu = 1", "unknown key needs.gpu; known here: device, memory, cores"),
+        ("needs", "gpu = 1", "unknown key needs.gpu; known here: device, memory, gpu_memory, cores"),
         ("training", "[training.optimizer]\nlr = 1", "optimizer.lr; did you mean training.optimizer.learning_rate?"),
         ("training", 'epochs = "many"', 'training.epochs: expected a whole number, got "many"'),
         ("training", "epochs = 0", "training.epochs: expected a whole number >= 1, got 0"),
@@ -202,6 +204,10 @@ def test_a_key_written_twice_is_an_error(tmp_path: Path) -> None:
         ("data", "validation = 1.0", "data.validation: expected a number < 1.0, got 1.0"),
         ("data", "ignore = [1]", "data.ignore[0]: expected text, got 1"),
         ("needs", 'memory = "much"', 'needs.memory: expected a size such as "512 MB"'),
+        ("needs", 'gpu_memory = "much"', 'needs.gpu_memory: expected a size such as "512 MB"'),
+        ("needs", "gpu_memory = 1", 'only a job with needs.device = "cuda" has a GPU, got device = "any"'),
+        ("needs", 'device = "cuda"\ngpu_memory = 9', "needs.gpu_memory: expected at least 1 MB, for weights"),
+        ("needs", 'vram = "8 GiB"', "did you mean needs.gpu_memory?"),
         ("data", 'normalize = "z"', 'data.normalize: expected one of standard, minmax, none, got "z"'),
         ("training", "[training.optimizer]\nbetas = [1, 1]", "betas[0]: expected a number < 1.0, got 1"),
         ("needs", "cores = 0", "needs.cores: expected a whole number >= 1, got 0"),

@@ -83,6 +83,19 @@ def test_a_device_that_others_have_filled_is_passed_over(policy: str) -> None:
     assert pool.choose("a", {"GPU-0", "GPU-1"}) == "no free device: 2 of 2 are busy"
 
 
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_device_has_the_memory_that_is_asked_for(policy: str) -> None:
+    pool = DevicePool(devices=(device(0, 8), device(1, 24)), policy=policy)
+    for _ in range(2):
+        choice = pool.choose("a", (), 10 * 2**30)
+        assert not isinstance(choice, str)
+        pool = choice[0]
+        assert choice[1].uuid == "GPU-1"
+    assert (
+        pool.choose("b", {"GPU-1"}, 9 * 2**30) == "no device with 9216 MiB free: other programs have left 8192 at most"
+    )
+
+
 def test_a_reading_changes_its_devices_and_no_others() -> None:
     pool = DevicePool(devices=FOUR).read([device(1, 5), device(9, 1)])
     assert pool.devices == (FOUR[0], device(1, 5), FOUR[2], FOUR[3])
@@ -108,6 +121,18 @@ def test_a_name_that_means_no_device_or_one_twice_is_an_error(said: str) -> None
 def wanting(job_id: str, attempt: int = 1, wanted: str = "cuda") -> e.Assigned:
     job = replace(JOB, needs=Needs(device=wanted))  # type: ignore[arg-type]
     return e.Assigned(replace(assign(job_id, attempt), job=job))
+
+
+def test_a_run_gets_a_device_with_the_memory_that_its_order_names() -> None:
+    needy = wanting("job-1")
+    needy = replace(needy, assign=replace(needy.assign, gpu_memory_bytes=10 * 2**30))
+    both = node(devices=(device(0, 8), device(1, 24)), policy="first")
+    assert started(step(both, needy, 1)[1]) == "GPU-1"
+    own = replace(needy.assign, gpu_memory_bytes=0, job=replace(needy.assign.job, needs=OWN_NEEDS))
+    assert started(step(both, e.Assigned(own), 1)[1]) == "GPU-1"
+
+
+OWN_NEEDS = Needs(device="cuda", gpu_memory_bytes=10 * 2**30)
 
 
 def node(devices: tuple[Device, ...] = FOUR, max_runs: int = 6, **changes: Any) -> State:

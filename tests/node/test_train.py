@@ -246,6 +246,11 @@ def test_a_reader_without_memory_makes_a_run_without_memory(
     order: Order, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     # it ended the process with a traceback, and the job went to a node that was as small
+    assert [message.code for message in said_when(order, error, monkeypatch)] == ["out_of_memory"]
+
+
+def said_when(order: Order, error: Exception, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What a process tells of a training that ends with this error."""
     monkeypatch.setattr("cyxnode.train.sandbox.limit", lambda *limits: None)
     said: list[Any] = []
 
@@ -261,7 +266,35 @@ def test_a_reader_without_memory_makes_a_run_without_memory(
         yield
 
     assert serve(Pipe(), fails) == 0  # type: ignore[arg-type]
-    assert [message.code for message in said] == ["out_of_memory"]
+    return said
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "kinds"),
+    [
+        ("cupy.cuda.memory", "Out of memory allocating 1,024 bytes", (MemoryError,)),
+        ("cupy_backends.cuda.api.runtime", "cudaErrorMemoryAllocation: out of memory", (RuntimeError,)),
+        ("cupy_backends.cuda.api.driver", "CUDA_ERROR_OUT_OF_MEMORY: out of memory", (RuntimeError,)),
+        ("cupy_backends.cuda.libs.cublas", "CUBLAS_STATUS_ALLOC_FAILED", (RuntimeError,)),
+    ],
+)
+@pytest.mark.parametrize("within", [False, True])
+def test_a_gpu_that_has_no_memory_left_says_what_it_had(
+    order: Order,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    said: str,
+    kinds: tuple[type[Exception], ...],
+    within: bool,
+) -> None:
+    monkeypatch.setattr("cyxcore.cuda.mem_get_info", lambda: (2**30, 2**34))
+    monkeypatch.setattr("cyxcore.cuda.memory_reserved", lambda: 2**31)
+    error: Exception = type("OfCupy", kinds, {"__module__": name})(said)
+    if within:
+        error, error.__cause__ = KernelError("no room"), error
+    (failed,) = said_when(order, error, monkeypatch)
+    assert (failed.code, failed.deterministic, failed.gpu_memory_bytes) == ("out_of_memory", False, 3 * 2**30)
+    assert "than its GPU had free on this node (3072 MiB)" in failed.message and "gpu_memory" in failed.message
 
 
 def test_a_bug_of_ours_still_ends_with_its_traceback(order: Order, monkeypatch: pytest.MonkeyPatch) -> None:
