@@ -657,6 +657,8 @@ class Dispatch:
         self._nodes.heard(said.node_id, said.session, said.now_ms)
         if said.draining != self._world.nodes[said.node_id].draining:
             await self._events.record(subjects.node_event(said.node_id), functools.partial(self._drained, said))
+        if tuple(said.gpus_free_bytes) != self._world.nodes[said.node_id].gpus_free_bytes:
+            await self._events.record(subjects.node_event(said.node_id), functools.partial(self._gpus_read, said))
         named = {(run.job_id, run.attempt) for run in said.runs}
         stop = unheld()
         begin, pause = [], []
@@ -687,6 +689,13 @@ class Dispatch:
         """What a heartbeat says of its node's readiness, where that is news; a banned node may say what it likes."""
         event = (m.NodeDraining if said.draining else m.NodeUndrained)(session=said.session)
         return None if nodes.illegal(self._world.nodes[said.node_id], event) else event
+
+    def _gpus_read(self, said: m.Heartbeat) -> m.NodeGpusRead | None:
+        """What a heartbeat says of its node's GPUs, where that is news."""
+        node = self._world.nodes[said.node_id]
+        event = m.NodeGpusRead(session=said.session, free_bytes=said.gpus_free_bytes)
+        known = tuple(said.gpus_free_bytes) == node.gpus_free_bytes
+        return None if known or nodes.illegal(node, event) else event
 
     def holds(self, node_id: str, session: str, job_id: str, attempt: int) -> bool:
         """Whether this session of the node holds the lease of this attempt, or check: the fence."""

@@ -81,6 +81,7 @@ STATES: dict[type, dict[State, State | None]] = {  # None: it cannot happen
     | {"online": "offline", "draining": "offline", "offline": None, "banned": "banned_offline", "banned_offline": None},
     m.NodeDraining: _NOWHERE | {"online": "draining"},
     m.NodeUndrained: _NOWHERE | {"draining": "online"},
+    m.NodeGpusRead: _NOWHERE | {"online": "online", "draining": "draining"},
     m.NodeBanned: _UNMOVED | {"online": "banned", "draining": "banned", "offline": "banned_offline"},
     m.NodePardoned: _UNMOVED | {"banned": "online", "banned_offline": "offline"},
     m.Completed: _UNMOVED,
@@ -144,6 +145,7 @@ class Node(Struct, frozen=True, kw_only=True):
     changes: tuple[m.StandingChange, ...] = ()  # the newest last
     requests: tuple[str, ...] = ()  # ids of what operators asked for and got, the newest last
     payers: tuple[Payer, ...] = ()  # the last one paid last; forgotten at the end of a ban
+    gpus_free_bytes: tuple[int, ...] = ()  # what other programs leave of each; empty: all of it
     mended: float = 0.0  # gained since it has strikes, or since one was forgiven: a whole point forgives the next
 
 
@@ -196,11 +198,13 @@ def illegal(node: Node | None, event: m.NodeEvent) -> str | None:
     if STATES[type(event)][now] is None:
         return "there is no such node" if node is None else f"the node is {now.replace('banned_', 'banned and ')}"
     if (
-        isinstance(event, m.NodeLost | m.NodeDraining | m.NodeUndrained)
+        isinstance(event, m.NodeLost | m.NodeDraining | m.NodeUndrained | m.NodeGpusRead)
         and node is not None
         and event.session != node.session
     ):
         return "another session of the node is connected"
+    if isinstance(event, m.NodeGpusRead) and node is not None and len(event.free_bytes) != len(node.hardware.gpus):
+        return f"the node has {len(node.hardware.gpus)} GPUs, and not {len(event.free_bytes)}"
     if isinstance(event, m.NodeRegistered) and node is not None and 0 < event.began_ms < node.began_ms:
         return "a later session of the node is registered: this one is over, or two processes use one key"
     return None
@@ -228,6 +232,8 @@ def evolve(node: Node | None, event: m.NodeEvent, at_ms: int, leases: int = 0) -
             return _changed(gone, -SILENCE_LOSS, "fell silent", at_ms)
         case m.NodeDraining() | m.NodeUndrained():
             return replace(node, draining=isinstance(event, m.NodeDraining), changed_at_ms=at_ms)
+        case m.NodeGpusRead():
+            return replace(node, gpus_free_bytes=tuple(event.free_bytes), changed_at_ms=at_ms)
         case m.NodeBanned():
             bans = node.bans + (not node.banned_until_ms)
             banned = replace(node, banned_until_ms=event.until_ms, bans=bans, draining=False, changed_at_ms=at_ms)
@@ -242,7 +248,7 @@ def _registered(node: Node | None, event: m.NodeRegistered, at_ms: int) -> Node:
     """What it says of itself is new; its record is not: registering again washes nothing off."""
     said = {name: getattr(event, name) for name in m.NodeRegistered.__struct_fields__}
     if node is not None:
-        return replace(node, online=True, draining=False, changed_at_ms=at_ms, **said)
+        return replace(node, online=True, draining=False, gpus_free_bytes=(), changed_at_ms=at_ms, **said)
     return Node(online=True, registered_at_ms=at_ms, changed_at_ms=at_ms, **said)
 
 

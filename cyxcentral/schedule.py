@@ -103,7 +103,8 @@ class Candidate(Struct, frozen=True, kw_only=True):
 
         Which ones its runs have, it alone knows: at the worst the largest.
         """
-        sizes = sorted((gpu.memory_bytes for gpu in self.node.hardware.gpus), reverse=True)
+        free = self.node.gpus_free_bytes or [gpu.memory_bytes for gpu in self.node.hardware.gpus]
+        sizes = sorted(free, reverse=True)
         return sizes[self.gpu_runs] if self.gpu_runs < len(sizes) else 0
 
     @property

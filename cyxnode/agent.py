@@ -326,17 +326,18 @@ class Agent:
             self.tell(e.Registered(max(reply.heartbeat_ms, SHORTEST_HEARTBEAT_MS)))
 
     def _send_heartbeat(self, action: e.SendHeartbeat) -> None:
-        self._spawn(self._heartbeat(action.runs, action.draining))
+        self._spawn(self._heartbeat(action))
 
-    async def _heartbeat(self, runs: tuple[RunRef, ...], draining: bool) -> None:
+    async def _heartbeat(self, action: e.SendHeartbeat) -> None:
         free_bytes = hardware.memory(self._limits, self._settings.offer_bytes)[1]
         self._heartbeats = number = self._heartbeats + 1
         heartbeat = Heartbeat(
             node_id=self._home.node_id,
             session=self.session,
-            runs=[self._with_figures(run) for run in runs],
+            runs=[self._with_figures(run) for run in action.runs],
             memory_free_bytes=free_bytes,
-            draining=draining,
+            draining=action.draining,
+            gpus_free_bytes=list(action.gpus_free_bytes),
             number=number,
             now_ms=self._clock_ms(),
         )

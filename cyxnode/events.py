@@ -174,6 +174,7 @@ class SendRegister(Struct, frozen=True):
 class SendHeartbeat(Struct, frozen=True):
     runs: tuple[RunRef, ...]
     draining: bool = False
+    gpus_free_bytes: tuple[int, ...] = ()
 
 
 class SendReport(Struct, frozen=True):

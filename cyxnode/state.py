@@ -69,6 +69,7 @@ from cyxnode.outbox import Outbox
 RETRY_MS = (100, 200, 400, 1000, 2000, 4000, 8000, 16_000)
 ENDED_REMEMBERED = 256
 STOP_GRACE_MS = 8000  # for the checkpoints of a node that is asked to stop: supervisors usually kill after 10 s
+WORTH_TELLING = 8  # such a part of a device, when other programs have left it
 DRAINED_MS = 2000  # for a replica that has answered everything, to end and be reported
 
 Phase = Literal["fetching", "ready", "training", "uploading", "reporting"]
@@ -102,6 +103,7 @@ class State(Struct, frozen=True, kw_only=True):
     heartbeat_at_ms: int | None = None
     heartbeat_misses: int = 0
     gpus: DevicePool = DevicePool()
+    gpus_told: tuple[int, ...] = ()  # the free bytes of each, as central hears of them; empty until a run missed some
     runs: dict[RunKey, Run] = {}
     ended: tuple[RunKey, ...] = ()  # the newest runs that are over here: they are not begun again
     draining: bool = False
@@ -155,7 +157,8 @@ def _on_tick(state: State, _: Tick, now_ms: int) -> Step:
         refs = (
             RunRef(job_id=job_id, attempt=attempt, phase=run.phase) for (job_id, attempt), run in state.runs.items()
         )
-        actions.append(SendHeartbeat(tuple(refs), state.draining or state.disk_full or state.life == "halting"))
+        takes_none = state.draining or state.disk_full or state.life == "halting"
+        actions.append(SendHeartbeat(tuple(refs), takes_none, state.gpus_told))
     for key, run in state.runs.items():
         if _due(run.outbox.retry_at_ms, now_ms):
             state, more = _say(state, key, run, outbox.again(run.outbox))
@@ -251,7 +254,7 @@ def _on_assigned(state: State, event: Assigned, now_ms: int) -> Step:
         needed_bytes = max(assign.gpu_memory_bytes, assign.job.needs.gpu_memory_bytes)
         choice = state.gpus.choose(assign.job_id, held_gpus(state), needed_bytes)
         if isinstance(choice, str):
-            return state, [*actions, _no(choice)]
+            return _telling_room(state, now_ms), [*actions, _no(choice)]
         state, gpu = replace(state, gpus=choice[0]), choice[1].uuid
     run = Run(assign, begun=assign.funded, gpu=gpu)
     return _with(state, key, run), [*actions, _yes(), StartRun(assign, gpu)]
@@ -367,7 +370,21 @@ def _on_disk_checked(state: State, event: DiskChecked, now_ms: int) -> Step:
 def _on_devices_read(state: State, event: DevicesRead, now_ms: int) -> Step:
     held = held_gpus(state)  # of these, what our own runs take was read
     read = state.gpus.read(device for device in event.devices if device.uuid not in held)
-    return replace(state, gpus=read), []
+    state = replace(state, gpus=read)
+    more = any(
+        device.free_bytes >= told + device.memory_bytes // WORTH_TELLING
+        for device, told in zip(read.devices, state.gpus_told, strict=False)
+    )
+    return _telling_room(state, now_ms) if more else state, []
+
+
+def _telling_room(state: State, now_ms: int) -> State:
+    """Central shall know what other programs leave of the devices: else it would lease the same run once more.
+
+    Less of it is told when a run has missed it, and more when it is an eighth of a device: programs come and go.
+    """
+    room = tuple(device.free_bytes for device in state.gpus.devices)
+    return state if room == state.gpus_told else _beating_at_once(replace(state, gpus_told=room), now_ms)
 
 
 def _on_link_back(state: State, _: LinkBack, now_ms: int) -> Step:

@@ -356,6 +356,13 @@ class NodeUndrained(Event, kw_only=True):
     session: str
 
 
+class NodeGpusRead(Event, kw_only=True):
+    """What other programs leave of the memory of a node's GPUs, of each, since a run missed some of it."""
+
+    session: str
+    free_bytes: list[int]
+
+
 class NodeBanned(Event, kw_only=True):
     """The node gets no work until then, whatever it says. Central bans; so may an operator, who is the caller then."""
 
@@ -373,7 +380,7 @@ class NodePardoned(Event, kw_only=True):
     request_id: str = ""
 
 
-NodeEvent = NodeRegistered | NodeLost | NodeDraining | NodeUndrained | NodeBanned | NodePardoned
+NodeEvent = NodeRegistered | NodeLost | NodeDraining | NodeUndrained | NodeGpusRead | NodeBanned | NodePardoned
 
 
 class ClientBanned(Event, kw_only=True):

@@ -95,6 +95,7 @@ class RegisterReply(Struct, kw_only=True, omit_defaults=True):
 class Heartbeat(Request, kw_only=True, frozen=True):
     """number: counts the heartbeats of a session, from 1 on. now_ms: the time by the node's clock, which commands to it
     are good until: that of its machine when the session began, and what passed since. Both 0 from older nodes.
+    gpus_free_bytes: what other programs leave of its GPUs, of each; empty while nobody has missed any of it.
     """
 
     node_id: NodeId
@@ -102,6 +103,7 @@ class Heartbeat(Request, kw_only=True, frozen=True):
     runs: Annotated[list[RunRef], Meta(max_length=1024)] = []
     memory_free_bytes: U63 = 0
     draining: bool = False  # it takes no new runs, as its operator wants or because its disk is full
+    gpus_free_bytes: Annotated[list[U63], Meta(max_length=64)] = []
     number: U63 = 0
     now_ms: U63 = 0
 

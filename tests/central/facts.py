@@ -50,9 +50,14 @@ def summary():
     )
 
 
-def submitted(job_id="job-1", **changes):
+def submitted(job_id="job-1", gpu_memory_bytes=0, **changes):
     return m.Submitted(
-        job=job_request(**changes), terms=terms(job_id), caller="alice", memory_bytes=2**28, deposit=signed()
+        job=job_request(**changes),
+        terms=terms(job_id),
+        caller="alice",
+        memory_bytes=2**28,
+        gpu_memory_bytes=gpu_memory_bytes,
+        deposit=signed(),
     )
 
 

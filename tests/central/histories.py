@@ -292,6 +292,13 @@ HISTORIES: dict[str, list[Said]] = {
         (NODE_A, m.NodeDraining(session="0" * 32)),
         (NODE_A, f.registered("node-a", session="1" * 32)),
     ],
+    "a node that says what other programs leave of its GPU, and comes back": [
+        (NODE_A, f.registered("node-a", hardware={"gpus": [m.Gpu(name="gpu", memory_bytes=2**34)]})),
+        (NODE_A, m.NodeGpusRead(session="0" * 32, free_bytes=[2**30])),
+        *job(f.FUNDED, lease(1), f.STARTED),
+        (NODE_A, m.NodeGpusRead(session="0" * 32, free_bytes=[2**33])),
+        (NODE_A, f.registered("node-a", session="1" * 32)),
+    ],
     "a checkpoint that was given up for the one before it": [
         A,
         B,

@@ -391,6 +391,33 @@ async def test_a_node_that_drains_gets_nothing_new_until_it_says_otherwise(centr
     assert central.world.jobs["job-2"].status == "leased"
 
 
+async def test_a_node_whose_gpus_others_have_filled_gets_no_run_for_them_until_it_says_otherwise(central, other):
+    gpus = [m.Gpu(name="gpu", memory_bytes=24 * 2**30)] * 2
+    await central.dispatch._register(register(hardware=f.registered(hardware={"gpus": gpus}).hardware))
+    await central.job("job-0", f.FUNDED, needs=m.Needs(device="cuda"), gpu_memory_bytes=2**31)
+    await central.job("job-1", f.FUNDED)
+    before = central.world.seq
+    for each in (central, other, central):  # both hear it, and one of them stores it
+        await each.dispatch._heartbeat(replace(heartbeat(), gpus_free_bytes=[2**30, 2**20]))
+    assert central.world.nodes[NODE].gpus_free_bytes == (2**30, 2**20)
+    assert central.world.seq == before + 1
+    await central.dispatch._assign_waiting()
+    assert [central.world.jobs[f"job-{number}"].status for number in (0, 1)] == ["queued", "leased"]
+    job = central.world.jobs["job-0"]
+    assert schedule.ever_fits(job, central.world.nodes[NODE])
+    await central.say(subjects.job_event("job-1"), f.CANCELLED)
+    await other.dispatch._heartbeat(replace(heartbeat(), gpus_free_bytes=[2**30, 2**34]))
+    await central.log.catch_up()
+    await central.dispatch._assign_waiting()
+    assert central.world.jobs["job-0"].status == "leased"
+
+
+async def test_a_node_says_nothing_of_gpus_that_it_has_not(central):
+    await central.dispatch._register(register())
+    assert (await central.dispatch._heartbeat(replace(heartbeat(), gpus_free_bytes=[2**34]))).known
+    assert central.world.nodes[NODE].gpus_free_bytes == ()
+
+
 async def test_a_drained_node_that_is_banned_says_it_again_when_the_ban_is_over(central):
     await central.dispatch._register(register())
     await central.say(subjects.node_event(NODE), m.NodeBanned(until_ms=2**50, reason="3 strikes"))

@@ -40,6 +40,7 @@ NODE_EVENTS = {
     "NodeLost": f.node_lost(),
     "NodeDraining": f.draining(),
     "NodeUndrained": m.NodeUndrained(session="0" * 32),
+    "NodeGpusRead": m.NodeGpusRead(session="0" * 32, free_bytes=[]),
     "NodeBanned": BANNED,
     "NodePardoned": PARDONED,
 }
@@ -57,6 +58,7 @@ NEXT = {  # state -> event -> state; what is not here cannot happen
         "NodeRegistered": "online",
         "NodeLost": "offline",
         "NodeDraining": "draining",
+        "NodeGpusRead": "online",
         "NodeBanned": "banned",
         "NodePardoned": "online",
         **dict.fromkeys(JOB_EVENTS, "online"),
@@ -65,6 +67,7 @@ NEXT = {  # state -> event -> state; what is not here cannot happen
         "NodeRegistered": "online",
         "NodeLost": "offline",
         "NodeUndrained": "online",
+        "NodeGpusRead": "draining",
         "NodeBanned": "banned",
         "NodePardoned": "draining",
         **dict.fromkeys(JOB_EVENTS, "draining"),

@@ -87,7 +87,7 @@ def test_a_device_that_others_have_filled_is_passed_over(policy: str) -> None:
 def test_a_device_has_the_memory_that_is_asked_for(policy: str) -> None:
     pool = DevicePool(devices=(device(0, 8), device(1, 24)), policy=policy)
     for _ in range(2):
-        choice = pool.choose("a", (), 10 * 2**30)
+        choice = pool.choose("a", (), 10 * GIB)
         assert not isinstance(choice, str)
         pool = choice[0]
         assert choice[1].uuid == "GPU-1"
@@ -124,15 +124,42 @@ def wanting(job_id: str, attempt: int = 1, wanted: str = "cuda") -> e.Assigned:
 
 
 def test_a_run_gets_a_device_with_the_memory_that_its_order_names() -> None:
-    needy = wanting("job-1")
-    needy = replace(needy, assign=replace(needy.assign, gpu_memory_bytes=10 * 2**30))
+    needy = wanting_bytes(10 * GIB)
     both = node(devices=(device(0, 8), device(1, 24)), policy="first")
     assert started(step(both, needy, 1)[1]) == "GPU-1"
     own = replace(needy.assign, gpu_memory_bytes=0, job=replace(needy.assign.job, needs=OWN_NEEDS))
     assert started(step(both, e.Assigned(own), 1)[1]) == "GPU-1"
 
 
-OWN_NEEDS = Needs(device="cuda", gpu_memory_bytes=10 * 2**30)
+def test_what_other_programs_leave_is_told_once_a_run_misses_it_and_again_when_there_is_more() -> None:
+    state, _ = step(node(devices=(device(0, 0.25), device(1, 8))), e.HeartbeatAnswered(known=True), 1)
+    assert told(state) == ()  # nobody has missed any of it
+    state, done = step(state, wanting_bytes(10 * GIB), 2)
+    assert started(done) is None and state.heartbeat_at_ms == 2
+    assert told(state) == (GIB // 4, 8 * GIB)
+    state, _ = step(state, e.HeartbeatAnswered(known=True), 3)
+    usual_ms = state.heartbeat_at_ms
+    for little in (device(0, 0), device(0, 10)):  # less, or not so much more: programs come and go
+        state, _ = step(state, e.DevicesRead((little,)), 4)
+        assert (told(state), state.heartbeat_at_ms) == ((GIB // 4, 8 * GIB), usual_ms)
+    state, _ = step(state, e.DevicesRead((device(0, 10.25),)), 5)  # an eighth of its 80 GiB
+    assert (told(state), state.heartbeat_at_ms) == ((10 * GIB + GIB // 4, 8 * GIB), 5)
+    assert started(step(state, wanting_bytes(10 * GIB), 6)[1]) == "GPU-0"
+
+
+def told(state: State) -> tuple[int, ...]:
+    """What the next heartbeat says of the devices."""
+    beats = step(state, e.Tick(), 10**6)[1]
+    (beat,) = [action for action in beats if isinstance(action, e.SendHeartbeat)]
+    return beat.gpus_free_bytes
+
+
+def wanting_bytes(gpu_memory_bytes: int) -> e.Assigned:
+    asked = wanting("job-1")
+    return replace(asked, assign=replace(asked.assign, gpu_memory_bytes=gpu_memory_bytes))
+
+
+OWN_NEEDS = Needs(device="cuda", gpu_memory_bytes=10 * GIB)
 
 
 def node(devices: tuple[Device, ...] = FOUR, max_runs: int = 6, **changes: Any) -> State:

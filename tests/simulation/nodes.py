@@ -222,6 +222,7 @@ class Node(Process):
             session=self.session,
             runs=refs,
             draining=action.draining,
+            gpus_free_bytes=list(action.gpus_free_bytes),
             number=number,
             now_ms=self.clock_ms(),
         )
