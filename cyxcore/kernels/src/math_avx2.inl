@@ -155,6 +155,7 @@ static inline void exp_8_less(float *out, const float *x, const float *shift, in
 #undef ALL
 #define EXP_ROW exp_8_row
 #define EXP_LESS exp_8_less
+#define EXP_VECTOR(x) exp_8((__m256)(x))
 #define SIGMOID_ROW sigmoid_8_row
 #define LOG_ROW log_8_row
 #define ERF_ROW erf_8_row

@@ -264,6 +264,7 @@ ROW_OF_64(cos_of, AS_IT_IS)
 #define VECTOR_MATH
 #define EXP_ROW exp_of_row
 #define EXP_LESS exp_16_less
+#define EXP_VECTOR(x) exp_16((__m512)(x))
 #define SIGMOID_ROW sigmoid_of_row
 #define LOG_ROW log_of_row
 #define ERF_ROW erf_of_row

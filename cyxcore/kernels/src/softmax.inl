@@ -222,15 +222,18 @@ static inline __attribute__((always_inline)) void NAME(rows_to_columns)(T *to, i
 
 /* Columns go in lanes: `vectors` of them abreast, n below each other. With the bits of rows. */
 
-/* `count` columns of memory, `inner` apart, as `made`, and the greatest of each: a NaN may be passed over, which makes NaN
- * of all of its column anyway. */
-static void NAME(load_columns)(V *made, V *greatest, const T *x, int64_t n, int64_t inner, int64_t count, int64_t vectors) {
+/* The greatest of each of `count` columns of memory, `inner` apart: a NaN may be passed over, which makes NaN of all of its
+ * column anyway. made: where they are copied to, or NULL. */
+static inline __attribute__((always_inline)) void NAME(load_columns)(V *made, V *greatest, const T *x, int64_t n,
+                                                                     int64_t inner, int64_t count, int64_t vectors) {
+    V most[VECTORS_ABREAST];
     for (int64_t i = 0; i < n; i++)
-        for (int64_t v = 0; v < vectors; v++) {
+        _Pragma("GCC unroll 8") for (int64_t v = 0; v < vectors; v++) {
             V next = NAME(part)(x + i * inner + v * VN, count - v * VN, 0);
-            made[i * vectors + v] = next;
-            greatest[v] = i ? GREATER(greatest[v], next) : next;
+            if (made) made[i * vectors + v] = next;
+            most[v] = i ? GREATER(most[v], next) : next;
         }
+    for (int64_t v = 0; v < vectors; v++) greatest[v] = most[v];
 }
 
 /* sum_push() and sum_finish() of vectors. */
@@ -257,25 +260,39 @@ static inline __attribute__((always_inline)) void NAME(fetch)(const T *x, int64_
             __builtin_prefetch(CYX_BEYOND(x, at), 0, 3);
 }
 
-/* The sums of e**(x - shift), which takes the place of x, or where `apart` is given goes there, over each other. next, out:
- * where the columns that come next lie and where the result will, `inner` numbers from row to row; or NULL. */
-static inline __attribute__((always_inline)) void NAME(sum_powers_of_columns)(V *sums, V *x, const V *shift, V *apart,
-                                                                              int64_t n, int64_t vectors, const T *next,
-                                                                              const T *out, int64_t inner) {
+/* e**(x - shift) of a row of columns. */
+static inline __attribute__((always_inline)) void NAME(exp_columns)(V *made, const T *x, const V *shift, int64_t vectors) {
+#if defined(EXP_VECTOR)
+    if (sizeof(T) == sizeof(float)) {
+        _Pragma("GCC unroll 16") for (int64_t v = 0; v < vectors; v++) made[v] = (V)EXP_VECTOR(*(const V *)(x + v * VN) - shift[v]);
+        return;
+    }
+#endif
+    NAME(exp_less)((T *)made, x, (const T *)shift, vectors * VN);
+}
+
+/* The sums of e**(x - shift) of columns whose rows are `pitch` numbers apart. kept: where the powers go, row by row, which may
+ * be x; or NULL. next, out: where the columns that come next lie and where the result will, `inner` numbers from row to row; or
+ * NULL. */
+static inline __attribute__((always_inline)) void NAME(sum_powers_of_columns)(V *sums, const T *x, int64_t pitch, V *kept,
+                                                                              const V *shift, int64_t n, int64_t vectors,
+                                                                              const T *next, const T *out, int64_t inner) {
     const int64_t width = n <= FEW_TERMS ? LANES_FOLDED : LANES_OF_RUN;
     V lanes[LANES_OF_RUN * LONG_ABREAST], tree[TREE_DEPTH * LONG_ABREAST];
     int64_t height = 0;
     for (int64_t first = 0, blocks = 0; first < n; first += RUN_BLOCK, blocks++) {
         int64_t count = n - first < RUN_BLOCK ? n - first : RUN_BLOCK, left = count < width ? count : width;
         for (int64_t i = 0; i < count; i++) {
-            V *row = x + (first + i) * vectors, *made = apart ? apart : row, *lane = lanes + i % width * vectors;
-            NAME(exp_less)((T *)made, (const T *)row, (const T *)shift, vectors * VN);
+            const T *row = x + (first + i) * pitch;
+            V made[VECTORS_ABREAST], *lane = lanes + i % width * vectors;
+            NAME(exp_columns)(made, row, shift, vectors);
             if (next) NAME(fetch)(next, (first + i) * inner, vectors, 0);
             if (out) NAME(fetch)(out, (first + i) * inner, vectors, 1);
+            _Pragma("GCC unroll 8") for (int64_t v = 0; kept && v < vectors; v++) kept[(first + i) * vectors + v] = made[v];
             if (i < width)
-                for (int64_t v = 0; v < vectors; v++) lane[v] = made[v];
+                _Pragma("GCC unroll 8") for (int64_t v = 0; v < vectors; v++) lane[v] = made[v];
             else
-                for (int64_t v = 0; v < vectors; v++) lane[v] += made[v];
+                _Pragma("GCC unroll 8") for (int64_t v = 0; v < vectors; v++) lane[v] += made[v];
         }
         for (int64_t half = width / 2; half; half /= 2)
             for (int64_t i = 0; i < half && i + half < left; i++)
@@ -291,21 +308,35 @@ static int64_t NAME(abreast)(int64_t n) {
     return COLUMNS_NEAR / n < 1 ? 1 : COLUMNS_NEAR / n < most ? COLUMNS_NEAR / n : most;
 }
 
-static void NAME(softmax_columns)(T *out, const T *x, int64_t n, int64_t inner, int64_t count, V *made, int logarithm) {
-    V greatest[VECTORS_ABREAST], of_all[VECTORS_ABREAST], apart[VECTORS_ABREAST];
-    int64_t vectors = (count + VN - 1) / VN;
-    NAME(load_columns)(made, greatest, x, n, inner, count, vectors);
-    NAME(sum_powers_of_columns)(of_all, made, greatest, logarithm ? apart : NULL, n, vectors, x + count, out, inner);
+/* full: all vectors are whole; then those of a logarithm are read where they lie. */
+static inline __attribute__((always_inline)) void NAME(softmax_of_columns)(T *out, const T *x, int64_t n, int64_t inner,
+                                                                           int64_t count, V *made, int64_t vectors,
+                                                                           const int full, const int logarithm) {
+    V greatest[VECTORS_ABREAST], of_all[VECTORS_ABREAST];
+    const int lie = full && logarithm;
+    if (full) count = vectors * VN;
+    NAME(load_columns)(lie ? NULL : made, greatest, x, n, inner, count, vectors);
+    NAME(sum_powers_of_columns)(of_all, lie ? x : (const T *)made, lie ? inner : vectors * VN, logarithm ? NULL : made, greatest, n,
+                                vectors, x + count, out, inner);
     if (logarithm)
         NAME(log_row)((T *)of_all, vectors * VN);
     else
         for (int64_t v = 0; v < vectors; v++) of_all[v] = 1 / of_all[v];
     for (int64_t i = 0; i < n; i++)
-        for (int64_t v = 0; v < vectors; v++) {
-            V one = made[i * vectors + v];
+        _Pragma("GCC unroll 8") for (int64_t v = 0; v < vectors; v++) {
+            V one = lie ? *(const V *)(x + i * inner + v * VN) : made[i * vectors + v];
             NAME(put_part)(out + i * inner + v * VN, logarithm ? (one - greatest[v]) - of_all[v] : one * of_all[v],
                            count - v * VN);
         }
+}
+
+static void NAME(softmax_columns)(T *out, const T *x, int64_t n, int64_t inner, int64_t count, V *made, int logarithm) {
+    if (count == VECTORS_ABREAST * VN && logarithm)
+        NAME(softmax_of_columns)(out, x, n, inner, count, made, VECTORS_ABREAST, 1, 1);
+    else if (count == VECTORS_ABREAST * VN)
+        NAME(softmax_of_columns)(out, x, n, inner, count, made, VECTORS_ABREAST, 1, 0);
+    else
+        NAME(softmax_of_columns)(out, x, n, inner, count, made, (count + VN - 1) / VN, 0, logarithm);
 }
 
 typedef struct {
@@ -400,17 +431,21 @@ static void NAME(log_softmax_grad_row)(T *out, const T *g, const T *y, int64_t n
     }
 }
 
-/* Of `count` columns of n numbers, `inner` apart. */
-static void NAME(softmax_grad_columns)(T *out, const T *g, const T *y, int64_t n, int64_t inner, int64_t count, int logarithm) {
+/* Of `count` columns of n numbers, `inner` apart. full: all vectors are whole. */
+static inline __attribute__((always_inline)) void NAME(softmax_grad_of_columns)(T *out, const T *g, const T *y, int64_t n,
+                                                                                int64_t inner, int64_t count, int64_t vectors,
+                                                                                const int full, const int logarithm) {
     V sums[GRADIENTS_ABREAST], tree[TREE_DEPTH * GRADIENTS_ABREAST], powers[GRADIENTS_ABREAST];
-    int64_t vectors = (count + VN - 1) / VN, height = 0;
+    const V zeros[GRADIENTS_ABREAST] = {{0}};
+    int64_t height = 0;
+    if (full) count = vectors * VN;
     for (int64_t first = 0, blocks = 0; first < n; first += BLOCK_ROWS, blocks++) {
         for (int64_t i = first; i < n && i < first + BLOCK_ROWS; i++) {
             int64_t ahead = i + GRADIENTS_AHEAD;
             if (ahead < n) NAME(fetch)(g, ahead * inner, vectors, 0);
             if (ahead < n && !logarithm) NAME(fetch)(y, ahead * inner, vectors, 0);
             if (ahead >= n && ahead < 2 * n) NAME(fetch)(out, (ahead - n) * inner, vectors, 1);
-            for (int64_t v = 0; v < vectors; v++) {
+            _Pragma("GCC unroll 16") for (int64_t v = 0; v < vectors; v++) {
                 int64_t at = i * inner + v * VN, left = count - v * VN;
                 V term = NAME(part)(g + at, left, 0);
                 if (!logarithm) term *= NAME(part)(y + at, left, 0);
@@ -427,8 +462,11 @@ static void NAME(softmax_grad_columns)(T *out, const T *g, const T *y, int64_t n
         int64_t ahead = i + GRADIENTS_AHEAD, at_ahead = ahead < n ? ahead * inner : (ahead - n) % n * inner + count;
         if (ahead >= n || n > GRADIENTS_NEAR) NAME(fetch)(g, at_ahead, vectors, 0), NAME(fetch)(y, at_ahead, vectors, 0);
         if (ahead < n) NAME(fetch)(out, at_ahead, vectors, 1);
-        if (logarithm) NAME(exp_row)((T *)powers, y + i * inner, 0, count);
-        for (int64_t v = 0; v < vectors; v++) {
+        if (logarithm && full)
+            NAME(exp_columns)(powers, y + i * inner, zeros, vectors);
+        else if (logarithm)
+            NAME(exp_row)((T *)powers, y + i * inner, 0, count);
+        _Pragma("GCC unroll 16") for (int64_t v = 0; v < vectors; v++) {
             int64_t at = i * inner + v * VN, left = count - v * VN;
             V one = NAME(part)(g + at, left, 0);
             if (logarithm)
@@ -438,6 +476,15 @@ static void NAME(softmax_grad_columns)(T *out, const T *g, const T *y, int64_t n
             NAME(put_part)(out + at, one, left);
         }
     }
+}
+
+static void NAME(softmax_grad_columns)(T *out, const T *g, const T *y, int64_t n, int64_t inner, int64_t count, int logarithm) {
+    if (count == GRADIENTS_ABREAST * VN && logarithm)
+        NAME(softmax_grad_of_columns)(out, g, y, n, inner, count, GRADIENTS_ABREAST, 1, 1);
+    else if (count == GRADIENTS_ABREAST * VN)
+        NAME(softmax_grad_of_columns)(out, g, y, n, inner, count, GRADIENTS_ABREAST, 1, 0);
+    else
+        NAME(softmax_grad_of_columns)(out, g, y, n, inner, count, (count + VN - 1) / VN, 0, logarithm);
 }
 
 static void NAME(softmax_grad_body)(void *context, int64_t begin, int64_t end) {
@@ -465,7 +512,7 @@ static V NAME(powers_in_lanes)(V *powers, V *sums, const T *x, int64_t n) {
     NAME(rows_to_columns)((T *)powers, VN, x, n, n, VN);
     V greatest = powers[0];
     for (int64_t i = 1; i < n; i++) greatest = GREATER(greatest, powers[i]);
-    NAME(sum_powers_of_columns)(sums, powers, &greatest, NULL, n, 1, NULL, NULL, 0);
+    NAME(sum_powers_of_columns)(sums, (const T *)powers, VN, powers, &greatest, n, 1, NULL, NULL, 0);
     return greatest;
 }
 
@@ -538,10 +585,10 @@ static void NAME(loss_of_columns)(void *context, int64_t begin, int64_t end) {
         count = inner - column < end - r ? inner - column : end - r;
         count = count < abreast * VN ? count : abreast * VN;
         int64_t vectors = (count + VN - 1) / VN;
-        V greatest[VECTORS_ABREAST], sums[VECTORS_ABREAST], apart[VECTORS_ABREAST];
+        V greatest[VECTORS_ABREAST], sums[VECTORS_ABREAST];
         NAME(load_columns)(made, greatest, logits + at, n, inner, count, vectors);
-        NAME(sum_powers_of_columns)(sums, made, greatest, gradient ? NULL : apart, n, vectors, logits + at + count,
-                                    gradient ? results + at : NULL, inner);
+        NAME(sum_powers_of_columns)(sums, (const T *)made, vectors * VN, gradient ? made : NULL, greatest, n, vectors,
+                                    logits + at + count, gradient ? results + at : NULL, inner);
         const T *of_labels = (const T *)made, *const most = (const T *)greatest, *of_all = (const T *)sums;
         if (!gradient) {
             NAME(log_row)((T *)sums, vectors * VN);
