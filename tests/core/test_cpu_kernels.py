@@ -409,7 +409,8 @@ def test_losses_of_pixels_have_the_bits_of_those_of_rows(isa: str, dtype: str) -
 @pytest.mark.parametrize("op", ["softmax", "log_softmax"])
 def test_a_softmax_over_any_axis_has_the_bits_of_one_over_the_last(isa: str, dtype: str, op: str) -> None:
     """Columns go side by side in lanes of vectors; few, and those of more than 8,192 numbers, are turned into rows."""
-    shapes = (1, 20), (2, 64), (17, 3), (21, 131), (1, 300), (35, 280), (128, 140), (128, 40), (129, 40), (1030, 19), (3100, 9), (70_000, 2)
+    shapes = [(1, 20), (2, 64), (17, 3), (21, 131), (1, 300), (35, 280), (128, 140), (128, 40), (129, 40)]
+    shapes += [(1030, 19), (3100, 9), (70_000, 2)]
     for terms, columns in shapes:
         x = 30 * values((2, terms, columns), dtype)
         x[1, 0, 0], x[1, -1, 1], x[0, :, 2 % columns] = np.nan, np.inf, -np.inf
