@@ -3,7 +3,7 @@
     pip install torch                             # the peer; without it only our own times are shown
     python -m benchmarks.bench_eager [--quick] [--processor-time]
     python -m benchmarks.bench_eager --steps mlp_small,lstm,gpt          # only plain steps of these models
-    python -m benchmarks.bench_eager --sequences [--threads 2]           # only recurrent layers, there and back
+    python -m benchmarks.bench_eager --sequences [--threads 2]           # only recurrent layers and ctc_loss
 
 Nothing is compiled; one thread, if no other number is asked for. Each operation includes its tape where an input
 requires a gradient. The step is mlp_small of bench_train (64-128-64-10, batch 64, cross-entropy, Adam), or each of
@@ -38,6 +38,7 @@ except ImportError:
 
 Run = Callable[[], object]
 
+ALIGNED = ((50, 4, 20), (300, 16, 32), (1000, 8, 100))  # steps, rows, classes; a fourth as many labels, at most 100
 SEQUENCES = ((16, 32, 64), (64, 35, 200), (1, 100, 128), (8, 200, 256))  # rows, steps, units
 LENGTHS = 8  # the second half of these parts of the steps come in turn
 
@@ -142,7 +143,7 @@ def step(library: Any, name: str, **options: Any) -> Run:
 
 
 def sequences(library: Any) -> Iterator[tuple[str, Run]]:
-    """Recurrent layers there and back, of one length and of several ones in turn."""
+    """Recurrent layers there and back, of one length and of several ones in turn; ctc_loss, there and back, too."""
     rng = np.random.default_rng(0)
     for kind in ("LSTM", "GRU", "RNN"):
         for rows, steps, units in SEQUENCES:
@@ -152,6 +153,18 @@ def sequences(library: Any) -> Iterator[tuple[str, Run]]:
             for which, lengths in (("", [steps]), (f", {len(several)} lengths", several)):
                 inputs = [library.tensor(numbers[:, :length].copy(), requires_grad=True) for length in lengths]
                 yield f"{kind} {rows} x {steps} x {units}{which}", partial(_there_and_back, layer, inputs)
+    for steps, rows, classes in ALIGNED:
+        x = library.tensor(rng.standard_normal((steps, rows, classes), dtype=np.float32))
+        size = min(steps // 4, 100)
+        labels, counts = rng.integers(1, classes, (rows, size)), rng.integers(size // 2, size + 1, rows)
+        given = [library.tensor(each) for each in (labels, np.full(rows, steps), counts)]
+        log_probs = x.log_softmax(2).detach().requires_grad_()
+        yield f"ctc_loss {steps} x {rows} x {classes}", partial(_loss_back, library, log_probs, given)
+
+
+def _loss_back(library: Any, x: Any, given: list[Any]) -> None:
+    x.grad = None
+    library.nn.functional.ctc_loss(x, *given).backward()
 
 
 def _there_and_back(layer: Any, inputs: list[Any]) -> None:
@@ -165,7 +178,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds")
     parser.add_argument("--processor-time", action="store_true", help="for a machine that others use too")
     parser.add_argument("--steps", metavar="NAMES", help=f"plain steps alone, of {', '.join(MODELS)}, after commas")
-    parser.add_argument("--sequences", action="store_true", help="recurrent layers alone, there and back")
+    parser.add_argument("--sequences", action="store_true", help="recurrent layers and ctc_loss alone")
     parser.add_argument("--threads", type=int, default=1, help="default: %(default)s")
     add_save(parser)
     options = parser.parse_args()

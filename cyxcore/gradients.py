@@ -17,7 +17,7 @@ from cyxcore.graph import Node
 from cyxcore.indexing import spread
 from cyxcore.ops import OWN_GRADIENT
 from cyxcore.symbols import Builder, Symbol
-from cyxcore.values import apply
+from cyxcore.values import apply, is_made_here
 
 Rule = Callable[[Any, Sequence[Any], Any, Mapping[str, Any]], Sequence[Any]]
 
@@ -604,7 +604,7 @@ def _take_along(g: Any, x: Sequence[Any], y: Any, attrs: Mapping[str, Any]) -> S
     masked = g.size * size
     blocks = range(0, taken, SUMMED_IN_ORDER if masked <= MOST_HITS else taken)
     by_masks = size == 1 or masked <= len(blocks) * (x[0].size + PASS_ELEMENTS)
-    if taken > 1 and size > 1 and g.dtype in SUMMED_ALONG and _is_made_here(g):
+    if taken > 1 and size > 1 and g.dtype in SUMMED_ALONG and is_made_here(g):
         how = {"axis": axis, "size": size, "terms": blocks.step, "from_zero": not by_masks}
         return apply("take_along_grad", g, x[1], **how), None
     if by_masks:
@@ -616,10 +616,12 @@ def _take_along(g: Any, x: Sequence[Any], y: Any, attrs: Mapping[str, Any]) -> S
     return _summed_where_taken(g, x[1], x[0].shape, axis, blocks), None
 
 
-def _is_made_here(value: Any) -> bool:
-    """Whether what is made of it is in no graph that travels, nor on a device with its own memory."""
-    builder = getattr(value, "builder", None)
-    return bool(value._on_host) if builder is None else not builder.travels
+RULES["ctc_loss"] = lambda g, x, y, a: (apply("ctc_loss_grad", g, *x, **a), None, None, None)
+
+
+@rule("ctc_loss_grad")
+def _ctc_loss_grad(g: Any, x: Sequence[Any], y: Any, attrs: Mapping[str, Any]) -> Sequence[Any]:
+    raise GradientError("ctc_loss: expected one derivative of it, got a second one; detach() its first")
 
 
 RULES["take_along_grad"] = lambda g, x, y, a: (apply("take_along", g, x[1], axis=a["axis"]), None)

@@ -313,6 +313,23 @@ def cross_entropy(op: str, shapes: tuple[Shape, ...], dtypes: tuple[str, ...], a
     return logits, dtype
 
 
+def ctc_loss(op: str, shapes: tuple[Shape, ...], dtypes: tuple[str, ...], attrs: Attrs) -> Typed:
+    """(log_probs, targets, input_lengths, target_lengths), with the gradient of the losses before in ctc_loss_grad."""
+    log_probs, targets, *lengths = shapes[-4:]
+    accept(f"{op} targets and lengths", dtypes[-3:], ("int64",))
+    dtype = accept(op, dtypes[:-3], ("float32", "float64"))
+    if len(log_probs) != 3 or len(targets) != 2 or any(each != log_probs[1:2] for each in (targets[:1], *lengths)):
+        given = ", ".join(map(str, shapes))
+        raise ShapeError(f"{op}: expected log_probs (T, N, C), targets (N, S) and two lengths (N,), got {given}")
+    if not attrs["blank"] < log_probs[2]:
+        raise ShapeError(f"{op}: expected a blank of 0..{log_probs[2] - 1}, got {attrs['blank']}")
+    if len(shapes) == 4:
+        return log_probs[1:2], dtype
+    if shapes[0] != log_probs[1:2]:
+        raise ShapeError(f"{op}: expected a gradient for each of {log_probs[1]} losses, got {shapes[0]}")
+    return log_probs, dtype
+
+
 def uniform(op: str, shapes: tuple[Shape, ...], dtypes: tuple[str, ...], attrs: Attrs) -> Typed:
     if shapes[0] != (2,) or dtypes[0] != "uint64":
         raise ShapeError(f"{op}: expected a key of shape (2,) uint64, got {shapes[0]} {dtypes[0]}")

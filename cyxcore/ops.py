@@ -110,6 +110,12 @@ def _pool_flops(shapes: tuple[Shape, ...], out: Shape, attrs: Attrs) -> int:
     return math.prod(min(out, shapes[0], key=math.prod)) * math.prod(attrs["kernel"])
 
 
+def _ctc_flops(shapes: tuple[Shape, ...], out: Shape, attrs: Attrs) -> int:
+    """Of each step and label two logarithms of sums, and on the way back as many again."""
+    steps, rows, _ = shapes[-4]
+    return 60 * steps * rows * (shapes[-3][1] + 1) * (len(shapes) - 3)
+
+
 def _cubic(shapes: tuple[Shape, ...], out: Shape, attrs: Attrs) -> int:
     """The order of what a factorization of (..., M, N) takes; its constant is LAPACK's."""
     return math.prod(shapes[0]) * min(shapes[0][-2:])
@@ -143,6 +149,7 @@ _CONV = {
 _REDUCE = {"axes": Attr(kind.axes), "keepdims": Attr(kind.flag, False)}
 _AXIS = {"axis": Attr(kind.natural)}
 _ALONG = {**_AXIS, "size": Attr(kind.natural), "terms": Attr(kind.positive), "from_zero": Attr(kind.flag)}
+_CTC = {"blank": Attr(kind.natural), "zero_infinity": Attr(kind.flag)}
 _MATMUL = {"transpose_a": Attr(kind.flag, False), "transpose_b": Attr(kind.flag, False)}
 _SLICE = {"starts": Attr(kind.naturals), "stops": Attr(kind.shape), "steps": Attr(kind.positives)}
 _PARAM = {
@@ -295,6 +302,8 @@ def _standard_rows() -> list[Op]:
         row("argmin", 1, infer.argmax, _per_input(1), **_AXIS),
         row("argsort", 1, infer.along(ALL, "int64"), 20, **_AXIS, descending=Attr(kind.flag, False)),
         row("take_along_grad", 2, infer.take_along_grad, _per_input(1), **_ALONG),
+        row("ctc_loss", 4, infer.ctc_loss, _ctc_flops, **_CTC),
+        row("ctc_loss_grad", 5, infer.ctc_loss, _ctc_flops, **_CTC),
         row("searchsorted", 2, infer.searchsorted, 20, right=Attr(kind.flag, False)),
         row(
             "scatter", 3, infer.scatter, _per_input(1), reduction=Attr(kind.choice("none", "add", "mul", "min", "max"))

@@ -54,6 +54,12 @@ def by_mode(training: bool | TracedMode, when_training: Callable[[], V], otherwi
     return value
 
 
+def is_made_here(value: Any) -> bool:
+    """Whether what is made of it is in no graph that travels, nor on a device with its own memory."""
+    builder = getattr(value, "builder", None)
+    return bool(value._on_host) if builder is None else not builder.travels
+
+
 def composed(function: Callable[..., Any], inputs: Sequence[Any], options: tuple[Any, ...], elements: int = 0) -> Any:
     """function(*inputs, *options): see Value._composed. The first may be a NumPy array."""
     first = inputs[0]

@@ -11,7 +11,7 @@ from cyxcore.errors import IndexingError, ShapeError, SpecError
 from cyxcore.functional.activations import softplus
 from cyxcore.functional.basic import log_softmax, looked_up, maximum, minimum, pad, stack, take_along_axis, where
 from cyxcore.inplace import InPlace
-from cyxcore.values import Value, apply, composed
+from cyxcore.values import Value, apply, composed, is_made_here
 
 LEAST_ABREAST = 8  # of what has its classes one below the other, which goes by columns; fewer are made rows
 
@@ -530,7 +530,8 @@ def ctc_loss(
     in a row does not matter; or all rows one after another (not in graphs). input_lengths, target_lengths: (N,)
     integers, as a tensor or a tuple. Or a single row: (T, C), (S,) and two numbers. "mean": each loss over its target's
     length, then the mean over the rows. zero_infinity: 0, with no gradient, where no alignment is possible. Raises
-    ShapeError.
+    ShapeError, IndexingError or DataError for lengths or labels beyond what there is, and GradientError for a second
+    derivative, which it has in graphs that travel and on a GPU only.
     """
     input_lengths, target_lengths = (
         each if isinstance(each, Value) else log_probs._constant(each, "int64")
@@ -551,8 +552,25 @@ def ctc_loss(
         raise SpecError(f"ctc_loss: expected a blank of 0..{classes - 1}, got {blank}")
     size = targets.shape[1]
     input_lengths, target_lengths = _lengths("input", input_lengths, steps), _lengths("target", target_lengths, size)
+    labels = targets.astype("int64")
+    if log_probs.dtype in ("float32", "float64") and is_made_here(log_probs):
+        how = {"blank": blank, "zero_infinity": zero_infinity}
+        loss = apply("ctc_loss", log_probs, labels, input_lengths, target_lengths, **how)
+    else:
+        loss = _ctc_of_operations(log_probs, labels, input_lengths, target_lengths, blank, zero_infinity)
+    if reduction == "mean":
+        return (loss / maximum(target_lengths.astype(loss.dtype), 1.0)).mean()
+    return _reduced(loss, reduction)
+
+
+def _ctc_of_operations(
+    log_probs: Any, labels: Any, input_lengths: Any, target_lengths: Any, blank: int, zero_infinity: bool
+) -> Any:
+    """Each row's loss in a graph that travels, and on a device with its own memory."""
+    steps, rows, classes = log_probs.shape
+    size = labels.shape[1]
     # Blanks between all labels and at both ends: (N, 2 S + 1).
-    known = log_probs._check_indices(targets.astype("int64"), classes)
+    known = log_probs._check_indices(labels, classes)
     pairs = stack([known * 0 + blank, known], 2).reshape(rows, 2 * size)
     states = pad(pairs, ((0, 0), (0, 1)), value=float(blank))
     before = pad(states[:, : max(2 * size - 1, 0)], ((0, 0), (min(2, 2 * size + 1), 0)), value=float(blank))
@@ -560,7 +578,8 @@ def ctc_loss(
     places = states.expand_dims(0).broadcast_to(steps, rows, 2 * size + 1)
     emitted = maximum(apply("take_along", log_probs, places, axis=2), IMPOSSIBLE)
     first = log_probs._constant([0.0] * min(2, 2 * size + 1) + [IMPOSSIBLE] * max(2 * size - 1, 0), log_probs.dtype)
-    forward = emitted[0] + first
+    none = log_probs._constant([0.0] + [IMPOSSIBLE] * (2 * size), log_probs.dtype)
+    forward = where((input_lengths > 0).expand_dims(1), emitted[0] + first, none)
     for t in range(1, steps):
         one = pad(forward[:, :-1], ((0, 0), (1, 0)), value=IMPOSSIBLE)
         two = pad(forward[:, :-2], ((0, 0), (min(2, 2 * size + 1), 0)), value=IMPOSSIBLE)
@@ -574,10 +593,7 @@ def ctc_loss(
     loss = -ends.squeeze(1)
     impossible = loss > -0.5 * IMPOSSIBLE
     infinite = -log_probs._constant(0.0, log_probs.dtype).log()  # a graph holds finite numbers only
-    loss = where(impossible, 0.0 if zero_infinity else infinite, loss)
-    if reduction == "mean":
-        return (loss / maximum(target_lengths.astype(loss.dtype), 1.0)).mean()
-    return _reduced(loss, reduction)
+    return where(impossible, 0.0 if zero_infinity else infinite, loss)
 
 
 def _log_sum(parts: list[Any]) -> Any:

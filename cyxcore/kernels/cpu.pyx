@@ -254,6 +254,7 @@ _AXIS = (("axis", "int"),)
 _REDUCE = (("axes", "list"), ("keepdims", "int"))
 _CONV = (("stride", "pair"), ("padding", "pair"), ("dilation", "pair"), ("groups", "int"))
 _POOL = (("kernel", "pair"), ("stride", "pair"), ("padding", "pair"))
+_CTC = (("blank", "int"), ("zero_infinity", "int"))
 _SCHEMAS = {
     "cast": (("dtype", "shown"),),
     "sum": _REDUCE, "mean": _REDUCE, "max": _REDUCE, "min": _REDUCE, "argmax": _AXIS,
@@ -275,6 +276,7 @@ _SCHEMAS = {
     "max_pool2d": _POOL, "max_pool2d_grad": _POOL, "avg_pool2d": _POOL,
     "avg_pool2d_grad": (*_POOL, ("input_shape", "list")),
     "softmax": _AXIS, "log_softmax": _AXIS, "softmax_grad": _AXIS, "log_softmax_grad": _AXIS,
+    "ctc_loss": _CTC, "ctc_loss_grad": _CTC,
     "uniform": (("shape", "list"), ("stream", "int")),
     "sgd_update": (("weight_decay", "float"),),
     "momentum": (("momentum", "float"), ("weight_decay", "float")),

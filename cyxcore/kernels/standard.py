@@ -290,6 +290,49 @@ def _take_along_grad(attrs: Attrs, g: Array, indices: Array) -> Any:
     return np.moveaxis(sums[0], -1, axis)
 
 
+NEVER = -1e30  # a logarithm of 0 whose differences are finite
+
+
+def _ctc_forward(emitted: Array, leaps: Array) -> Array:
+    """The logarithm of the probability of all beginnings that end in a state, after each step and before any:
+    (T + 1, 2 S + 1). emitted: (T, 2 S + 1). leaps: which states come from the last but one, too.
+    """
+    made = np.full((len(emitted) + 1, len(leaps)), NEVER)
+    made[0, 0] = 0.0
+    for t, each in enumerate(emitted):
+        before = np.pad(made[t], (2, 0), constant_values=NEVER)
+        ways = [before[2:], before[1:-1], np.where(leaps, before[:-2], NEVER)]
+        made[t + 1] = np.logaddexp.reduce(ways) + each
+    return made
+
+
+def _ctc_row(attrs: Attrs, log_probs: Array, labels: Array) -> tuple[float, Array]:
+    """The loss of one row, without what lies behind its ends, and its gradient: (T, C), (S,) -> (T, C)."""
+    states = np.full(2 * len(labels) + 1, attrs["blank"])
+    states[1::2] = labels
+    leaps = (states != attrs["blank"]) & (states != np.pad(states, (2, 0), constant_values=attrs["blank"])[:-2])
+    emitted = np.maximum(log_probs[:, states].astype("float64"), NEVER)
+    forward = _ctc_forward(emitted, leaps)
+    log_likelihood = np.logaddexp.reduce(forward[-1, -2:])
+    gradient = np.zeros(log_probs.shape)
+    if log_likelihood < NEVER / 2:
+        return (0.0 if attrs["zero_infinity"] else math.inf), gradient
+    over = np.pad(leaps, (0, 2))[2:]  # from which states a leap begins: backwards, those it comes to
+    backward = _ctc_forward(emitted[::-1, ::-1], over[::-1])[::-1, ::-1]
+    shares = np.exp(forward[1:] + backward[:-1] - emitted - log_likelihood)
+    np.add.at(gradient, (np.arange(len(log_probs))[:, None], states), -shares)
+    return -float(log_likelihood), gradient
+
+
+@kernel("ctc_loss", "ctc_loss_grad")
+def _ctc_loss(attrs: Attrs, *inputs: Array) -> Any:
+    *g, log_probs, targets, steps, counts = inputs
+    losses, gradients = np.zeros(len(targets)), np.zeros(log_probs.shape)
+    for n, (length, count) in enumerate(zip(steps, counts, strict=True)):
+        losses[n], gradients[:length, n] = _ctc_row(attrs, log_probs[:length, n], targets[n, :count])
+    return (gradients * g[0][:, None] if g else losses).astype(log_probs.dtype)
+
+
 @kernel("argsort")
 def _argsort(attrs: Attrs, x: Array) -> Any:
     """Stable both ways: the descending order is the ascending one of the reversed row, read backwards."""

@@ -273,9 +273,29 @@ def movement_cases() -> Iterator[Case]:
             places = np.arange(math.prod(shape)).reshape(shape) ** 2 % 5 - 2
             how = {"axis": axis, "size": 5, "terms": 2, "from_zero": False}
             yield Case("take_along_grad", [values(shape, dtype), places], how)
+        for shape, labels in CTC:
+            yield from ctc_cases(shape, labels, dtype)
     yield Case("one_hot", [np.array([[0, 3], [2, 2]])], {"depth": 4})
     yield Case("uniform", [np.array([2**40 + 5, 7], np.uint64)], {"shape": (3, 7), "stream": 9})
     yield Case("uniform", [np.array([2**40 + 5, 2**33 + 1], np.uint64)], {"shape": (5000,), "stream": 0})
+
+
+# steps, rows, classes, labels
+CTC = [((1, 1, 1), 0), ((5, 3, 4), 2), ((7, 2, 3), 4), ((40, 3, 20), 15), ((40, 2, 6), 16), ((9, 2, 5), 0)]
+
+
+def ctc_cases(shape: tuple[int, ...], size: int, dtype: str) -> Iterator[Case]:
+    """Rows of each length, labels that are alike, next to each other and blank; rows that cannot be are among them."""
+    (steps, rows, classes), dice = shape, np.random.default_rng(size)
+    log_probs = values(shape, dtype) - 2
+    targets = dice.integers(0, min(classes, 4), (rows, size))
+    lengths = [np.arange(rows) * most // max(rows - 1, 1) for most in (steps, size)]
+    lengths[0] = steps - lengths[0] * 3 // 4
+    tolerance, g = 1e-5 if dtype == "float32" else 1e-13, values((rows,), dtype, seed=3)
+    for blank in {0, classes - 1}:
+        how = {"blank": blank, "zero_infinity": True}
+        yield Case("ctc_loss", [log_probs, targets, *lengths], how, tolerance=tolerance)
+        yield Case("ctc_loss_grad", [g, log_probs, targets, *lengths], how, tolerance=tolerance)
 
 
 def network_cases() -> Iterator[Case]:
@@ -347,7 +367,8 @@ for _make in GROUPS.values():
     with np.errstate(all="ignore"):
         for _case in _make():
             CASES.setdefault(_case.op, []).append(_case)
-HOST_ONLY = {"take_along_grad"}  # what is made of other calls on a device with its own memory
+# what is made of other calls on a device with its own memory
+HOST_ONLY = {"take_along_grad", "ctc_loss", "ctc_loss_grad"}
 
 # the same operations on sizes that threads share, and with every odd value, for the promise about bits
 
@@ -357,6 +378,7 @@ def window(stride: int, groups: int) -> dict[str, Any]:
 
 
 BIG = [
+    *ctc_cases((130, 40, 30), 50, "float32"),
     Case("exp", [values((300, 1001))]),
     Case("sin", [values((300, 1001)) * np.float32(3e5)]),  # some beyond 2**20
     Case("log", [np.abs(values((300, 1001)))]),

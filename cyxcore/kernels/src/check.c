@@ -380,6 +380,19 @@ static cyx_status check_loss(cyx_call *call) {
     return CYX_OK;
 }
 
+/* ints: blank, zero_infinity */
+static cyx_status check_ctc(cyx_call *call) {
+    int gradient = call->op == CYX_OP_ctc_loss_grad;
+    const cyx_array *in = call->in + gradient, *log_probs = &in[0], *rows = gradient ? &call->in[0] : &call->out;
+    int fits = log_probs->ndim == 3 && in[1].ndim == 2 && rows->ndim == 1 && in[1].shape[0] == rows->shape[0];
+    if (!fits || log_probs->shape[1] != rows->shape[0] || !same_shape(&in[2], rows) || !same_shape(&in[3], rows) ||
+        (gradient && !same_shape(&call->out, log_probs)))
+        return bad_inputs(call, "log_probs (T, N, C), targets (N, S), and of each row two lengths and one loss");
+    if (call->ints[0] < 0 || call->ints[0] >= log_probs->shape[2]) return bad_attribute(call, "a blank within the classes");
+    call->work = 60.0 * (double)log_probs->shape[0] * (double)(in[1].size + rows->size) + (double)log_probs->size;
+    return CYX_OK;
+}
+
 /* ints: count, shape..., stream */
 static cyx_status check_uniform(cyx_call *call) {
     if (call->in[0].ndim != 1 || call->in[0].shape[0] != 2) return bad_inputs(call, "a key of shape (2,)");
@@ -423,6 +436,8 @@ static rule rule_of(int op) {
     case CYX_OP_gelu_grad: return check_broadcast;
     case CYX_OP_cross_entropy:
     case CYX_OP_cross_entropy_grad: return check_loss;
+    case CYX_OP_ctc_loss:
+    case CYX_OP_ctc_loss_grad: return check_ctc;
     case CYX_OP_uniform: return check_uniform;
     default: return check_pool2d;
     }
@@ -440,6 +455,7 @@ int cyx_compute_dtype(int op, const int *dtypes, int count) {
             i == 1)
             expected = CYX_I64;
         if (op == CYX_OP_cross_entropy_grad && i == 2) expected = CYX_I64;
+        if ((op == CYX_OP_ctc_loss && i > 0) || (op == CYX_OP_ctc_loss_grad && i > 1)) expected = CYX_I64;
         if (op == CYX_OP_adam_update && i == 4 && dtypes[i] == CYX_F32)
             expected = CYX_F32; /* step, else the type of all */
         if (dtypes[i] != expected) return -1;

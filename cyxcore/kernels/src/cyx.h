@@ -34,6 +34,7 @@ typedef enum { CYX_F32, CYX_F64, CYX_I64, CYX_I32, CYX_BOOL, CYX_U8, CYX_U64, CY
                                             X(avg_pool2d_grad, 1, 1) X(softmax, 1, 1) X(log_softmax, 1, 1)   \
                                                 X(softmax_grad, 2, 2) X(log_softmax_grad, 2, 2) X(softplus_grad, 2, 2) X(gelu_grad, 2, 2) \
                                                 X(cross_entropy, 2, 2) X(cross_entropy_grad, 3, 3)           \
+                                                X(ctc_loss, 4, 4) X(ctc_loss_grad, 5, 5)                     \
                                                     X(uniform, 1, 1) X(sgd_update, 3, 3) X(momentum, 3, 3)   \
                                                         X(nesterov_update, 4, 4) X(axpy_update, 3, 3)        \
                                                             X(adam_m, 3, 3) X(adam_v, 3, 3)                  \

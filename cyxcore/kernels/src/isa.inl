@@ -40,6 +40,7 @@
 #include "links.inl"
 #include "reduce.inl"
 #include "softmax.inl"
+#include "ctc.inl"
 #include "norms.inl"
 #include "gemv.inl"
 #include "gemm.inl"
@@ -106,6 +107,7 @@
 #include "parts.inl"
 #include "reduce.inl"
 #include "softmax.inl"
+#include "ctc.inl"
 #include "norms.inl"
 #include "gemv.inl"
 #include "gemm.inl"
@@ -136,6 +138,7 @@ static void fill_isa(cyx_table table) {
     fill_pool2d(table);
     fill_reduce_f32(table), fill_reduce_f64(table);
     fill_softmax_f32(table), fill_softmax_f64(table);
+    fill_ctc_f32(table), fill_ctc_f64(table);
     fill_gemm_f32(table), fill_gemm_f64(table);
     fill_conv2d_f32(table), fill_conv2d_f64(table);
     fill_winograd_f32(table);
