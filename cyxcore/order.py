@@ -250,7 +250,7 @@ def schedule(graph: Graph, in_bands: bool = False, lanes: int = 1, exact: bool =
         joined = joined_rows(graph, known, early, alias)
         joined = [each for each in joined if others.isdisjoint([each.place, *each.readers])]
         alone = {*others, *(each.place for each in joined), *(place for group in masked.values() for place in group)}
-        early, by_blocks = take_out(graph, known, early, alias, alone) if exact else (early, [])
+        early, by_blocks = take_out(graph, known, early, alias, alone, exact)
         early, stretches = arrange(graph, known, early, alias, lanes, alone, exact, by_blocks)
         elsewhere = {*others, *(place for each in stretches for place in each.places)}
         of_products = masked_gradients(graph, known, early, alias, "matmul", elsewhere)

@@ -66,17 +66,15 @@ class Plan:
         self.graph = graph = copied_before_updates(optimise(graph) if optimised else graph)
         self.device = devices.default_device() if device is None else device
         self.numerics = precision.chosen(numerics, self.device)
-        made_in = self.numerics if precision.splits(self.numerics) else "exact"
+        exact = not precision.splits(self.numerics)
         if optimised and self.device == "cpu":
-            if made_in == "exact":  # in other classes the bits of a product depend on its size
+            if exact:  # in other classes the bits of a product depend on its size
                 graph = cut_products(graph)
-            self.graph = graph = recompute(gather(turn_once(graph)))
-            if made_in == "exact":
-                self.graph = graph = for_blocks(graph)
-        self.backend = precision.backend(self.device, made_in)
+            self.graph = graph = for_blocks(recompute(gather(turn_once(graph))), exact)
+        self.backend = precision.backend(self.device, "exact" if exact else self.numerics)
         self._lanes: int = getattr(self.backend, "lanes", 0)
         in_bands = optimised and self._lanes > 0
-        how = in_bands, self._lanes, made_in == "exact"
+        how = in_bands, self._lanes, exact
         decided = schedule(graph, *how)
         in_stretches = decided.stretch_of(with_sums=False)
         known = graph.infer(1)

@@ -27,6 +27,7 @@ LEAST_BYTES = 4 * 1024 * 1024  # of the weights of one matrix: fewer are made wh
 BLOCK_BYTES = 1024 * 1024  # of weights in a block
 LEAST_ROWS = 16  # of a block: fewer do not pay for reading keys and values again
 ROWS_ALIKE = 4  # a multiple of that
+SPLIT_ROWS_ALIKE = 32  # the same where products are split: so many terms are added to a sum at once (amx_tiles.inl)
 FLOATS = ("float32", "float64")
 INT32_END = 2**31
 FEW_TERMS = 4  # of scores, so many times fewer than rows and columns: as of attention
@@ -41,12 +42,17 @@ class Place(NamedTuple):
 
 
 def take_out(
-    graph: Graph, known: Inferred, order: Sequence[int], alias: Mapping[int, int], unmade: Collection[int] = ()
+    graph: Graph,
+    known: Inferred,
+    order: Sequence[int],
+    alias: Mapping[int, int],
+    unmade: Collection[int] = (),
+    exact: bool = True,
 ) -> tuple[list[int], list[Stretch]]:
-    """The calls in an order in which those of a stretch follow each other, and the stretches, for exact plans: in other
-    classes the bits of a product depend on its size. unmade: calls that are made elsewhere.
+    """The calls in an order in which those of a stretch follow each other, and the stretches. unmade: calls that are
+    made elsewhere. exact: or else products may be split (precision.py).
     """
-    stacks = _stacks(graph, known, order)
+    stacks = _stacks(graph, known, order, exact)
     if not stacks:
         return list(order), []
     readers: dict[int, list[int]] = {}
@@ -86,7 +92,7 @@ class _Stack(NamedTuple):
     of_masks: bool = False
 
 
-def _stacks(graph: Graph, known: Inferred, order: Sequence[int]) -> list[_Stack]:
+def _stacks(graph: Graph, known: Inferred, order: Sequence[int], exact: bool) -> list[_Stack]:
     """The stacks of matrices of scores that are worth it, and then those that masks may be, with fewer matrices."""
     found: dict[tuple[Shape, int], set[int]] = {}
     row_bytes: dict[tuple[Shape, int], int] = {}
@@ -106,7 +112,8 @@ def _stacks(graph: Graph, known: Inferred, order: Sequence[int]) -> list[_Stack]
     for (lead, rows), widths in found.items():
         count = -(-rows * row_bytes[lead, rows] // BLOCK_BYTES)
         block = max(-(-rows // count), LEAST_ROWS)
-        block = -(-block // ROWS_ALIKE) * ROWS_ALIKE
+        alike = ROWS_ALIKE if exact else SPLIT_ROWS_ALIKE
+        block = -(-block // alike) * alike
         if block < rows:
             stacks.append(_Stack(Blocks(lead, rows, block), widths))
     for stack in list(stacks):
@@ -278,9 +285,7 @@ def _gather(
     return taken, before, [place for place in waiting if place not in gone]
 
 
-def _read_whole(
-    graph: Graph, taken: Sequence[int], alias: Mapping[int, int], places: Mapping[int, Place]
-) -> set[int]:
+def _read_whole(graph: Graph, taken: Sequence[int], alias: Mapping[int, int], places: Mapping[int, Place]) -> set[int]:
     """What calls of a stretch read of which a block of rows is not enough."""
     return {
         alias.get(source, source)
@@ -363,15 +368,15 @@ RULES: dict[str, Rule] = {
 }
 
 
-def for_blocks(graph: Graph) -> Graph:
+def for_blocks(graph: Graph, exact: bool = True) -> Graph:
     """The graph in which everything that reads a mask of long sequences has a mask of its own: made in each block of
     rows, it is never there whole; of positions that int32 holds, as those are compared twice as fast. And the gradient
     of keys, a product that is transposed, is the product of its factors in the other order, as that of values is: the
-    same numbers, and the kernel leaves out what a mask hides. A sum over matrices keeps their axes, which say where
-    each lies.
+    same numbers, and the kernel leaves out what a mask hides. Where products are split (not exact) it stays as it is:
+    then the terms of both meet in an order. A sum over matrices keeps their axes, which say where each lies.
     """
     known = graph.infer(1)
-    stacks = _stacks(graph, known, range(len(graph.nodes)))
+    stacks = _stacks(graph, known, range(len(graph.nodes)), exact)
     if not stacks:
         return graph
 
@@ -384,7 +389,7 @@ def for_blocks(graph: Graph) -> Graph:
     turned: dict[int, int] = {}  # product -> what alone reads it, transposed
     for place, node in enumerate(graph.nodes):
         source = node.inputs[0] if node.op == "transpose" else -1
-        if source < 0 or graph.nodes[source].op != "matmul" or readers[source] > 1 or source in results:
+        if not exact or source < 0 or graph.nodes[source].op != "matmul" or readers[source] > 1 or source in results:
             continue
         rank, attrs = len(known.shapes[source]), graph.nodes[source].attrs
         swapped = node.attrs["axes"] == (*range(rank - 2), rank - 1, rank - 2)

@@ -943,17 +943,22 @@ cdef class Program:
         return [*found, (start, end)][1:]
 
     def moving(self, list arrays) -> None:
-        """From now on the program runs on other arrays each time: run_on. After fuse(), and of an exact program.
+        """From now on the program runs on other arrays each time: run_on. After fuse().
 
         arrays: those in whose place others come, no two of which overlap. The program lets go of all its arrays; what
-        else is in them (constants) the caller keeps.
+        else is in them (constants) the caller keeps. Nothing is packed once a run any more: runs may overlap.
         """
         cdef int64_t k
         cdef int i, place
         cdef const cyx_array *array
         cdef size_t start
-        if self._terms or self._homes != NULL:
-            raise ValueError("expected a program of exact products whose arrays do not move yet")
+        if self._homes != NULL:
+            raise ValueError("expected a program whose arrays do not move yet")
+        if self._factors != NULL:
+            for k in range(self._count):
+                self._calls[k].packed = self._calls[k].pack = NULL
+            cyx_free_factors(self._factors)
+            self._factors, self.packed_bytes = NULL, cyx_stretches_pack(self._calls, self._count)
         self._bases = [(<size_t>cnp.PyArray_DATA(<cnp.ndarray>x), cnp.PyArray_NBYTES(<cnp.ndarray>x)) for x in arrays]
         self._homes = <int32_t *>malloc((self._count * (1 + CYX_INLINE_INPUTS) + 1) * sizeof(int32_t))
         if self._homes == NULL:

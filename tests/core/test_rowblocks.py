@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import cyxcore as cx
-from cyxcore import composed, nn, rowblocks
+from cyxcore import composed, eager, nn, precision, rowblocks
 from cyxcore import functional as F
 from cyxcore.gradients import backward, totals
 from cyxcore.graph import Graph
@@ -18,6 +18,8 @@ from cyxcore.plan import Plan
 from cyxcore.symbols import Builder
 from tests.core.test_bands import assert_each_call_comes_once_and_after_those_it_reads
 
+needs_amx = pytest.mark.skipif(not cpu.amx(), reason="no AMX here")
+FAST = [name for name in precision.CLASSES if name != "exact"]
 TERMS, VALUES, STACK = 7, 9, (2, 3)
 SIZES = [(64, 64), (67, 67), (61, 83), (96, 70), (127, 64)]
 MASKS: dict[str, tuple[tuple[int, ...], str]] = {
@@ -39,13 +41,20 @@ def _short_is_long(monkeypatch: pytest.MonkeyPatch, own_machine: None) -> None:
     monkeypatch.setattr(rowblocks, "BLOCK_BYTES", 5000)
 
 
-def attention(kind: str, rows: int, columns: int, dtype: str = "float32", stack: tuple[int, ...] = STACK) -> Graph:
+def attention(
+    kind: str,
+    rows: int,
+    columns: int,
+    dtype: str = "float32",
+    stack: tuple[int, ...] = STACK,
+    features: tuple[int, int] = (TERMS, VALUES),
+) -> Graph:
     """There and back."""
     builder = Builder()
-    query = builder.input("query", (*stack, rows, TERMS), dtype)
-    key = builder.input("key", (*stack, columns, TERMS), dtype)
-    value = builder.input("value", (*stack, columns, VALUES), dtype)
-    gradient = builder.input("gradient", (*stack, rows, VALUES), dtype)
+    query = builder.input("query", (*stack, rows, features[0]), dtype)
+    key = builder.input("key", (*stack, columns, features[0]), dtype)
+    value = builder.input("value", (*stack, columns, features[1]), dtype)
+    gradient = builder.input("gradient", (*stack, rows, features[1]), dtype)
     shape, of = MASKS[kind]
     sizes = (*shape[:-2], *(own or full for own, full in zip(shape[-2:], (rows, columns), strict=False)))
     mask = builder.input("mask", sizes, "bool" if of == "bool" else dtype) if shape else None
@@ -302,9 +311,69 @@ def test_short_sequences_are_made_whole(monkeypatch: pytest.MonkeyPatch) -> None
     assert not blocks_of(attention("plain", 64, 60))
 
 
-def test_classes_whose_bits_depend_on_the_size_of_a_product_make_matrices_whole() -> None:
-    graph = optimise(attention("plain", 64, 64))
-    assert not [each for each in schedule(graph, in_bands=True, exact=False).stretches if each.blocks]
+@pytest.mark.parametrize("kind", MASKS)
+def test_blocks_of_products_that_are_split_hold_whole_steps_of_their_sums(
+    monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr(precision, "splits", lambda name: name != "exact")
+    for rows, columns in SIZES:
+        graph = attention(kind, rows, columns)
+        plan = Plan(graph, device="cpu", numerics="fast")
+        blocks = [each.blocks for each in schedule(plan.graph, in_bands=True, exact=False).stretches if each.blocks]
+        assert blocks
+        assert all(each.rows % 32 == 0 for each in blocks)
+        if not cpu.amx():  # the kernels are the exact ones
+            assert run(plan) == run(Plan(graph, device="cpu"))
+
+
+@needs_amx
+@pytest.mark.parametrize("kind", MASKS)
+@pytest.mark.parametrize("numerics", FAST)
+def test_products_that_are_split_have_the_bits_of_whole_matrices(
+    monkeypatch: pytest.MonkeyPatch, kind: str, numerics: str
+) -> None:
+    monkeypatch.setattr(rowblocks, "BLOCK_BYTES", 20_000)
+    for rows, columns in ((128, 128), (160, 192), (259, 200)):
+        graph = attention(kind, rows, columns, features=(32, 40))
+        found = set()
+        for threads in (1, 3):
+            cpu.set_num_threads(threads)
+            plan = Plan(graph, device="cpu", numerics=numerics)
+            assert any(each.blocks for each in schedule(plan.graph, in_bands=True, exact=False).stretches)
+            found.add(b"".join(run(plan)))
+        assert found == {b"".join(run(Plan(graph, device="cpu", numerics=numerics, optimised=False)))}
+    if kind == "plain":
+        assert found != {b"".join(run(Plan(graph, device="cpu")))}
+
+
+@needs_amx
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("numerics", FAST)
+def test_tensors_whose_products_are_split_have_the_bits_of_single_operations(
+    monkeypatch: pytest.MonkeyPatch, numerics: str, causal: bool
+) -> None:
+    known: dict[Any, Any] = {}
+    monkeypatch.setattr(composed, "_ways", known)
+    inputs = [np.random.default_rng(2).normal(size=(2, 2, 301, 64)).astype(np.float32) for _ in range(3)]
+    exact = gradients_of(inputs, is_causal=causal)
+    with cx.set_numerics(numerics):
+        found = gradients_of(inputs, is_causal=causal)
+        assert [kind.numerics for kind in known] == ["exact", numerics]
+        monkeypatch.setattr(eager, "LEAST_COMPOSED", 1 << 60)
+        assert found == gradients_of(inputs, is_causal=causal) != exact
+
+
+@needs_amx
+def test_a_right_factor_of_all_heads_is_split_as_the_whole_product_would_be() -> None:
+    """Of the rows of all heads together it pays, of those of one head it would not."""
+    builder = Builder()
+    query, key, value = (builder.input(name, (16, 96, 16)) for name in ("query", "key", "value"))
+    shared = builder.input("shared", (1, 96, 16))
+    graph = builder.graph(F.softmax(query @ key.mT + query @ shared.mT, -1) @ value)
+    plan = Plan(graph, device="cpu", numerics="fast16")
+    assert any(each.blocks for each in schedule(plan.graph, in_bands=True, exact=False).stretches)
+    expected = run(Plan(graph, device="cpu", numerics="fast16", optimised=False))
+    assert run(plan) == expected != run(Plan(graph, device="cpu"))
 
 
 def test_every_call_comes_once_and_after_those_it_reads() -> None:

@@ -25,6 +25,7 @@ typedef struct {
     float *c;
     int64_t m, n, k, a_row, b_row; /* leading dimensions as stored; c is m by n, contiguous */
     int a_transposed, b_transposed, terms;
+    int adds; /* to the sums that are in c, instead of beginning them */
     /* of the current block */
     int holds_a;
     int64_t piece; /* rows or columns of the other one at a time */
@@ -75,6 +76,7 @@ static void hold_body(void *context, int64_t begin, int64_t end) {
 static inline __attribute__((always_inline)) void pass(const int terms, const product *p, int64_t piece, bf16 *passing) {
     int64_t at = piece * p->piece, there = smaller((p->holds_a ? p->n : p->m) - at, p->piece);
     int64_t apart = p->steps * terms * TILE;
+    int goes_on = p->adds || p->k0 > 0;
     factor begin = packed(passing, p->steps, terms);
     if (p->tiles) {
         begin = packed(p->tiles, whole(p->k, TILE_K) / TILE_K, terms);
@@ -90,10 +92,10 @@ static inline __attribute__((always_inline)) void pass(const int terms, const pr
             int64_t of_held = smaller(p->count - i, 32), of_other = smaller(there - j, 32);
             if (p->holds_a)
                 sum_block(terms, held, other, p->steps, p->c + (p->from + i) * p->n + at + j, p->n, of_held, of_other,
-                          p->k0 > 0);
+                          goes_on);
             else
                 sum_block(terms, other, held, p->steps, p->c + (at + j) * p->n + p->from + i, p->n, of_other, of_held,
-                          p->k0 > 0);
+                          goes_on);
         }
 }
 
@@ -130,14 +132,17 @@ static cyx_status multiply(product *p) {
     return CYX_OK;
 }
 
+/* All of B as tiles. */
+static void pack_b(product p, bf16 *tiles) {
+    p.held = tiles, p.count = p.n, p.k_count = p.k, p.steps = whole(p.k, TILE_K) / TILE_K;
+    int64_t panels = whole(p.n, PANEL) / PANEL;
+    cyx_parallel(panels, cyx_grain(panels, (double)(PANEL * p.k), 50000), hold_body, &p);
+}
+
 cyx_status cyx_amx_pack(cyx_factor *first) {
-    for (cyx_factor *f = first; f; f = f->next) {
-        product p = {.b = f->from, .k = f->k, .n = f->n, .b_row = f->row, .b_transposed = f->transposed,
-                     .terms = f->terms, .count = f->n, .k_count = f->k, .held = f->tiles};
-        p.steps = whole(p.k, TILE_K) / TILE_K;
-        int64_t panels = whole(p.n, PANEL) / PANEL;
-        cyx_parallel(panels, cyx_grain(panels, (double)(PANEL * p.k), 50000), hold_body, &p);
-    }
+    for (cyx_factor *f = first; f; f = f->next)
+        pack_b((product){.b = f->from, .k = f->k, .n = f->n, .b_row = f->row, .b_transposed = f->transposed, .terms = f->terms},
+               f->tiles);
     return CYX_OK;
 }
 
@@ -170,7 +175,7 @@ static cyx_array stack_of(const cyx_array *x) {
     return stack;
 }
 
-/* ints: transpose_a, transpose_b. CYX_NO_KERNEL: too small to pay. */
+/* ints: transpose_a, transpose_b */
 cyx_status cyx_amx_matmul(const cyx_call *call) {
     const cyx_array *a = &call->in[0], *b = &call->in[1], *out = &call->out;
     int64_t m = out->shape[out->ndim - 2], n = out->shape[out->ndim - 1];
@@ -186,15 +191,17 @@ cyx_status cyx_amx_matmul(const cyx_call *call) {
                  .b_row = call->ints[1] ? k : n,
                  .a_transposed = (int)call->ints[0],
                  .b_transposed = (int)call->ints[1],
-                 .terms = call->terms};
+                 .terms = call->terms,
+                 .adds = call->adding && (call->goes_on || cyx_band % call->adds)};
     cyx_array stacks[2] = {stack_of(a), stack_of(b)}, results = stack_of(out);
-    if (!out->size || !k) return CYX_NO_KERNEL;
-    int tall = stacks[1].size == 1 && stacks[0].size == results.size && !p.a_transposed;
-    if (tall) p.m *= results.size;
-    /* A band is decided on as the whole would be: how many there are may depend on the number of threads. */
-    int is_band = tall && call->bands > 1 && !b->band_bytes && !b->lane_bytes;
-    if (!cyx_amx_pays(is_band ? p.m * call->bands : p.m, p.n, p.k, p.terms)) return CYX_NO_KERNEL;
-    if (tall) return multiply(&p);
+    if (call->notes && call->notes->panels) {
+        if (call->notes->of != p.b) pack_b(p, call->notes->panels);
+        call->notes->of = p.b, p.tiles = call->notes->panels;
+    }
+    if (cyx_is_tall(call)) {
+        p.m *= results.size;
+        return multiply(&p);
+    }
     batch all = {.one = p, .walk = cyx_broadcast_walk(&results, stacks, 2)};
     int64_t grain = cyx_grain(results.size, (double)m * (double)n * (double)k / 32.0, 20000);
     if (results.size < 2 * cyx_threads())

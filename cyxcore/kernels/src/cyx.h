@@ -72,7 +72,7 @@ typedef struct {
 /* What a lane keeps of a call on blocks of rows, for its other calls and its next bands (masked.inl). */
 typedef struct {
     int64_t used; /* behind so many columns what the call has made of this band is +0 */
-    const void *of; /* the right factor, whose first columns lie in the panels */
+    const void *of; /* the right factor, whose first columns lie in the panels; by AMX all of it, as tiles */
     int64_t columns;
     int bounded; /* whether no number of it is large; -1: not known yet */
     void *panels;

@@ -50,6 +50,38 @@ int cyx_amx_pays(int64_t m, int64_t n, int64_t k, int terms) {
     return fast < exact;
 }
 
+static int64_t matrices_of(const cyx_array *x) {
+    int64_t count = 1;
+    for (int d = 0; d < x->ndim - 2; d++) count *= x->shape[d];
+    return count;
+}
+
+int cyx_is_tall(const cyx_call *call) {
+    const cyx_array *a = &call->in[0], *b = &call->in[1];
+    return matrices_of(b) == 1 && matrices_of(a) == matrices_of(&call->out) && !call->ints[0];
+}
+
+/* A part is decided on as the whole would be: how large it is may depend on the number of threads, and on the plan. */
+static int amx_takes(const cyx_call *call) {
+    const cyx_array *a = &call->in[0], *b = &call->in[1], *out = &call->out;
+    int64_t m = out->shape[out->ndim - 2], n = out->shape[out->ndim - 1];
+    int64_t k = a->shape[a->ndim - (call->ints[0] ? 2 : 1)], bands = call->bands > 1 ? call->bands : 1;
+    if (!out->size || !k) return 0;
+    if (call->blocks && call->adds)
+        k = call->length;
+    else if (call->blocks) /* of a right factor of all matrices: these are one tall one */
+        m = call->length * (b->turns == 1 ? bands / call->blocks : 1);
+    else if (cyx_is_tall(call))
+        m *= matrices_of(out) * (b->band_bytes || b->lane_bytes ? 1 : bands);
+    return cyx_amx_pays(m, n, k, call->terms);
+}
+
+size_t cyx_lane_tiles(const cyx_call *call) {
+    const cyx_array *b = &call->in[1];
+    if (!call->terms || call->op != CYX_OP_matmul || !call->blocks || call->ints[0] || b->block_bytes || b->lane_bytes) return 0;
+    return cyx_fast_kernel(call) ? cyx_packed_bytes(b->shape[call->ints[1]], b->shape[!call->ints[1]], call->terms) : 0;
+}
+
 cyx_status cyx_pack_factors(cyx_factor *first) {
 #ifdef CYX_COMPILED_AMX
     return cyx_amx_pack(first);
@@ -66,7 +98,7 @@ cyx_kernel cyx_fast_kernel(const cyx_call *call) {
     if (call->dtype != CYX_F32 || !cyx_amx_present()) return NULL;
 #ifdef CYX_COMPILED_AMX
     switch (call->op) {
-    case CYX_OP_matmul: return cyx_amx_matmul;
+    case CYX_OP_matmul: return amx_takes(call) ? cyx_amx_matmul : NULL;
     case CYX_OP_conv2d: return cyx_amx_conv2d;
     case CYX_OP_conv2d_grad_input: return cyx_amx_conv2d_grad_input;
     case CYX_OP_conv2d_grad_weight: return cyx_amx_conv2d_grad_weight;

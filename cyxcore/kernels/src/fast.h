@@ -19,8 +19,13 @@ enum { CYX_MOST_TERMS = 3 };
 /* Whether the processor has AMX and the system lets this process use it; asks the system at the first call. */
 int cyx_amx_present(void);
 
-/* The kernel for a call with terms, or NULL where the exact one is to be used. */
+/* The kernel for a call with terms, or NULL where the exact one is to be used, as for a product that would not pay. */
 cyx_kernel cyx_fast_kernel(const cyx_call *call);
+
+int cyx_is_tall(const cyx_call *call); /* whether a stack of products has one right factor: it is one of more rows */
+
+/* Bytes of the right factor as tiles that a lane keeps, while its blocks of rows are of one matrix (cyx_notes); 0: none. */
+size_t cyx_lane_tiles(const cyx_call *call);
 
 /* Whether a product of this size is quicker by AMX than by the exact kernel. Depends on nothing else, so that it is made
  * alike at once and in a plan, which may have its right factor packed already. */
@@ -44,9 +49,9 @@ void cyx_free_factors(cyx_factor *all);
 cyx_status cyx_pack_factors(cyx_factor *first); /* and all that are packed before the same call */
 size_t cyx_packed_bytes(int64_t k, int64_t n, int terms);
 
-/* CYX_NO_KERNEL: not for this call, or it would not pay. */
 cyx_status cyx_amx_matmul(const cyx_call *call);
 cyx_status cyx_amx_pack(cyx_factor *first);
+/* CYX_NO_KERNEL: not for this call, or it would not pay. */
 cyx_status cyx_amx_conv2d(const cyx_call *call);
 cyx_status cyx_amx_conv2d_grad_input(const cyx_call *call);
 cyx_status cyx_amx_conv2d_grad_weight(const cyx_call *call);

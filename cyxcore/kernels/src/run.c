@@ -136,13 +136,11 @@ int64_t cyx_stretches_pack(const cyx_call *calls, int64_t count) {
 
 /* The exact kernel, unless the call allows another and that takes it. */
 static cyx_status run_one(const cyx_call *call, const isa *chosen) {
-    if (call->terms && chosen->has_amx) {
-        cyx_kernel fast = cyx_fast_kernel(call);
-        cyx_status status = fast ? fast(call) : CYX_NO_KERNEL;
-        if (status != CYX_NO_KERNEL) return status;
-    }
     cyx_kernel kernel = chosen->table[call->op][call->dtype];
-    return call->adding ? cyx_run_in_turn(call, kernel) : kernel(call);
+    cyx_kernel fast = call->terms && chosen->has_amx ? cyx_fast_kernel(call) : NULL;
+    if (call->adding) return cyx_run_in_turn(call, fast ? fast : kernel);
+    cyx_status status = fast ? fast(call) : CYX_NO_KERNEL;
+    return status == CYX_NO_KERNEL ? kernel(call) : status;
 }
 
 static cyx_status pack_before(const cyx_call *call, const isa *chosen) {

@@ -8,6 +8,7 @@
 
 #include "ahead.h"
 #include "elementwise.h"
+#include "fast.h"
 #include "plan.h"
 
 __thread int64_t cyx_band;
@@ -260,9 +261,10 @@ static int is_masked_group(const cyx_call *first) {
     return last == CYX_OP_where || last == CYX_OP_softmax;
 }
 
-/* Bytes of the right factor as panels that a lane keeps, while its blocks of rows are of one matrix; 0: it keeps none. */
+/* Bytes of the right factor as panels, or tiles, that a lane keeps, while its blocks of rows are of one matrix; 0: it keeps none. */
 static size_t bytes_of_panels(const cyx_call *call) {
     const cyx_array *factor = &call->in[1];
+    if (call->terms) return (cyx_lane_tiles(call) + 63) / 64 * 64;
     if (!is_masked_group(call) || !call->ints[1] || factor->ndim != 2 || factor->block_bytes || factor->lane_bytes) return 0;
     int64_t columns = (factor->shape[0] + CYX_PANEL_COLUMNS - 1) / CYX_PANEL_COLUMNS * CYX_PANEL_COLUMNS;
     return ((size_t)(columns * factor->shape[1] * cyx_dtype_bytes[factor->dtype]) + 63) / 64 * 64;
