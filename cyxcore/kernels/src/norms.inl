@@ -410,16 +410,16 @@ static inline __attribute__((always_inline)) void NAME(norm_run_block)(NAME(norm
     }
 }
 
-static void NAME(norm_run_sums)(const NAME(norm_row) * row, int64_t n, V *found) {
+static inline __attribute__((always_inline)) void NAME(norm_run_sums)(NAME(norm_row) row, int64_t n, V *found) {
     if (n <= FEW_TERMS) {
-        NAME(norm_run_block)(*row, 16, 0, n, found);
+        NAME(norm_run_block)(row, 16, 0, n, found);
     } else if (n <= RUN_BLOCK) {
-        NAME(norm_run_block)(*row, 64, 0, n, found);
+        NAME(norm_run_block)(row, 64, 0, n, found);
     } else {
         T tree[3][TREE_DEPTH];
         int height[3] = {0};
         for (int64_t i = 0, count = 0; i < n; i += RUN_BLOCK, count++) {
-            NAME(norm_run_block)(*row, 64, i, n - i < RUN_BLOCK ? n : i + RUN_BLOCK, found);
+            NAME(norm_run_block)(row, 64, i, n - i < RUN_BLOCK ? n : i + RUN_BLOCK, found);
             for (int k = 0; k < 3; k++) height[k] = NAME(sum_push)(tree[k], height[k], count, NAME(sum_lanes)(found[k]));
         }
         for (int k = 0; k < 3; k++) found[k] = (V){NAME(sum_finish)(tree[k], height[k])};
@@ -429,17 +429,20 @@ static void NAME(norm_run_sums)(const NAME(norm_row) * row, int64_t n, V *found)
 /* The sums of each run of some rows, of the first two, to their places in `partial`, and the third to `slopes`, in lanes, where
  * a row is one run. */
 static void NAME(norm_add_runs)(const cyx_norm *norm, const NAME(norm_row) * rows, int64_t first, int64_t count, V *slopes) {
-    int64_t inner = norm->inner, runs = norm->n / inner;
+    int64_t inner = norm->inner, runs = norm->n / inner, run = 0;
     T *to = (T *)norm->partial + first * runs;
     V weighed[VN], sums[VN], found[3];
+    NAME(norm_row) row = *rows;
     for (int64_t k = 0, all = count * runs; k < all;) {
         int64_t together = all - k < VN ? all - k : VN;
         for (int64_t j = 0; j < together; j++, k++) {
-            NAME(norm_row) row = rows[k / runs];
-            row.g += k % runs * inner, row.x += k % runs * inner;
-            NAME(norm_run_sums)(&row, inner, found);
+            NAME(norm_run_sums)(row, inner, found);
             weighed[j] = found[0], sums[j] = found[1];
             if (runs == 1) slopes[k] = found[2];
+            if (++run < runs)
+                row.g += inner, row.x += inner;
+            else if (k + 1 < all)
+                row = *++rows, run = 0;
         }
         NAME(put_part)(to, NAME(norm_folded)(weighed, together), together);
         NAME(put_part)(to + norm->rows * runs, NAME(norm_folded)(sums, together), together);
