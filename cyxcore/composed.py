@@ -293,13 +293,16 @@ class _Call(Composed):
         """The gradient of each input so far and what this call adds to it. pending: what there is of each, or None."""
         check_unchanged(node, self._ways.needed)
         kind = self._ways.kind
-        sums = [pending_total(x) if followed else None for x, followed in zip(pending, kind.followed, strict=True)]
+        sums = [
+            None if x is None or not followed else pending_total(x)
+            for x, followed in zip(pending, kind.followed, strict=True)
+        ]
         way = self._ways.back(tuple([x is not None for x in sums]))
         held: dict[str, Any] = {"": node.inputs, "sum": sums, "g": (g,)}
         given = [self._kept[place] if what == "kept" else array_of(held[what][place]) for what, place in way.names]
         made = iter([wrap(array) for array in way.run(given)])
         return [
-            in_place_of(so_far, total, next(made)) if followed else None
+            (next(made) if so_far is None else in_place_of(so_far, total, next(made))) if followed else None
             for so_far, total, followed in zip(pending, sums, kind.followed, strict=True)
         ]
 
@@ -372,8 +375,10 @@ def composed(function: Function, inputs: Sequence[Any], options: tuple[Any, ...]
         return function(*inputs, *options)
     kind, tensors = found
     arrays, kept = ways.run([array_of(x) for x in tensors])
+    if ways.count == 1 and True not in kind.followed:
+        return wrap(arrays[0])
     results = [wrap(array) for array in arrays]
-    if any(kind.followed):
+    if True in kind.followed:
         results[0].requires_grad = True
         results[0]._op = Node(
             _Call(ways, kept), _remembered(kind, ways.needed, tensors), {}, later(MOST_OPERATIONS + 1)

@@ -509,7 +509,7 @@ class Tensor(Held, Leaving):
             one = self._constant(1.0, self.dtype)
             return one if self.shape == () else one.reshape(*self.shape)
         if isinstance(gradient, Tensor) and gradient.dtype == self.dtype:
-            start = gradient.to(self.device)
+            start = gradient if gradient._on_host and self._on_host else gradient.to(self.device)
         else:
             start = Tensor(1.0 if gradient is None else gradient, self.dtype).to(self.device)
             start = start.reshape(*self.shape) if gradient is None else start
