@@ -62,12 +62,14 @@ def take_out(
     for place in (*graph.outputs, *(i for update in graph.updates for i in update)):
         readers.setdefault(alias.get(place, place), []).append(-1)
     segments: list[list[int] | Stretch] = [list(order)]
+    joined = _joined_masks(graph, known, stacks)
     for blocks, widths, of_masks in stacks:
         places = {}
         for place in order:
             # How much a mask shows of each row is counted before anything is multiplied: in a stretch of its own.
             is_float = known.dtypes[place] in FLOATS
-            fitting = not is_float if of_masks else is_float or graph.nodes[place].op in MASKS
+            is_mask = graph.nodes[place].op in MASKS or place in joined
+            fitting = is_mask or not is_float if of_masks else is_mask or is_float
             found = _place(graph, known, place, blocks, widths) if fitting and place not in unmade else None
             if found is not None:
                 places[place] = found
@@ -121,6 +123,20 @@ def _stacks(graph: Graph, known: Inferred, order: Sequence[int], exact: bool) ->
         for fewer in sorted(itertools.product(*choices), key=lambda each: -math.prod(each)):
             stacks.append(_Stack(stack.blocks._replace(lead=fewer), stack.widths, of_masks=True))
     return stacks
+
+
+def _joined_masks(graph: Graph, known: Inferred, stacks: Sequence[_Stack]) -> set[int]:
+    """What is added to scores made of two masks, of positions and of padding, and the same for several heads."""
+
+    def is_joined(shape: Shape) -> bool:
+        large = [stack for stack in stacks if _is_large(shape, stack.blocks, stack.widths)]
+        return bool(large) and not any(stack.blocks.is_whole(shape) for stack in large if not stack.of_masks)
+
+    return {
+        place
+        for place, node in enumerate(graph.nodes)
+        if node.op in JOINS and known.dtypes[place] in FLOATS and is_joined(known.shapes[place])
+    }
 
 
 def _place(graph: Graph, known: Inferred, place: int, blocks: Blocks, widths: Collection[int]) -> Place | None:
@@ -226,7 +242,7 @@ def with_shared_masks(graph: Graph, stretches: Collection[Stretch]) -> Graph:
         known: dict[tuple[str, tuple[int, ...]], int] = {}
         for place in sorted(stretch.places) if stretch.blocks else ():
             node = graph.nodes[place]
-            if node.op in MASKS:
+            if node.op in MASKS or node.op in JOINS:
                 new[place] = known.setdefault((node.op, tuple([new[i] for i in node.inputs])), place)
     if new == list(range(len(new))):
         return graph
@@ -355,6 +371,7 @@ def _uniform(node: Node, shapes: Sequence[Shape], out: Shape, blocks: Blocks) ->
 
 
 MASKS = frozenset("equal not_equal less less_equal greater greater_equal logical_not logical_and logical_or".split())
+JOINS = ("add", "where")  # of float masks
 Rule = Callable[[Node, Sequence[Shape], Shape, Blocks], Place | None]
 GROUP_RULES: dict[str, Rule] = {"elementwise": _elementwise, "reduce": _reduce}
 RULES: dict[str, Rule] = {
@@ -384,6 +401,7 @@ def for_blocks(graph: Graph, exact: bool = True) -> Graph:
         return any(_is_large(known.shapes[place], stack.blocks, stack.widths) for stack in stacks)
 
     masks = {place for place, node in enumerate(graph.nodes) if node.op in MASKS and is_large(place)}
+    masks |= _joined_masks(graph, known, stacks)
     results = {*graph.outputs, *(i for update in graph.updates for i in update)}
     readers = Counter(i for node in graph.nodes for i in node.inputs)
     turned: dict[int, int] = {}  # product -> what alone reads it, transposed

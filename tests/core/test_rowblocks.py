@@ -9,6 +9,7 @@ import pytest
 import cyxcore as cx
 from cyxcore import composed, eager, nn, precision, rowblocks
 from cyxcore import functional as F
+from cyxcore.functional.attention import _joined as joined
 from cyxcore.gradients import backward, totals
 from cyxcore.graph import Graph
 from cyxcore.kernels import cpu
@@ -101,6 +102,54 @@ def test_no_matrix_of_weights_is_there_whole(kind: str) -> None:
     per_position = heads * rows * (3 * TERMS + VALUES + 3) * item  # what is multiplied, comes out and is known of rows
     one_matrix = rows * columns * item
     assert plan.arena_bytes < per_position + one_matrix < heads * one_matrix
+
+
+@pytest.mark.parametrize("kinds", [("float", "float"), ("float", "bool"), ("bool", "float"), ("bool", "bool")])
+@pytest.mark.parametrize("causal", [False, True])
+def test_masks_of_positions_and_of_padding_are_joined_in_each_block(
+    isa: str, monkeypatch: pytest.MonkeyPatch, kinds: tuple[str, str], causal: bool
+) -> None:
+    monkeypatch.setattr("cyxcore.recompute.LEAST_BYTES", 1)
+    rows, columns = 67, 61
+    builder = Builder()
+    query, key, value, gradient = (
+        builder.input(name, (*STACK, length, size))
+        for name, length, size in (
+            ("query", rows, TERMS),
+            ("key", columns, TERMS),
+            ("value", columns, VALUES),
+            ("gradient", rows, VALUES),
+        )
+    )
+    masks = [
+        builder.input(name, shape, "bool" if kind == "bool" else "float32")
+        for name, shape, kind in zip(
+            ("mask", "padding"), ((rows, columns), (STACK[0], 1, 1, columns)), kinds, strict=True
+        )
+    ]
+    mixed = F.scaled_dot_product_attention(query, key, value, joined(*masks), is_causal=causal)
+    back = totals(builder, mixed, gradient * mixed, [query, key, value], {})
+    graph = builder.graph(mixed, *[x for x in back if x is not None])
+    for threads in (1, 3):
+        cpu.set_num_threads(threads)
+        plan = Plan(graph, device="cpu")
+        decided, known = schedule(plan.graph, in_bands=True, exact=True), plan.graph.infer(1)
+        kept = set(decided.order) - decided.within(plan.graph, known)
+        assert not [place for place in kept if known.shapes[place][-2:] == (rows, columns)]
+        found, expected = (run_with_padding(each, kinds) for each in (plan, Plan(graph, device="cpu", optimised=False)))
+        assert found == expected
+
+
+def run_with_padding(plan: Plan, kinds: Sequence[str]) -> list[bytes]:
+    rng = np.random.default_rng(5)
+    for _, array in sorted(plan.inputs.items()):
+        array[...] = rng.random(array.shape) > 0.3 if array.dtype == bool else rng.normal(size=array.shape)
+    for name, kind in zip(("mask", "padding"), kinds, strict=True):
+        hidden = False if kind == "bool" else -np.inf
+        plan.inputs[name][..., 40:] = hidden
+        plan.inputs[name][0] = hidden  # who sees nothing
+    plan.run()
+    return [output.tobytes() for output in plan.outputs]
 
 
 LEARNT = {  # stack -> masks that are added, and need a gradient
