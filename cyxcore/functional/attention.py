@@ -10,6 +10,7 @@ from cyxcore.functional.activations import elu
 from cyxcore.functional.basic import concat, dropout, dropped, linear, softmax, where
 from cyxcore.values import TracedMode, Value, apply, composed
 
+LONG = 1 << 20  # scores of one matrix that are not made whole, however few features there are
 NEVER = -1e9  # what a score that must not count becomes: e^(-1e9 - max) is 0 in float32
 
 
@@ -61,7 +62,10 @@ def _attended(
         given, options = (*given, query._next_key()), (*options, dropout_p)
     else:
         function, options = _attention_with_dropout, (*options, dropout_p, training)
-    return composed(function, given, options) if half is None else query._in_halves(function, given, options, half)
+    if half is not None:
+        return query._in_halves(function, given, options, half)
+    scores = query.shape[-2] * key.shape[-2]
+    return composed(function, given, options, scores if scores >= LONG else 0)
 
 
 def _are_drawn_for(*inputs: Any) -> bool:

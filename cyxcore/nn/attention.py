@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from cyxcore import functional as F
-from cyxcore.eager import Tensor
+from cyxcore.creation import full, triu
 from cyxcore.errors import SpecError
 from cyxcore.functional.attention import attended_as_given
 from cyxcore.nn.containers import ModuleList
@@ -299,7 +299,7 @@ class Transformer(Module):
     @staticmethod
     def generate_square_subsequent_mask(sz: int, device: Any = None, dtype: Any = None) -> Any:
         """float (sz, sz): 0 where a place may look, up to itself, and -infinity after it."""
-        mask = Tensor([[0.0 if column <= row else -math.inf for column in range(sz)] for row in range(sz)], dtype)
+        mask = triu(full((sz, sz), -math.inf, dtype=dtype), k=1)
         return mask if device is None else mask.to(device)
 
     def forward(

@@ -1,6 +1,7 @@
 """nn.MultiheadAttention as PyTorch has it: its options, masks, weights, shapes and keys."""
 
 import re
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -264,3 +265,15 @@ WRONG: dict[str, Callable[[], Any]] = {
 def test_what_does_not_fit_is_refused(said: str) -> None:
     with pytest.raises(CyxError, match=re.escape(said)):
         WRONG[said]()
+
+
+def test_a_mask_of_positions_is_made_of_no_list_of_its_numbers() -> None:
+    size = 300
+    tracemalloc.start()
+    try:
+        mask = nn.Transformer.generate_square_subsequent_mask(size)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 8 * size * size  # of pointers alone
+    assert np.array_equal(mask.numpy(), np.triu(np.full((size, size), -np.inf, np.float32), 1))

@@ -9,7 +9,7 @@ import pytest
 import cyxcore as cx
 from cyxcore import composed, eager, nn, precision, rowblocks
 from cyxcore import functional as F
-from cyxcore.functional.attention import _joined as joined
+from cyxcore.functional import attention as attending
 from cyxcore.gradients import backward, totals
 from cyxcore.graph import Graph
 from cyxcore.kernels import cpu
@@ -127,7 +127,7 @@ def test_masks_of_positions_and_of_padding_are_joined_in_each_block(
             ("mask", "padding"), ((rows, columns), (STACK[0], 1, 1, columns)), kinds, strict=True
         )
     ]
-    mixed = F.scaled_dot_product_attention(query, key, value, joined(*masks), is_causal=causal)
+    mixed = F.scaled_dot_product_attention(query, key, value, attending._joined(*masks), is_causal=causal)
     back = totals(builder, mixed, gradient * mixed, [query, key, value], {})
     graph = builder.graph(mixed, *[x for x in back if x is not None])
     for threads in (1, 3):
@@ -496,6 +496,18 @@ def test_tensors_have_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(composed, "_ways", known)
     assert gradients_of(inputs, is_causal=True) == expected
     assert known
+
+
+def test_long_sequences_of_few_features_make_no_matrix_of_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    known: dict[Any, Any] = {}
+    monkeypatch.setattr(composed, "_ways", known)
+    monkeypatch.setattr(attending, "LONG", 256 * 256)
+    for length in (255, 256):
+        inputs = [np.random.default_rng(2).normal(size=(1, 2, length, 8)).astype(np.float32) for _ in range(3)]
+        found = gradients_of(inputs)
+        assert len(known) == (length == 256)
+    monkeypatch.setattr(eager, "LEAST_COMPOSED", 1 << 60)
+    assert gradients_of(inputs) == found
 
 
 def dropped_whole(inputs: Sequence[np.ndarray[Any, Any]], p: float, causal: bool) -> list[bytes]:
