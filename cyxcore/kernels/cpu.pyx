@@ -161,6 +161,10 @@ cdef extern from "cyx.h" nogil:
         int64_t rows
         int64_t steps
         int64_t size
+        int64_t state
+        const void *projection
+        void *whole
+        void *of_states
         const int64_t *lengths
         const void *weight
         const void *bias
@@ -175,10 +179,12 @@ cdef extern from "cyx.h" nogil:
         void *of_x
         void *of_h
         const void *before_weight
+        const void *before_projection
         const void *before_bias
         const void *before_hidden
         const void *before_cell
         void *of_weight
+        void *of_projection
         void *of_bias
         void *of_hidden
         void *of_cell
@@ -1204,24 +1210,26 @@ _RECURRENCES = {"rnn_tanh": (CYX_RNN_TANH, 1), "rnn_relu": (CYX_RNN_RELU, 1), "l
 
 def recur(
     str kind, bint reverse, cnp.ndarray weight not None, cnp.ndarray gates not None, hidden, cells, out=None, *, bias=None,
-    input_bias=None, lengths=None, g=(), of_x=None, of_h=None, before=(), made=(),
+    input_bias=None, projection=None, whole=None, lengths=None, g=(), of_x=None, of_h=None, of_states=None, before=(), made=(),
 ) -> None:
-    """A recurrent layer, behind the product of its inputs. kind: of functional.recurrent.CELLS. weight: (G H, H).
+    """A recurrent layer, behind the product of its inputs. kind: of functional.recurrent.CELLS. weight: (G H, P), P being H
+    but where an LSTM has a projection (P, H), P <= H.
 
     gates: (N, T, G H), the product of the inputs, which becomes what the gates come to. input_bias, bias: (G H,), added to
-    that and to the state's product. hidden: (T + 1, N, H), the first of them the
-    state to begin with; or two of them, used in turn. cells: as many, of an LSTM; (T, N, H) of a GRU of all steps, what
-    the last gate is made of beside the inputs; else None. out: (N, T, H). lengths: (N,) of int64: from there on a row changes
-    nothing and gives zeros.
+    that and to the state's product. hidden: (T + 1, N, P), the first of them the state to begin with; or two of them, used
+    in turn. cells: of an LSTM as many (N, H); of a GRU of all steps (T, N, H), what the last gate is made of beside the
+    inputs; else None. whole: (T, N, H), what is projected, where all steps are kept. out: (N, T, P). lengths: (N,) of
+    int64: from there on a row changes nothing and gives zeros.
 
     g: the gradients of the results (out, last hidden state, last cell state; any of them None). Then all of these are
     read, but out, which is not; of_x: (N, T, G H), the gradients of the inputs' part of the gates; of_h: (T, N, G H), in the
-    order of the steps those of the state's part, of a GRU only, as of others they are the same; made: those of weight, bias, first hidden and first cell state; before: what each
-    of these is added to. What is None is not made, or not there.
+    order of the steps those of the state's part, of a GRU only, as of others they are the same; of_states: (T, N, P), those
+    of what was projected; made: those of weight, bias, first hidden and first cell state, projection; before: what each of
+    these is added to. What is None is not made, or not there.
     """
     cdef cyx_recurrence one
     cdef int type = cnp.PyArray_TYPE(gates)
-    cdef int64_t count, states, inputs
+    cdef int64_t count, states, inputs, cell_states
     cdef cyx_status status
     cdef bint back = bool(made)
     memset(&one, 0, sizeof(one))
@@ -1229,41 +1237,52 @@ def recur(
     if type != cnp.NPY_FLOAT32 and type != cnp.NPY_FLOAT64 or (<object>gates).ndim != 3 or (<object>weight).ndim != 2:
         raise ValueError(f"expected real gates (N, T, G H) and a matrix, got {(<object>gates).dtype} {(<object>gates).shape}")
     one.dtype = CYX_F32 if type == cnp.NPY_FLOAT32 else CYX_F64
-    one.rows, one.steps, one.size = gates.shape[0], gates.shape[1], weight.shape[1]
-    if min(one.rows, one.steps, one.size) < 1:
+    one.rows, one.steps, one.size, one.state = gates.shape[0], gates.shape[1], gates.shape[2] // count, weight.shape[1]
+    if min(one.rows, one.steps, one.size, one.state) < 1 or gates.shape[2] % count:
         raise ValueError(f"expected at least one row, step and hidden unit, got {(<object>gates).shape}")
-    inputs, states = one.rows * one.steps * one.size, one.rows * one.size
+    if one.state > one.size or projection is None and one.state < one.size or projection is not None and one.kind != CYX_LSTM:
+        raise ValueError(f"expected a weight of states of {one.size}, of an LSTM with a projection fewer, got {one.state}")
+    inputs, states, cell_states = one.rows * one.steps * one.size, one.rows * one.state, one.rows * one.size
     one.kept = hidden.shape[0] == one.steps + 1
     one.reverse = reverse
     if not one.kept and (back or hidden.shape[0] != 2):
         raise ValueError(f"expected the states of all steps, or two, got {hidden.shape[0]}")
-    one.weight, one.bias = _data_of(weight, type, count * one.size * one.size), _data_of(bias, type, count * one.size)
+    one.weight, one.bias = _data_of(weight, type, count * one.size * one.state), _data_of(bias, type, count * one.size)
     one.input_bias = _data_of(input_bias, type, count * one.size)
+    one.projection = _data_of(projection, type, one.state * one.size)
+    one.whole = _data_of(whole, type, inputs, not back)
+    if projection is not None and one.kept and whole is None:
+        raise ValueError("expected an array for what is projected")
     one.lengths = <const int64_t *>_data_of(lengths, cnp.NPY_INT64, one.rows)
     one.gates = _data_of(gates, type, count * inputs, not back)
     one.hidden = _data_of(hidden, type, hidden.shape[0] * states, not back)
     if one.kind == CYX_LSTM or one.kind == CYX_GRU and one.kept:
         if cells is None:
             raise ValueError(f"expected cells of {kind}")
-        one.cells = _data_of(cells, type, inputs if one.kind == CYX_GRU else hidden.shape[0] * states, not back)
+        one.cells = _data_of(cells, type, inputs if one.kind == CYX_GRU else hidden.shape[0] * cell_states, not back)
     if back:
         one.g_out, one.g_hidden, one.g_cell = (
-            _data_of(g[0], type, inputs), _data_of(g[1], type, states), _data_of(g[2], type, states)
+            _data_of(g[0], type, one.steps * states), _data_of(g[1], type, states), _data_of(g[2], type, cell_states)
         )
         if all(x is None for x in (g if one.kind == CYX_LSTM else g[:2])):
             raise ValueError("expected the gradient of a result")
         one.of_x = _data_of(of_x, type, count * inputs, True)
         if one.kind == CYX_GRU:
             one.of_h = _data_of(of_h, type, count * inputs, True)
-        if one.of_x == NULL or one.kind == CYX_GRU and one.of_h == NULL:
+        one.of_states = _data_of(of_states, type, one.steps * states, True)
+        if one.of_x == NULL or one.kind == CYX_GRU and one.of_h == NULL or (projection is None) != (of_states is None):
             raise ValueError("expected arrays for the gradients of the gates")
-        sizes = (count * one.size * one.size, count * one.size, states, states)
+        sizes = (count * one.size * one.state, count * one.size, one.state * one.size)
         one.of_weight, one.before_weight = _data_of(made[0], type, sizes[0], True), _data_of(before[0], type, sizes[0])
         one.of_bias, one.before_bias = _data_of(made[1], type, sizes[1], True), _data_of(before[1], type, sizes[1])
         one.of_hidden, one.before_hidden = _data_of(made[2], type, states, True), _data_of(before[2], type, states)
-        one.of_cell, one.before_cell = _data_of(made[3], type, states, True), _data_of(before[3], type, states)
+        one.of_cell, one.before_cell = _data_of(made[3], type, cell_states, True), _data_of(before[3], type, cell_states)
+        if projection is None and made[4] is not None:
+            raise ValueError("expected no array for the gradient of a projection, as there is none")
+        one.of_projection = _data_of(made[4], type, sizes[2], True)
+        one.before_projection = _data_of(before[4], type, sizes[2])
     else:
-        one.out = _data_of(out, type, inputs, True)
+        one.out = _data_of(out, type, one.steps * states, True)
         if one.out == NULL:
             raise ValueError("expected an array for the result")
     with nogil:

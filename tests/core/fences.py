@@ -119,34 +119,38 @@ RECURRENCES = [(1, 3, 1), (2, 2, 7), (3, 4, 16), (5, 2, 33), (1, 2, 130), (40, 2
 
 
 def recurrences() -> Iterator[Work]:
-    def there(kind: str, *arrays: Array) -> None:
-        weight, bias, gates, hidden, cells, lengths, out = arrays
-        cpu.recur(kind, True, weight, gates, hidden, cells, out, bias=bias, input_bias=bias, lengths=lengths)
-
-    def back(kind: str, *arrays: Array) -> None:
-        weight, gates, hidden, cells, g_out, g_last, of_x, of_h, *made = arrays
+    def there(kind: str, projects: bool, *arrays: Array) -> None:
+        weight, bias, gates, hidden, cells, projection, whole, lengths, out = arrays
+        projected = {"projection": projection, "whole": whole} if projects else {}
         cpu.recur(
-            kind, False, weight, gates, hidden, cells,
-            g=(g_out, g_last, g_last), of_x=of_x, of_h=of_h, before=made[:4], made=made[4:],
+            kind, True, weight, gates, hidden, cells, out, bias=bias, input_bias=bias, lengths=lengths, **projected
+        )
+
+    def back(kind: str, projects: bool, *arrays: Array) -> None:
+        weight, gates, hidden, cells, projection, whole, g_out, g_last, g_cell, of_x, of_h, of_states, *made = arrays
+        projected = {"projection": projection, "whole": whole, "of_states": of_states} if projects else {}
+        before, made = ([*each[:4], each[4] if projects else None] for each in (made[:5], made[5:]))
+        cpu.recur(
+            kind, False, weight, gates, hidden, cells, g=(g_out, g_last, g_cell), of_x=of_x, of_h=of_h, before=before,
+            made=made, **projected,
         )  # fmt: skip
 
-    for dtype, (rows, steps, size), (kind, count) in product(
-        FLOATS, RECURRENCES, (("lstm", 4), ("gru", 3), ("rnn_relu", 1))
-    ):
-        weight, bias = values((count * size, size), dtype), values((count * size,), dtype)
-        gates, hidden = values((rows, steps, count * size), dtype), values((steps + 1, rows, size), dtype)
-        cells = values((steps + (kind == "lstm"), rows, size), dtype)
-        out, last, of_h = (
-            values((rows, steps, size), dtype),
-            values((rows, size), dtype),
-            values((steps, rows, count * size), dtype),
-        )
-        lengths = np.arange(rows) % steps + 1
-        name = f"of {rows} x {steps} x {size}, {kind}, {dtype}"
-        yield Work(f"recurrence {name}", partial(there, kind), [weight, bias, gates, hidden, cells, lengths, out])
-        made = [weight, bias, last, last]
-        arrays = [weight, gates, hidden, cells, out, last, gates, of_h, *made, *(np.zeros_like(x) for x in made)]
-        yield Work(f"recurrence back {name}", partial(back, kind), arrays)
+    kinds = ("lstm", 4, False), ("lstm", 4, True), ("gru", 3, False), ("rnn_relu", 1, False)
+    for dtype, (rows, steps, size), (kind, count, projects) in product(FLOATS, RECURRENCES, kinds):
+        state = (size + 1) // 2 if projects else size
+        weight, bias = values((count * size, state), dtype), values((count * size,), dtype)
+        gates, hidden = values((rows, steps, count * size), dtype), values((steps + 1, rows, state), dtype)
+        cells, projection = values((steps + (kind == "lstm"), rows, size), dtype), values((state, size), dtype)
+        whole, of_states = values((steps, rows, size), dtype), values((steps, rows, state), dtype)
+        out, of_h = values((rows, steps, state), dtype), values((steps, rows, count * size), dtype)
+        last, cell = values((rows, state), dtype), values((rows, size), dtype)
+        name = f"of {rows} x {steps} x {size}, {kind}, {'projected, ' * projects}{dtype}"
+        read = [gates, hidden, cells, projection, whole]
+        there_by = [weight, bias, *read, np.arange(rows) % steps + 1, out]
+        yield Work(f"recurrence {name}", partial(there, kind, projects), there_by)
+        made = [weight, bias, last, cell, projection]
+        arrays = [weight, *read, out, last, cell, gates, of_h, of_states, *made, *(np.zeros_like(x) for x in made)]
+        yield Work(f"recurrence back {name}", partial(back, kind, projects), arrays)
 
 
 def norms() -> Iterator[Work]:

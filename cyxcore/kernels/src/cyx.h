@@ -190,17 +190,21 @@ typedef struct {
     int kind, dtype, reverse;
     int kept;                  /* whether all steps of `hidden` and `cells` are there, for the way back; else two are used in turn */
     int64_t rows, steps, size; /* N, T, H */
+    int64_t state;             /* P: numbers of a hidden state; H, but where it is projected */
+    const void *projection;    /* of an LSTM that is: (P, H); else NULL */
+    void *whole;               /* (T, N, H): hidden states before that, where `kept` is set */
+    void *of_states;           /* on the way back (T, N, P): the gradients behind it */
     const int64_t *lengths;    /* (N,): from there on a row changes nothing and gives zeros; or NULL */
-    const void *weight, *bias, *input_bias; /* (G H, H), and (G H,) or NULL: what is added to the state's part, and to the inputs' */
+    const void *weight, *bias, *input_bias; /* (G H, P), and (G H,) or NULL: what is added to the state's part, and to the inputs' */
     void *gates;               /* (N, T, G H): there of the inputs' part what the gates come to, which the way back reads */
-    void *hidden;              /* (T + 1, N, H), the first of them the state to begin with */
-    void *cells;               /* of an LSTM the same; of a GRU (T, N, H), the state's part of the last gate; else NULL */
-    void *out;                 /* (N, T, H) */
+    void *hidden;              /* (T + 1, N, P), the first of them the state to begin with */
+    void *cells;               /* of an LSTM as many (N, H); of a GRU (T, N, H), the state's part of the last gate; else NULL */
+    void *out;                 /* (N, T, P) */
     const void *g_out, *g_hidden, *g_cell; /* the gradients of the results, or NULL */
     void *of_x;                /* those of the gates' part of the inputs: (N, T, G H); NULL on the way there */
     void *of_h;                /* of a GRU those of the state's part, of steps (T, N, G H); of others they are the same */
-    const void *before_weight, *before_bias, *before_hidden, *before_cell; /* what there is of the following, or NULL */
-    void *of_weight, *of_bias, *of_hidden, *of_cell; /* of the first states; or NULL */
+    const void *before_weight, *before_projection, *before_bias, *before_hidden, *before_cell; /* what there is of the following, or NULL */
+    void *of_weight, *of_projection, *of_bias, *of_hidden, *of_cell; /* of the first states; or NULL */
 } cyx_recurrence;
 
 /* orders.c: the places of random words from the least to the greatest, equal ones in their order. wide: of words of 64 bits
