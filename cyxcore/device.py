@@ -96,6 +96,9 @@ class Backend(Protocol):
     def assign(self, target: Array, source: Array) -> None:
         """target[...] = source, both where this device computes."""
 
+    def best(self, x: Array, k: int, axis: int, largest: bool) -> Array | None:
+        """Where the k greatest (or least) along an axis are, as a stable sort has them; None: let it find them."""
+
     def memory(self, size_bytes: int) -> Array:
         """Bytes to place arrays in, aligned to ALIGN_BYTES."""
 
@@ -118,6 +121,9 @@ class HostMemory:
 
     def assign(self, target: Array, source: Array) -> None:
         target[...] = source
+
+    def best(self, x: Array, k: int, axis: int, largest: bool) -> Array | None:
+        return None
 
     def memory(self, size_bytes: int) -> Array:
         raw = np.empty(size_bytes + ALIGN_BYTES, np.uint8)
@@ -240,6 +246,14 @@ class Cpu(HostMemory):
         if not last:
             out[...] = np.moveaxis(found, -1, axis)
         return True
+
+    def best(self, x: Array, k: int, axis: int, largest: bool) -> Array | None:
+        if x.dtype.name not in ORDERED or not 0 < k <= self.kernels.MOST_BEST:
+            return None
+        rows = np.ascontiguousarray(np.moveaxis(x, axis, -1))
+        found = np.empty((*rows.shape[:-1], k), np.int64)
+        self.kernels.best_of_rows(rows.reshape(-1, rows.shape[-1]), k, largest, found.reshape(-1, k))
+        return np.ascontiguousarray(np.moveaxis(found, -1, axis))
 
     def program(
         self,

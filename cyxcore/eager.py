@@ -189,11 +189,20 @@ class Tensor(Held, Leaving):
         return self._data if self._data.flags.c_contiguous else self._contiguous()
 
     def _contiguous(self) -> Array:
+        backend = devices.backend(self.device)
+        if type(self._data) is np.ndarray and self.size and min(self._data.strides, default=0) < 0:
+            steps = tuple(-1 if stride < 0 else 1 for stride in self._data.strides)
+            forwards = self._data[tuple(slice(None, None, step) for step in steps)]
+            if forwards.flags.c_contiguous:
+                result = backend.empty(self.shape, self.dtype)
+                starts = tuple(0 if step > 0 else n - 1 for step, n in zip(steps, self.shape, strict=True))
+                stops = tuple(n if step > 0 else -1 for step, n in zip(steps, self.shape, strict=True))
+                backend.call("slice", result, [forwards], {"starts": starts, "stops": stops, "steps": steps})
+                return result
         order = sorted(range(len(self.shape)), key=lambda axis: -self._data.strides[axis])
         packed = self._data.transpose(order)
         if not packed.flags.c_contiguous:
             return devices.put(self._data, self.device)
-        backend = devices.backend(self.device)
         result = backend.empty(self.shape, self.dtype)
         backend.call("transpose", result, [packed], {"axes": tuple(order.index(axis) for axis in range(len(order)))})
         return result
@@ -319,8 +328,13 @@ class Tensor(Held, Leaving):
         """Where the k largest (or smallest) along an axis are, as a stable sort has them; None: let it find them."""
         if not isinstance(self._data, np.ndarray) or not self.shape or self.dtype not in _ALIKE:
             return None
+        count = self.shape[axis]
+        quick = (
+            None if not 0 < k <= count // FEW_OF else devices.backend(self.device).best(self._data, k, axis, largest)
+        )
+        if quick is not None:
+            return self._constant(quick, "int64")
         rows = np.moveaxis(self._data, axis, -1)
-        count = rows.shape[-1]
         if not 0 < k <= count // FEW_OF or (self.dtype in DIFFERENTIABLE and np.isnan(rows).any()):
             return None
         edge = count - k if largest else k - 1

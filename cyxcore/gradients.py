@@ -34,11 +34,13 @@ NO_GRADIENT = frozenset(
     "logical_or argmax one_hot uniform max_pool2d_grad sgd_update momentum "
     "nesterov_update "
     "all any argmin cumulative_argmax cumulative_argmin argsort searchsorted nonzero scatter "
-    "ceil trunc round signbit nextafter floor_divide integer_pow "
+    "ceil trunc round signbit nextafter floor_divide integer_pow lgamma digamma trigamma erfinv "
     "bitwise_and bitwise_or bitwise_xor bitwise_invert bitwise_left_shift bitwise_right_shift "
     "axpy_update adam_m adam_v adam_update".split()
 )
 
+
+# (Those of lgamma, digamma, trigamma and erfinv are said where the functions are: special.py.)
 
 # The gradient with respect to a complex z is dL/d(real z) + i dL/d(imag z), as in PyTorch and JAX. A rule that is right
 # for real numbers and holomorphic gives it when g and what it returns are conjugated. These need none of it: rules that

@@ -280,6 +280,7 @@ def _standard_rows() -> list[Op]:
     bits = "bitwise_and bitwise_or bitwise_xor bitwise_left_shift bitwise_right_shift".split()
     return [
         *(row(name, 1, infer.unary(INEXACT), 10) for name in costly),
+        *(row(name, 1, infer.unary(FLOATS), 40) for name in ("lgamma", "digamma", "trigamma", "erfinv")),
         *(row(name, 1, infer.unary(REAL)) for name in ("ceil", "trunc")),
         *(row(name, 1, infer.unary(NUMBERS)) for name in ("round", "conj")),
         *(row(name, 1, infer.magnitude) for name in ("real", "imag")),

@@ -17,7 +17,7 @@ from cyxcore.hosted import is_symbolic
 from cyxcore.indexing import from_start
 from cyxcore.inplace import InPlace
 from cyxcore.torchwords import Picked
-from cyxcore.values import Value, to_inexact
+from cyxcore.values import Value, apply, to_inexact
 
 Function = Callable[..., Any]
 
@@ -235,17 +235,6 @@ def _turns(places: Any, rank: Any, source: Any) -> Iterator[tuple[Any, Any]]:
         yield places[chosen], source[chosen]
 
 
-def _best_sorted(own: Any, places: Any, source: Any, largest: bool) -> Any:
-    """own with the largest (or smallest) of the source for each place that there is one for."""
-    order = searching.argsort(source if largest or source.dtype not in FLOATS else -source)
-    if not largest and source.dtype not in FLOATS:
-        order = manipulation.flip(order)
-    order = manipulation.take(order, searching.argsort(manipulation.take(places, order, axis=0)), axis=0)
-    row = manipulation.take(places, order, axis=0)
-    last = concat([row[1:] != row[:-1], row[-1:] == row[-1:]])  # of each place the best comes last
-    return torchrarer.index_put(own, (row[last],), manipulation.take(source, order, axis=0)[last])
-
-
 def _extremes(own: Any, places: Any, source: Any, hit: Any, include_self: bool, largest: bool) -> Any:
     """The largest (or smallest) of own and all of the source for its place. Places are along axis 0.
 
@@ -253,14 +242,9 @@ def _extremes(own: Any, places: Any, source: Any, hit: Any, include_self: bool, 
     The gradient is divided evenly among equals, as PyTorch's.
     """
     bare, self_, keep = source.detach(), own.detach(), ~hit | include_self
-    fold = torchrarer.maximum if largest else torchrarer.minimum
-    if own.ndim > 1:  # few places of many elements
-        best = self_.copy()
-        for turn, (at, part) in enumerate(_turns(places, _ranks(places), bare)):
-            best[at] = fold(best[at], part) if turn else part
-    else:
-        best = _best_sorted(self_, places, bare, largest)
-    best = where(hit, where(keep, fold(best, self_), best) + 0, self_)  # of zeros that of no sign, as in a graph
+    start = self_ if include_self else apply("scatter", self_, places, bare, reduction="none")
+    best = apply("scatter", start, places, bare, reduction="max" if largest else "min")
+    best = where(hit, best + 0, self_)  # of zeros that of no sign, as in a graph
     if not (own.requires_grad or source.requires_grad):
         return best
     ours = (self_ == best) & (keep | ~hit)

@@ -191,6 +191,8 @@ cdef extern from "cyx.h" nogil:
     cyx_status cyx_recur(const cyx_recurrence *one) nogil
     cyx_status cyx_order_words(uint64_t seed, uint64_t step, uint32_t stream, int wide, int64_t *out, int64_t count)
     cyx_status cyx_order_rows(const void *x, int dtype, int64_t rows, int64_t n, int descending, int64_t *out)
+    int CYX_MOST_BEST
+    void cyx_best_of_rows(const void *x, int dtype, int64_t rows, int64_t n, int64_t k, int largest, int64_t *out)
     cyx_message cyx_last_failure
     int cyx_set_isa(const char *name)
     const char *cyx_isa()
@@ -261,11 +263,14 @@ _REDUCE = (("axes", "list"), ("keepdims", "int"))
 _CONV = (("stride", "pair"), ("padding", "pair"), ("dilation", "pair"), ("groups", "int"))
 _POOL = (("kernel", "pair"), ("stride", "pair"), ("padding", "pair"))
 _CTC = (("blank", "int"), ("zero_infinity", "int"))
+_FOLDS = ("none", "add", "mul", "min", "max")  # as along.c counts them
 _SCHEMAS = {
     "cast": (("dtype", "shown"),),
     "sum": _REDUCE, "mean": _REDUCE, "max": _REDUCE, "min": _REDUCE, "argmax": _AXIS,
     "prod": _REDUCE, "all": _REDUCE, "any": _REDUCE,
-    "cumulative_sum": _AXIS, "cumulative_prod": _AXIS,
+    "cumulative_sum": _AXIS, "cumulative_prod": _AXIS, "cumulative_argmax": _AXIS, "cumulative_argmin": _AXIS,
+    "recurrence": (("axis", "int"), ("backwards", "int")),
+    "scatter": (("reduction", "fold"),),
     "matmul": (("transpose_a", "int"), ("transpose_b", "int")),
     "reshape": (("shape", "shown"),),
     "transpose": (("axes", "list"),),
@@ -385,6 +390,8 @@ cdef int _push_attribute(cyx_call *call, str kind, object value, int *float_coun
     cdef Py_ssize_t count
     if kind == "int":
         return _push(call, int(value))
+    if kind == "fold":
+        return _push(call, _FOLDS.index(value))
     if kind == "float":
         call.floats[float_count[0]] = value
         float_count[0] += 1
@@ -1331,6 +1338,29 @@ def order_rows(cnp.ndarray x, bint descending, cnp.ndarray out) -> None:
         message = cyx_last_failure
     if status != CYX_OK:
         _fail(status, &message)
+
+
+def best_of_rows(cnp.ndarray x, int64_t k, bint largest, cnp.ndarray out) -> None:
+    """The places of the k greatest (or least) of each row of x (rows, n), the first of them first, equals in their order and NaN
+    as the greatest. x: float32, float64, int64 or int32; out: int64 (rows, k); both C-contiguous; k from 1 to n and MOST_BEST.
+    """
+    cdef const void *data = cnp.PyArray_DATA(x)
+    cdef int64_t *to = <int64_t *>cnp.PyArray_DATA(out)
+    cdef int64_t rows, n
+    cdef int dtype
+    types = {cnp.NPY_FLOAT32: CYX_F32, cnp.NPY_FLOAT64: CYX_F64, cnp.NPY_INT64: CYX_I64, cnp.NPY_INT32: CYX_I32}
+    if cnp.PyArray_TYPE(x) not in types or not cnp.PyArray_IS_C_CONTIGUOUS(x) or x.ndim != 2:
+        raise ValueError("expected C-contiguous rows of float32, float64, int64 or int32")
+    dtype, rows, n = types[cnp.PyArray_TYPE(x)], x.shape[0], x.shape[1]
+    if not 1 <= k <= min(n, CYX_MOST_BEST):
+        raise ValueError(f"expected a k from 1 to {min(n, CYX_MOST_BEST)}, got {k}")
+    if cnp.PyArray_TYPE(out) != cnp.NPY_INT64 or not cnp.PyArray_ISCARRAY(out) or (<object>out).shape != (rows, k):
+        raise ValueError("expected a writable C-contiguous int64 array (rows, k)")
+    with nogil:
+        cyx_best_of_rows(data, dtype, rows, n, k, largest, to)
+
+
+MOST_BEST = CYX_MOST_BEST
 
 
 def set_num_threads(int count) -> None:

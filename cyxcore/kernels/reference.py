@@ -156,7 +156,9 @@ def _matmul(attrs: Mapping[str, Any], x: Array, y: Array) -> Any:
 
 KERNELS["transpose"] = lambda a, x: x.transpose(a["axes"])
 KERNELS["broadcast_to"] = lambda a, x: np.broadcast_to(x, a["shape"])
-KERNELS["slice"] = lambda a, x: x[tuple(map(slice, a["starts"], a["stops"], a["steps"]))]
+KERNELS["slice"] = lambda a, x: x[
+    tuple(slice(i, None if j < 0 else j, step) for i, j, step in zip(a["starts"], a["stops"], a["steps"], strict=True))
+]  # a step down may stop at -1, before the first
 KERNELS["pad"] = lambda a, x: np.pad(x, a["pads"], constant_values=x.dtype.type(a["value"])) if x.ndim else x
 KERNELS["concat"] = lambda a, *xs: np.concatenate(xs, axis=a["axis"])
 KERNELS["take"] = lambda a, x, i: np.take(x, i, axis=a["axis"])

@@ -113,6 +113,74 @@ def _remainder(attrs: Attrs, x: Array, y: Array) -> Any:
     return result.reshape(shape)
 
 
+def _each(function: Callable[[float], float]) -> Kernel:
+    """A kernel of a function of one float64."""
+    made = np.frompyfunc(function, 1, 1)
+    return lambda attrs, x: np.asarray(made(x.astype(np.float64))).astype(x.dtype)
+
+
+def _lgamma(x: float) -> float:
+    return math.inf if x == -math.inf or x <= 0 and x == math.floor(x) else math.lgamma(x)
+
+
+def _above(x: float, term: Callable[[float], float], series: Callable[[float], float]) -> float:
+    """A series that has its digits from 16 on, and before it the terms of a recurrence."""
+    total = []
+    while x < 16.0:
+        total.append(term(x))
+        x += 1.0
+    return math.fsum([*total, series(x)])
+
+
+def _digamma(x: float) -> float:
+    """Abramowitz and Stegun 6.3.18."""
+    if x != x or x == math.inf:
+        return x
+    if x < 0.5:
+        if x == -math.inf or x == math.floor(x):
+            return -math.inf if x == 0.0 else math.nan
+        turn = math.pi * (x - round(x))
+        return _digamma(1.0 - x) - math.pi * math.cos(turn) / math.sin(turn)
+    terms = (1 / 12, -1 / 120, 1 / 252, -1 / 240, 1 / 132)
+
+    def series(y: float) -> float:
+        return math.log(y) - 0.5 / y - sum(term * y ** (-2 * k - 2) for k, term in enumerate(terms))
+
+    return _above(x, lambda y: -1.0 / y, series)
+
+
+def _trigamma(x: float) -> float:
+    """The derivative of digamma: Abramowitz and Stegun 6.4.12."""
+    if x != x or x == math.inf:
+        return 1.0 / x
+    if x < 0.5:
+        if x == -math.inf or x == math.floor(x):
+            return math.inf
+        ratio = math.pi / math.sin(math.pi * (x - round(x)))
+        return ratio * ratio - _trigamma(1.0 - x)
+    terms = (1 / 6, -1 / 30, 1 / 42, -1 / 30, 5 / 66)
+
+    def series(y: float) -> float:
+        return 1.0 / y + 0.5 / y / y + sum(term * y ** (-2 * k - 3) for k, term in enumerate(terms))
+
+    return _above(x, lambda y: 1.0 / y / y, series)
+
+
+def _erfinv(x: float) -> float:
+    """Newton's steps from Winitzki's approximation."""
+    if not abs(x) < 1.0:
+        return math.copysign(math.inf, x) if abs(x) == 1.0 else math.nan
+    a, least = abs(x), 1.0 - abs(x)
+    log = math.log(least) + math.log1p(a)
+    half = 2.0 / (math.pi * 0.147) + log / 2.0
+    y = math.sqrt(max(math.sqrt(half * half - log / 0.147) - half, 0.0)) if a > 1e-3 else a * math.sqrt(math.pi) / 2.0
+    for _ in range(4):
+        beyond = math.erf(y) - a if a < 0.5 else least - math.erfc(y)
+        y -= beyond / (math.exp(-y * y) * 2.0 / math.sqrt(math.pi))
+    return math.copysign(y, x)
+
+
+KERNELS.update(lgamma=_each(_lgamma), digamma=_each(_digamma), trigamma=_each(_trigamma), erfinv=_each(_erfinv))
 KERNELS["host_call"] = lambda a, *xs: a["function"](*xs)
 
 
@@ -177,7 +245,7 @@ def _recurrence(attrs: Attrs, terms: Array, factors: Array) -> Any:
         t, f = t[::-1], np.concatenate([f[:1], f[:0:-1]])
     wide = np.complex128 if terms.dtype.kind == "c" else np.float64
     y = _recur(t.reshape(shape[0], -1), f.reshape(shape[0], -1), wide).reshape(shape)
-    return np.moveaxis(y[::-1] if attrs["backwards"] else y, 0, attrs["axis"])
+    return np.moveaxis(y[::-1] if attrs["backwards"] else y, 0, attrs["axis"]).astype(terms.dtype)
 
 
 ONE_BLOCK = 64  # steps of a recurrence that are made one by one

@@ -193,12 +193,17 @@ def vectors() -> Iterator[Work]:
     def order(descending: bool, out: Array, x: Array) -> None:
         cpu.order_rows(x, descending, out)
 
+    def best(k: int, out: Array, x: Array) -> None:
+        cpu.best_of_rows(x, k, True, out)
+
     for n in (0, *LENGTHS, 4099):
         floats, integers = values((n,)), np.zeros(n, np.int64)
         for half in (np.dtype(np.float16), BFLOAT16):
             cpu.cast_halves(floats, halves := np.empty(n, half))
             yield Work(f"cast of {n} to {half}", cast, [np.empty(n, half), floats])
             yield Work(f"cast of {n} from {half}", cast, [np.empty(n, np.float32), halves])
+        for k in (1, min(n, 7)) if n else ():
+            yield Work(f"the {k} best of {n}", partial(best, k), [np.zeros((2, k), np.int64), values((2, n))])
         yield Work(f"{n} words", partial(cpu.draw_words, 5, 1, 2), [np.zeros(n, np.uint32)])
         yield Work(f"{n} integers", partial(cpu.draw_integers, 5, 1, 2, 1000, 3), [integers])
         for wide in (False, True):

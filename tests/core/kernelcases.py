@@ -87,7 +87,8 @@ ROUNDED_UNARY = {
     "cos": 3e-7,
     "softplus": 3e-7,
 }
-EXACT_UNARY = ["neg", "abs", "sqrt", "relu", "square", "sign", "floor", "logical_not"]
+GAMMAS = ("lgamma", "digamma", "trigamma")  # of float64 within some 1e-15 of what their terms are
+EXACT_UNARY = ["neg", "abs", "sqrt", "relu", "square", "sign", "floor", "ceil", "trunc", "round", "logical_not"]
 ARITHMETIC = ["add", "sub", "mul", "maximum", "minimum"]
 COMPARE = [
     "equal",
@@ -155,6 +156,11 @@ def elementwise_cases() -> Iterator[Case]:
         for shape in SHAPES:
             for op in EXACT_UNARY:
                 yield Case(op, [np.abs(values(shape, dtype)) if op == "sqrt" else values(shape, dtype)])
+            for op in GAMMAS:
+                yield Case(op, [values(shape, dtype)], tolerance=3e-7 if dtype == "float32" else 1e-14)
+            for scale in (1.0, 1e-9):  # within -1 and 1
+                x = values(shape, dtype) * np.asarray(scale / 3.0, dtype)
+                yield Case("erfinv", [x], tolerance=1e-7 if dtype == "float32" else 1e-15)
             for op, tolerance in ROUNDED_UNARY.items():
                 x = values(shape, dtype, low={"log": 0.01, "log1p": -0.99}.get(op, -3.0))
                 yield Case(op, [x], tolerance=tolerance if dtype == "float32" else 1e-15)
@@ -166,8 +172,13 @@ def elementwise_cases() -> Iterator[Case]:
             if dtype in FLOATS:
                 yield Case("div", [a, b])
                 yield Case("pow", [np.abs(a), b], tolerance=3e-7 if dtype == "float32" else 1e-15)
+                yield Case("copysign", [a, b])
+                yield Case("logaddexp", [a, b], tolerance=3e-7 if dtype == "float32" else 1e-15)
             if dtype == "float32":
                 yield Case("atan2", [a, b], tolerance=3e-7)
+                yield Case("hypot", [a, b], tolerance=1e-7)
+                yield Case("remainder", [a, b])
+                yield Case("remainder", [a * np.float32(1e12), b])
         for dtype in (*FLOATS, "int64", "int32", "uint8", "bool"):
             a, b = values(left, dtype), values(right, dtype, seed=1)
             for op in COMPARE:
@@ -210,6 +221,16 @@ def reduction_cases() -> Iterator[Case]:
         for axis in range(len(shape)):
             for dtype in (*FLOATS, "int64", "int32", "uint8", "bool"):
                 yield Case("argmax", [values(shape, dtype)], {"axis": axis})
+                for op in ("cumulative_argmax", "cumulative_argmin"):
+                    yield Case(op, [values(shape, dtype)], {"axis": axis})
+            for op in ("cumulative_argmax", "cumulative_argmin"):
+                yield Case(op, [pooled(shape)], {"axis": axis})
+            for dtype in FLOATS:
+                terms, factors = values(shape, dtype), values(shape, dtype, seed=1)
+                for way in (False, True):
+                    small = 1e-6 if dtype == "float32" else 1e-13
+                    how = {"axis": axis, "backwards": way}
+                    yield Case("recurrence", [terms, np.where(factors < -2, 0, factors / 3)], how, tolerance=small)
             for dtype in (*FLOATS, "int64", "int32"):
                 for op in ("cumulative_sum", "cumulative_prod"):
                     yield Case(op, [values(shape, dtype)], {"axis": axis})
@@ -267,7 +288,15 @@ def movement_cases() -> Iterator[Case]:
         for axis in range(3):
             yield Case("take", [x, indices], {"axis": axis})
         yield Case("take_along", [x, np.array([[[0, 1, 2, 3, 4]]] * 3) % 3], {"axis": 1})
+        for shape in ((4,), (4, 3, 5), (0, 3)):
+            for how in ("none", "add", "mul", "min", "max"):
+                places = np.array([2, -1, 0, 2, 2, 1] if shape[0] else [], np.int64)
+                rows = values((len(places), *shape[1:]), dtype, seed=1)
+                yield Case("scatter", [values(shape, dtype), places, rows], {"reduction": how})
     for dtype in FLOATS:
+        yield Case(
+            "scatter", [values((7, 300), dtype), np.arange(90) % 7, values((90, 300), dtype)], {"reduction": "add"}
+        )
         for axis, shape in ((0, (2, 2, 4, 5)), (1, (3, 2, 2, 5)), (2, (3, 4, 2, 2))):
             yield Case("take_grad", [values(shape, dtype), indices], {"axis": axis, "size": 5})
             places = np.arange(math.prod(shape)).reshape(shape) ** 2 % 5 - 2
@@ -275,6 +304,8 @@ def movement_cases() -> Iterator[Case]:
             yield Case("take_along_grad", [values(shape, dtype), places], how)
         for shape, labels in CTC:
             yield from ctc_cases(shape, labels, dtype)
+    yield Case("scatter", [pooled((30,)), np.arange(90) % 30, pooled((90,))], {"reduction": "max"})
+    yield Case("scatter", [pooled((30,)), np.arange(90) % 30, pooled((90,))], {"reduction": "min"})
     yield Case("one_hot", [np.array([[0, 3], [2, 2]])], {"depth": 4})
     yield Case("uniform", [np.array([2**40 + 5, 7], np.uint64)], {"shape": (3, 7), "stream": 9})
     yield Case("uniform", [np.array([2**40 + 5, 2**33 + 1], np.uint64)], {"shape": (5000,), "stream": 0})
@@ -367,8 +398,11 @@ for _make in GROUPS.values():
     with np.errstate(all="ignore"):
         for _case in _make():
             CASES.setdefault(_case.op, []).append(_case)
-# what is made of other calls on a device with its own memory
-HOST_ONLY = {"take_along_grad", "ctc_loss", "ctc_loss_grad"}
+# What is made of other calls on a device with its own memory, or on the host.
+HOST_ONLY = frozenset(
+    "take_along_grad ctc_loss ctc_loss_grad ceil trunc round lgamma digamma trigamma erfinv hypot copysign remainder "
+    "logaddexp cumulative_argmax cumulative_argmin recurrence scatter".split()
+)
 
 # the same operations on sizes that threads share, and with every odd value, for the promise about bits
 
@@ -527,6 +561,10 @@ def sized_cases(n: int, dtype: str) -> Iterator[Case]:
         yield Case("argmax", [x], {"axis": axis})
         yield Case("cumulative_sum", [x], {"axis": axis}, tolerance=small)
         yield Case("cumulative_prod", [1.0 + x / 100.0], {"axis": axis}, tolerance=small)
+        yield Case("cumulative_argmax", [x], {"axis": axis})
+        yield Case(
+            "recurrence", [x, np.ascontiguousarray(x[::-1]) / 3], {"axis": axis, "backwards": True}, tolerance=small
+        )
         for op in ("softmax", "log_softmax"):
             yield Case(op, [x], {"axis": axis}, tolerance=small)
             yield Case(f"{op}_grad", [x, np.ascontiguousarray(x[::-1])], {"axis": axis}, tolerance=small)

@@ -80,7 +80,7 @@ def test_the_kernel_is_the_definition_on_any_number_of_threads(dtype: str, terms
     [
         ({"axis": 2}, "an axis within the dimensions"),
         ({"terms": 0}, "blocks of at least one term"),
-        ({"size": 1 << 32}, r"at most 2\*\*32 places"),
+        ({"size": 1 << 31}, r"at most 2\*\*31 places"),
         ({"size": 5}, "take_along_grad"),
         ({"place": 4}, "indices from -4 to 3, got 4 at position 0"),
         ({"place": -5}, "indices from -4 to 3, got -5 at position 0"),

@@ -108,7 +108,8 @@ def _ratio_of(dtype: str) -> dict[str, Any]:
 
 CASES: dict[str, Cases] = {
     **dict.fromkeys("tan asin acos atan sinh cosh asinh atanh expm1 log1p log2 log10".split(), _unary),
-    **dict.fromkeys("ceil trunc signbit".split(), _unary),
+    **dict.fromkeys("ceil trunc signbit lgamma digamma trigamma".split(), _unary),
+    "erfinv": lambda given: [(case[0].sin(), {}) for case in _unary(given)],
     "acosh": lambda given: [(case[0] + 1.5, {}) for case in _unary(given)],
     "round": lambda given: [*_unary(given), (given.whole, {})],
     **dict.fromkeys("conj real imag".split(), lambda given: [*_unary(given), (given.complex, {})]),

@@ -288,3 +288,47 @@ def test_key_stream_and_step_are_where_the_definition_puts_them() -> None:
     np.testing.assert_array_equal(out[-4:], (words >> np.uint32(8)).astype(np.float32) * np.float32(2**-24))
     answer = philox4x32(np.array(PHILOX[1][0], np.uint32), PHILOX[1][1])
     assert tuple(int(w) for w in answer) == PHILOX[1][2]
+
+
+@pytest.mark.parametrize("op", ["lgamma", "digamma", "trigamma", "erfinv"])
+def test_gamma_functions_and_erfinv_of_float32_round_little_more_than_once(isa: str, op: str) -> None:
+    """Next to where they are 0 or infinite, of usual, large and small numbers. Below 0 the terms of lgamma
+    and digamma may cancel, and then their errors are what is left.
+    """
+    rng = np.random.default_rng(8)
+    near = 10.0 ** rng.uniform(-7, -1, 500)
+    if op == "erfinv":
+        x = np.concatenate([rng.uniform(-1, 1, 2000), near, near - 1, 1 - near, 10 ** rng.uniform(-44, 0, 500)])
+    else:
+        x = np.concatenate(
+            [rng.uniform(0, 20, 2000), 1 - near, 1 + near, 2 - near, 2 + near, 10 ** rng.uniform(-38, 38, 500)]
+        )
+    x = np.concatenate([x, [0.0, 1.0, 2.0, 0.5, math.inf, math.nan, 2 - 2**-23, 1 - 2**-24, 1.4616321, 8.0]])
+    x = np.concatenate([x, -x, -rng.uniform(0, 9, 2000), [-1e9, -1e18]]).astype(np.float32)
+    got, wide = np.empty_like(x), x.astype(np.float64)
+    cpu.call(op, got, [x], {})
+    with np.errstate(all="ignore"):
+        true = np.asarray(reference.KERNELS[op]({}, wide))
+        true = np.where(np.abs(true) > np.finfo(np.float32).max, np.copysign(math.inf, true), true)
+    there = np.isfinite(true.astype(np.float32))
+    np.testing.assert_array_equal(got[~there], true[~there].astype(np.float32))
+    error = np.abs(got[there] - true[there])
+    units = error / np.spacing(np.abs(true[there]).astype(np.float32))
+    assert units[(wide[there] > 0) | (op in ("trigamma", "erfinv"))].max() <= 0.6
+    assert np.minimum(error / 1e-13, units).max() <= 1.0
+
+
+@pytest.mark.parametrize("op", ["lgamma", "digamma", "trigamma", "erfinv"])
+def test_gamma_functions_and_erfinv_of_float64_have_fourteen_digits(isa: str, op: str) -> None:
+    rng = np.random.default_rng(8)
+    x = (
+        rng.uniform(-0.99999, 0.99999, 500)
+        if op == "erfinv"
+        else np.concatenate([rng.uniform(-9, 20, 500), [1e200, 3.0]])
+    )
+    x = np.concatenate([x, 10.0 ** rng.uniform(-300, -1, 100)])
+    got = np.empty_like(x)
+    cpu.call(op, got, [x], {})
+    with np.errstate(all="ignore"):
+        true = np.asarray(reference.KERNELS[op]({}, x))
+    np.testing.assert_allclose(got, true, rtol=1e-14, atol=0 if op == "erfinv" else 1e-13)

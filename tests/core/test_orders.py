@@ -39,6 +39,46 @@ def test_long_rows_are_in_the_order_of_a_stable_sort(dtype: str, shape: tuple[in
         assert found.numpy().tobytes() == np.take_along_axis(x, places, axis).tobytes(), name
 
 
+@pytest.mark.parametrize("dtype", device.ORDERED)
+@pytest.mark.parametrize(("shape", "axis"), [((3, 700), 1), ((65, 2), 0), ((2, 131, 2), 1)])
+def test_the_best_of_rows_are_the_first_of_a_stable_sort_on_any_number_of_threads(
+    dtype: str, shape: tuple[int, ...], axis: int
+) -> None:
+    every = (slice(None),) * axis
+    for name, x in {**_rows(dtype, shape), "rising": np.sort(_rows(dtype, shape)[_first(dtype)], axis)}.items():
+        back = shape[axis] - 1 - np.flip(np.argsort(np.flip(x, axis), axis=axis, kind="stable"), axis)
+        for k in (1, 5, 16, cpu.MOST_BEST):
+            for largest, order in ((True, back), (False, np.argsort(x, axis=axis, kind="stable"))):
+                for threads in (1, 3):
+                    cx.set_num_threads(threads)
+                    if k <= shape[axis]:
+                        wanted = order[(*every, slice(0, k))]
+                        found = device.backend("cpu").best(x, k, axis, largest)
+                        assert found is not None and found.tolist() == wanted.tolist(), name
+                        at = cx.topk(cx.tensor(x), k, dim=axis, largest=largest).indices
+                        assert at.tolist() == wanted.tolist(), name
+
+
+def _first(dtype: str) -> str:
+    return "any bits" if dtype.startswith("float") else "any"
+
+
+@pytest.mark.parametrize(
+    ("x", "k", "out"),
+    [
+        (np.zeros((2, 3), np.float16), 1, np.zeros((2, 1), np.int64)),
+        (np.zeros((2, 3)), 4, np.zeros((2, 4), np.int64)),
+        (np.zeros((2, 3)), 0, np.zeros((2, 0), np.int64)),
+        (np.zeros((2, 300)), 129, np.zeros((2, 129), np.int64)),
+        (np.zeros((2, 3)), 2, np.zeros((2, 3), np.int64)),
+        (np.zeros((3, 2)).T, 1, np.zeros((2, 1), np.int64)),
+    ],
+)
+def test_of_what_cannot_be_ranked_no_best_are_found(x: np.ndarray, k: int, out: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        cpu.best_of_rows(x, k, True, out)
+
+
 def test_a_planned_order_is_the_plain_one() -> None:
     x = cx.tensor(_rows("float32", (2, LONG))["ties"])
     assert cx.compile(lambda x: cx.argsort(x, dim=1))(x).tolist() == cx.argsort(x, dim=1).tolist()

@@ -131,6 +131,22 @@ static cyx_status check_cumulative(cyx_call *call) {
     return check_same(call);
 }
 
+/* ints: axis, backwards */
+static cyx_status check_recurrence(cyx_call *call) {
+    if (!same_shape(&call->in[0], &call->in[1])) return bad_inputs(call, "a factor for each term");
+    return check_cumulative(call);
+}
+
+static cyx_status check_scatter(cyx_call *call) {
+    const cyx_array *x = &call->in[0], *places = &call->in[1];
+    cyx_array rows = *x;
+    if (!x->ndim || places->ndim != 1) return bad_inputs(call, "x of at least one dimension and places (K,)");
+    if (call->ints[0] < 0 || call->ints[0] > 4) return bad_attribute(call, "a reduction from 0 to 4");
+    rows.shape[0] = places->size;
+    if (!same_shape(&rows, &call->in[2])) return bad_inputs(call, "a row for each place");
+    return same_shape(x, &call->out) ? CYX_OK : bad_out(call, x);
+}
+
 static cyx_status check_matmul(cyx_call *call) {
     const cyx_array *a = &call->in[0], *b = &call->in[1];
     if (a->ndim < 2 || b->ndim < 2) return bad_inputs(call, "at least two dimensions each");
@@ -279,8 +295,8 @@ static cyx_status check_take_along_grad(cyx_call *call) {
     cyx_array expected = call->in[0];
     int64_t axis = call->ints[0];
     if (axis < 0 || axis >= expected.ndim) return bad_attribute(call, "an axis within the dimensions");
-    if (call->ints[1] < 0 || call->ints[1] >> 32 || expected.shape[axis] >> 32 || call->ints[2] < 1)
-        return bad_attribute(call, "at most 2**32 places, and blocks of at least one term");
+    if (call->ints[1] < 0 || call->ints[1] >> 31 || expected.shape[axis] >> 31 || call->ints[2] < 1)
+        return bad_attribute(call, "at most 2**31 places, and blocks of at least one term");
     if (!same_shape(&call->in[0], &call->in[1])) return bad_inputs(call, "an index for each term");
     expected.shape[axis] = call->ints[1];
     return same_shape(&expected, &call->out) ? CYX_OK : bad_out(call, &expected);
@@ -412,7 +428,10 @@ static rule rule_of(int op) {
     switch (op) {
     case CYX_OP_argmax: return check_argmax;
     case CYX_OP_cumulative_sum:
-    case CYX_OP_cumulative_prod: return check_cumulative;
+    case CYX_OP_cumulative_prod:
+    case CYX_OP_cumulative_argmax:
+    case CYX_OP_cumulative_argmin: return check_cumulative;
+    case CYX_OP_recurrence: return check_recurrence;
     case CYX_OP_matmul: return check_matmul;
     case CYX_OP_reshape: return check_reshape;
     case CYX_OP_transpose: return check_transpose;
@@ -424,6 +443,7 @@ static rule rule_of(int op) {
     case CYX_OP_take_grad: return check_take_grad;
     case CYX_OP_take_along: return check_take_along;
     case CYX_OP_take_along_grad: return check_take_along_grad;
+    case CYX_OP_scatter: return check_scatter;
     case CYX_OP_one_hot: return check_one_hot;
     case CYX_OP_conv2d:
     case CYX_OP_conv2d_grad_input:
@@ -451,7 +471,7 @@ int cyx_compute_dtype(int op, const int *dtypes, int count) {
         int expected = dtype;
         if (op == CYX_OP_where && i == 0) expected = CYX_BOOL;
         if ((op == CYX_OP_take || op == CYX_OP_take_grad || op == CYX_OP_take_along ||
-             op == CYX_OP_take_along_grad || op == CYX_OP_cross_entropy) &&
+             op == CYX_OP_take_along_grad || op == CYX_OP_scatter || op == CYX_OP_cross_entropy) &&
             i == 1)
             expected = CYX_I64;
         if (op == CYX_OP_cross_entropy_grad && i == 2) expected = CYX_I64;
@@ -468,7 +488,8 @@ static int output_dtype_fits(const cyx_call *call) {
     if (call->op >= CYX_OP_equal && call->op <= CYX_OP_logical_or) return out == CYX_BOOL;
     if (call->op == CYX_OP_logical_not) return out == CYX_BOOL;
     if (call->op == CYX_OP_cast) return out <= CYX_U8;
-    if (call->op == CYX_OP_argmax) return out == CYX_I64;
+    if (call->op == CYX_OP_argmax || call->op == CYX_OP_cumulative_argmax || call->op == CYX_OP_cumulative_argmin)
+        return out == CYX_I64;
     if (call->op == CYX_OP_one_hot || call->op == CYX_OP_uniform) return out == CYX_F32;
     if (call->op == CYX_OP_sum && in > CYX_F64) return out == CYX_I64 || out == CYX_I32 || out == in;
     return out == in;
@@ -495,7 +516,12 @@ static double cost_of(int op) {
     case CYX_OP_atan2:
     case CYX_OP_uniform: return 20;
     case CYX_OP_softplus:
-    case CYX_OP_softplus_grad: return 12;
+    case CYX_OP_softplus_grad:
+    case CYX_OP_logaddexp: return 12;
+    case CYX_OP_lgamma:
+    case CYX_OP_digamma:
+    case CYX_OP_trigamma:
+    case CYX_OP_erfinv: return 30;
     case CYX_OP_pow: return 80;
     default: return 1;
     }

@@ -19,16 +19,20 @@ typedef enum { CYX_F32, CYX_F64, CYX_I64, CYX_I32, CYX_BOOL, CYX_U8, CYX_U64, CY
     X(neg, 1, 1)                                                                                             \
     X(abs, 1, 1) X(exp, 1, 1) X(log, 1, 1) X(sqrt, 1, 1) X(tanh, 1, 1) X(sigmoid, 1, 1) X(relu, 1, 1)        \
         X(erf, 1, 1) X(erfc, 1, 1) X(ndtr, 1, 1) X(gelu, 1, 1) X(square, 1, 1) X(sign, 1, 1) X(floor, 1, 1) X(logical_not, 1, 1) X(sin, 1, 1)          \
-            X(softplus, 1, 1) X(log1p, 1, 1) X(cos, 1, 1) X(add, 2, 2) X(sub, 2, 2) X(mul, 2, 2)             \
-            X(div, 2, 2) X(pow, 2, 2) X(atan2, 2, 2) X(maximum, 2, 2)                                        \
+            X(softplus, 1, 1) X(log1p, 1, 1) X(ceil, 1, 1) X(trunc, 1, 1) X(round, 1, 1) X(lgamma, 1, 1)       \
+            X(digamma, 1, 1) X(trigamma, 1, 1) X(erfinv, 1, 1) X(cos, 1, 1)                                  \
+            X(add, 2, 2) X(sub, 2, 2) X(mul, 2, 2)                                                           \
+            X(div, 2, 2) X(pow, 2, 2) X(atan2, 2, 2) X(hypot, 2, 2) X(copysign, 2, 2)                        \
+            X(remainder, 2, 2) X(logaddexp, 2, 2) X(maximum, 2, 2)                                           \
                 X(minimum, 2, 2) X(equal, 2, 2) X(not_equal, 2, 2) X(less, 2, 2) X(less_equal, 2, 2)         \
                     X(greater, 2, 2) X(greater_equal, 2, 2) X(logical_and, 2, 2) X(logical_or, 2, 2)         \
                         X(where, 3, 3) X(cast, 1, 1) X(sum, 1, 1) X(mean, 1, 1) X(max, 1, 1) X(min, 1, 1)    \
                             X(prod, 1, 1) X(all, 1, 1) X(any, 1, 1)                                          \
                             X(argmax, 1, 1) X(cumulative_sum, 1, 1) X(cumulative_prod, 1, 1)                 \
+                            X(cumulative_argmax, 1, 1) X(cumulative_argmin, 1, 1) X(recurrence, 2, 2)        \
                             X(matmul, 2, 2) X(reshape, 1, 1) X(transpose, 1, 1)                              \
                                 X(broadcast_to, 1, 1) X(slice, 1, 1) X(pad, 1, 1) X(concat, 1, 4096)         \
-                                    X(take, 2, 2) X(take_grad, 2, 2) X(take_along, 2, 2) X(take_along_grad, 2, 2)  \
+                                    X(take, 2, 2) X(take_grad, 2, 2) X(take_along, 2, 2) X(take_along_grad, 2, 2) X(scatter, 3, 3)  \
                                     X(one_hot, 1, 1) X(conv2d, 2, 2) X(conv2d_grad_input, 2, 2) X(conv2d_grad_weight, 2, 2) \
                                         X(max_pool2d, 1, 1) X(max_pool2d_grad, 2, 2) X(avg_pool2d, 1, 1)     \
                                             X(avg_pool2d_grad, 1, 1) X(softmax, 1, 1) X(log_softmax, 1, 1)   \
@@ -214,8 +218,15 @@ cyx_status cyx_order_words(uint64_t seed, uint64_t step, uint32_t stream, int wi
 /* The places that sort each of `rows` rows of n float32, float64, int64 or int32, equals in their order; NaN above all. */
 cyx_status cyx_order_rows(const void *x, int dtype, int64_t rows, int64_t n, int descending, int64_t *out);
 
+/* The places of the k best of each of `rows` rows of n of those types, 0 < k <= n, at most CYX_MOST_BEST: orders.c. */
+enum { CYX_MOST_BEST = 128 };
+void cyx_best_of_rows(const void *x, int dtype, int64_t rows, int64_t n, int64_t k, int largest, int64_t *out);
+
 /* along.c */
 cyx_status cyx_take_along_grad(const cyx_call *call);
+cyx_status cyx_cumulative_place(const cyx_call *call);
+cyx_status cyx_linear_recurrence(const cyx_call *call);
+cyx_status cyx_scatter(const cyx_call *call);
 
 /* run.c */
 void cyx_draw_numbers(cyx_draw *draw);

@@ -6,6 +6,11 @@
     CYX_UNARY(exp_op_##S, T, T, exp_##S(x))                                                                  \
     CYX_UNARY(log1p_op_##S, T, T, log1p_##S(x))                                                              \
     CYX_UNARY(log_op_##S, T, T, log_##S(x))                                                                  \
+    CYX_UNARY(ceil_##S, T, T, __builtin_ceil##F(x))                                                          \
+    CYX_UNARY(trunc_##S, T, T, __builtin_trunc##F(x))                                                        \
+    CYX_UNARY(round_##S, T, T, __builtin_rint##F(x))                                                         \
+    CYX_UNARY(erfinv_op_##S, T, T, erfinv_##S(x))                                                            \
+    CYX_BINARY(copysign_##S, T, T, __builtin_copysign##F(x, y))                                              \
     CYX_UNARY(sqrt_##S, T, T, __builtin_sqrt##F(x))                                                          \
     CYX_UNARY(tanh_op_##S, T, T, tanh_##S(x))                                                                \
     CYX_UNARY(sigmoid_op_##S, T, T, sigmoid_##S(x))                                                          \
@@ -54,6 +59,7 @@ CYX_COSTLY(cos_rows, cos_of_row)
 
 FLOAT_OPS(float, f32, f)
 CYX_BINARY(atan2_op_f32, float, float, atan2_f32(x, y))
+CYX_BINARY(hypot_op_f32, float, float, hypot_f32(x, y))
 CYX_UNARY(sin_f64, double, double, cyx_sin(x))
 CYX_UNARY(cos_f64, double, double, cyx_cos(x))
 
@@ -113,6 +119,51 @@ static void pow_f32_row(float *o, const float *a, int64_t sa, const float *b, in
 }
 CYX_BINARY_ROWS(pow_f32, float, float)
 
+/* A chunk at a time as vectors; a chunk with quotients that are large or none mends those one by one. */
+static void remainder_f32_row(float *o, const float *a, int64_t sa, const float *b, int64_t sb, int64_t n) {
+    enum { CHUNK = 64 };
+    for (int64_t at = 0; at < n; at += CHUNK) {
+        double x[CHUNK], y[CHUNK];
+        float z[CHUNK];
+        int64_t count = n - at < CHUNK ? n - at : CHUNK;
+        int by_rule = 0;
+        for (int i = 0; i < count; i++) x[i] = a[(at + i) * sa], y[i] = b[(at + i) * sb];
+        for (int i = (int)count; i < CHUNK; i++) x[i] = y[i] = 1.5;
+        for (int i = 0; i < CHUNK; i++) by_rule |= remainder_by_rule(x[i], y[i]);
+        INDEPENDENT for (int i = 0; i < CHUNK; i++) z[i] = (float)remainder_of_small(x[i], y[i]);
+        for (int i = 0; by_rule && i < CHUNK; i++)
+            if (remainder_by_rule(x[i], y[i])) z[i] = (float)cyx_remainder(x[i], y[i]);
+        memcpy(o + at, z, sizeof(float) * (size_t)count);
+    }
+}
+CYX_BINARY_ROWS(remainder_f32, float, float)
+
+/* A function for numbers from 1/2 on, in float64, a chunk at a time as vectors; a chunk with lower ones has theirs made of 1 - x. */
+#define REFLECTED(NAME, S, T)                                                                                \
+    static void NAME##_##S##_body(void *context, int64_t begin, int64_t end) {                               \
+        enum { CHUNK = 64 };                                                                                 \
+        const cyx_call *call = ((const cyx_rows *)context)->call;                                            \
+        const T *from = call->in[0].data;                                                                    \
+        T *out = call->out.data;                                                                             \
+        for (int64_t at = begin; at < end; at += CHUNK) {                                                    \
+            double x[CHUNK], above[CHUNK];                                                                   \
+            int64_t count = end - at < CHUNK ? end - at : CHUNK;                                             \
+            int low = 0;                                                                                     \
+            for (int i = 0; i < count; i++) x[i] = from[at + i];                                             \
+            for (int i = (int)count; i < CHUNK; i++) x[i] = 1.5;                                             \
+            for (int i = 0; i < CHUNK; i++) low |= x[i] < 0.5;                                               \
+            INDEPENDENT for (int i = 0; i < CHUNK; i++) above[i] = NAME##_above(x[i] < 0.5 ? 1.0 - x[i] : x[i]); \
+            if (low)                                                                                         \
+                INDEPENDENT for (int i = 0; i < CHUNK; i++)                                                  \
+                    above[i] = x[i] < 0.5 ? NAME##_below(x[i], above[i]) : above[i];                         \
+            for (int i = 0; i < count; i++) out[at + i] = (T)above[i];                                       \
+        }                                                                                                    \
+    }                                                                                                        \
+    static cyx_status NAME##_op_##S(const cyx_call *call) { return cyx_run_rows(call, NAME##_##S##_body); }
+#define REFLECTED_OPS(S, T) REFLECTED(lgamma, S, T) REFLECTED(digamma, S, T) REFLECTED(trigamma, S, T)
+REFLECTED_OPS(f32, float)
+REFLECTED_OPS(f64, double)
+
 /* g times the derivative of gelu at x, so many numbers at a time that those stay in the nearest cache. */
 #define GELU_GRAD(T, S, SLOPES)                                                                              \
     static void gelu_grad_##S##_row(T *o, const T *g, int64_t sg, const T *x, int64_t sx, int64_t n) {       \
@@ -153,7 +204,10 @@ static cyx_status cast_of_bool(const cyx_call *call) {
 
 #define FILL_FLOAT_OPS(D, S)                                                                                 \
     table[CYX_OP_neg][D] = neg_##S, table[CYX_OP_abs][D] = abs_##S, table[CYX_OP_exp][D] = exp_op_##S;       \
-    table[CYX_OP_log1p][D] = log1p_op_##S;                                                                   \
+    table[CYX_OP_log1p][D] = log1p_op_##S, table[CYX_OP_erfinv][D] = erfinv_op_##S;                          \
+    table[CYX_OP_ceil][D] = ceil_##S, table[CYX_OP_trunc][D] = trunc_##S, table[CYX_OP_round][D] = round_##S; \
+    table[CYX_OP_copysign][D] = copysign_##S, table[CYX_OP_lgamma][D] = lgamma_op_##S;                       \
+    table[CYX_OP_digamma][D] = digamma_op_##S, table[CYX_OP_trigamma][D] = trigamma_op_##S;                  \
     table[CYX_OP_log][D] = log_op_##S, table[CYX_OP_sqrt][D] = sqrt_##S,                                     \
     table[CYX_OP_tanh][D] = tanh_op_##S;                                                                     \
     table[CYX_OP_sigmoid][D] = sigmoid_op_##S, table[CYX_OP_relu][D] = relu_##S,                             \
@@ -183,7 +237,8 @@ static void fill_elementwise(cyx_table table) {
 #if defined(VECTOR_MATH)
     table[CYX_OP_tanh][CYX_F32] = tanh_rows, table[CYX_OP_sin][CYX_F32] = sin_rows, table[CYX_OP_cos][CYX_F32] = cos_rows;
 #endif
-    table[CYX_OP_atan2][CYX_F32] = atan2_op_f32;
+    table[CYX_OP_atan2][CYX_F32] = atan2_op_f32, table[CYX_OP_hypot][CYX_F32] = hypot_op_f32;
+    table[CYX_OP_remainder][CYX_F32] = remainder_f32;
     table[CYX_OP_where][CYX_F32] = where_f32, table[CYX_OP_where][CYX_F64] = where_f64;
     other_cast_of_bool = table[CYX_OP_cast][CYX_BOOL];
     table[CYX_OP_cast][CYX_BOOL] = cast_of_bool;

@@ -375,10 +375,14 @@ INTEGER_MATMUL(int32_t, uint32_t, i32)
 INTEGER_MATMUL(uint8_t, uint32_t, u8)
 
 static void fill_indexing(cyx_table table) {
-    for (int dtype = CYX_F32; dtype <= CYX_U8; dtype++)
+    for (int dtype = CYX_F32; dtype <= CYX_U8; dtype++) {
         table[CYX_OP_take][dtype] = take, table[CYX_OP_take_along][dtype] = take_along;
+        table[CYX_OP_cumulative_argmax][dtype] = table[CYX_OP_cumulative_argmin][dtype] = cyx_cumulative_place;
+        table[CYX_OP_scatter][dtype] = cyx_scatter;
+    }
     table[CYX_OP_take_grad][CYX_F32] = take_grad_f32, table[CYX_OP_take_grad][CYX_F64] = take_grad_f64;
     table[CYX_OP_take_along_grad][CYX_F32] = table[CYX_OP_take_along_grad][CYX_F64] = cyx_take_along_grad;
+    table[CYX_OP_recurrence][CYX_F32] = table[CYX_OP_recurrence][CYX_F64] = cyx_linear_recurrence;
     table[CYX_OP_one_hot][CYX_I64] = one_hot;
     table[CYX_OP_argmax][CYX_F32] = argmax_f32, table[CYX_OP_argmax][CYX_F64] = argmax_f64;
     table[CYX_OP_argmax][CYX_I64] = argmax_i64, table[CYX_OP_argmax][CYX_I32] = argmax_i32;

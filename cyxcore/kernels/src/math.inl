@@ -1,5 +1,5 @@
-/* exp, log, log1p, tanh, sigmoid, erf, erfc, ndtr, gelu, sin, cos, atan2, pow: at most 2 units in the last place, the same bits
- * everywhere.
+/* exp, log, log1p, tanh, sigmoid, erf, erfc, ndtr, gelu, sin, cos, atan2, hypot, pow: at most 2 units in the last place, the same
+ * bits everywhere; gamma functions and erfinv, whose errors are at each.
  *
  * Every step is an IEEE operation or a fused multiply-add written as such, so a compiler can only choose how
  * many elements go at once. No branch in the functions that matter for speed: the loops around them
@@ -680,7 +680,202 @@ MATH double power_of_positive(double x, double y) {
     return exp_sum_f64(product, __builtin_fabs(product) < 800.0 ? rest : 0.0);
 }
 
+/* In float64, whose range holds the squares. */
+MATH float hypot_f32(float x, float y) {
+    double a = x, b = y, sum = FMA64(a, a, b * b);
+    int infinite = (__builtin_fabsf(x) == INFINITY) | (__builtin_fabsf(y) == INFINITY); /* also beside a NaN */
+    return infinite ? INFINITY : (float)__builtin_sqrt(sum);
+}
+
+/* x - floor(x / y) y, exactly, by a quotient in float64, which holds the product with y of one below 2**29 and is at most one too
+ * large. Not of infinities and NaNs, nor by 0: remainder_by_rule. */
+MATH double remainder_of_small(double x, double y) {
+    double rest = FMA64(-__builtin_floor(x / y), y, x);
+    rest += (rest != 0.0) & ((rest < 0.0) != (y < 0.0)) ? y : 0.0;
+    return __builtin_copysign(rest, y);
+}
+MATH int remainder_by_rule(double x, double y) {
+    return !(__builtin_fabs(x / y) < 0x1p29) | !(__builtin_fabs(y) < INFINITY);
+}
+
+/* ---- gamma functions, in float64 ----
+ *
+ * Their asymptotic series (Abramowitz and Stegun 6.1.40, 6.3.18, 6.4.12) have 16 digits from 8 on; what lies below is brought there
+ * by eight steps of the recurrence. Below 1/2 the reflections are by sin(pi x) and cos(pi x), of the distance to a whole number,
+ * which is exact. */
+
+/* sin(pi r) and cos(pi r) for |r| <= 1/2. */
+MATH double sine_of_half_turns(double r) {
+    double z = r * r, p = -0x1.7ff4e832c02d1p-26; /* (sin(pi r) / r - pi) / r**2 */
+    p = FMA64(p, z, 0x1.aac5bdd9ad6c0p-21);
+    p = FMA64(p, z, -0x1.6fad6c4e00fc1p-16);
+    p = FMA64(p, z, 0x1.e8f434193cda5p-12);
+    p = FMA64(p, z, -0x1.e3074fdd8b579p-8);
+    p = FMA64(p, z, 0x1.50783487edb34p-4);
+    p = FMA64(p, z, -0x1.32d2cce62bd7cp-1);
+    p = FMA64(p, z, 0x1.466bc6775aae2p+1);
+    p = FMA64(p, z, -0x1.4abbce625be53p+2);
+    return r * FMA64(p, z, 0x1.921fb54442d18p+1);
+}
+MATH double cosine_of_half_turns(double r) {
+    double z = r * r, p = 0x1.e25d3ac092e31p-29; /* (cos(pi r) - 1) / r**2 */
+    p = FMA64(p, z, -0x1.29f0b0660bc72p-23);
+    p = FMA64(p, z, 0x1.20c5eb36ce63dp-18);
+    p = FMA64(p, z, -0x1.b6e24e8c156dfp-14);
+    p = FMA64(p, z, 0x1.f9d38a361f020p-10);
+    p = FMA64(p, z, -0x1.a6d1f2a2034ccp-6);
+    p = FMA64(p, z, 0x1.e1f506891baa0p-3);
+    p = FMA64(p, z, -0x1.55d3c7e3cbffap+0);
+    p = FMA64(p, z, 0x1.03c1f081b5ac4p+2);
+    p = FMA64(p, z, -0x1.3bd3cc9be45dep+2);
+    return FMA64(p, z, 1.0);
+}
+
+/* log gamma(x) for x >= 1/2. Next to 1 and 2, where it is 0, the first terms of its series there, which are all that is left. */
+MATH double lgamma_above(double x) {
+    double product = x * (x + 1.0) * ((x + 2.0) * (x + 3.0)) * ((x + 4.0) * (x + 5.0) * ((x + 6.0) * (x + 7.0)));
+    int far = x >= 8.0, second = x > 1.5;
+    double y = far ? x : x + 8.0, inverse = 1.0 / y, z = inverse * inverse;
+    double p = -3617.0 / 122400.0;
+    p = FMA64(p, z, 1.0 / 156.0);
+    p = FMA64(p, z, -691.0 / 360360.0);
+    p = FMA64(p, z, 1.0 / 1188.0);
+    p = FMA64(p, z, -1.0 / 1680.0);
+    p = FMA64(p, z, 1.0 / 1260.0);
+    p = FMA64(p, z, -1.0 / 360.0);
+    p = FMA64(p, z, 1.0 / 12.0);
+    double log_y = log_f64(y), more = FMA64(p, inverse, 0x1.d67f1c864beb5p-1) - log_f64(far ? 1.0 : product);
+    double value = FMA64(y, log_y - 1.0, FMA64(-0.5, log_y, more));
+    double e = x - (second ? 2.0 : 1.0);
+    double q = second ? 0x1.51322ac7d8483p-6 : 0x1.151322ac7d848p-2; /* (zeta(4) - 1) / 4 and zeta(4) / 4, … */
+    q = FMA64(q, e, second ? -0x1.13e001a557607p-4 : -0x1.9a4d55beab2d7p-2);
+    q = FMA64(q, e, second ? 0x1.4a34cc4a60fa6p-2 : 0x1.a51a6625307d3p-1);
+    q = FMA64(q, e, second ? 0x1.b0ee6072093cep-2 : -0x1.2788cfc6fb619p-1);
+    value = __builtin_fabs(e) < 0x1p-14 ? FMA64(q, e, 0.0) : value; /* +0 at both */
+    return x < (double)INFINITY ? value : x;
+}
+/* log |gamma(x)| for x < 1/2, by that of 1 - x. */
+MATH double lgamma_below(double x, double above) {
+    double r = x - __builtin_rint(x), sine = __builtin_fabs(sine_of_half_turns(r));
+    double value = 0x1.250d048e7a1bdp+0 - log_f64(sine) - above; /* log pi */
+    return (r == 0.0) | (x < -0x1p52) ? (double)INFINITY : value;
+}
+
+/* The derivative of log gamma for x >= 1/2. */
+MATH double digamma_above(double x) {
+    double sum = 1.0, product = x; /* sum / product is that of 1 / (x + k) */
+    for (int k = 1; k < 8; k++) sum = FMA64(sum, x + k, product), product *= x + k;
+    int far = x >= 8.0;
+    double y = far ? x : x + 8.0, inverse = 1.0 / y, z = inverse * inverse;
+    double p = -3617.0 / 8160.0;
+    p = FMA64(p, z, 1.0 / 12.0);
+    p = FMA64(p, z, -691.0 / 32760.0);
+    p = FMA64(p, z, 1.0 / 132.0);
+    p = FMA64(p, z, -1.0 / 240.0);
+    p = FMA64(p, z, 1.0 / 252.0);
+    p = FMA64(p, z, -1.0 / 120.0);
+    p = FMA64(p, z, 1.0 / 12.0);
+    double before = far ? 0.0 : sum / product;
+    return log_f64(y) - 0.5 * inverse - p * z - before;
+}
+MATH double digamma_below(double x, double above) {
+    double r = x - __builtin_rint(x);
+    double value = above - 0x1.921fb54442d18p+1 * cosine_of_half_turns(r) / sine_of_half_turns(r);
+    value = (r == 0.0) | (x < -0x1p52) ? (double)NAN : value;
+    return x == 0.0 ? -(double)INFINITY : value;
+}
+
+/* The derivative of digamma. */
+MATH double trigamma_above(double x) {
+    double sum = 1.0, product = x * x; /* sum / product is that of 1 / (x + k)**2 */
+    for (int k = 1; k < 8; k++) {
+        double square = (x + k) * (x + k);
+        sum = FMA64(sum, square, product), product *= square;
+    }
+    int far = x >= 8.0;
+    double y = far ? x : x + 8.0, inverse = 1.0 / y, z = inverse * inverse;
+    double p = -3617.0 / 510.0;
+    p = FMA64(p, z, 7.0 / 6.0);
+    p = FMA64(p, z, -691.0 / 2730.0);
+    p = FMA64(p, z, 5.0 / 66.0);
+    p = FMA64(p, z, -1.0 / 30.0);
+    p = FMA64(p, z, 1.0 / 42.0);
+    p = FMA64(p, z, -1.0 / 30.0);
+    p = FMA64(p, z, 1.0 / 6.0);
+    double before = far ? 0.0 : sum / product;
+    return inverse + (0.5 * z + p * z * inverse) + before;
+}
+MATH double trigamma_below(double x, double above) {
+    double r = x - __builtin_rint(x), ratio = 0x1.921fb54442d18p+1 / sine_of_half_turns(r);
+    return (r == 0.0) | (x < -0x1p52) ? (double)INFINITY : FMA64(ratio, ratio, -above);
+}
+
+/* x times a polynomial in w = -log(1 - x**2), from w = 5 on in sqrt(w) - 3, to 2**-27. */
+MATH float erfinv_f32(float x) {
+    double a = x, w = -log_f64((1.0 - a) * (1.0 + a));
+    double p = 0x1.00d79ace33980p-31;
+    p = FMA64(p, w, -0x1.5ecb04472a75ap-26);
+    p = FMA64(p, w, 0x1.7160ca2726890p-22);
+    p = FMA64(p, w, -0x1.69ec2f33caa8fp-19);
+    p = FMA64(p, w, 0x1.b6512070618e9p-18);
+    p = FMA64(p, w, 0x1.47006dc7355f5p-15);
+    p = FMA64(p, w, -0x1.f76c9d922873ep-14);
+    p = FMA64(p, w, -0x1.32b6478644d4bp-9);
+    p = FMA64(p, w, 0x1.7a7ffa7168253p-7);
+    p = FMA64(p, w, 0x1.db29e139d2f7ep-3);
+    p = FMA64(p, w, 0x1.c5bf893d966b4p-1);
+    double t = __builtin_sqrt(w) - 3.0, q = -0x1.220af2bee8834p-15;
+    q = FMA64(q, t, 0x1.617512fea43a9p-13);
+    q = FMA64(q, t, -0x1.1d7e250c3f128p-12);
+    q = FMA64(q, t, -0x1.1365db7f3e2d2p-13);
+    q = FMA64(q, t, 0x1.825564965b280p-10);
+    q = FMA64(q, t, -0x1.d2d619012b43ap-9);
+    q = FMA64(q, t, 0x1.74bf900d76280p-8);
+    q = FMA64(q, t, -0x1.f4f0c5f02c9cep-8);
+    q = FMA64(q, t, 0x1.35811cb04e46cp-7);
+    q = FMA64(q, t, 0x1.006dca9fa66fap+0);
+    q = FMA64(q, t, 0x1.6a9efbdba6eccp+1);
+    float y = (float)(a * (w < 5.0 ? p : q));
+    return __builtin_fabsf(x) == 1.0f ? __builtin_copysignf(INFINITY, x) : y;
+}
+
+/* Giles 2010, Approximating the erfinv function, for single precision; from w = 5 on a fit of the same kind up to where 1 - |x| is
+ * 2**-53. Then two of Newton's steps, which double the digits: by erf where x is small, else by erfc, whose digits near 1 - |x| it has. */
+MATH double erfinv_f64(double x) {
+    double a = __builtin_fabs(x), w = -log_f64((1.0 - a) * (1.0 + a));
+    double near = w - 2.5, far = __builtin_sqrt(w) - 3.0;
+    double p = 2.81022636e-08;
+    p = FMA64(p, near, 3.43273939e-07);
+    p = FMA64(p, near, -3.5233877e-06);
+    p = FMA64(p, near, -4.39150654e-06);
+    p = FMA64(p, near, 0.00021858087);
+    p = FMA64(p, near, -0.00125372503);
+    p = FMA64(p, near, -0.00417768164);
+    p = FMA64(p, near, 0.246640727);
+    p = FMA64(p, near, 1.50140941);
+    double q = -3.0971342420782707e-07;
+    q = FMA64(q, far, 5.195607782543808e-06);
+    q = FMA64(q, far, -3.6090201876838226e-05);
+    q = FMA64(q, far, 0.00012871673398377935);
+    q = FMA64(q, far, -0.00020947943063116912);
+    q = FMA64(q, far, -0.00012059625026002467);
+    q = FMA64(q, far, 0.0014001585052249947);
+    q = FMA64(q, far, -0.0035401564033343126);
+    q = FMA64(q, far, 0.00571675284457488);
+    q = FMA64(q, far, -0.007654487886023025);
+    q = FMA64(q, far, 0.009441033839953686);
+    q = FMA64(q, far, 1.0016763087406755);
+    q = FMA64(q, far, 2.832976927632848);
+    double y = a * (w < 5.0 ? p : q);
+    for (int step = 0; step < 2; step++) {
+        double beyond = a < 0.5 ? erf_f64(y) - a : (1.0 - a) - erfc_f64(y);
+        y -= beyond / (exp_f64(-y * y) * 0x1.20dd750429b6dp+0); /* 2 / sqrt(pi) */
+    }
+    return __builtin_copysign(a == 1.0 ? (double)INFINITY : y, x);
+}
+
 /* The rest goes one element at a time: scalar_math.c. */
 double cyx_sin(double x);
 double cyx_cos(double x);
 double cyx_pow(double x, double y);
+double cyx_remainder(double x, double y); /* of numbers that were float32 */

@@ -15,6 +15,8 @@ typedef struct {
         T *out_row = (T *)out, one = *from_row;                                                              \
         if (!stride)                                                                                         \
             INDEPENDENT for (int64_t i = 0; i < n; i++) out_row[i] = one;                                    \
+        else if (stride == -1)                                                                               \
+            INDEPENDENT for (int64_t i = 0; i < n; i++) out_row[i] = from_row[-i];                           \
         else                                                                                                 \
             for (int64_t i = 0; i < n; i++) out_row[i] = from_row[i * stride];                               \
     } while (0)

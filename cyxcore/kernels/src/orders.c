@@ -1,10 +1,11 @@
-/* Orders by digits: the places of random words, and of numbers, from the least to the greatest. Nothing is compared: a pass
+/* Orders by digits: the places of random words, and of numbers, from the least to the greatest; and the best of rows. Nothing is compared: a pass
  * by eleven bits puts all in the order of these. Nearly all random words differ in their upper bits, so two or three passes
  * leave next to nothing to do. */
 #include <stdlib.h>
 #include <string.h>
 
 #include "cyx.h"
+#include "elementwise.h"
 #include "pool.h"
 
 enum { DIGIT_BITS = 11, DIGITS = 1 << DIGIT_BITS };
@@ -194,4 +195,60 @@ cyx_status cyx_order_rows(const void *x, int dtype, int64_t rows, int64_t n, int
     }
     free(scratch);
     return CYX_OK;
+}
+
+/* The places of the k best of each row, the best first and equals in their order, by a short list of the best so far: most numbers
+ * are found by a whole chunk not to be among them. Keys are as above, but signed, and turned for the least. */
+static inline int32_t signed_key_of_f32(float x) { return (int32_t)(key_of_f32(x) ^ 0x80000000u); }
+static inline int64_t signed_key_of_f64(double x) { return (int64_t)(key_of_f64(x) ^ (uint64_t)1 << 63); }
+static inline int32_t signed_key_of_i32(int32_t x) { return x; }
+static inline int64_t signed_key_of_i64(int64_t x) { return x; }
+
+typedef struct {
+    const void *x;
+    int64_t n, k;
+    int largest;
+    int64_t *out;
+} best_rows;
+
+#define BEST_ROWS(T, K, TAG)                                                                                 \
+    static void best_rows_##TAG##_body(void *context, int64_t begin, int64_t end) {                          \
+        enum { CHUNK = 64 };                                                                                 \
+        const best_rows *w = context;                                                                        \
+        K best[CYX_MOST_BEST], turned = w->largest ? 0 : -1;                                                 \
+        for (int64_t row = begin; row < end; row++) {                                                        \
+            const T *x = (const T *)w->x + row * w->n;                                                       \
+            int64_t *place = w->out + row * w->k, count = 0;                                                 \
+            for (int64_t at = 0; at < w->n; at += CHUNK) {                                                   \
+                K keys[CHUNK];                                                                               \
+                int64_t size = w->n - at < CHUNK ? w->n - at : CHUNK;                                        \
+                for (int64_t i = 0; i < size; i++) keys[i] = signed_key_of_##TAG(x[at + i]) ^ turned;        \
+                if (count == w->k) {                                                                         \
+                    K least = best[count - 1];                                                               \
+                    int better = 0;                                                                          \
+                    for (int64_t i = 0; i < size; i++) better |= keys[i] > least;                            \
+                    if (!better) continue;                                                                   \
+                }                                                                                            \
+                for (int64_t i = 0; i < size; i++) {                                                         \
+                    if (count == w->k && keys[i] <= best[count - 1]) continue;                               \
+                    int64_t to = count < w->k ? count++ : count - 1;                                         \
+                    for (; to > 0 && best[to - 1] < keys[i]; to--) best[to] = best[to - 1], place[to] = place[to - 1]; \
+                    best[to] = keys[i], place[to] = at + i;                                                  \
+                }                                                                                            \
+            }                                                                                                \
+        }                                                                                                    \
+    }
+BEST_ROWS(float, int32_t, f32)
+BEST_ROWS(double, int64_t, f64)
+BEST_ROWS(int32_t, int32_t, i32)
+BEST_ROWS(int64_t, int64_t, i64)
+
+void cyx_best_of_rows(const void *x, int dtype, int64_t rows, int64_t n, int64_t k, int largest, int64_t *out) {
+    best_rows work = {x, n, k, largest, out};
+    cyx_parallel(rows, cyx_grain(rows, 2.0 * (double)n, CYX_LEAST_WORK),
+                 dtype == CYX_F32   ? best_rows_f32_body
+                 : dtype == CYX_F64 ? best_rows_f64_body
+                 : dtype == CYX_I32 ? best_rows_i32_body
+                                    : best_rows_i64_body,
+                 &work);
 }

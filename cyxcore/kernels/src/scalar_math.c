@@ -149,3 +149,10 @@ double cyx_pow(double x, double y) {
         result = power_of_positive(a, y);
     return negative ? -result : result;
 }
+
+/* As NumPy's: of the sign of y, exact. */
+double cyx_remainder(double x, double y) {
+    double rest = fmod(x, y);
+    if (rest == 0.0) return copysign(0.0, y);
+    return (rest < 0.0) != (y < 0.0) ? rest + y : rest;
+}

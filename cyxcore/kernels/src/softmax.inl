@@ -689,10 +689,44 @@ static void ROW_OF(NAME(softplus_grad))(T *out, const T *g, int64_t sg, const T 
         NAME(softplus_grad_loop)(out, g, sg, x, 0, n);
 }
 BINARY_ROWS(NAME(softplus_grad), T, T)
+
+/* log(e**x + e**y): the greater of them and softplus of minus what lies between. */
+static inline __attribute__((always_inline)) void NAME(logaddexp_loop)(T *out, const T *x, int64_t sx, const T *y,
+                                                                       int64_t sy, int64_t n) {
+    for (int64_t at = 0; at < n; at += SOFTPLUS_NEAR) {
+        T made[SOFTPLUS_NEAR], rest[SOFTPLUS_NEAR];
+        int64_t count = n - at < SOFTPLUS_NEAR ? n - at : SOFTPLUS_NEAR;
+        INDEPENDENT for (int64_t i = 0; i < count; i++) {
+            T one = x[(at + i) * sx], other = y[(at + i) * sy], away = one - other;
+            made[i] = one == other ? 0 : away > 0 ? -away : away; /* of two infinities, too */
+        }
+        NAME(exp_row)(made, made, 0, count);
+        INDEPENDENT for (int64_t i = 0; i < count; i++) {
+            T power = made[i], whole = power + 1;
+            rest[i] = (power - (whole - 1)) * (1 - power * (T)0.5);
+            made[i] = whole;
+        }
+        NAME(log_row)(made, count);
+        INDEPENDENT for (int64_t i = 0; i < count; i++) {
+            T one = x[(at + i) * sx], other = y[(at + i) * sy];
+            out[at + i] = (one > other ? one : other) + (made[i] + rest[i]);
+        }
+    }
+}
+static void ROW_OF(NAME(logaddexp))(T *out, const T *x, int64_t sx, const T *y, int64_t sy, int64_t n) {
+    if (sx && sy)
+        NAME(logaddexp_loop)(out, x, 1, y, 1, n);
+    else if (sx)
+        NAME(logaddexp_loop)(out, x, 1, y, 0, n);
+    else
+        NAME(logaddexp_loop)(out, x, 0, y, sy, n);
+}
+BINARY_ROWS(NAME(logaddexp), T, T)
 static cyx_status NAME(softplus)(const cyx_call *call) { return cyx_run_rows(call, NAME(softplus_body)); }
 
 static void NAME(fill_softmax)(cyx_table table) {
     table[CYX_OP_softplus][DTYPE] = NAME(softplus), table[CYX_OP_softplus_grad][DTYPE] = NAME(softplus_grad);
+    table[CYX_OP_logaddexp][DTYPE] = NAME(logaddexp);
     table[CYX_OP_softmax_grad][DTYPE] = table[CYX_OP_log_softmax_grad][DTYPE] = NAME(softmax_grad);
     table[CYX_OP_softmax][DTYPE] = NAME(softmax), table[CYX_OP_log_softmax][DTYPE] = NAME(log_softmax);
     table[CYX_OP_cross_entropy][DTYPE] = NAME(cross_entropy);
