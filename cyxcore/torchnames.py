@@ -389,13 +389,36 @@ def dist(x: Any, other: Any, p: float = 2) -> Any:
 
 
 @in_float32
-def cdist(x1: Any, x2: Any, p: float = 2.0) -> Any:
-    """The p-norm of each row of x1 (..., P, M) less each of x2 (..., R, M). Returns (..., P, R)."""
-    return composed(_cdist, (to_inexact(x1), to_inexact(x2)), (float(p),), x1.size * x2.shape[-2])
+def cdist(x1: Any, x2: Any, p: float = 2.0, compute_mode: str | None = "use_mm_for_euclid_dist_if_necessary") -> Any:
+    """The p-norm of each row of x1 (..., P, M) less each of x2 (..., R, M). Returns (..., P, R).
+
+    compute_mode, of p = 2: whether it is made of a product of matrices, which takes a fraction of the time, but whose
+    squares are off by some units in the last place of the rows' own: "use_mm_for_euclid_dist", with more than 25 rows
+    on a side ("..._if_necessary"), or "donot_use_mm_for_euclid_dist".
+    """
+    if compute_mode not in (None, *_DISTANCES):
+        raise SpecError(f"cdist: expected compute_mode None or one of {', '.join(_DISTANCES)}, got {compute_mode!r}")
+    many = x1.shape[-2] > MANY_ROWS or x2.shape[-2] > MANY_ROWS
+    product = _DISTANCES[0 if compute_mode is None else _DISTANCES.index(compute_mode)]
+    by_product = p == 2.0 and (product == _DISTANCES[1] or product == _DISTANCES[0] and many)
+    made = _cdist_by_product if by_product else _cdist
+    return composed(made, (to_inexact(x1), to_inexact(x2)), () if by_product else (float(p),), x1.size * x2.shape[-2])
+
+
+_DISTANCES = ("use_mm_for_euclid_dist_if_necessary", "use_mm_for_euclid_dist", "donot_use_mm_for_euclid_dist")
+MANY_ROWS = 25
 
 
 def _cdist(x1: Any, x2: Any, p: float) -> Any:
     return norm(x1.expand_dims(-2) - x2.expand_dims(-3), p, dim=-1)
+
+
+def _cdist_by_product(x1: Any, x2: Any) -> Any:
+    """By |a - b|² = |a|² + |b|² - 2 a b; where that is no more than 0 the gradient is 0."""
+    squares = x1.square().sum(-1, keepdims=True) + x2.square().sum(-1).expand_dims(-2)
+    found = squares - (x1 * 2.0) @ x2.mT
+    near = found <= 0.0
+    return where(near, 0.0, where(near, 1.0, found).sqrt())
 
 
 # arithmetic ---------------------------------------------------------------------------------------

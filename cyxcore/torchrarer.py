@@ -334,8 +334,11 @@ def flipud(x: Any) -> Any:
 def rot90(x: Any, k: int = 1, dims: Sequence[int] = (0, 1)) -> Any:
     """x turned by k times 90 degrees, from the first of two axes towards the second."""
     first, second = (x._axis(axis) for axis in dims)
-    turned = [x, manipulation.flip(x, axis=second).transpose(first, second), manipulation.flip(x, axis=(first, second))]
-    return [*turned, manipulation.flip(x, axis=first).transpose(first, second)][k % 4]
+    turns = k % 4
+    if not turns:
+        return x
+    back = manipulation.flip(x, axis=(second, (first, second), first)[turns - 1])
+    return back if turns == 2 else back.transpose(first, second)
 
 
 def tensor_split(x: Any, indices_or_sections: Any, dim: int = 0) -> list[Any]:

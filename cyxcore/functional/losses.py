@@ -291,6 +291,9 @@ def pdist(x: Any, p: float = 2.0) -> Any:
         raise ShapeError(f"pdist: expected x (N, D), got {x.shape}")
     count = x.shape[0]
     every = composed(_distances, (x,), (float(p),), count * x.size).reshape(-1)
+    if isinstance(x, InPlace):
+        rows = x._constant(range(count), "int64")
+        return apply("take", every, (rows.reshape(-1, 1) < rows).reshape(-1)._true_places(), axis=0)
     later = chain.from_iterable(range(i * count + i + 1, (i + 1) * count) for i in range(count))
     return looked_up(every, list(later), 0)
 

@@ -1,6 +1,7 @@
 """The rarer of PyTorch's names: the values and the gradients PyTorch has."""
 
 import inspect
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -347,3 +348,45 @@ def test_every_name_is_there_and_explained() -> None:
         assert callable(getattr(cx.tensor(X), name)) and method.__doc__, name
     for maker in torchrarer.MAKERS:
         assert inspect.unwrap(getattr(cx, maker.__name__)) is inspect.unwrap(maker) and maker.__doc__
+
+
+def test_the_inverse_error_function_of_float64_has_its_digits_next_to_0_and_to_1() -> None:
+    x = np.concatenate([10.0 ** np.linspace(-300, -1, 60), 1 - 10.0 ** -np.linspace(1, 15.9, 60)])
+    made = cx.special.erfinv(cx.tensor(np.concatenate([x, -x]))).numpy()
+    half = len(x)
+    np.testing.assert_array_equal(made[:half], -made[half:])
+    np.testing.assert_allclose(made[:55], x[:55] * math.sqrt(math.pi) / 2, rtol=1e-13)  # up to 1e-26
+    back = np.array([math.erfc(v) for v in made[:half]])
+    np.testing.assert_allclose(back, 1 - x, rtol=1e-13)
+
+
+@pytest.mark.parametrize("mode", [None, "use_mm_for_euclid_dist", "donot_use_mm_for_euclid_dist"])
+def test_distances_are_made_by_a_product_or_by_differences(mode: str | None) -> None:
+    dice = np.random.default_rng(3)
+    given = [dice.standard_normal(shape) for shape in ((2, 30, 5), (2, 40, 5))]
+    ours = [cx.tensor(each, requires_grad=True) for each in given]
+    theirs = [torch.tensor(each, requires_grad=True) for each in given]
+    kind = {} if mode is None else {"compute_mode": mode}
+    found, wanted = cx.cdist(*ours, **kind), torch.cdist(*theirs, **kind)
+    np.testing.assert_allclose(found.detach().numpy(), wanted.detach().numpy(), rtol=1e-9)
+    (found * found.detach().cos()).sum().backward()
+    (wanted * wanted.detach().cos()).sum().backward()
+    for one, other in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(one.grad.numpy(), other.grad.numpy(), rtol=1e-8, atol=1e-10)
+
+
+def test_distances_of_points_far_away_are_exact_where_they_are_subtracted() -> None:
+    x = 1e4 + np.arange(60, dtype=np.float32).reshape(30, 2) / 64
+    wanted = np.sqrt(((x[:, None].astype(np.float64) - x[None]) ** 2).sum(-1))
+    plain = cx.cdist(cx.tensor(x), cx.tensor(x), compute_mode="donot_use_mm_for_euclid_dist").numpy()
+    np.testing.assert_allclose(plain, wanted, rtol=1e-6)
+    product = cx.cdist(cx.tensor(x), cx.tensor(x)).numpy()
+    assert np.abs(product**2 - wanted**2).max() <= 8 * np.spacing(np.float32(2e8))
+    with pytest.raises(SpecError, match="compute_mode None or one of"):
+        cx.cdist(cx.tensor(x), cx.tensor(x), compute_mode="by hand")
+
+
+def test_a_distance_of_0_has_no_gradient() -> None:
+    x = cx.zeros(30, 2, requires_grad=True)
+    cx.cdist(x, cx.zeros(30, 2)).sum().backward()
+    assert not x.grad.any()
