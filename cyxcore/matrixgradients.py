@@ -8,6 +8,8 @@ S. F. Walter and L. Lehmann (2018). Eigenvectors and singular vectors have gradi
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from cyxcore.dtype import COMPLEX
 from cyxcore.elementwise import conj, real
 from cyxcore.errors import GradientError
@@ -30,17 +32,18 @@ def _h(x: Any) -> Any:
     return conj(x.mT) if x.dtype in COMPLEX else x.mT
 
 
-def _mask(like: Any, keep: Callable[[int, int], float]) -> Any:
-    """keep(row, column) as a matrix of like's size and dtype."""
+def _mask(like: Any, keep: Callable[[Any, Any], Any]) -> Any:
+    """keep(rows, columns) of their numbers, as a matrix of like's size and dtype."""
     rows, columns = like.shape[-2:]
-    numbers = [keep(row, column) for row in range(rows) for column in range(columns)]
-    return like._constant(numbers, like.dtype).reshape(rows, columns)
+    numbers = np.asarray(keep(np.arange(rows)[:, None], np.arange(columns)), np.float64)
+    made = like._constant(numbers.reshape(-1).tolist() if like.is_symbolic else numbers, like.dtype)
+    return made.reshape(rows, columns)
 
 
 def _diagonal(row: Any) -> Any:
     """(..., N) as the diagonal of matrices."""
     square = row.expand_dims(-1).broadcast_to(*row.shape, row.shape[-1])
-    return square * _mask(square, lambda a, b: float(a == b))
+    return square * _mask(square, lambda a, b: a == b)
 
 
 def _symmetric(x: Any) -> Any:
@@ -51,7 +54,7 @@ def _symmetric(x: Any) -> Any:
 def _gaps(row: Any) -> Any:
     """1 / (row[b] - row[a]) at (a, b), 0 on the diagonal."""
     gaps = row.expand_dims(-2) - row.expand_dims(-1)
-    eye = _mask(gaps, lambda a, b: float(a == b))
+    eye = _mask(gaps, lambda a, b: a == b)
     return (1.0 - eye) / (gaps + eye)
 
 
@@ -69,7 +72,7 @@ def _solve(g: Any, x: Sequence[Any], y: Any, attrs: Attrs) -> Sequence[Any]:
 @_rule("cholesky")
 def _cholesky(g: Any, x: Sequence[Any], y: Any, attrs: Attrs) -> Sequence[Any]:
     inner = _h(y) @ g
-    half = inner * _mask(inner, lambda a, b: 1.0 if a > b else 0.5 if a == b else 0.0)
+    half = inner * _mask(inner, lambda a, b: (a > b) + (a == b) * 0.5)
     back = apply("inv", y)
     return (_symmetric(_h(back) @ half @ back),)
 
@@ -79,7 +82,7 @@ def _det(g: Any, x: Sequence[Any], y: Any, attrs: Attrs) -> Sequence[Any]:
     """The matrix of cofactors: det(x) inv(x)H, and from the singular values where a determinant is 0."""
     singular = (y == 0).sum() > 0
     if y.is_symbolic:  # which of the two it is turns out when the plan runs; the other one gets a matrix it can take
-        easy = _mask(x[0], lambda a, b: float(a + 1 if a == b else 0)).broadcast_to(x[0].shape)
+        easy = _mask(x[0], lambda a, b: (a == b) * (a + 1)).broadcast_to(x[0].shape)
         one = _cofactors(g, apply("where", singular, x[0], easy))
         return (apply("where", singular, one, _times_inverse(g, y, apply("where", singular, easy, x[0]))),)
     return (_cofactors(g, x[0]) if singular.item() else _times_inverse(g, y, x[0]),)
@@ -94,7 +97,7 @@ def _cofactors(g: Any, x: Any) -> Any:
     n = x.shape[-1]
     u, s, vh = unpacked("svd", apply("svd", x), x.shape, {"full": False})
     others = s.expand_dims(-2).broadcast_to(*s.shape, n)
-    one = _mask(others, lambda a, b: float(a == b))
+    one = _mask(others, lambda a, b: a == b)
     others = apply("prod", others * (1.0 - one) + one, axes=(others.ndim - 1,), keepdims=False)
     phase = apply("det", u) * apply("det", vh)
     scale = g * (conj(phase) if phase.dtype in COMPLEX else phase)
@@ -148,7 +151,7 @@ def _eig(g: Any, x: Sequence[Any], y: Any, attrs: Attrs) -> Sequence[Any]:
     (values, vectors), (of_values, of_vectors) = (unpacked("eig", packed, x[0].shape, {}) for packed in (y, g))
     adjoint = _h(vectors)
     turned = adjoint @ of_vectors
-    own = (turned * _mask(turned, lambda a, b: float(a == b))).sum(-1)
+    own = (turned * _mask(turned, lambda a, b: a == b)).sum(-1)
     along = (adjoint @ vectors) * real(own).astype(own.dtype).expand_dims(-2)
     inner = _diagonal(of_values) + (turned - along) * conj(_gaps(values))
     return (_of_input(x[0], apply("solve", adjoint, inner @ adjoint)),)
@@ -187,6 +190,6 @@ def _qr(g: Any, x: Sequence[Any], y: Any, attrs: Attrs) -> Sequence[Any]:
         raise GradientError(f"qr: a gradient needs mode 'reduced' and rows >= columns, got {x[0].shape}")
     (q, r), (gq, gr) = (unpacked("qr", packed, x[0].shape, attrs) for packed in (y, g))
     inner = r @ _h(gr) - _h(gq) @ q
-    lower = inner * _mask(inner, lambda a, b: float(a >= b))
-    strict = inner * _mask(inner, lambda a, b: float(a > b))
+    lower = inner * _mask(inner, lambda a, b: a >= b)
+    strict = inner * _mask(inner, lambda a, b: a > b)
     return (_h(apply("solve", r, _h(gq + q @ (lower + _h(strict))))),)
