@@ -141,9 +141,14 @@ class Tensor(Held, Leaving):
         return _planned("cyxcore.composed", "composed")(function, inputs, options)
 
     def _in_halves(
-        self, function: Callable[..., Any], inputs: Sequence[Any], options: tuple[Any, ...], half: str | None
+        self,
+        function: Callable[..., Any],
+        inputs: Sequence[Any],
+        options: tuple[Any, ...],
+        half: str | None,
+        elements: int = 0,
     ) -> Any:
-        if devices.planned[0] and math.prod(self.shape) >= LEAST_COMPOSED:
+        if devices.planned[0] and (elements or math.prod(self.shape)) >= LEAST_COMPOSED:
             with casting.of_thread(None):
                 found = _planned("cyxcore.composed", "in_halves")(function, inputs, options, half)
             if found is not None:

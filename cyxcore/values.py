@@ -237,11 +237,17 @@ class Value:
         return function(*inputs, *options)
 
     def _in_halves(
-        self, function: Callable[..., Any], inputs: Sequence[Any], options: tuple[Any, ...], half: str | None
+        self,
+        function: Callable[..., Any],
+        inputs: Sequence[Any],
+        options: tuple[Any, ...],
+        half: str | None,
+        elements: int = 0,
     ) -> Any:
         """_composed in float32 of inputs that are rounded to half before, and rounded afterwards, too.
 
-        half: None takes the inputs as they are, and rounds to the dtype of this one, the first.
+        half: None takes the inputs as they are, and rounds to the dtype of this one, the first. elements: as of
+        _composed.
         """
         return casting.step_by_step(function, inputs, options, half)
 

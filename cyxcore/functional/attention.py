@@ -62,10 +62,11 @@ def _attended(
         given, options = (*given, query._next_key()), (*options, dropout_p)
     else:
         function, options = _attention_with_dropout, (*options, dropout_p, training)
-    if half is not None:
-        return query._in_halves(function, given, options, half)
     scores = query.shape[-2] * key.shape[-2]
-    return composed(function, given, options, scores if scores >= LONG else 0)
+    elements = scores if scores >= LONG else 0
+    if half is not None:
+        return query._in_halves(function, given, options, half, elements)
+    return composed(function, given, options, elements)
 
 
 def _are_drawn_for(*inputs: Any) -> bool:
