@@ -60,7 +60,7 @@ def test_it_has_the_bits_of_the_calls_it_stands_for(
 
 
 @pytest.mark.parametrize("from_zero", [False, True])
-@pytest.mark.parametrize("terms", [1, 32, 5000])
+@pytest.mark.parametrize("terms", [1, 32, 5000, 1 << 32])
 @pytest.mark.parametrize("dtype", gradients.SUMMED_ALONG)
 def test_the_kernel_is_the_definition_on_any_number_of_threads(dtype: str, terms: int, from_zero: bool) -> None:
     dice = np.random.default_rng(7)

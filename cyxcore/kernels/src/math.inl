@@ -764,7 +764,9 @@ MATH double lgamma_below(double x, double above) {
 /* The derivative of log gamma for x >= 1/2. */
 MATH double digamma_above(double x) {
     double sum = 1.0, product = x; /* sum / product is that of 1 / (x + k) */
-    for (int k = 1; k < 8; k++) sum = FMA64(sum, x + k, product), product *= x + k;
+#define STEP(k) sum = FMA64(sum, x + (k), product), product *= x + (k)
+    STEP(1.0), STEP(2.0), STEP(3.0), STEP(4.0), STEP(5.0), STEP(6.0), STEP(7.0); /* a loop would stop compilers from making vectors */
+#undef STEP
     int far = x >= 8.0;
     double y = far ? x : x + 8.0, inverse = 1.0 / y, z = inverse * inverse;
     double p = -3617.0 / 8160.0;
@@ -788,10 +790,9 @@ MATH double digamma_below(double x, double above) {
 /* The derivative of digamma. */
 MATH double trigamma_above(double x) {
     double sum = 1.0, product = x * x; /* sum / product is that of 1 / (x + k)**2 */
-    for (int k = 1; k < 8; k++) {
-        double square = (x + k) * (x + k);
-        sum = FMA64(sum, square, product), product *= square;
-    }
+#define STEP(k) sum = FMA64(sum, (x + (k)) * (x + (k)), product), product *= (x + (k)) * (x + (k))
+    STEP(1.0), STEP(2.0), STEP(3.0), STEP(4.0), STEP(5.0), STEP(6.0), STEP(7.0);
+#undef STEP
     int far = x >= 8.0;
     double y = far ? x : x + 8.0, inverse = 1.0 / y, z = inverse * inverse;
     double p = -3617.0 / 510.0;
@@ -839,8 +840,14 @@ MATH float erfinv_f32(float x) {
     return __builtin_fabsf(x) == 1.0f ? __builtin_copysignf(INFINITY, x) : y;
 }
 
+/* One of Newton's steps: by erf where a is small, else by erfc, whose digits 1 - a has. */
+MATH double nearer_erfinv(double y, double a) {
+    double small = erf_f64(y) - a, large = (1.0 - a) - erfc_f64(y);
+    return y - (a < 0.5 ? small : large) / (exp_f64(-y * y) * 0x1.20dd750429b6dp+0); /* 2 / sqrt(pi) */
+}
+
 /* Giles 2010, Approximating the erfinv function, for single precision; from w = 5 on a fit of the same kind up to where 1 - |x| is
- * 2**-53. Then two of Newton's steps, which double the digits: by erf where x is small, else by erfc, whose digits near 1 - |x| it has. */
+ * 2**-53. Then two of Newton's steps, which double the digits. */
 MATH double erfinv_f64(double x) {
     double a = __builtin_fabs(x), w = -log_f64((1.0 - a) * (1.0 + a));
     double near = w - 2.5, far = __builtin_sqrt(w) - 3.0;
@@ -867,10 +874,7 @@ MATH double erfinv_f64(double x) {
     q = FMA64(q, far, 1.0016763087406755);
     q = FMA64(q, far, 2.832976927632848);
     double y = a * (w < 5.0 ? p : q);
-    for (int step = 0; step < 2; step++) {
-        double beyond = a < 0.5 ? erf_f64(y) - a : (1.0 - a) - erfc_f64(y);
-        y -= beyond / (exp_f64(-y * y) * 0x1.20dd750429b6dp+0); /* 2 / sqrt(pi) */
-    }
+    y = nearer_erfinv(nearer_erfinv(y, a), a);
     return __builtin_copysign(a == 1.0 ? (double)INFINITY : y, x);
 }
 
