@@ -13,6 +13,7 @@ from cyxcore import casting, matrixgradients
 from cyxcore.dtype import COMPLEX, INEXACT, is_float
 from cyxcore.elementwise import conj, real
 from cyxcore.errors import GradientError
+from cyxcore.functional.pooling import largest_of
 from cyxcore.graph import Node
 from cyxcore.indexing import spread
 from cyxcore.ops import OWN_GRADIENT
@@ -31,7 +32,7 @@ BY_INPUT: dict[str, tuple[Callable[[Any, Sequence[Any], Mapping[str, Any]], Any]
 NO_GRADIENT = frozenset(
     "input param const key detach sign floor logical_not equal not_equal less less_equal greater "
     "greater_equal logical_and "
-    "logical_or argmax one_hot uniform max_pool2d_grad sgd_update momentum "
+    "logical_or argmax one_hot uniform sgd_update momentum "
     "nesterov_update "
     "all any argmin cumulative_argmax cumulative_argmin argsort searchsorted nonzero scatter "
     "ceil trunc round signbit nextafter floor_divide integer_pow lgamma digamma trigamma erfinv "
@@ -264,7 +265,7 @@ def totals(
 # element-wise -------------------------------------------------------------------------------------
 
 RULES["neg"] = lambda g, x, y, a: (-g,)
-RULES["abs"] = lambda g, x, y, a: (g.astype(x[0].dtype) * apply("sign", x[0]),)
+RULES["abs"] = lambda g, x, y, a: (g.astype(x[0].dtype) * x[0].sign(),)
 RULES["conj"] = lambda g, x, y, a: (conj(g),)
 RULES["real"] = lambda g, x, y, a: (g.astype(x[0].dtype),)
 RULES["imag"] = lambda g, x, y, a: (g.astype(x[0].dtype) * (1j if x[0].dtype in COMPLEX else 0.0),)
@@ -537,6 +538,17 @@ BY_INPUT["conv2d_grad_weight"] = (
     lambda g, x, a: apply("conv2d_grad_input", x[0], g, **_conv(a), input_shape=x[1].shape),
 )
 RULES["max_pool2d"] = lambda g, x, y, a: (apply("max_pool2d_grad", g, x[0], **a),)
+
+
+@rule("max_pool2d_grad")
+def _max_pool2d_grad(g: Any, x: Sequence[Any], y: Any, attrs: Mapping[str, Any]) -> Sequence[Any]:
+    """Each window has back what its largest element, of equals the first, was given."""
+    count, channels, *sizes = x[1].shape
+    at = largest_of(x[1], **attrs).reshape(count, channels, -1)
+    taken = apply("take_along", g.reshape(count, channels, math.prod(sizes)), at, axis=2)
+    return taken.reshape(*x[0].shape), None
+
+
 RULES["avg_pool2d"] = lambda g, x, y, a: (apply("avg_pool2d_grad", g, **a, input_shape=x[0].shape),)
 RULES["avg_pool2d_grad"] = lambda g, x, y, a: (
     apply("avg_pool2d", g, kernel=a["kernel"], stride=a["stride"], padding=a["padding"]),

@@ -165,6 +165,12 @@ def largest_at(x: Any, places: list[list[list[int]]]) -> Any:
     return apply("take", table.reshape(-1), best + starts, axis=0)
 
 
+def largest_of(x: Any, kernel: Pair, stride: Pair, padding: Pair) -> Any:
+    """The same of the windows of the op max_pool2d."""
+    name, sizes = "max_pool2d", x.shape[2:]
+    return largest_at(x, _places(name, sizes, _laid(name, sizes, kernel, stride, padding, 1, False)))
+
+
 def max_pool1d(
     x: Any,
     kernel_size: int,

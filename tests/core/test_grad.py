@@ -1,5 +1,6 @@
 """Every gradient rule against central finite differences in float64, on every device."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -122,6 +123,8 @@ CASES: list[tuple[str, list[np.ndarray], dict[str, Any]]] = [
     ("conv2d_grad_weight", [real(2, 4, 2, 7), real(2, 2, 4, 5)], {**CONV, "weight_shape": (4, 1, 3, 2)}),
     ("max_pool2d", [apart(2, 2, 5, 6)], POOL),
     ("max_pool2d", [apart(1, 2, 5, 5)], OVER),
+    ("max_pool2d_grad", [real(2, 2, 3, 3), apart(2, 2, 5, 6)], POOL),
+    ("max_pool2d_grad", [real(1, 2, 3, 3), apart(1, 2, 5, 5)], OVER),
     ("avg_pool2d", [real(2, 2, 5, 6)], POOL),
     ("avg_pool2d", [real(1, 2, 5, 5)], OVER),
     ("avg_pool2d_grad", [real(2, 2, 3, 3)], {**POOL, "input_shape": (2, 2, 5, 6)}),
@@ -171,9 +174,9 @@ def test_a_gradient_is_the_slope(case: tuple[str, list[np.ndarray], dict[str, An
     result.backward(weight)
     for place, tensor in enumerate(tensors):
         if tensor.requires_grad:
-            assert tensor.grad is not None
+            found = 0.0 if tensor.grad is None else tensor.grad.numpy()
             expected = numeric(op, inputs, attrs, weight, place)
-            np.testing.assert_allclose(tensor.grad.numpy(), expected, rtol=2e-6, atol=2e-7)
+            np.testing.assert_allclose(found, expected, rtol=2e-6, atol=2e-7)
 
 
 @pytest.mark.parametrize("place", [0, 1])
@@ -250,6 +253,33 @@ def test_every_rule_is_checked() -> None:
     ours.discard("host_call")  # its callers say the rule: test_compiled_ops.py
     ours.discard("ctc_loss_grad")  # there is no second one: test_ctc.py
     assert ours - {case[0] for case in CASES} == {"by_mode", *SYMMETRIC, *TRANSFORMS}
+
+
+TWICE: dict[str, Callable[[Any], Any]] = {
+    "max_pool1d": lambda x: F.max_pool1d(x, 2),
+    "max_pool2d": lambda x: F.max_pool2d(x, 3, 2, 1, ceil_mode=True),
+    "adaptive_max_pool2d": lambda x: F.adaptive_max_pool2d(x, 3),
+    "abs of complex numbers": lambda x: cx.fft.fft(x).abs(),
+    "a sorted row": lambda x: cx.sort(x),
+    "cumulative_max": lambda x: cx.cummax(x, 1).values,
+    "scatter_reduce": lambda x: cx.zeros_like(x).scatter_reduce(1, cx.zeros(x.shape, dtype="int64"), x, "amax"),
+}
+
+
+@pytest.mark.parametrize("name", TWICE)
+def test_a_second_gradient_is_the_slope_of_the_first(name: str) -> None:
+    start = apart(2, 6, 6) / 7
+
+    def first(x: Any) -> Any:
+        return cx.autograd.grad((TWICE[name](x) ** 3).sum(), x, create_graph=True)[0]
+
+    x = Tensor(start, requires_grad=True)
+    weight = real(2, 6, 6)
+    second = cx.autograd.grad((first(x) * weight).sum(), x)[0]
+    step = 1e-6 * weight
+    after, before = (first(Tensor(start + way, requires_grad=True)).detach() for way in (step, -step))
+    slope = (after - before) / 2e-6  # of all of x at once: the Hessian is symmetric
+    np.testing.assert_allclose(second.numpy(), slope.numpy(), rtol=1e-5, atol=1e-5)
 
 
 def test_equal_elements_share_the_gradient_of_max() -> None:
