@@ -8,8 +8,6 @@ S. F. Walter and L. Lehmann (2018). Eigenvectors and singular vectors have gradi
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from cyxcore.dtype import COMPLEX
 from cyxcore.elementwise import conj, real
 from cyxcore.errors import GradientError
@@ -34,6 +32,8 @@ def _h(x: Any) -> Any:
 
 def _mask(like: Any, keep: Callable[[Any, Any], Any]) -> Any:
     """keep(rows, columns) of their numbers, as a matrix of like's size and dtype."""
+    import numpy as np  # here: a graph is made without it
+
     rows, columns = like.shape[-2:]
     numbers = np.asarray(keep(np.arange(rows)[:, None], np.arange(columns)), np.float64)
     made = like._constant(numbers.reshape(-1).tolist() if like.is_symbolic else numbers, like.dtype)
