@@ -16,7 +16,7 @@ from cyxcore.kernels import cpu
 from cyxcore.order import schedule
 from cyxcore.passes import optimise
 from cyxcore.plan import Plan
-from cyxcore.symbols import Builder
+from cyxcore.symbols import Builder, Symbol
 from tests.core.test_bands import assert_each_call_comes_once_and_after_those_it_reads
 
 needs_amx = pytest.mark.skipif(not cpu.amx(), reason="no AMX here")
@@ -40,6 +40,18 @@ def _short_is_long(monkeypatch: pytest.MonkeyPatch, own_machine: None) -> None:
     """Sequences of a test count as long ones."""
     monkeypatch.setattr(rowblocks, "LEAST_BYTES", 1)
     monkeypatch.setattr(rowblocks, "BLOCK_BYTES", 5000)
+
+
+def inputs_of(builder: Builder, rows: int, columns: int) -> list[Symbol]:
+    """Queries, keys, values, and the gradient of what they give."""
+    of_queries, of_keys = (*STACK, rows), (*STACK, columns)
+    sizes = {
+        "query": (*of_queries, TERMS),
+        "key": (*of_keys, TERMS),
+        "value": (*of_keys, VALUES),
+        "gradient": (*of_queries, VALUES),
+    }
+    return [builder.input(name, shape) for name, shape in sizes.items()]
 
 
 def attention(
@@ -112,15 +124,7 @@ def test_masks_of_positions_and_of_padding_are_joined_in_each_block(
     monkeypatch.setattr("cyxcore.recompute.LEAST_BYTES", 1)
     rows, columns = 67, 61
     builder = Builder()
-    query, key, value, gradient = (
-        builder.input(name, (*STACK, length, size))
-        for name, length, size in (
-            ("query", rows, TERMS),
-            ("key", columns, TERMS),
-            ("value", columns, VALUES),
-            ("gradient", rows, VALUES),
-        )
-    )
+    query, key, value, gradient = inputs_of(builder, rows, columns)
     masks = [
         builder.input(name, shape, "bool" if kind == "bool" else "float32")
         for name, shape, kind in zip(
@@ -252,15 +256,7 @@ def test_a_compiled_step_learns_a_mask_as_the_plain_one_does() -> None:
 def dropping(rows: int, columns: int, causal: bool = False) -> Graph:
     """Attention with dropout, there and back."""
     builder = Builder()
-    query, key, value, gradient = (
-        builder.input(name, (*STACK, length, size))
-        for name, length, size in (
-            ("query", rows, TERMS),
-            ("key", columns, TERMS),
-            ("value", columns, VALUES),
-            ("gradient", rows, VALUES),
-        )
-    )
+    query, key, value, gradient = inputs_of(builder, rows, columns)
     mixed = F.scaled_dot_product_attention(query, key, value, None, 0.25, causal, training=True)
     back = totals(builder, mixed, gradient, [query, key, value], {})
     return builder.graph(mixed, *[x for x in back if x is not None])
