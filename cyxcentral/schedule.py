@@ -166,8 +166,10 @@ def refusal(job: Job, candidate: Candidate) -> str | None:
     if candidate.active_runs >= node.max_runs:
         return f"busy with {candidate.active_runs} of {node.max_runs} runs"
     if (needed := needed_gpu_bytes(job)) > (free := candidate.gpu_free_bytes):
-        if not free:
+        if candidate.gpu_runs >= len(node.hardware.gpus):
             return f"all of its GPUs are busy ({candidate.gpu_runs})"
+        if not free:
+            return "other programs have filled its GPUs"
         return f"{_mib(free)} MiB on a free GPU, {_mib(needed)} MiB needed"
     if candidate.memory_free_bytes < job.memory_bytes:
         return f"{_mib(candidate.memory_free_bytes)} MiB of memory free, {_mib(job.memory_bytes)} MiB needed"

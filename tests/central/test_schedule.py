@@ -65,6 +65,8 @@ def test_a_gpu_must_have_the_memory_that_the_job_needs():
     assert schedule.refusal(gpu_job, busy) == "8192 MiB on a free GPU, 10240 MiB needed"
     assert schedule.lacking(gpu_job, busy) == ["too little memory on a free GPU"]
     assert schedule.refusal(replace(gpu_job, gpu_memory_bytes=2**33), busy) is None
+    filled = replace(mixed, node=replace(mixed.node, gpus_free_bytes=(0, 0)))
+    assert schedule.refusal(gpu_job, filled) == "other programs have filled its GPUs"
 
 
 def test_the_faster_the_better_known_and_the_cheaper_node_wins():
