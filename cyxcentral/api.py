@@ -585,9 +585,10 @@ class Api:
 
     def _deployment(self, caller: str, deployment: str, replicas: list[jobs.Job]) -> m.DeploymentView:
         now_ms, said = self._machine.wall_ms(), self._central.dispatch.replicas
+        called = {job_id: turn for turn, job_id in enumerate(self._world.replicas.get(deployment, ()))}
         first = sorted(  # of those that stand by whoever is called first
             replicas,
-            key=lambda job: (job.outcome is not None, job.standby, job.submitted_at_ms if job.standby else 0),
+            key=lambda job: (job.outcome is not None, job.standby, called.get(job.job_id, 0) if job.standby else 0),
         )[:REPLICAS_SHOWN]
         shown = [
             views.replica_view(

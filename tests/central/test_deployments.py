@@ -292,14 +292,16 @@ async def test_the_owner_sees_each_replica_in_its_state_with_what_its_node_said(
 
 async def test_of_very_many_replicas_those_at_work_are_told_first_and_how_many_are_not(central, monkeypatch):
     monkeypatch.setattr(api, "REPLICAS_SHOWN", 2)
+    at_once = central.log.machine.wall_ms()  # who is called first is told by the order of the log alone
+    monkeypatch.setattr(central.log, "machine", Machine(wall_ms=lambda: at_once))
     bounds = {"least": 1, "most": 4}
     await ready(central, **bounds)
-    for number in (2, 3, 4):
+    for number in (3, 2, 4):
         await central.job(f"job-{number}", f.FUNDED, **served(standby=True, **bounds))
     ask = m.DeploymentListRequest(deployment=f.DEPLOYMENT)
     (found,) = (await api_of(central)._deployments("alice", ask)).deployments
     told = [(each.job_id, each.state) for each in found.replicas]  # of those that stand by, who is called first
-    assert (told, found.ready, found.untold) == ([("job-2", "standby"), ("job-1", "ready")], 1, 2)
+    assert (told, found.ready, found.untold) == ([("job-3", "standby"), ("job-1", "ready")], 1, 2)
 
 
 async def test_others_see_that_a_public_deployment_is_there_and_nothing_of_a_private_one(central):
