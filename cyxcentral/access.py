@@ -382,7 +382,8 @@ class Access:
 
         with self._one_more(m.HttpSession, identity, are, SESSIONS_REMEMBERED, no):
             await self._change(session.id, decide)
-        live = sorted(self._live(identity, m.HttpSession), key=lambda each: each.refreshed_at_ms)
+        # by the order of the stream, as their times are of several centrals' clocks, and may be the same
+        live = sorted(self._live(identity, m.HttpSession), key=lambda each: self._held[each.id][0])
         for old in live[:-SESSIONS_PER_IDENTITY]:
             await self.revoke(old.id, "newer sessions took its place")
         return session, self._refresh_token(session)
