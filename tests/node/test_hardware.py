@@ -1,5 +1,6 @@
 """What a node says of its machine."""
 
+import itertools
 import os
 import sys
 from collections import namedtuple
@@ -23,6 +24,13 @@ def test_the_facts_of_this_machine_are_sane() -> None:
     assert 0 < facts.memory_free_bytes <= facts.memory_bytes <= psutil.virtual_memory().total
     assert facts.cpu and facts.os
     assert 1e8 < facts.flops_per_s < 1e15
+
+
+def test_a_machine_that_stands_still_while_it_is_measured_is_slow_and_not_without_speed(monkeypatch) -> None:
+    seconds = itertools.count()  # each look at the clock comes a second after the one before
+    monkeypatch.setattr(hardware.time, "perf_counter", lambda: next(seconds))
+    assert hardware.measure_flops_per_s() == 2 * hardware.FLOPS_MATRIX**3
+    assert hardware.measure_bytes_per_s() == 2 * hardware.COPY_BYTES
 
 
 def test_the_offer_bounds_the_memory() -> None:
