@@ -1251,6 +1251,8 @@ def recur(
         raise ValueError(f"expected a weight of states of {one.size}, of an LSTM with a projection fewer, got {one.state}")
     inputs, states, cell_states = one.rows * one.steps * one.size, one.rows * one.state, one.rows * one.size
     one.kept = hidden.shape[0] == one.steps + 1
+    if one.steps == 1 and not back and (projection is not None and whole is None or one.kind == CYX_GRU and cells is None):
+        one.kept = False # two states are those of all steps, too: what is kept beside them tells which is meant
     one.reverse = reverse
     if not one.kept and (back or hidden.shape[0] != 2):
         raise ValueError(f"expected the states of all steps, or two, got {hidden.shape[0]}")

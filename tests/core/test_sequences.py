@@ -98,6 +98,19 @@ def test_layers_of_every_size_have_the_bits_of_single_operations(monkeypatch, th
     _same_as_one_by_one(monkeypatch, run, by_kernel=(kind, hidden) != ("RNN", 1))
 
 
+@pytest.mark.parametrize("steps", [1, 2, 3])
+@pytest.mark.parametrize("name", LAYERS)
+def test_where_no_gradient_is_asked_for_the_bits_are_the_same(monkeypatch, threads, name, steps):
+    kind, options = LAYERS[name]
+
+    def run():
+        with cx.no_grad():  # two states are kept, used in turn: of one step they are all there are
+            outputs, states = _layer(kind, **options)(_drawn(3, steps, INPUTS))
+        return [outputs, *(states if isinstance(states, tuple) else (states,))]
+
+    _same_as_one_by_one(monkeypatch, run)
+
+
 # Rows, steps, inputs, hidden units, projected ones.
 PROJECTED = [
     (1, 1, 1, 3, 2),
