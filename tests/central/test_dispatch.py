@@ -774,6 +774,7 @@ async def test_a_run_that_goes_to_and_fro_makes_no_progress(central, again):
     await central.dispatch._heartbeat(heartbeat(("job-1", 1, *again)))
     central.dispatch.advanced("job-1", 1, ("stored", 5))
     assert central.dispatch._advanced["job-1", 1] is seen
+    await stands_still(central, ms=1)
     central.dispatch.advanced("job-1", 1, ("training", 6))
     assert central.dispatch._advanced["job-1", 1][1] > seen[1]
 
@@ -795,6 +796,7 @@ async def test_a_run_whose_pause_was_taken_back_makes_progress_as_before(central
     await central.say(subjects.job_event("job-1"), f.RESUMED)
     await central.dispatch._sweep()
     since_ms = central.dispatch._advanced["job-1", 1][1]
+    await stands_still(central, ms=1)
     central.dispatch.advanced("job-1", 1, ("training", 1))
     assert central.dispatch._advanced["job-1", 1][1] > since_ms
 
