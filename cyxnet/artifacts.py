@@ -35,6 +35,7 @@ CHUNK_S, CHUNK_TRIES = 30.0, 3
 AGAIN_S = 2.0  # before the next try, if the link is not back earlier
 ANSWER_S = 10.0  # for a question about an artifact; a chunk on a slow link may take longer
 SLOWEST_READ_BYTES_PER_S = 25e6
+TICK_NS = 20_000_000  # no kernel's times of files tick slower
 Advance = Callable[[int, int], None]  # (bytes done, bytes in all)
 T = TypeVar("T")
 
@@ -48,17 +49,24 @@ class ArtifactError(CyxError):
 def describe(path: Path) -> ArtifactManifest:
     """The manifest of a file. Raises ArtifactError when it is missing or empty.
 
-    Remembered while its times, size and inode stay: a submit asks twice. Every chunk that is sent is hashed anew.
+    Remembered while its times, size and inode stay: a submit asks twice. Every chunk that is sent is hashed anew. What
+    was written a moment ago is not remembered: the times of files tick, and other bytes may have the same ones.
     """
     try:
         found = path.stat()
     except OSError as error:
         raise ArtifactError(f"{path}: cannot be read ({error.strerror})") from None
-    return _described(path, found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino)
+    if time.time_ns() - found.st_ctime_ns < TICK_NS:
+        return _read(path)
+    return _remembered(path, found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino)
 
 
 @functools.lru_cache(maxsize=64)
-def _described(path: Path, *_: int) -> ArtifactManifest:
+def _remembered(path: Path, *_: int) -> ArtifactManifest:
+    return _read(path)
+
+
+def _read(path: Path) -> ArtifactManifest:
     whole, chunks, size = hashlib.sha256(), [], 0
     try:
         with path.open("rb") as file:

@@ -2,6 +2,8 @@
 
 import asyncio
 import hashlib
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -127,7 +129,7 @@ async def test_as_many_chunks_are_on_their_way_as_the_link_carries_quickly(monke
     await asyncio.gather(*(places.carry(quick.once) for _ in range(20)))
     assert (quick.most[0], max(quick.most)) == (1, 4)
     monkeypatch.setattr(artifacts, "QUICK_S", 0.0)
-    monkeypatch.setattr(artifacts, "SLOW_S", 0.0)
+    monkeypatch.setattr(artifacts, "SLOW_S", -1.0)  # all are slow, also where the clock did not tick meanwhile
     await asyncio.gather(*(places.carry(slow.once) for _ in range(20)))
     assert (max(slow.most), slow.most[-10:]) == (4, [1] * 10)
 
@@ -205,6 +207,30 @@ async def test_an_artifact_larger_than_allowed_is_not_fetched(store, tmp_path):
     ref = await artifacts.put(client, ME.id, file_of(tmp_path, 5000))
     with pytest.raises(ArtifactError, match="at most 10 bytes, it has 5000"):
         await artifacts.get(client, ME.id, ref.sha256, tmp_path / "model", max_bytes=10)
+
+
+def test_a_file_that_is_written_again_within_a_tick_of_its_times_is_read_again(tmp_path, monkeypatch):
+    stat, tick_ns = Path.stat, 4_000_000  # as kernels before 6.13 have it, and some file systems today
+
+    def ticking(self):
+        found = stat(self)
+        mtime_ns, ctime_ns = (at_ns - at_ns % tick_ns for at_ns in (found.st_mtime_ns, found.st_ctime_ns))
+        return SimpleNamespace(st_mtime_ns=mtime_ns, st_ctime_ns=ctime_ns, st_size=found.st_size, st_ino=found.st_ino)
+
+    monkeypatch.setattr(Path, "stat", ticking)
+    path = tmp_path / "data.csv"
+    for number in range(100, 200):  # all of one size
+        path.write_text(f"{number}")
+        assert artifacts.describe(path).sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_a_file_that_stays_is_read_once(tmp_path, monkeypatch):
+    path = tmp_path / "data.csv"
+    path.write_text("1")
+    later = path.stat().st_ctime_ns + artifacts.TICK_NS
+    monkeypatch.setattr(artifacts.time, "time_ns", lambda: later)
+    found = artifacts.describe(path)
+    assert artifacts.describe(path) is found
 
 
 def test_an_empty_file_is_no_artifact(tmp_path):
