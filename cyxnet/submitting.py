@@ -72,7 +72,8 @@ class _Sending:
 
     def __init__(self) -> None:
         self.turn = asyncio.Lock()
-        self.failed_s, self.why = -math.inf, ""
+        self.tries = 0  # that have ended
+        self.why: str | None = None  # the last one failed
 
 
 class Submitter(Caller):
@@ -174,7 +175,7 @@ class Submitter(Caller):
         job_id = job_id or subjects.new_job_id(request.name)
         request = await self._with_node_id(request)
         info = self._info = self._info or await self.info()
-        if again and self._is_stored(request.dataset, QUOTE_FRESH_S):
+        if again and _is_fresh(self._stored.get(request.dataset, -math.inf)):
             if known := self._quotes.again(request, job_id, _now_s()):
                 quote, at_s = known
                 return Prepared(
@@ -387,30 +388,27 @@ class Submitter(Caller):
 
     async def _send_data(self, path: Path, expected: m.ArtifactRef, on_upload: Advance | None) -> None:
         """upload() for a job; of many that are placed at once, one sends their data. Raises DataError and BusError."""
-        asked_s = _now_s()
         sending = self._sending.get(expected)
         if sending is None:
             sending = self._sending[expected] = _Sending()
+        before = sending.tries
         async with sending.turn:
-            if self._is_stored(expected, _now_s() - asked_s):
+            if sending.tries > before:  # while we waited
+                if sending.why is not None:  # nobody answers us either
+                    raise BusError(sending.why)
                 if on_upload:
                     on_upload(expected.size, expected.size)
                 return
-            if sending.failed_s > asked_s:  # while we waited: nobody answers us either
-                raise BusError(sending.why)
             try:
                 sent = await self.upload(path, on_upload)
             except BusError as error:
-                sending.failed_s, sending.why = _now_s(), str(error)
+                sending.tries, sending.why = sending.tries + 1, str(error)
                 raise
             if sent != expected:
                 raise DataError(f"{path}: it changed after it was checked; nothing was paid, submit again")
+            sending.tries, sending.why = sending.tries + 1, None
             self._stored = {each: at_s for each, at_s in self._stored.items() if _is_fresh(at_s)}
             self._stored[expected] = _now_s()
-
-    def _is_stored(self, data: m.ArtifactRef, within_s: float) -> bool:
-        """Whether the network was found to have the data of a job within that time. They may be gone all the same."""
-        return _now_s() - self._stored.get(data, -math.inf) < within_s
 
     async def upload(self, path: Path, on_upload: Advance | None = None) -> m.ArtifactRef:
         """Store a file as an artifact. A broken transfer goes on with the chunks that are missing."""

@@ -72,8 +72,9 @@ async def test_another_job_on_the_same_data_takes_one_round_trip(
 
 
 async def test_of_many_jobs_at_once_one_sends_their_data(
-    quoting: FakeCentral, client: AsyncClient, data_path: Path
+    quoting: FakeCentral, client: AsyncClient, data_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("cyxnet.submitting._now_s", lambda: 1e3)  # all within one tick of the clock
     request, told = request_for(data_path, CYX // 4), []
     prepared = [await client.prepare(request, data_path) for _ in range(8)]  # else one may come when all is sent
     placed = [client.place(each, lambda *done: told.append(done)) for each in prepared]
@@ -104,6 +105,7 @@ async def test_of_many_jobs_at_once_whose_data_cannot_be_sent_one_tries(
     with monkeypatch.context() as patched:
         patched.setattr(client, "_send_data", wait)
         patched.setattr(client, "upload", fail)
+        patched.setattr("cyxnet.submitting._now_s", lambda: 1e3)  # all within one tick of the clock
         said = await asyncio.gather(*[client.submit(request, data_path) for _ in range(8)], return_exceptions=True)
     assert [repr(error) for error in said] == ["BusError('no answer')"] * 8 and tried == 1
     await client.submit(request, data_path)

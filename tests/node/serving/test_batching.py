@@ -56,6 +56,12 @@ def test_every_batch_size_gives_a_sample_the_bits_that_it_gets_alone(name):
         assert predictor.run(size).tobytes() == alone[:size].tobytes()
 
 
+def test_runs_within_a_tick_of_the_clock_are_full_ones(monkeypatch):
+    monkeypatch.setattr("cyxnode.serving.predictor.time.perf_counter_ns", lambda: 0)
+    held = mlp()
+    assert size_for(3, Predictor(held.graph, held.weights, 4).run_ns) == 4
+
+
 class Centred(nn.Module):
     def forward(self, x):
         return x - x.mean(0, keepdims=True)
