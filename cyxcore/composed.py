@@ -319,7 +319,9 @@ class _Call(Composed):
 
 
 class _Known:
-    """What is known of a kind of calls, and when it was asked for last. ways: None where there are no plans."""
+    """What is known of a kind of calls, and when it was asked for last. ways: None where there are no plans, or when it
+    is forgotten.
+    """
 
     def __init__(self, kind: Kind) -> None:
         self.used = _used
@@ -335,21 +337,22 @@ renew_in_children(sys.modules[__name__], "_lock", "_expanding")
 _made = _used = 0
 
 
-def _ways_of(kind: Kind) -> _Ways | Norm | None:
+def _known_of(kind: Kind) -> _Known | None:
+    """None where no more plans are made."""
     global _made, _used
     with _lock:
         _used += 1
         known = _ways.get(kind)
         if known is not None:
             known.used = _used
-            return known.ways
+            return known
         if _made > FIRST_PLANS and _made * LEAST_USES > _used:
             return None
         if len(_ways) >= MOST_KNOWN:
-            del _ways[min(_ways, key=lambda each: _ways[each].used)]
+            _ways.pop(min(_ways, key=lambda each: _ways[each].used)).ways = None
         _made += 1
         known = _ways[kind] = _Known(kind)
-        return known.ways
+        return known
 
 
 def described(
@@ -370,19 +373,47 @@ def composed(function: Function, inputs: Sequence[Any], options: tuple[Any, ...]
     inputs: tensors on the host, or None. Its operations run one by one where there is no plan for them.
     """
     found = described(function, inputs, options, KEYED)
-    ways = None if found is None else _ways_of(found[0])
-    if found is None or ways is None:
+    known = None if found is None else _known_of(found[0])
+    if found is None or known is None or known.ways is None:
         return function(*inputs, *options)
-    kind, tensors = found
-    arrays, kept = ways.run([array_of(x) for x in tensors])
+    kind, given = found
+    result = tensors.noted(_again(known, kind), given) if tensors.is_watched() else None
+    return _made_of(known.ways, kind, given) if result is None else result
+
+
+def _again(known: _Known, kind: Kind) -> Callable[[list[Tensor]], Any]:
+    """What makes such calls of other tensors of these kinds on the host, or returns None where they go another way."""
+    now = kind, known  # replaced as one: threads may call at the same time
+
+    def again(given: list[Tensor]) -> Any:
+        nonlocal now
+        global _used
+        if not devices.planned[0]:
+            return None
+        kind, known = now
+        ways, threads, numerics = known.ways, _cpu.lanes, precision.in_use()
+        if ways is None or kind.threads != threads or kind.numerics != numerics:
+            kind = kind._replace(threads=threads, numerics=numerics)
+            found = _known_of(kind)
+            if found is None or found.ways is None:
+                return None
+            ways, known = found.ways, found
+            now = kind, known
+        _used += 1  # counts that get lost among threads do not matter
+        known.used = _used
+        return _made_of(ways, kind, given)
+
+    return again
+
+
+def _made_of(ways: _Ways | Norm, kind: Kind, given: list[Tensor]) -> Any:
+    arrays, kept = ways.run([array_of(x) for x in given])
     if ways.count == 1 and True not in kind.followed:
         return wrap(arrays[0])
     results = [wrap(array) for array in arrays]
     if True in kind.followed:
         results[0].requires_grad = True
-        results[0]._op = Node(
-            _Call(ways, kept), _remembered(kind, ways.needed, tensors), {}, later(MOST_OPERATIONS + 1)
-        )
+        results[0]._op = Node(_Call(ways, kept), _remembered(kind, ways.needed, given), {}, later(MOST_OPERATIONS + 1))
     return results[0] if ways.count == 1 else tuple(results)
 
 
@@ -442,7 +473,8 @@ def in_halves(function: Function, inputs: Sequence[Any], options: tuple[Any, ...
         if y is not x:
             y.requires_grad = asked
     found = described(function, wide, options, KEYED)
-    ways = None if found is None else _ways_of(found[0])
+    known = None if found is None else _known_of(found[0])
+    ways = None if known is None else known.ways
     if found is None or ways is None:
         return None
     kind, tensors = found

@@ -2,7 +2,8 @@
 #
 # A function of the namespace is Python: it takes words of two libraries, checks, and makes a few calls. What it does
 # depends on the kinds of its arguments alone, so it is watched once, as gradient rules are (tape.pxi), and what it did is
-# made again as a Program, with the tape. Calls that are not plain, fail or look at a number stay with the function.
+# made again as a Program, with the tape. Of a function that is one call of several operations (cyxcore/composed.py) that
+# call is made again. Calls that are not plain, fail or look at a number stay with the function.
 
 cdef extern from "reuse.h":
     void cyx_as_function(PyTypeObject *, Py_ssize_t)
@@ -145,6 +146,8 @@ cdef class CallKind:
     cdef list held  # what the words are addresses of
     cdef int calls  # until it is watched; afterwards how often it was
     cdef Program program  # None: not watched yet, or it has none
+    cdef object composed  # what makes the one call of several operations that it is; or None
+    cdef list places  # of the inputs of that, among what is given
     cdef object several  # what results are put into; None: there is one
 
 
@@ -228,6 +231,44 @@ cdef object _called_again(CallKind kind, PyObject **given, bint *is_made):
         _let_go(program, slots)
 
 
+cdef object _composed_again(CallKind kind, PyObject **given):
+    """The call of several operations that a known call is; None where it must go the general way."""
+    cdef list inputs = []
+    cdef Held tensor
+    for place in kind.places:
+        tensor = <Held>given[<Py_ssize_t>place]
+        if not tensor._is_on_host() or (tensor._view is not None and not _as_it_is(tensor)):
+            return None
+        inputs.append(tensor)
+    return kind.composed(inputs)
+
+
+cdef list _places_among(list given, list inputs):
+    """Of inputs, each itself; None where one is not there."""
+    cdef dict places = {id(tensor): place for place, tensor in enumerate(given)}
+    found = [places.get(id(tensor)) for tensor in inputs]
+    return None if None in found else found
+
+
+def is_watched() -> bool:
+    """Whether somebody watches what this thread calls."""
+    return _recorder != NULL
+
+
+def noted(again, list inputs):
+    """What `again` makes of the inputs: one call of several operations, of which who watches this thread is told."""
+    cdef Recorder watching = <Recorder>_recorder
+    set_recorder(NULL)
+    try:
+        result = again(inputs)
+    finally:
+        set_recorder(<void *>watching)
+    if watching.composed is not None:
+        watching.spoiled = True
+    watching.composed = (again, inputs, result)
+    return result
+
+
 cdef object _noted_call(Dispatched function, CallKind kind, PyObject **args, size_t flags, PyObject *names, Asked *asked):
     """The call by the function, which is watched."""
     cdef Recorder watched = Recorder.__new__(Recorder)
@@ -244,6 +285,12 @@ cdef object _noted_call(Dispatched function, CallKind kind, PyObject **args, siz
         result = PyObject_Vectorcall(function.function, args, flags, names)
     finally:
         set_recorder(before)
+    if watched.composed is not None:
+        again, inputs, made_by_it = watched.composed
+        if not watched.spoiled and not watched.notes and made_by_it is result and _recording == recording:
+            kind.places = _places_among(given, inputs)
+            kind.composed = again if kind.places is not None else None
+        return result
     if isinstance(result, Held):
         outcomes, kind.several = [result], None
     elif result and (isinstance(result, tuple) or type(result) is list):
@@ -298,6 +345,10 @@ cdef object _dispatched(Dispatched function, PyObject **args, size_t flags, PyOb
     if kind.program is not None:
         result = _called_again(kind, asked.given, &is_made)
         if is_made:
+            return result
+    elif kind.composed is not None:
+        result = _composed_again(kind, asked.given)
+        if result is not None:
             return result
     elif kind.calls < BEFORE_NOTING:
         kind.calls += 1

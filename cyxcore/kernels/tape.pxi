@@ -31,6 +31,7 @@ cdef class Recorder:
     """Watches the calls of this thread."""
 
     cdef list notes  # of each call: it, its inputs, its result (None: it was written into the first input)
+    cdef tuple composed  # of a call of several operations: what makes it again, its inputs, its result; None: there is none
     cdef bint spoiled
     cdef int recording  # what all calls must have in common; EITHER: it is not asked
 
@@ -76,7 +77,7 @@ cdef Program _program_of(Recorder watched, list given, list outcomes):
     cdef Step *step
     cdef Call call
     cdef int i, k
-    if watched.spoiled:
+    if watched.spoiled or watched.composed is not None:
         return None
     made.calls, made.kept, made.outcomes, made.given = [], [], [], len(given)
     results = {id(note[2]) for note in watched.notes if note[2] is not None}

@@ -14,9 +14,11 @@ import pytest
 
 import cyxcore as cx
 import cyxcore.nn.functional as F  # noqa: N812 - PyTorch's name for it
+from cyxcore import composed
 from cyxcore.dispatch import PURE
 from cyxcore.errors import CyxError, ShapeError
 from cyxcore.held import Dispatched
+from cyxcore.kernels import cpu
 from tests.core.test_dispatch import OFTEN, general_way
 
 if Dispatched is None:
@@ -196,6 +198,106 @@ def test_the_function_is_not_asked_for_calls_that_are_known() -> None:
     scaled(cx.ones((3, 4)), cx.ones(4), by=2.0)
     scaled(cx.ones((3, 4)), cx.ones((3, 4), dtype="float64"), by=2.0)
     assert len(asked) == before + 6
+
+
+LARGE = (64, 8, 4, 40)  # so large that several operations are one call (eager.LEAST_COMPOSED)
+OF_SEVERAL: dict[str, Callable[..., Any]] = {
+    "norm": lambda x, w: x.norm(),
+    "norm of rows": lambda x, w: x.norm(dim=-1),
+    "layer_norm": lambda x, w: F.layer_norm(x, (40,), x[0, 0, 0], None),
+    "group_norm": lambda x, w: F.group_norm(x, 4, w, w),
+    "silu": lambda x, w: F.silu(x),
+    "more than one call": lambda x, w: F.normalize(x, dim=-1),
+    "in halves": lambda x, w: F.gelu(x.astype("float16")),
+}
+
+
+def large(seed: int, grad: bool = True) -> tuple[cx.Tensor, cx.Tensor]:
+    rng = np.random.default_rng(seed)
+    x, w = rng.standard_normal(LARGE, np.float32), rng.standard_normal(LARGE[1], np.float32)
+    return cx.tensor(x, requires_grad=grad), cx.tensor(w, requires_grad=grad)
+
+
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("name", OF_SEVERAL)
+def test_a_known_call_of_several_operations_is_what_the_function_does(name: str, grad: bool) -> None:
+    def found(seed: int) -> list[bytes]:
+        x, w = large(seed, grad)
+        result = OF_SEVERAL[name](x, w)
+        if grad:
+            result.sum().backward()
+        return [each.numpy().tobytes() for each in (result, x.grad, w.grad) if each is not None]
+
+    with general_way():
+        expected = [found(seed) for seed in range(OFTEN)]
+    assert [found(seed) for seed in range(OFTEN)] == expected
+
+
+def test_a_function_that_is_one_call_of_several_operations_is_not_asked_when_it_is_known() -> None:
+    function, asked = counted(lambda x, w: F.group_norm(x, 4, w))
+    for seed in range(OFTEN):
+        function(*large(seed))
+    before, threads = len(asked), cpu.get_num_threads()
+    assert before < OFTEN
+    try:
+        for count in (1, 2):  # other plans each
+            cpu.set_num_threads(count)
+            x, w = large(OFTEN + count)
+            assert function(x, w).numpy().tobytes() == F.group_norm.__wrapped__(x, 4, w).numpy().tobytes()
+        assert len(asked) == before
+    finally:
+        cpu.set_num_threads(threads)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        lambda x, w: F.silu(x) * 2.0,
+        lambda x, w: F.silu(x * 2.0),
+        lambda x, w: [F.silu(x), F.gelu(x)][0],
+        lambda x, w: F.silu(x) if float(w[0]) > 0 else F.gelu(x),
+    ],
+)
+def test_a_function_that_does_more_than_one_call_of_several_operations_is_asked_every_time(
+    more: Callable[..., Any],
+) -> None:
+    function, asked = counted(more)
+    for seed in range(2 * OFTEN):
+        x, w = large(seed)
+        assert function(x, w).numpy().tobytes() == more(x, w).numpy().tobytes()
+    assert len(asked) == 2 * OFTEN
+
+
+def test_profiles_and_devices_see_every_call_of_several_operations() -> None:
+    x, _ = large(0)
+    for _ in range(OFTEN):
+        F.silu(x)
+    with cx.profile() as seen:
+        F.silu(x)
+    assert "exp" in str(seen) or "sigmoid" in str(seen)
+    with cx.use_device("reference"):
+        assert F.silu(x).device == "reference"
+
+
+def test_plans_that_were_forgotten_are_made_again_for_calls_that_are_known() -> None:
+    x, _ = large(0)
+    for _ in range(OFTEN):
+        expected = F.silu(x).numpy()
+    for known in composed._ways.values():
+        known.ways = None
+    composed._ways.clear()
+    assert F.silu(x).numpy().tobytes() == expected.tobytes()
+    assert composed._ways
+
+
+def test_views_of_what_was_written_since_are_read_anew_by_calls_of_several_operations() -> None:
+    for seed in range(OFTEN):
+        x, _ = large(seed)
+        whole = x * 1.0
+        rows, columns = whole.reshape(64, -1), whole[::2]
+        whole[2] = cx.zeros(LARGE[1:])
+        assert np.allclose(rows.norm().numpy(), np.linalg.norm(whole.numpy()))
+        assert np.allclose(columns.norm().numpy(), np.linalg.norm(whole.numpy()[::2]))
 
 
 def test_options_that_are_equal_but_not_the_same_are_other_calls() -> None:
