@@ -9,7 +9,7 @@ from typing import Any
 
 from cyxcore.casting import lowered
 from cyxcore.errors import ShapeError, SpecError
-from cyxcore.functional.basic import Pair, conv2d, numbers, pad, padded_like, pair
+from cyxcore.functional.basic import Pair, conv2d, numbers, pad, padded_like, pair, stack
 from cyxcore.values import apply
 
 Triple = int | tuple[int, int, int]
@@ -108,9 +108,14 @@ def conv_transpose2d(
     ]
     if min(sizes) < 1:
         raise ShapeError(f"conv_transpose2d: x {x.shape} and weight {weight.shape} leave an image of {sizes}")
-    shape = (x.shape[0], weight.shape[1] * groups, *sizes)
-    conv = {"stride": steps, "padding": pads, "dilation": spread, "groups": groups}
-    result = apply("conv2d_grad_input", x, weight, **conv, input_shape=shape)
+    if any(e >= s for e, s in zip(extra, steps, strict=True)):  # a convolution of that image would see more than x
+        whole = conv_transpose2d(x, weight, None, steps, 0, 0, groups, spread)
+        whole = pad(whole, [(0, 0), (0, 0), (0, extra[0]), (0, extra[1])])
+        result = whole[:, :, pads[0] : pads[0] + sizes[0], pads[1] : pads[1] + sizes[1]]
+    else:
+        shape = (x.shape[0], weight.shape[1] * groups, *sizes)
+        conv = {"stride": steps, "padding": pads, "dilation": spread, "groups": groups}
+        result = apply("conv2d_grad_input", x, weight, **conv, input_shape=shape)
     return result if bias is None else result + bias.reshape(1, -1, 1, 1)
 
 
@@ -149,7 +154,9 @@ def conv_transpose3d(
 ) -> Any:
     """x: (N, C, D, H, W), weight: (C, O/groups, KD, KH, KW). Returns (N, O, D', H', W'); see conv_transpose2d.
 
-    One transposed 2-d convolution per slice of the kernel's depth, each added where that slice reaches.
+    One transposed 2-d convolution of images that are all slices of a sample above each other, so far apart that they
+    do not meet, with each slice of the kernel's depth as channels of its own; these are added where they reach. So the
+    batch stays an axis of its own, which a graph needs.
     """
     if x.ndim == 4:
         return conv_transpose3d(
@@ -157,24 +164,35 @@ def conv_transpose3d(
         ).squeeze(0)
     _rank("conv_transpose3d", x, 5, "(N, C, D, H, W)")
     steps, pads, extra, spread = triple(stride), triple(padding), triple(output_padding), triple(dilation)
-    if extra[0] >= max(steps[0], spread[0]):
+    if any(e >= max(s, d) for e, s, d in zip(extra, steps, spread, strict=True)):
         raise SpecError(f"conv_transpose3d: output_padding {extra} must be below stride {steps} or dilation {spread}")
     count, channels, depth, height, width = x.shape
-    whole = (depth - 1) * steps[0] + spread[0] * (weight.shape[2] - 1) + 1 + extra[0]
-    if whole <= 2 * pads[0]:
-        raise ShapeError(f"conv_transpose3d: x {x.shape} and weight {weight.shape} leave no depth")
-    images = x.transpose(0, 2, 1, 3, 4).reshape(count * depth, channels, height, width)
-    total = None
-    for k in range(weight.shape[2]):
-        part = conv_transpose2d(images, weight[:, :, k], None, steps[1:], pads[1:], extra[1:], groups, spread[1:])
-        part = part.reshape(count, depth, 1, *part.shape[1:])
-        spaced = pad(part, [(0, 0), (0, 0), (0, steps[0] - 1), (0, 0), (0, 0), (0, 0)])
-        spaced = spaced.reshape(count, depth * steps[0], *part.shape[3:])[:, : (depth - 1) * steps[0] + 1]
-        first = k * spread[0]
-        moved = pad(spaced, [(0, 0), (first, whole - first - spaced.shape[1]), (0, 0), (0, 0), (0, 0)])
-        total = moved if total is None else total + moved
-    assert total is not None
-    result = total[:, pads[0] : whole - pads[0]].transpose(0, 2, 1, 3, 4)
+    slices, taps = weight.shape[2:4]
+    whole, rows = (
+        (x.shape[2 + i] - 1) * steps[i] + spread[i] * (weight.shape[2 + i] - 1) + 1 + extra[i] for i in range(2)
+    )
+    if whole <= 2 * pads[0] or rows <= 2 * pads[1]:
+        raise ShapeError(f"conv_transpose3d: x {x.shape} and weight {weight.shape} leave no depth or height")
+    apart = -(-rows // steps[1])  # rows from one slice to the next
+    images = pad(x, [(0, 0), (0, 0), (0, 0), (0, apart - height), (0, 0)])
+    images = images.reshape(count, channels, depth * apart, width)
+    kernel = weight.reshape(channels, -1, taps, weight.shape[4])
+    lacking = max(0, steps[1] - spread[1] * (taps - 1) - 1)  # rows behind the last, of as many as a slice has
+    made = conv_transpose2d(images, kernel, None, steps[1:], (0, pads[2]), (lacking, extra[2]), groups, spread[1:])
+    made = made[:, :, : depth * apart * steps[1]].reshape(count, -1, slices, depth, apart * steps[1], made.shape[3])
+    made = made[:, :, :, :, pads[1] : rows - pads[1]]
+    length = -(-whole // steps[0])
+    lanes = []  # of the depths that are 0, 1, … modulo the stride
+    for lane in range(steps[0]):
+        reaching = [k for k in range(slices) if k * spread[0] % steps[0] == lane]
+        parts = [(k * spread[0] // steps[0], made[:, :, k]) for k in reaching] or [(0, made[:, :, 0, :0])]
+        moved = [
+            pad(part, [(0, 0), (0, 0), (first, length - first - part.shape[2]), (0, 0), (0, 0)])
+            for first, part in parts
+        ]
+        lanes.append(sum(moved[1:], moved[0]))
+    result = lanes[0] if steps[0] == 1 else stack(lanes, 3).reshape(count, -1, length * steps[0], *made.shape[4:])
+    result = result[:, :, pads[0] : whole - pads[0]]
     return result if bias is None else result + bias.reshape(1, -1, 1, 1, 1)
 
 

@@ -335,6 +335,10 @@ LAYERS: list[tuple[str, tuple[Any, ...], dict[str, Any], tuple[int, ...]]] = [
     ("AdaptiveMaxPool3d", (2,), {}, (2, 3, 4, 7, 5)),
     ("ConvTranspose3d", (4, 6, 3, 2, 1, 1, 2), {}, (2, 4, 3, 4, 5)),
     ("ConvTranspose3d", (2, 3, (2, 3, 1), (1, 2, 2), (1, 0, 0), (0, 1, 0), 1, False, (2, 1, 1)), {}, (2, 2, 3, 4, 2)),
+    ("ConvTranspose3d", (2, 4, (4, 2, 3), (3, 1, 2), (1, 2, 0), (1, 2, 0), 2, True, (2, 3, 1)), {}, (2, 2, 3, 4, 5)),
+    ("ConvTranspose3d", (2, 3, (1, 2, 1), 3), {}, (2, 2, 2, 3, 2)),  # depths and pixels that nothing reaches
+    ("ConvTranspose2d", (4, 6, 3, (1, 2), (2, 1), 2, 2, True, 3), {}, (2, 4, 5, 4)),  # more padding than a stride
+    ("ConvTranspose1d", (4, 6, 2, 1, 1, 1, 1, True, 2), {}, (2, 4, 5)),
     ("ZeroPad2d", ((1, 2, 0, 3),), {}, (2, 3, 4, 5)),
     ("ZeroPad2d", (1,), {}, (2, 3, 4, 5)),
     ("Unflatten", (1, (2, -1)), {}, (3, 6, 4)),

@@ -219,6 +219,7 @@ MODULES: list[tuple[nn.Module, tuple[int, ...]]] = [
     (nn.Conv1d(4, 6, 3, 2, 1, 2, 2), (4, 20)),
     (nn.Conv3d(4, 6, 3, 2, 1, 1, 2), (4, 7, 8, 9)),
     (nn.ConvTranspose2d(4, 6, 3, 2, 1, 1, 2), (4, 5, 6)),
+    (nn.ConvTranspose3d(4, 6, 3, 2, 1, 1, 2), (4, 2, 5, 6)),
     (nn.AdaptiveAvgPool2d((3, 2)), (4, 7, 5)),
     (nn.GroupNorm(2, 4), (4, 5, 6)),
     (nn.RMSNorm(6), (4, 6)),
