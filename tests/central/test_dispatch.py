@@ -568,7 +568,7 @@ async def both(broker, monkeypatch):
         await each.close()
 
 
-async def test_the_room_that_a_central_makes_is_given_to_the_next_job_by_that_one(both, node):
+async def test_the_room_that_a_central_makes_is_given_to_the_next_job_by_that_one(both, node, monkeypatch):
     # both gave it, and one of them was refused by the log
     given = {}
 
@@ -587,6 +587,8 @@ async def test_the_room_that_a_central_makes_is_given_to_the_next_job_by_that_on
     for name, each in zip("ab", both, strict=True):
         each.dispatch._lease = decides(name, each.dispatch._lease)
     await first.dispatch._register(register())
+    at_once = first.log.machine.wall_ms()
+    monkeypatch.setattr(first.log, "machine", Machine(wall_ms=lambda: at_once))
     names = [f"job-{number:02}" for number in range(13)]  # of one millisecond, the lesser name has its turn first
     await first.job(names[0], f.FUNDED)
     await first.until(lambda: first.world.jobs[names[0]].status == "leased")
