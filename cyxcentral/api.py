@@ -562,7 +562,7 @@ class Api:
             if looked >= JOBS_AT_ONCE:
                 await self._look_on(caller, looked, "for one deployment, by its id")
                 looked = 0
-            replicas = sorted((self._world.jobs[job_id] for job_id in job_ids), key=listing.place, reverse=True)
+            replicas = [self._world.jobs[job_id] for job_id in reversed(job_ids)]
             live = [job for job in replicas if job.status not in jobs.ENDED]
             newest = (live or replicas)[0].job.serve
             assert newest is not None
@@ -576,7 +576,7 @@ class Api:
         shown = await listing.page(found[: ask.limit], view)
         return m.DeploymentList(deployments=shown, more=len(shown) < len(found))
 
-    def _asked_for(self, caller: str, ask: m.DeploymentListRequest) -> list[tuple[str, set[str]]]:
+    def _asked_for(self, caller: str, ask: m.DeploymentListRequest) -> list[tuple[str, dict[str, None]]]:
         """The caller's deployments that begin so, or the one of anybody that is called so, each with its jobs."""
         deployments, whole, own = self._world.deployments, ask.deployment, subjects.deployment_id("", caller)
         found = [each for each in deployments.get(own, {}).items() if each[0].startswith(whole)]
@@ -584,11 +584,12 @@ class Api:
         return [*found, (whole, theirs[whole])] if whole in theirs else found
 
     def _deployment(self, caller: str, deployment: str, replicas: list[jobs.Job]) -> m.DeploymentView:
+        """replicas: the newest first, by the log: the clocks of those who wrote it may differ."""
         now_ms, said = self._machine.wall_ms(), self._central.dispatch.replicas
-        called = {job_id: turn for turn, job_id in enumerate(self._world.replicas.get(deployment, ()))}
+        turns = {job.job_id: turn for turn, job in enumerate(replicas)}
         first = sorted(  # of those that stand by whoever is called first
             replicas,
-            key=lambda job: (job.outcome is not None, job.standby, called.get(job.job_id, 0) if job.standby else 0),
+            key=lambda job: (job.outcome is not None, job.standby, -turns[job.job_id] if job.standby else 0),
         )[:REPLICAS_SHOWN]
         shown = [
             views.replica_view(
@@ -597,7 +598,7 @@ class Api:
                 said.get((job.job_id, job.attempt)) if job.current else None,
                 now_ms,
             )
-            for job in sorted(first, key=listing.place, reverse=True)
+            for job in sorted(first, key=lambda job: turns[job.job_id])
         ]
         serve, mine = replicas[0].job.serve, subjects.is_owned(deployment, caller)
         return m.DeploymentView(

@@ -84,8 +84,8 @@ class World:
         self.unfunded_base_units: dict[str, int] = {}  # wallet -> all of them
         self.named: set[tuple[str, str]] = set()  # SHA-256 of an artifact, and a caller whose jobs name it
         self.held: dict[str, set[str]] = {}  # node id -> jobs whose lease it holds
-        # the end of the ids of one owner -> deployment -> the jobs that are its replicas, or were
-        self.deployments: dict[str, dict[str, set[str]]] = {}
+        # the end of the ids of one owner -> deployment -> the jobs that are its replicas, or were, in the log's order
+        self.deployments: dict[str, dict[str, dict[str, None]]] = {}
         self.replicas: dict[str, dict[str, None]] = {}  # deployment -> those that have not ended, in the log's order
         self.promised_bytes: dict[str, int] = {}  # node id -> memory that those jobs need
         self.suspects: set[str] = set()  # ids of nodes that may have earned a ban
@@ -334,7 +334,7 @@ class World:
 
     def _offer(self, deployment: str, job_id: str) -> None:
         of_owner = self.deployments.setdefault(subjects.owners_end(deployment), {})
-        of_owner.setdefault(deployment, set()).add(job_id)
+        of_owner.setdefault(deployment, {})[job_id] = None
 
     def _count_replica(self, deployment: str, job: jobs.Job) -> None:
         live = self.replicas.setdefault(deployment, {})

@@ -302,7 +302,7 @@ class Deployments:
             if found.newest is None:
                 raise ApiError("unknown_deployment", f"{found.deployment} has no replica to make others like", 404)
             return 0, await self.add(found.newest, more, None, on_upload)
-        live.sort(key=lambda each: (each.state == "ready", -each.submitted_at_ms))
+        live.sort(key=lambda each: each.state == "ready")  # and of each kind the newest first, as they are told
         ended = live[:-more] if more else []
         await self._end(ended, "scaled down")
         return len(ended), []

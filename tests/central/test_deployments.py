@@ -304,6 +304,18 @@ async def test_of_very_many_replicas_those_at_work_are_told_first_and_how_many_a
     assert (told, found.ready, found.untold) == ([("job-3", "standby"), ("job-1", "ready")], 1, 2)
 
 
+async def test_the_newest_replica_is_the_last_one_in_the_log_whatever_the_clocks_said(central, monkeypatch):
+    now_ms = [central.log.machine.wall_ms()]
+    monkeypatch.setattr(central.log, "machine", Machine(wall_ms=lambda: now_ms[0]))
+    for number in (3, 1, 2):
+        await central.job(f"job-{number}", f.FUNDED, **served(public=number == 2))
+        now_ms[0] -= 1_000
+    ask = m.DeploymentListRequest(deployment=f.DEPLOYMENT)
+    (found,) = (await api_of(central)._deployments("alice", ask)).deployments
+    assert [each.job_id for each in found.replicas] == ["job-2", "job-1", "job-3"]
+    assert found.public and found.newest.serve.public
+
+
 async def test_others_see_that_a_public_deployment_is_there_and_nothing_of_a_private_one(central):
     await ready(central)
     ask = m.DeploymentListRequest(deployment=f.DEPLOYMENT)

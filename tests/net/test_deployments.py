@@ -37,8 +37,8 @@ class Central:
         self.placed, self.newest, self.told = [], JOB, 200
 
     def replica(self, job_id, state):
-        number = int(job_id.rpartition("-")[2])
-        return m.ReplicaView(job_id=job_id, state=state, status="leased", since_ms=0, submitted_at_ms=number)
+        set_back_ms = -int(job_id.rpartition("-")[2])  # by the clock of a central that each time is another one
+        return m.ReplicaView(job_id=job_id, state=state, status="leased", since_ms=0, submitted_at_ms=set_back_ms)
 
     async def quote(self, job):
         prices = [
@@ -78,7 +78,7 @@ class Central:
         standby = [each for each in found if each.state == "standby"]
         told = [*(each for each in found[::-1] if each.state != "standby"), *standby][: self.told]
         untold = len(found) - len(told)
-        told.sort(key=lambda each: -each.submitted_at_ms)
+        told.sort(key=lambda each: each.submitted_at_ms)
         view = m.DeploymentView(
             deployment=MINE, name="digits", ready=0, replicas=told, newest=self.newest, untold=untold
         )
