@@ -8,6 +8,7 @@ import ctypes
 import errno
 import fcntl
 import json
+import os
 import re
 import secrets
 import shutil
@@ -168,7 +169,8 @@ class Broker:
                 old.unlink()
             config = folder / "nats.conf"
             config.touch(mode=0o600)
-            config.write_text(configuration(folder, passwords, port or -1, monitor_port or -1, member, listening))
+            said = configuration(folder, passwords, port or -1, monitor_port or -1, member, listening)
+            config.write_bytes(os.fsencode(said))
             output = open_files.enter_context(log.open("ab"))
             log_start = output.tell()
             process = subprocess.Popen(
@@ -289,14 +291,14 @@ def configuration(
 server_name: "{member.name if member else "cyx-local"}"
 listen: "{_bracketed(listening.address)}:{port}"
 {_tls(listening.certificates)}http: "127.0.0.1:{monitor_port}"
-ports_file_dir: {json.dumps(str(folder))}
+ports_file_dir: {_quoted(folder)}
 max_payload: {MAX_PAYLOAD_BYTES}
 max_subscriptions: {MAX_SUBSCRIPTIONS}
 max_pending: {MAX_PENDING_BYTES}
 ping_interval: "{PING_INTERVAL_S}s"
 ping_max: {PINGS_UNANSWERED}
 jetstream {{
-  store_dir: {json.dumps(str(store))}
+  store_dir: {_quoted(store)}
   max_mem: 256MB
   max_file: {held_bytes + max(shutil.disk_usage(folder).free * 4 // 5 // servers, LEAST_GROWTH_BYTES)}
   sync_interval: always
@@ -323,6 +325,11 @@ authorization {{
 {_cluster(member, passwords.route, listening.certificates) if member else ""}"""
 
 
+def _quoted(path: Path) -> str:
+    """A path for nats-server, which knows of JSON's escapes those of quotes and backslashes, and none of letters."""
+    return json.dumps(str(path), ensure_ascii=False)
+
+
 def _bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
@@ -331,11 +338,11 @@ def _tls(files: tls.Files | None, routes: bool = False) -> str:
     """The block of a listener. Between brokers each shows its certificate and asks for the other's."""
     if files is None:
         return ""
-    asked = f"  ca_file: {json.dumps(str(files.ca))}\n  verify: true\n" if routes else ""
+    asked = f"  ca_file: {_quoted(files.ca)}\n  verify: true\n" if routes else ""
     return f"""\
 tls {{
-  cert_file: {json.dumps(str(files.certificate))}
-  key_file: {json.dumps(str(files.key))}
+  cert_file: {_quoted(files.certificate)}
+  key_file: {_quoted(files.key)}
 {asked}  min_version: "1.3"
   timeout: {ADMISSION_TIMEOUT_S}
 }}

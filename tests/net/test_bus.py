@@ -43,6 +43,12 @@ async def test_who_says_nothing_any_more_is_cut_off(broker):
     writer.close()
 
 
+@pytest.mark.parametrize("name", ["Gerät 2", "机器", 'a "b" \\ c', "$HOME", os.fsdecode(b"\xe9")])
+def test_a_broker_starts_in_a_folder_of_any_name(tmp_path, name):
+    Broker.start(tmp_path / name, Passwords.fresh()).stop()
+    assert (tmp_path / name / "jetstream").is_dir()
+
+
 def test_a_port_in_use_is_one_clear_error(broker, tmp_path):
     with pytest.raises(BrokerError, match="address already in use.*choose one with --port"):
         Broker.start(tmp_path / "second", Passwords.fresh(), port=broker.port)
