@@ -145,6 +145,40 @@ def test_a_row_times_a_matrix_has_the_bits_of_that_row_of_a_product(isa: str, dt
         assert one.tobytes() == both[:1].tobytes(), (k, n)
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("rows", [1, 2, 3, 7])
+def test_rows_times_a_matrix_that_no_cache_holds_have_the_bits_of_its_parts(isa: str, dtype: str, rows: int) -> None:
+    cpu.set_isa(isa)
+    attrs = {"transpose_a": False, "transpose_b": True}
+    a, b = values((rows, 71), dtype), values((2501, 71), dtype)
+    cpu.call("matmul", whole := np.empty((rows, 2501), dtype), [a, b], attrs)
+    for begin in range(0, 2501, 500):
+        part = np.ascontiguousarray(b[begin : begin + 500])
+        cpu.call("matmul", expected := np.empty((rows, len(part)), dtype), [a, part], attrs)
+        assert same_bits(np.ascontiguousarray(whole[:, begin : begin + 500]), expected)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("lead", [(3, 5), (1, 12), (3, 1), (2, 2, 2)])
+def test_single_rows_that_share_a_matrix_have_the_bits_of_each(
+    isa: str, dtype: str, transposed: bool, lead: tuple[int, ...]
+) -> None:
+    cpu.set_isa(isa)
+    attrs = {"transpose_a": False, "transpose_b": transposed}
+    for shared in {(*lead[:-1], 1), (*(1 for _ in lead[:-1]), lead[-1]), tuple(1 for _ in lead)}:
+        a = values((*lead, 1, 37), dtype)
+        b = values((*shared, 41, 37) if transposed else (*shared, 37, 41), dtype)
+        cpu.call("matmul", found := np.empty((*lead, 1, 41), dtype), [a, b], attrs)
+        every = np.broadcast_to(b, (*lead, *b.shape[-2:]))
+        for place in np.ndindex(*lead):
+            one = [np.ascontiguousarray(a[place]), np.ascontiguousarray(every[place])]
+            cpu.call("matmul", expected := np.empty((1, 41), dtype), one, attrs)
+            assert same_bits(found[place], expected)
+
+
 @pytest.mark.parametrize("channels", [1, 3, 8, 15, 16])
 def test_the_gradient_of_a_small_weight_stays_within_its_memory(channels: int) -> None:
     rng = np.random.default_rng(0)

@@ -737,6 +737,17 @@ static void NAME(dots_body)(void *context, int64_t begin, int64_t end) {
     for (; row < end; row++) batch->one.c[row] = NAME(dot)(batch->one.a + row * k, batch->one.b + row * k, k);
 }
 
+/* Matrices of one row each, so many of which in a row meet the same right factor, are one matrix: queries of a group of heads read
+ * their keys once. Returns how many they are. */
+static int64_t NAME(rows_together)(NAME(product) * p, cyx_walk *walk) {
+    int last = walk->ndim - 1;
+    if (p->m > 1 || p->a_transposed || walk->stride[0][last] != 1 || walk->stride[1][last]) return 1;
+    p->m = walk->shape[last];
+    walk->shape[last] = 1;
+    for (int d = 0; d < last; d++) walk->stride[0][d] /= p->m;
+    return p->m;
+}
+
 /* The leading dimensions of a matrix stack, counted in matrices. */
 static cyx_array NAME(stack_of)(const cyx_array *x) {
     cyx_array stack = *x;
@@ -847,21 +858,23 @@ static cyx_status NAME(matmul)(const cyx_call *call) {
     }
     if (!out->size) return CYX_OK;
     if (!one) return NAME(add_products)(call, m, n, k);
-    if (results.size == 1 && NAME(multiply_thin)(&p)) return CYX_OK;
+    cyx_walk walk = cyx_broadcast_walk(&results, stacks, 2);
+    int64_t matrices = results.size / NAME(rows_together)(&p, &walk);
+    if (matrices == 1 && NAME(multiply_thin)(&p)) return CYX_OK;
     if (stacks[1].size == 1 && stacks[0].size == results.size && !p.a_transposed) {
-        p.m *= results.size; /* one tall matrix: no output's chain of sums changes */
+        p.m = m * results.size; /* one tall matrix: no output's chain of sums changes */
         return NAME(multiply)(&p);
     }
-    NAME(batch) batch = {.call = call, .one = p, .walk = cyx_broadcast_walk(&results, stacks, 2)};
+    NAME(batch) batch = {.call = call, .one = p, .walk = walk};
     if (m == 1 && n == 1 && !NAME(ends)(&p.ending) && stacks[0].size == results.size && stacks[1].size == results.size) {
         cyx_parallel(results.size, cyx_grain(results.size, (double)k, CYX_LEAST_WORK), NAME(dots_body), &batch);
         return CYX_OK;
     }
-    int64_t grain = cyx_grain(results.size, (double)m * (double)n * (double)k / 8.0, 20000);
-    if (results.size < 2 * cyx_threads())
-        NAME(batch_body)(&batch, 0, results.size);
+    int64_t grain = cyx_grain(matrices, (double)p.m * (double)n * (double)k / 8.0, 20000);
+    if (matrices < 2 * cyx_threads())
+        NAME(batch_body)(&batch, 0, matrices);
     else
-        cyx_parallel(results.size, grain, NAME(batch_body), &batch);
+        cyx_parallel(matrices, grain, NAME(batch_body), &batch);
     return (cyx_status)batch.status;
 }
 

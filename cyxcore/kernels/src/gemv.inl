@@ -6,12 +6,15 @@
 #ifndef GEMV_ONCE
 #define GEMV_ONCE
 enum { ROWS_AT_ONCE = 8, VECTORS_NEAR = 256, FEW_ROWS = 4, CROWDED_BYTES = 1024, GEMV_LEAST_WORK = 100000 };
+enum { FAR_MATRIX = 1 << 19, FAR_AHEAD = 1 << 16 }; /* bytes: of a matrix that no near cache holds, and how far ahead it is fetched */
 #endif
 
 typedef struct {
     const T *a, *b;
     T *c;
     int64_t m, n, k;
+    int fetches; /* whether rows of b are fetched ahead, in the order in which they lie: VN rows side by side are no stream to the
+                    processor where they are short */
 } NAME(row_product);
 
 /* VN elements of each of VN rows, turned: lane i of x[j] is row[i][at + j]. */
@@ -36,6 +39,9 @@ static inline __attribute__((always_inline)) void NAME(rows_by_vectors)(const in
     for (; at + VN <= k; at += VN)
         _Pragma("GCC unroll 2") for (int g = 0; g < G; g++) {
             V x[VN];
+            if (G == 1 && p->fetches && a == p->a)
+                _Pragma("GCC unroll 16") for (int i = 0; i < VN; i += CYX_LINE_BYTES / (int)sizeof(V))
+                    __builtin_prefetch(CYX_BEYOND(p->b, FAR_AHEAD / (int64_t)sizeof(T) + first * k + (at + i) * VN), 0, 2);
             NAME(load_turned)(x, row, at + g * next);
             _Pragma("GCC unroll 16") for (int i = 0; i < VN; i++) _Pragma("GCC unroll 4") for (int r = 0; r < R; r++)
                 sum[r][g] = FMA_V(SPLAT(a[r * k + at + i]), x[i], sum[r][g]);
@@ -52,12 +58,12 @@ static inline __attribute__((always_inline)) void NAME(rows_by_vectors)(const in
 
 /* Outputs [VN * begin, VN * end) of each row: dot products of rows of a with rows of b (n, k). One row waits for each sum
  * before the next, so that two vectors of it are made side by side, but of rows whose lines meet in one place of the cache,
- * which does not hold as many. */
+ * which does not hold as many, and where memory is what it waits for. */
 static void NAME(row_by_rows)(void *context, int64_t begin, int64_t end) {
     const NAME(row_product) *p = context;
     int64_t stop = end * VN < p->n ? end * VN : p->n, first = begin * VN;
     int crowded = p->k * (int64_t)sizeof(T) % CROWDED_BYTES == 0;
-    for (; p->m == 1 && !crowded && first + 2 * VN <= stop; first += 2 * VN) NAME(rows_by_vectors)(1, 2, VN, p, p->a, p->c, first);
+    for (; p->m == 1 && !crowded && !p->fetches && first + 2 * VN <= stop; first += 2 * VN) NAME(rows_by_vectors)(1, 2, VN, p, p->a, p->c, first);
     for (; first < stop; first += VN) {
         int64_t count = stop - first < VN ? stop - first : VN;
         for (int64_t r = 0; r < p->m; r += FEW_ROWS) {
@@ -102,7 +108,7 @@ static void NAME(row_by_columns)(void *context, int64_t begin, int64_t end) {
 
 /* c (m, n) = a (m, k) times b: (k, n), where m is 1, or transposed (n, k). */
 static void NAME(multiply_rows)(const T *a, const T *b, T *c, int64_t m, int64_t n, int64_t k, int b_transposed) {
-    NAME(row_product) p = {.a = a, .b = b, .c = c, .m = m, .n = n, .k = k};
+    NAME(row_product) p = {.a = a, .b = b, .c = c, .m = m, .n = n, .k = k, .fetches = n * k * (int64_t)sizeof(T) >= FAR_MATRIX};
     int64_t vectors = (n + VN - 1) / VN, grain = cyx_grain(vectors, (double)(VN * k * m), GEMV_LEAST_WORK);
     cyx_parallel(vectors, grain, b_transposed ? NAME(row_by_rows) : NAME(row_by_columns), &p);
 }
