@@ -64,13 +64,20 @@ class _Moving:
     """
 
     def __init__(self, graph: Graph, numerics: str) -> None:
-        plan = Plan(graph, device="cpu", numerics=numerics, outputs_apart=True)
+        known = graph.infer(1)
+        fed = {
+            node.attrs["name"]: _cpu.empty(known.shapes[place], known.dtypes[place])  # nobody touches it
+            for place, node in enumerate(graph.nodes)
+            if node.op == "input"
+        }
+        plan = Plan(graph, device="cpu", numerics=numerics, outputs_apart=True, given=fed)
         program: Any = getattr(plan.program, "__self__", None)
         self._program = program
         if not hasattr(program, "run_on"):
             raise Unplanned  # an operation has NumPy's kernel only
-        self.names = [_named(name) for name in plan.inputs]
-        arrays: list[Array] = list(plan.inputs.values())
+        names = [node.attrs["name"] for node in plan.graph.nodes if node.op == "input"]
+        self.names = [_named(name) for name in names]
+        arrays: list[Array] = [fed[name] for name in names]
         places = {array.ctypes.data: place for place, array in enumerate(arrays)}
         self._made: list[tuple[tuple[int, ...], int]] = []
         self._results: list[tuple[int, tuple[int, ...]]] = []
