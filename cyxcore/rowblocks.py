@@ -102,9 +102,12 @@ def _stacks(graph: Graph, known: Inferred, order: Sequence[int], exact: bool) ->
         node, shape = graph.nodes[place], known.shapes[place]
         if node.op != "matmul" or len(shape) < 3 or known.dtypes[place] not in FLOATS:
             continue
-        if node.attrs["transpose_a"] or any(known.shapes[i][:-2] != shape[:-2] for i in node.inputs):
-            continue
+        left, right = (known.shapes[i] for i in node.inputs)
         lead, (rows, columns) = shape[:-2], shape[-2:]
+        if node.attrs["transpose_a"] or left[:-2] != lead or len(right) != len(shape):
+            continue
+        if not Blocks(lead, rows, rows).fits(right, False):  # heads may share keys
+            continue
         terms = known.shapes[node.inputs[0]][-1]
         in_row = columns * item_bytes(known.dtypes[place])
         if math.prod(lead) and rows * in_row >= LEAST_BYTES and 0 < terms * FEW_TERMS <= min(rows, columns):
@@ -404,15 +407,23 @@ def for_blocks(graph: Graph, exact: bool = True) -> Graph:
     masks |= _joined_masks(graph, known, stacks)
     results = {*graph.outputs, *(i for update in graph.updates for i in update)}
     readers = Counter(i for node in graph.nodes for i in node.inputs)
-    turned: dict[int, int] = {}  # product -> what alone reads it, transposed
+    turned = set[int]()  # products, and what goes on from them alone up to what transposes them
+    straight: dict[int, int] = {}  # what transposes -> what it reads, which is made the other way round
     for place, node in enumerate(graph.nodes):
-        source = node.inputs[0] if node.op == "transpose" else -1
-        if not exact or source < 0 or graph.nodes[source].op != "matmul" or readers[source] > 1 or source in results:
-            continue
-        rank, attrs = len(known.shapes[source]), graph.nodes[source].attrs
-        swapped = node.attrs["axes"] == (*range(rank - 2), rank - 1, rank - 2)
-        if swapped and attrs["transpose_a"] and not attrs["transpose_b"] and is_large(graph.nodes[source].inputs[1]):
-            turned[source] = place
+        chain = [node.inputs[0]] if exact and node.op == "transpose" else []
+        while chain and readers[chain[-1]] == 1 and chain[-1] not in results:
+            source, of = graph.nodes[chain[-1]], known.shapes[chain[-1]]
+            if source.op == "matmul":
+                rank, attrs = len(known.shapes[node.inputs[0]]), source.attrs
+                swapped = node.attrs["axes"] == (*range(rank - 2), rank - 1, rank - 2)
+                if swapped and attrs["transpose_a"] and not attrs["transpose_b"] and is_large(source.inputs[1]):
+                    turned.update(chain)
+                    straight[place] = chain[0]
+                break
+            before = known.shapes[source.inputs[0]] if source.inputs else ()
+            if not _is_over_matrices(source, before) and not (source.op == "reshape" and before[-2:] == of[-2:]):
+                break
+            chain.append(source.inputs[0])
     nodes: list[Node] = []
     shapes: list[Shape] = []
     dtypes: list[str] = []
@@ -447,11 +458,16 @@ def for_blocks(graph: Graph, exact: bool = True) -> Graph:
         if place in masks and len(node.inputs) == 2 and all(map(is_narrow, node.inputs)):
             inputs = tuple(map(narrowed, node.inputs))
             return add(Node(node.op, inputs, node.attrs, node.layer), known.shapes[place], "bool")
-        if node.op == "transpose" and turned.get(node.inputs[0]) == place:
-            product = graph.nodes[node.inputs[0]]
-            node = Node("matmul", product.inputs[::-1], product.attrs, node.layer)
-        inputs = tuple([emit(i) if i in masks else new[i] for i in node.inputs])
+        if place in straight:
+            return new[straight[place]]
         shape, dtype = known.shapes[place], known.dtypes[place]
+        if place in turned:
+            shape = (*shape[:-2], shape[-1], shape[-2])
+            if node.op == "matmul":
+                node = Node("matmul", node.inputs[::-1], node.attrs, node.layer)
+            elif node.op == "reshape":
+                node = Node("reshape", node.inputs, {"shape": shape}, node.layer)
+        inputs = tuple([emit(i) if i in masks else new[i] for i in node.inputs])
         if node.op == "sum" and is_large(node.inputs[0]):
             given, axes = known.shapes[node.inputs[0]], node.attrs["axes"]
             if _is_over_matrices(node, given):
@@ -461,7 +477,7 @@ def for_blocks(graph: Graph, exact: bool = True) -> Graph:
         return add(Node(node.op, inputs, node.attrs, node.layer), shape, dtype)
 
     for place in range(len(graph.nodes)):
-        if place not in turned and (place not in masks or place in results):
+        if place not in masks or place in results:
             new[place] = emit(place)
     return Graph(
         nodes,

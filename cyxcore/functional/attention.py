@@ -31,11 +31,10 @@ def scaled_dot_product_attention(
     scale: 1 / sqrt(E) by default. is_causal: position t sees up to t. Fewer heads of key and value than of query
     (axis -3) are shared, unless enable_gqa is false (it is, in torch, unless it is asked for).
     """
-    if enable_gqa and query.ndim >= 3 and query.shape[-3] != key.shape[-3]:
-        key, value = _shared(key, query.shape[-3]), _shared(value, query.shape[-3])
     if key.shape[-2] != value.shape[-2]:
         raise ShapeError(f"attention: expected as many values as keys (axis -2), got {key.shape} and {value.shape}")
-    return _attended(query, key, value, attn_mask, None, dropout_p, is_causal, scale, training)
+    shared = enable_gqa and query.ndim >= 3 and query.shape[-3] != key.shape[-3]
+    return _attended(query, key, value, attn_mask, None, dropout_p, is_causal, scale, training, shared)
 
 
 def _attended(
@@ -48,14 +47,17 @@ def _attended(
     is_causal: bool,
     scale: float | None,
     training: bool | TracedMode,
+    shared: bool = False,
 ) -> Any:
-    """scaled_dot_product_attention with _joined() masks, of which nobody needs to make one that is as large as both."""
+    """scaled_dot_product_attention with _joined() masks, of which nobody needs to make one that is as large as both.
+    shared: whether keys and values are those of groups of heads.
+    """
     half = current() if inside[0] else None
     if half is not None:  # which rounds what is added to the scores
         mask, key_mask = _joined(mask, key_mask), None
     function: Callable[..., Any] = _scaled_dot_product_attention
     given: tuple[Any, ...] = (query, key, value, mask, key_mask)
-    options: tuple[Any, ...] = (is_causal, scale)
+    options: tuple[Any, ...] = (shared, is_causal, scale)
     if dropout_p == 0.0 or training is False and 0.0 <= dropout_p <= 1.0:
         given, options = (*given, None), (*options, 0.0)
     elif training is True and 0.0 < dropout_p < 1.0 and _are_drawn_for(*given):
@@ -81,15 +83,20 @@ def _scaled_dot_product_attention(
     mask: Any,
     key_mask: Any,
     drawn_by: Any,
+    shared: bool,
     is_causal: bool,
     scale: float | None,
     dropout_p: float,
 ) -> Any:
     """drawn_by: the key of the numbers that dropout draws, uint64 (2,); None: there is no dropout."""
-    weights = attention_weights(query, key, _joined(mask, key_mask), is_causal, scale)
+    mask = _joined(mask, key_mask)
+    if shared:
+        query, key, value, mask = _grouped(query, key, value, mask)
+    weights = attention_weights(query, key, mask, is_causal, scale)
     if drawn_by is not None:
         weights = dropped(weights, apply("uniform", drawn_by, shape=weights.shape, stream=0), dropout_p)
-    return weights @ value
+    mixed = weights @ value
+    return _joined_groups(mixed) if shared else mixed
 
 
 def _attention_with_dropout(
@@ -98,14 +105,18 @@ def _attention_with_dropout(
     value: Any,
     mask: Any,
     key_mask: Any,
+    shared: bool,
     is_causal: bool,
     scale: float | None,
     dropout_p: float,
     training: bool | TracedMode,
 ) -> Any:
     """The same where a graph has keys of what is drawn."""
-    weights = attention_weights(query, key, _joined(mask, key_mask), is_causal, scale)
-    return dropout(weights, dropout_p, training) @ value
+    mask = _joined(mask, key_mask)
+    if shared:
+        query, key, value, mask = _grouped(query, key, value, mask)
+    mixed = dropout(attention_weights(query, key, mask, is_causal, scale), dropout_p, training) @ value
+    return _joined_groups(mixed) if shared else mixed
 
 
 def attention_weights(
@@ -134,11 +145,37 @@ def attention_weights(
     return where(seen.astype("int64").sum(-1, keepdims=True) > 0, softmax(scores, -1), 0.0)
 
 
+def _grouped(query: Any, key: Any, value: Any, mask: Any) -> tuple[Any, Any, Any, Any]:
+    """Queries (..., groups, heads of each, T, E), and keys and values of which a group has one: (..., groups, 1, S, E).
+
+    Products read those where they are: nobody copies them for each head.
+    """
+    heads, groups = query.shape[-3], key.shape[-3]
+    for x in (key, value):
+        if heads % x.shape[-3]:
+            raise ShapeError(f"attention: {heads} heads of query cannot share {x.shape[-3]} heads of key and value")
+    if value.shape[-3] != groups:
+        value = _in_groups(_shared(value, heads), groups)
+    else:
+        value = value.expand_dims(value.ndim - 2)
+    if mask is not None and mask.ndim >= 3:
+        mask = _in_groups(mask, groups) if mask.shape[-3] == heads else mask.expand_dims(mask.ndim - 2)
+    return _in_groups(query, groups), key.expand_dims(key.ndim - 2), value, mask
+
+
+def _in_groups(x: Any, groups: int) -> Any:
+    """(..., heads, A, B) -> (..., groups, heads of each, A, B)"""
+    return x.reshape(*x.shape[:-3], groups, x.shape[-3] // groups, *x.shape[-2:])
+
+
+def _joined_groups(x: Any) -> Any:
+    """(..., groups, heads of each, A, B) -> (..., heads, A, B)"""
+    return x.reshape(*x.shape[:-4], x.shape[-4] * x.shape[-3], *x.shape[-2:])
+
+
 def _shared(x: Any, heads: int) -> Any:
     """(..., G, S, E) -> (..., heads, S, E): each group's heads are copies."""
     *before, groups, length, size = x.shape
-    if heads % groups:
-        raise ShapeError(f"attention: {heads} heads of query cannot share {groups} heads of key and value")
     grown = x.expand_dims(x.ndim - 2).broadcast_to(*before, groups, heads // groups, length, size)
     return grown.reshape(*before, heads, length, size)
 

@@ -116,6 +116,33 @@ def test_what_may_see_nothing_is_zero_and_so_are_its_gradients(mask: Any, is_cau
         assert one.detach().numpy().tobytes() == other.detach().numpy().tobytes()
 
 
+@pytest.mark.parametrize("queries", [1, 40])
+@pytest.mark.parametrize(
+    ("groups", "mask"), [((2, 2), ()), ((1, 1), (2, 1, 1, 70)), ((2, 4), (8, 1, 70)), ((4, 4), (2, 8, 5, 70))]
+)
+def test_tensors_of_heads_that_share_keys_have_the_bits_of_copies(
+    isa: str, queries: int, groups: tuple[int, int], mask: tuple[int, ...]
+) -> None:
+    shape = tuple([queries if size == 5 else size for size in mask])
+    added = cx.tensor(floats(*shape).astype("float32"), requires_grad=True) if mask else None
+    query = cx.tensor(floats(2, 8, queries, E, seed=1).astype("float32"), requires_grad=True)
+    key, value = (
+        cx.tensor(floats(2, count, 70, E, seed=place).astype("float32"), requires_grad=True)
+        for place, count in enumerate(groups)
+    )
+
+    def found(*given: Any) -> list[bytes]:
+        learnt = [query, key, value] if added is None else [query, key, value, added]
+        for x in learnt:
+            x.grad = None
+        mixed = F.scaled_dot_product_attention(*given, added)
+        (mixed * mixed).sum().backward()
+        return [mixed.detach().numpy().tobytes(), *(x.grad.numpy().tobytes() for x in learnt)]
+
+    expected = found(query, *(cx.repeat(x, 8 // x.shape[1], axis=1) for x in (key, value)))
+    assert found(query, key, value) == expected
+
+
 @pytest.mark.parametrize("is_bool", [False, True])
 def test_gradients_of_half_precision_are_numbers_where_a_row_sees_nothing(is_bool: bool) -> None:
     seen = np.array([[True, False], [False, False]])

@@ -476,6 +476,46 @@ def test_weights_and_masks_are_made_again_for_the_gradients(monkeypatch: pytest.
     assert run(plan) == run(Plan(graph, state_of(graph), "cpu", optimised=False))
 
 
+def of_groups(kind: str, rows: int, columns: int, repeated: bool, groups: int = 2, heads: int = 6) -> Graph:
+    """Heads of query that share keys and values, there and back. repeated: by copies for each head."""
+    builder = Builder()
+    query = builder.input("query", (2, heads, rows, TERMS))
+    key, value = (builder.input(name, (2, groups, columns, size)) for name, size in (("key", TERMS), ("value", VALUES)))
+    gradient = builder.input("gradient", (2, heads, rows, VALUES))
+    shapes = {"heads": (heads, rows, columns), "batch": (2, 1, rows, columns), "all": (2, heads, rows, columns)}
+    mask = builder.input("mask", shapes[kind]) if kind in shapes else None
+
+    def copied(x: Symbol) -> Symbol:
+        return attending._shared(x, heads)
+
+    given = [query, copied(key), copied(value)] if repeated else [query, key, value]
+    mixed = F.scaled_dot_product_attention(*given, mask, is_causal=kind == "causal")
+    learnt = [query, key, value] if mask is None else [query, key, value, mask]
+    return builder.graph(mixed, *[x for x in totals(builder, mixed, gradient, learnt, {}) if x is not None])
+
+
+@pytest.mark.parametrize(("kind", "groups"), [("plain", 1), ("causal", 2), ("heads", 2), ("batch", 3), ("all", 2)])
+def test_heads_that_share_keys_have_the_bits_of_copies(isa: str, kind: str, groups: int) -> None:
+    for rows, columns in [(64, 64), (67, 83)]:
+        graph = of_groups(kind, rows, columns, False, groups)
+        plan, copies = (Plan(graph, device="cpu"), Plan(of_groups(kind, rows, columns, True, groups), device="cpu"))
+        assert blocks_of(plan.graph)
+        expected = run(copies)
+        assert run(plan) == expected
+        assert run(Plan(graph, device="cpu", optimised=False)) == expected
+
+
+@pytest.mark.parametrize("kind", ["plain", "causal", "all"])
+def test_heads_that_share_keys_make_no_copies_of_them(kind: str) -> None:
+    cpu.set_num_threads(1)
+    rows, heads, item = 256, 6, 4
+    copies, plan = (Plan(of_groups(kind, rows, rows, repeated), device="cpu") for repeated in (True, False))
+    of_heads = 2 * heads * rows * (TERMS + VALUES) * item
+    assert plan.arena_bytes <= copies.arena_bytes - of_heads
+    ops = [node.op for node in plan.graph.nodes]
+    assert "broadcast_to" not in ops and "transpose" not in ops
+
+
 def gradients_of(inputs: Sequence[np.ndarray[Any, Any]], **options: Any) -> list[bytes]:
     tensors = [cx.tensor(x, requires_grad=True) for x in inputs]
     mixed = F.scaled_dot_product_attention(*tensors, **options)
