@@ -168,14 +168,15 @@ def tensor_products() -> Iterator[Row]:
 
 
 def networks() -> Iterator[Row]:
-    one = {"stride": (1, 1), "dilation": (1, 1), "groups": 1}
-    for name, x, w, padding in (
-        ("3x3 1->32 28x28", f32(64, 1, 28, 28), f32(32, 1, 3, 3), 0),
-        ("3x3 32->64 26x26", f32(64, 32, 26, 26), f32(64, 32, 3, 3), 0),
-        ("3x3 64->64 32x32", f32(32, 64, 32, 32), f32(64, 64, 3, 3), 1),
+    for name, x, w, stride, padding in (
+        ("3x3 1->32 28x28", f32(64, 1, 28, 28), f32(32, 1, 3, 3), 1, 0),
+        ("3x3 32->64 26x26", f32(64, 32, 26, 26), f32(64, 32, 3, 3), 1, 0),
+        ("3x3 64->64 32x32", f32(32, 64, 32, 32), f32(64, 64, 3, 3), 1, 1),
+        ("3x3 64->128 32x32 by 2", f32(32, 64, 32, 32), f32(128, 64, 3, 3), 2, 1),
+        ("4x4 32->64 32x32 by 2", f32(32, 32, 32, 32), f32(64, 32, 4, 4), 2, 1),
     ):
-        attrs = {**one, "padding": (padding, padding)}
-        side = x.shape[2] + 2 * padding - 2
+        attrs = {"stride": (stride, stride), "padding": (padding, padding), "dilation": (1, 1), "groups": 1}
+        side = (x.shape[2] + 2 * padding - w.shape[2]) // stride + 1
         g = f32(x.shape[0], w.shape[0], side, side)
         work = 2.0 * g.size * w[0].size
         for op, out, inputs, more in (

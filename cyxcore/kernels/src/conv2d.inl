@@ -332,6 +332,8 @@ static cyx_status NAME(conv2d)(const cyx_call *call) {
     return NAME(run_image_product)(&p, x->data, x->shape[0], w->data, NAME(fill_weight));
 }
 
+#include "conv2d_phases.inl"
+
 /* A pixel of the input meets the pixels of the output whose window held it: g on a canvas, its pixels
  * `stride` apart. */
 static cyx_status NAME(conv2d_grad_input)(const cyx_call *call) {
@@ -357,6 +359,10 @@ static cyx_status NAME(conv2d_grad_input)(const cyx_call *call) {
          .columns_w = x->shape[3]};
     LAY_OUT(x->shape[2], 1, u.kh, -i[4], i[2], u.canvas_h, u.kh_first, u.top);
     LAY_OUT(x->shape[3], 1, u.kw, -i[5], i[3], u.canvas_w, u.kw_first, u.left);
+    if ((i[0] > 1 || i[1] > 1) && !NAME(fits_lanes)(&u, w->shape[1], i[6])) {
+        cyx_status status = NAME(run_phases)(call);
+        if (status != CYX_NO_KERNEL) return status;
+    }
     NAME(image_product)
     p = {.unfolding = u,
          .out = x->data,
