@@ -422,21 +422,21 @@ def _mean(g: Any, x: Sequence[Any], y: Any, attrs: Mapping[str, Any]) -> Sequenc
 def _prod(g: Any, x: Sequence[Any], y: Any, attrs: Mapping[str, Any]) -> Sequence[Any]:
     """The product of all others, from the products of those before and after: right where elements are 0."""
     value, axes = x[0], attrs["axes"]
+    if len(axes) == 1:
+        return (_stretched(g, value, attrs) * _others(value, axes[0]),)
     kept = [axis for axis in range(value.ndim) if axis not in axes]
     order = (*kept, *axes)
     rows = value.permute(*order).reshape(*(value.shape[axis] for axis in kept), -1) if order else value.reshape(1)
-    last = rows.ndim - 1
-
-    def before(values: Any) -> Any:
-        """The product of what stands in front of each."""
-        ones = values._constant(1.0, values.dtype).broadcast_to(*values.shape[:-1], 1)
-        running = apply("cumulative_prod", apply("concat", ones, values, axis=last), axis=last)
-        return running[..., : values.shape[-1]]
-
-    others = before(rows) * before(rows[..., ::-1])[..., ::-1]
-    moved = others.reshape(*(value.shape[axis] for axis in order))
+    moved = _others(rows, rows.ndim - 1).reshape(*(value.shape[axis] for axis in order))
     back = moved.permute(*(order.index(axis) for axis in range(value.ndim))) if order else moved.reshape(())
     return (_stretched(g, value, attrs) * back,)
+
+
+def _others(x: Any, axis: int) -> Any:
+    """For each element the product of all others along an axis."""
+    backwards = (slice(None),) * axis + (slice(None, None, -1),)
+    before, behind = (_before(apply("cumulative_prod", each, axis=axis), axis, 1.0) for each in (x, x[backwards]))
+    return before * behind[backwards]
 
 
 @rule("cumulative_sum")
@@ -682,6 +682,25 @@ def _gelu_grad(g: Any, x: Sequence[Any], y: Any, attrs: Mapping[str, Any]) -> Se
     """Of u (Φ(x) + x φ(x)), u being the gradient of gelu's result."""
     upstream, value = x
     return apply("gelu_grad", g, value), g * upstream * (_normal_density(value) * (2.0 - value * value))
+
+
+for _name in ("hardtanh", "hardsigmoid", "hardswish", "softshrink", "leaky_relu", "huber"):
+    RULES[_name] = lambda g, x, y, a, op=f"{_name}_grad": (apply(op, g, x[0], **a),)  # type: ignore[misc]
+for _name in ("hardtanh_grad", "hardsigmoid_grad", "softshrink_grad", "leaky_relu_grad"):  # of pieces that are straight
+    RULES[_name] = lambda g, x, y, a, op=_name: (apply(op, g, x[1], **a), None)  # type: ignore[misc]
+
+
+@rule("hardswish_grad")
+def _hardswish_grad(g: Any, x: Sequence[Any], y: Any, attrs: Mapping[str, Any]) -> Sequence[Any]:
+    """Of u (2 x + 3) / 6 between -3 and 3."""
+    return apply("hardswish_grad", g, x[1]), apply("hardsigmoid_grad", g * x[0] * 2.0, x[1])
+
+
+@rule("huber_grad")
+def _huber_grad(g: Any, x: Sequence[Any], y: Any, attrs: Mapping[str, Any]) -> Sequence[Any]:
+    """Of u x within delta."""
+    delta = attrs["delta"]
+    return apply("huber_grad", g, x[1], delta=delta), apply("hardtanh_grad", g * x[0], x[1], low=-delta, high=delta)
 
 
 @rule("softmax_grad")

@@ -150,6 +150,14 @@ _REDUCE = {"axes": Attr(kind.axes), "keepdims": Attr(kind.flag, False)}
 _AXIS = {"axis": Attr(kind.natural)}
 _ALONG = {**_AXIS, "size": Attr(kind.natural), "terms": Attr(kind.positive), "from_zero": Attr(kind.flag)}
 _CTC = {"blank": Attr(kind.natural), "zero_infinity": Attr(kind.flag)}
+_BENT = {
+    "hardtanh": {"low": Attr(kind.finite), "high": Attr(kind.finite)},
+    "hardsigmoid": {},
+    "hardswish": {},
+    "softshrink": {"bound": Attr(kind.finite)},
+    "leaky_relu": {"slope": Attr(kind.finite)},
+    "huber": {"delta": Attr(kind.finite)},
+}
 _MATMUL = {"transpose_a": Attr(kind.flag, False), "transpose_b": Attr(kind.flag, False)}
 _SLICE = {"starts": Attr(kind.naturals), "stops": Attr(kind.shape), "steps": Attr(kind.positives)}
 _PARAM = {
@@ -281,6 +289,11 @@ def _standard_rows() -> list[Op]:
     return [
         *(row(name, 1, infer.unary(INEXACT), 10) for name in costly),
         *(row(name, 1, infer.unary(FLOATS), 40) for name in ("lgamma", "digamma", "trigamma", "erfinv")),
+        *(
+            row(f"{name}{what}", *how, **numbers)
+            for name, numbers in _BENT.items()
+            for what, how in (("", (1, infer.unary(FLOATS), 6)), ("_grad", (2, infer.binary(FLOATS), 10)))
+        ),
         *(row(name, 1, infer.unary(REAL)) for name in ("ceil", "trunc")),
         *(row(name, 1, infer.unary(NUMBERS)) for name in ("round", "conj")),
         *(row(name, 1, infer.magnitude) for name in ("real", "imag")),

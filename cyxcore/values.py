@@ -54,6 +54,13 @@ def by_mode(training: bool | TracedMode, when_training: Callable[[], V], otherwi
     return value
 
 
+def is_operand(value: Any) -> bool:
+    """Whether it is a tensor of float32 or float64 on the host: kernels of a function have those and no others."""
+    if not isinstance(value, Value) or value.is_symbolic:
+        return False
+    return value.dtype in ("float32", "float64") and bool(value._on_host)  # type: ignore[attr-defined]
+
+
 def is_made_here(value: Any) -> bool:
     """Whether what is made of it is in no graph that travels, nor on a device with its own memory."""
     builder = getattr(value, "builder", None)

@@ -4,15 +4,26 @@ inplace: the result is written into x, which is what comes back: see cyxcore.fun
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from cyxcore.casting import lowered
 from cyxcore.errors import ShapeError, SpecError
 from cyxcore.functional.basic import overwritten, softmax, where
-from cyxcore.values import apply, composed, to_inexact
+from cyxcore.values import apply, composed, is_operand, to_inexact
 
 # Klambauer et al. 2017 (arXiv 1706.02515): the constants under which mean 0 and variance 1 stay.
 SELU_ALPHA, SELU_SCALE = 1.6732632423543772, 1.0507009873554805
+
+
+def bent(op: str, function: Callable[..., Any], x: Any, **numbers: Any) -> Any:
+    """A function of straight pieces: of a tensor one operation, which has the bits of those of `function`.
+
+    numbers: of the operation, by name, and what `function` takes behind x.
+    """
+    if is_operand(x) and all(type(each) in (int, float) and math.isfinite(each) for each in numbers.values()):
+        return apply(op, x, **numbers)
+    return composed(function, (x,), tuple(numbers.values()))
 
 
 def _below(x: Any) -> Any:
@@ -147,7 +158,7 @@ def _hardshrink(x: Any, lambd: float) -> Any:
 
 def softshrink(x: Any, lambd: float = 0.5) -> Any:
     """x nearer to 0 by lambd, but not beyond."""
-    return composed(_softshrink, (x,), (lambd,))
+    return bent("softshrink", _softshrink, x, bound=lambd)
 
 
 def _softshrink(x: Any, lambd: float) -> Any:
@@ -163,7 +174,7 @@ def hardtanh(x: Any, min_val: float = -1.0, max_val: float = 1.0, inplace: bool 
     """x kept within min_val … max_val."""
     if inplace:
         return overwritten(x, hardtanh, min_val, max_val)
-    return composed(_hardtanh, (x,), (min_val, max_val))
+    return bent("hardtanh", _hardtanh, x, low=min_val, high=max_val)
 
 
 def _hardtanh(x: Any, min_val: float, max_val: float) -> Any:
@@ -184,7 +195,7 @@ def hardsigmoid(x: Any, inplace: bool = False) -> Any:
     """(x + 3) / 6 kept within 0 … 1."""
     if inplace:
         return overwritten(x, hardsigmoid)
-    return composed(_hardsigmoid, (x,), ())
+    return bent("hardsigmoid", _hardsigmoid, x)
 
 
 def _hardsigmoid(x: Any) -> Any:
@@ -195,11 +206,22 @@ def hardswish(x: Any, inplace: bool = False) -> Any:
     """See cx.nn.Hardswish."""
     if inplace:
         return overwritten(x, hardswish)
-    return composed(_hardswish, (x,), ())
+    return bent("hardswish", _hardswish, x)
 
 
 def _hardswish(x: Any) -> Any:
     return x * _hardsigmoid(x)
+
+
+def leaky_relu(x: Any, negative_slope: float = 0.01, inplace: bool = False) -> Any:
+    """See cx.nn.LeakyReLU. inplace: see overwritten."""
+    if inplace:
+        return overwritten(x, leaky_relu, negative_slope)
+    return bent("leaky_relu", _leaky_relu, x, slope=negative_slope)
+
+
+def _leaky_relu(x: Any, negative_slope: float) -> Any:
+    return apply("where", x > 0, x, x * negative_slope)
 
 
 def threshold(x: Any, threshold: float, value: float, inplace: bool = False) -> Any:

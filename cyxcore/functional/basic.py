@@ -131,17 +131,6 @@ def relu(x: Any, inplace: bool = False) -> Any:
     return x._in_place("relu: inplace", lambda value, _: value.relu(), None) if inplace else x.relu()
 
 
-def leaky_relu(x: Any, negative_slope: float = 0.01, inplace: bool = False) -> Any:
-    """See cx.nn.LeakyReLU. inplace: see overwritten."""
-    if inplace:
-        return overwritten(x, leaky_relu, negative_slope)
-    return composed(_leaky_relu, (x,), (negative_slope,))
-
-
-def _leaky_relu(x: Any, negative_slope: float) -> Any:
-    return apply("where", x > 0, x, x * negative_slope)
-
-
 def tanh(x: Any) -> Any:
     """The hyperbolic tangent of each element."""
     return x.tanh()

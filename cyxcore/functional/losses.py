@@ -8,10 +8,10 @@ from typing import Any
 from cyxcore.casting import in_float32
 from cyxcore.dtype import FLOATS
 from cyxcore.errors import IndexingError, ShapeError, SpecError
-from cyxcore.functional.activations import softplus
+from cyxcore.functional.activations import bent, softplus
 from cyxcore.functional.basic import log_softmax, looked_up, maximum, minimum, pad, stack, take_along_axis, where
 from cyxcore.inplace import InPlace
-from cyxcore.values import Value, apply, composed, is_made_here
+from cyxcore.values import Value, apply, composed, is_made_here, is_operand
 
 LEAST_ABREAST = 8  # of what has its classes one below the other, which goes by columns; fewer are made rows
 
@@ -190,17 +190,23 @@ def huber_loss(prediction: Any, target: Any, reduction: str = "mean", delta: flo
     weight: what each element counts; the mean is over the elements nevertheless, as in torch.
     """
     _same("huber_loss", prediction, target)
+    if is_operand(prediction):  # a kernel of its own
+        return _huber_loss(prediction, target, weight, reduction, delta)
     return composed(_huber_loss, (prediction, target, weight), (reduction, delta))
 
 
 def _huber_loss(prediction: Any, target: Any, weight: Any, reduction: str, delta: float) -> Any:
-    away = (prediction - target).abs()
-    near = minimum(away, delta)
-    rows = near * (away - near * 0.5)
+    rows = bent("huber", _huber, prediction - target, delta=delta)
     if weight is not None:
         _same("huber_loss", rows, weight)
         rows = rows * weight
     return _reduced(rows, reduction)
+
+
+def _huber(difference: Any, delta: float) -> Any:
+    away = difference.abs()
+    near = minimum(away, delta)
+    return near * (away - near * 0.5)
 
 
 @in_float32

@@ -181,6 +181,67 @@ def _erfinv(x: float) -> float:
 
 
 KERNELS.update(lgamma=_each(_lgamma), digamma=_each(_digamma), trigamma=_each(_trigamma), erfinv=_each(_erfinv))
+
+
+def _huber(x: Array, delta: Any) -> tuple[Array, Array]:
+    """How far it is from 0, and that or delta."""
+    away = np.abs(x)
+    return away, np.where((away <= delta) | (away != away), away, delta)
+
+
+def _between(x: Array, low: Any, high: Any) -> tuple[Array, Array]:
+    """x kept within low … high, and whether it was there."""
+    above = np.where(x <= low, x.dtype.type(low), x)
+    return np.where(above >= high, x.dtype.type(high), above), ~((x <= low) | (above >= high))
+
+
+KERNELS["hardtanh"] = lambda a, x: _between(x, a["low"], a["high"])[0]
+KERNELS["hardtanh_grad"] = lambda a, g, x: np.where(_between(x, a["low"], a["high"])[1], g, x.dtype.type(0))
+KERNELS["hardsigmoid"] = lambda a, x: _between(x + x.dtype.type(3), 0, 6)[0] * x.dtype.type(1 / 6)
+KERNELS["hardswish"] = lambda a, x: x * KERNELS["hardsigmoid"]({}, x)
+KERNELS["softshrink"] = lambda a, x: x - np.clip(x, x.dtype.type(-a["bound"]), x.dtype.type(a["bound"]))
+KERNELS["leaky_relu"] = lambda a, x: np.where(x > 0, x, x * x.dtype.type(a["slope"]))
+
+
+@kernel("hardsigmoid_grad")
+def _hardsigmoid_grad(attrs: Attrs, g: Array, x: Array) -> Any:
+    return np.where(_between(x + x.dtype.type(3), 0, 6)[1], g * x.dtype.type(1 / 6), x.dtype.type(0))
+
+
+@kernel("hardswish_grad")
+def _hardswish_grad(attrs: Attrs, g: Array, x: Array) -> Any:
+    return g * KERNELS["hardsigmoid"]({}, x) + _hardsigmoid_grad({}, g * x, x)
+
+
+@kernel("softshrink_grad")
+def _softshrink_grad(attrs: Attrs, g: Array, x: Array) -> Any:
+    bound = x.dtype.type(attrs["bound"])
+    return g + np.where((x < -bound) | (x > bound), x.dtype.type(0), -g)
+
+
+@kernel("leaky_relu_grad")
+def _leaky_relu_grad(attrs: Attrs, g: Array, x: Array) -> Any:
+    none = x.dtype.type(0)
+    return np.where(x > 0, g, none) + np.where(x > 0, none, g) * x.dtype.type(attrs["slope"])
+
+
+@kernel("huber")
+def _huber_of(attrs: Attrs, x: Array) -> Any:
+    away, near = _huber(x, x.dtype.type(attrs["delta"]))
+    return near * (away - near * x.dtype.type(0.5))
+
+
+@kernel("huber_grad")
+def _huber_grad(attrs: Attrs, g: Array, x: Array) -> Any:
+    """In the order of operations in which it is made of the others; where |x| is delta, both share the gradient."""
+    delta, half = x.dtype.type(attrs["delta"]), x.dtype.type(0.5)
+    away, near = _huber(x, delta)
+    own, bound = (away == near).astype(x.dtype), (delta == near).astype(x.dtype)
+    with np.errstate(all="ignore"):
+        to_near = g * (away - near * half) + -(g * near) * half
+        return (g * near + to_near / (own + bound) * own) * np.sign(x)
+
+
 KERNELS["host_call"] = lambda a, *xs: a["function"](*xs)
 
 

@@ -88,6 +88,14 @@ ROUNDED_UNARY = {
     "softplus": 3e-7,
 }
 GAMMAS = ("lgamma", "digamma", "trigamma")  # of float64 within some 1e-15 of what their terms are
+BENT: dict[str, dict[str, Any]] = {
+    "hardtanh": {"low": -0.5, "high": 1.25},
+    "hardsigmoid": {},
+    "hardswish": {},
+    "softshrink": {"bound": 0.4},
+    "leaky_relu": {"slope": 0.1},
+    "huber": {"delta": 1.1},
+}
 EXACT_UNARY = ["neg", "abs", "sqrt", "relu", "square", "sign", "floor", "ceil", "trunc", "round", "logical_not"]
 ARITHMETIC = ["add", "sub", "mul", "maximum", "minimum"]
 COMPARE = [
@@ -263,6 +271,9 @@ def reduction_cases() -> Iterator[Case]:
             inputs = [values(of_result, dtype), 30 * values(of_input, dtype, seed=1)]
             for op in ("softplus_grad", "gelu_grad"):
                 yield Case(op, inputs, tolerance=1e-6 if dtype == "float32" else 1e-14)
+            for op, attrs in BENT.items():
+                yield Case(f"{op}_grad", [inputs[0], inputs[1] / np.asarray(10.0, dtype)], attrs)
+                yield Case(op, [inputs[1]], attrs)
     several = (2, 1, 3), (3, 21, 5, 7), (2, 150, 1, 40), (2, 3, 0)
     for rows, classes, *pixels in ((1, 1), (5, 10), (64, 150), (0, 4), *several):
         labels = np.random.default_rng(3).integers(0, classes, (rows, *pixels))
@@ -403,6 +414,8 @@ for _make in GROUPS.values():
             CASES.setdefault(_case.op, []).append(_case)
 # What is made of other calls on a device with its own memory, or on the host.
 HOST_ONLY = frozenset(
+    "hardtanh hardtanh_grad hardsigmoid hardsigmoid_grad hardswish hardswish_grad softshrink softshrink_grad huber "
+    "huber_grad leaky_relu leaky_relu_grad "
     "take_along_grad ctc_loss ctc_loss_grad ceil trunc round lgamma digamma trigamma erfinv hypot copysign remainder "
     "logaddexp cumulative_argmax cumulative_argmin recurrence scatter".split()
 )
@@ -553,6 +566,9 @@ def sized_cases(n: int, dtype: str) -> Iterator[Case]:
     yield Case("where", [row > 0, row, several[1]])
     for op in ("softplus_grad", "gelu_grad"):
         yield Case(op, [row, several[1]], tolerance=small)
+    for op, attrs in BENT.items():
+        yield Case(op, [row], attrs)
+        yield Case(f"{op}_grad", [row, several[1]], attrs)
     for x, axis in ((rows, 1), (columns, 0), (stack, 1)):
         for op in ("sum", "mean", "max", "min"):
             exact = op in ("max", "min")

@@ -106,9 +106,16 @@ def _ratio_of(dtype: str) -> dict[str, Any]:
     return {"function": np.divide, "shape": (3, 4), "dtype": dtype, "gradient": gradient}
 
 
+BENT = (("softshrink", "bound"), ("leaky_relu", "slope"), ("huber", "delta"))  # functions of pieces, and their numbers
 CASES: dict[str, Cases] = {
     **dict.fromkeys("tan asin acos atan sinh cosh asinh atanh expm1 log1p log2 log10".split(), _unary),
     **dict.fromkeys("ceil trunc signbit lgamma digamma trigamma".split(), _unary),
+    **dict.fromkeys(("hardsigmoid", "hardswish"), _unary),
+    "hardtanh": lambda given: [(given.x, {"low": -0.5, "high": 0.75})],
+    **{op: lambda given, name=name: [(given.x, {name: 0.4})] for op, name in BENT},
+    **dict.fromkeys(("hardsigmoid_grad", "hardswish_grad"), lambda given: [(given.x.cos(), given.x, {})]),
+    "hardtanh_grad": lambda given: [(given.x.cos(), given.x, {"low": -0.5, "high": 0.75})],
+    **{f"{op}_grad": lambda given, name=name: [(given.x.cos(), given.x, {name: 0.4})] for op, name in BENT},
     "erfinv": lambda given: [(case[0].sin(), {}) for case in _unary(given)],
     "acosh": lambda given: [(case[0] + 1.5, {}) for case in _unary(given)],
     "round": lambda given: [*_unary(given), (given.whole, {})],

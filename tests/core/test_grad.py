@@ -39,6 +39,15 @@ IDX = np.array([[0, 2], [2, 1]])
 # of three rows: classes, and how many steps and classes there are; the last row has no alignment
 LABELS = np.array([[1, 2, 2], [3, 0, 0], [2, 2, 2]]), np.array([7, 5, 3]), np.array([3, 1, 3])
 
+BENT: dict[str, dict[str, Any]] = {
+    "hardtanh": {"low": -1.1, "high": 0.7},
+    "hardsigmoid": {},
+    "hardswish": {},
+    "softshrink": {"bound": 0.4},
+    "leaky_relu": {"slope": 0.2},
+    "huber": {"delta": 1.1},
+}
+
 # (op, inputs, attributes); every float input is checked
 CASES: list[tuple[str, list[np.ndarray], dict[str, Any]]] = [
     *((op, [real(2, 3)], {}) for op in "neg exp tanh sigmoid erf erfc ndtr gelu square sin cos".split()),
@@ -46,6 +55,8 @@ CASES: list[tuple[str, list[np.ndarray], dict[str, Any]]] = [
     *((op, [apart(3, 4)], {}) for op in ("abs", "relu", "softplus")),
     ("softplus_grad", [real(3, 4), apart(3, 4)], {}),
     ("gelu_grad", [real(3, 4), real(3, 4)], {}),
+    *((op, [apart(3, 4) * 2.0], attrs) for op, attrs in BENT.items()),
+    *((f"{op}_grad", [real(3, 4), apart(3, 4) * 2.0], attrs) for op, attrs in BENT.items()),
     *((op, [real(5, low=0.3)], {}) for op in ("log", "sqrt")),
     *((op, [real(2, 3), real(2, 3, low=0.5)], {}) for op in ("add", "sub", "mul", "div")),
     *((op, [real(2, 1, 3), real(4, 1, low=0.5)], {}) for op in ("add", "sub", "mul", "div")),

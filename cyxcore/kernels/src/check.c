@@ -453,7 +453,13 @@ static rule rule_of(int op) {
     case CYX_OP_softmax_grad:
     case CYX_OP_log_softmax_grad: return check_softmax;
     case CYX_OP_softplus_grad:
-    case CYX_OP_gelu_grad: return check_broadcast;
+    case CYX_OP_gelu_grad:
+    case CYX_OP_hardtanh_grad:
+    case CYX_OP_hardsigmoid_grad:
+    case CYX_OP_hardswish_grad:
+    case CYX_OP_softshrink_grad:
+    case CYX_OP_leaky_relu_grad:
+    case CYX_OP_huber_grad: return check_broadcast;
     case CYX_OP_cross_entropy:
     case CYX_OP_cross_entropy_grad: return check_loss;
     case CYX_OP_ctc_loss:

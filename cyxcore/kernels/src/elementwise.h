@@ -22,7 +22,7 @@ enum { CYX_LOOP_CONSTANTS = 5 };
 typedef struct {
     const cyx_call *call;
     cyx_walk walk;
-    double constants[CYX_LOOP_CONSTANTS]; /* what the kernel made of its scalars, where it has any */
+    double constants[CYX_LOOP_CONSTANTS]; /* what the kernel made of its scalars, where it has any; else the call's first two */
 } cyx_rows;
 
 /* An operand of a link: as many numbers, one for all, what was made, one for each row, one row for all, or what an earlier
@@ -77,6 +77,7 @@ static inline cyx_status cyx_run_rows(const cyx_call *call, cyx_body body) {
     int alike = 1;
     for (int k = 0; k < call->in_count; k++) alike &= call->in[k].size == size;
     rows->call = call;
+    rows->constants[0] = call->floats[0], rows->constants[1] = call->floats[1];
     if (alike) { /* nothing is broadcast: one long row */
         rows->walk.ndim = 1;
         rows->walk.shape[0] = size;

@@ -192,6 +192,80 @@ SLOPES(float, f32)
 GELU_GRAD(float, f32, GELU_SLOPE_ROW)
 GELU_GRAD(double, f64, gelu_slope_f64_row)
 
+/* Functions of a few straight pieces (of huber also a parabola) and their gradients: the operations that they are made of in
+ * graphs, one after the other, so that the bits are the same; a and b are the call's numbers. Of a gradient u is that of the result. */
+#define BENT(NAME, T, S, ...)                                                                                \
+    static void NAME##_##S##_body(void *context, int64_t begin, int64_t end) {                               \
+        const cyx_rows *rows = context;                                                                      \
+        const T a = (T)rows->constants[0], b = (T)rows->constants[1], *in = rows->call->in[0].data;          \
+        T *out = rows->call->out.data;                                                                       \
+        (void)a, (void)b;                                                                                    \
+        INDEPENDENT for (int64_t i = begin; i < end; i++) {                                                  \
+            T x = in[i];                                                                                     \
+            out[i] = __VA_ARGS__;                                                                            \
+        }                                                                                                    \
+    }                                                                                                        \
+    static cyx_status NAME##_op_##S(const cyx_call *call) { return cyx_run_rows(call, NAME##_##S##_body); }
+#define BENT_GRAD(NAME, T, S, ...)                                                                           \
+    static inline __attribute__((always_inline)) void NAME##_##S##_loop(T *o, const T *g, int64_t sg, const T *v, int64_t sv, \
+                                                                        int64_t n, T a, T b) {               \
+        (void)a, (void)b;                                                                                    \
+        INDEPENDENT for (int64_t i = 0; i < n; i++) {                                                        \
+            T u = g[i * sg], x = v[i * sv];                                                                  \
+            o[i] = __VA_ARGS__;                                                                              \
+        }                                                                                                    \
+    }                                                                                                        \
+    static void NAME##_##S##_body(void *context, int64_t begin, int64_t end) {                               \
+        CYX_FOR_ROWS(2, {                                                                                    \
+            int64_t sg = walk->stride[0][walk->ndim - 1], sv = walk->stride[1][walk->ndim - 1];              \
+            const T *g = (const T *)rows->call->in[0].data + offset[0] + first * sg;                         \
+            const T *v = (const T *)rows->call->in[1].data + offset[1] + first * sv;                         \
+            T *o = (T *)rows->call->out.data + at;                                                           \
+            T a = (T)rows->constants[0], b = (T)rows->constants[1];                                          \
+            if (sg && sv)                                                                                    \
+                NAME##_##S##_loop(o, g, 1, v, 1, n, a, b);                                                   \
+            else if (sv)                                                                                     \
+                NAME##_##S##_loop(o, g, 0, v, 1, n, a, b);                                                   \
+            else                                                                                             \
+                NAME##_##S##_loop(o, g, sg, v, 0, n, a, b);                                                  \
+        })                                                                                                   \
+    }                                                                                                        \
+    static cyx_status NAME##_op_##S(const cyx_call *call) { return cyx_run_rows(call, NAME##_##S##_body); }
+
+#define FROM_BELOW(x, low) (x <= low ? low : x)
+#define WITHIN(x, low, high) (FROM_BELOW(x, low) >= high ? high : FROM_BELOW(x, low))
+#define IF_WITHIN(x, low, high, y) (x <= low ? 0 : FROM_BELOW(x, low) >= high ? 0 : y)
+#define CLIPPED_BELOW(x, low) (x < low ? low : x)
+#define CLIPPED(x, low, high) (CLIPPED_BELOW(x, low) > high ? high : CLIPPED_BELOW(x, low))
+#define BENT_OPS(T, S, F)                                                                                    \
+    static const T sixth_##S = (T)(1.0 / 6.0), half_##S = (T)0.5, three_##S = 3, six_##S = 6;                \
+    MATH T hardsigmoid_##S(T x) { return WITHIN((x + three_##S), 0, six_##S) * sixth_##S; }                  \
+    MATH T if_bent_##S(T x, T y) { return IF_WITHIN((x + three_##S), 0, six_##S, y); }                       \
+    MATH T huber_##S(T away, T delta) {                                                                      \
+        T near = away <= delta || away != away ? away : delta;                                               \
+        return near * (away - near * half_##S);                                                              \
+    }                                                                                                        \
+    MATH T huber_slope_##S(T u, T x, T delta) {                                                              \
+        T away = __builtin_fabs##F(x), near = away <= delta || away != away ? away : delta;                  \
+        T own = away == near, bound = delta == near;                                                         \
+        T to_near = u * (away - near * half_##S) + -(u * near) * half_##S;                                   \
+        return (u * near + to_near / (own + bound) * own) * (x > 0 ? 1 : x < 0 ? -1 : x == 0 ? 0 : x);       \
+    }                                                                                                        \
+    BENT(hardtanh, T, S, WITHIN(x, a, b))                                                                    \
+    BENT(hardsigmoid, T, S, hardsigmoid_##S(x))                                                              \
+    BENT(hardswish, T, S, x * hardsigmoid_##S(x))                                                            \
+    BENT(softshrink, T, S, x - CLIPPED(x, -a, a))                                                            \
+    BENT(leaky_relu, T, S, x > 0 ? x : x * a)                                                                \
+    BENT(huber, T, S, huber_##S(__builtin_fabs##F(x), a))                                                    \
+    BENT_GRAD(hardtanh_grad, T, S, IF_WITHIN(x, a, b, u))                                                    \
+    BENT_GRAD(hardsigmoid_grad, T, S, if_bent_##S(x, u * sixth_##S))                                         \
+    BENT_GRAD(hardswish_grad, T, S, u * hardsigmoid_##S(x) + if_bent_##S(x, u * x * sixth_##S))              \
+    BENT_GRAD(softshrink_grad, T, S, u + (x < -a ? 0 : CLIPPED_BELOW(x, -a) > a ? 0 : -u))                   \
+    BENT_GRAD(leaky_relu_grad, T, S, (x > 0 ? u : 0) + (x > 0 ? 0 : u) * a)                                  \
+    BENT_GRAD(huber_grad, T, S, huber_slope_##S(u, x, a))
+BENT_OPS(float, f32, f)
+BENT_OPS(double, f64, )
+
 CYX_WHERE(where_f32, float)
 CYX_WHERE(where_f64, double)
 
@@ -214,6 +288,12 @@ static cyx_status cast_of_bool(const cyx_call *call) {
     table[CYX_OP_erf][D] = erf_op_##S, table[CYX_OP_erfc][D] = erfc_op_##S;                                  \
     table[CYX_OP_ndtr][D] = ndtr_op_##S, table[CYX_OP_gelu][D] = gelu_op_##S;                                \
     table[CYX_OP_gelu_grad][D] = gelu_grad_##S;                                                              \
+    table[CYX_OP_hardtanh][D] = hardtanh_op_##S, table[CYX_OP_hardtanh_grad][D] = hardtanh_grad_op_##S;      \
+    table[CYX_OP_hardsigmoid][D] = hardsigmoid_op_##S, table[CYX_OP_hardsigmoid_grad][D] = hardsigmoid_grad_op_##S; \
+    table[CYX_OP_hardswish][D] = hardswish_op_##S, table[CYX_OP_hardswish_grad][D] = hardswish_grad_op_##S;  \
+    table[CYX_OP_softshrink][D] = softshrink_op_##S, table[CYX_OP_softshrink_grad][D] = softshrink_grad_op_##S; \
+    table[CYX_OP_leaky_relu][D] = leaky_relu_op_##S, table[CYX_OP_leaky_relu_grad][D] = leaky_relu_grad_op_##S; \
+    table[CYX_OP_huber][D] = huber_op_##S, table[CYX_OP_huber_grad][D] = huber_grad_op_##S;                  \
     table[CYX_OP_square][D] = square_##S, table[CYX_OP_sign][D] = sign_##S,                                  \
     table[CYX_OP_floor][D] = floor_##S;                                                                      \
     table[CYX_OP_logical_not][D] = logical_not_##S, table[CYX_OP_sin][D] = sin_##S,                          \
