@@ -73,6 +73,8 @@ def take_out(
             found = _place(graph, known, place, blocks, widths) if fitting and place not in unmade else None
             if found is not None:
                 places[place] = found
+        if not of_masks:
+            places |= _of_their_rows(graph, known, order, alias, places, readers, blocks)
         segments = [
             piece
             for segment in segments
@@ -157,6 +159,41 @@ def _place(graph: Graph, known: Inferred, place: int, blocks: Blocks, widths: Co
     if found.adds and _is_large(out, blocks, widths):
         return None
     return found if all(map(blocks.fits, shapes, found.cut)) else None
+
+
+def _of_their_rows(
+    graph: Graph,
+    known: Inferred,
+    order: Sequence[int],
+    alias: Mapping[int, int],
+    places: Mapping[int, Place],
+    readers: Mapping[int, Sequence[int]],
+    blocks: Blocks,
+) -> dict[int, Place]:
+    """Element-wise calls on what is given, as the scale of queries, of which each block reads its own rows only."""
+    found: dict[int, Place] = {}
+    made = set(order)
+    for place in order:
+        node, out = graph.nodes[place], known.shapes[place]
+        if place in places or OPS[node.op].group != "elementwise" or known.dtypes[place] not in FLOATS:
+            continue
+        if len(out) < 2 or any(alias.get(i, i) in made for i in node.inputs):
+            continue
+        shapes = [known.shapes[i] for i in node.inputs]
+        how = _elementwise(node, shapes, out, blocks)
+        if how is None or not blocks.is_whole(out) or not all(map(blocks.fits, (out, *shapes), (True, *how.cut))):
+            continue
+        if all(_reads_rows(graph, reader, place, alias, places) for reader in readers.get(place, ())):
+            found[place] = how
+    return found
+
+
+def _reads_rows(graph: Graph, reader: int, place: int, alias: Mapping[int, int], places: Mapping[int, Place]) -> bool:
+    """Whether a call on blocks of rows reads of another one its own rows only."""
+    return reader in places and all(
+        cut or alias.get(source, source) != place
+        for source, cut in zip(graph.nodes[reader].inputs, places[reader].cut, strict=True)
+    )
 
 
 def _is_large(shape: Shape, blocks: Blocks, widths: Collection[int]) -> bool:

@@ -476,6 +476,16 @@ def test_weights_and_masks_are_made_again_for_the_gradients(monkeypatch: pytest.
     assert run(plan) == run(Plan(graph, state_of(graph), "cpu", optimised=False))
 
 
+@pytest.mark.parametrize("kind", ["plain", "causal"])
+def test_scaled_queries_are_made_in_each_block(kind: str) -> None:
+    cpu.set_num_threads(1)
+    builder = Builder()
+    query, key, value, _ = inputs_of(builder, 256, 256)
+    mixed = F.scaled_dot_product_attention(query, key, value, is_causal=kind == "causal")
+    plan = Plan(builder.graph(mixed), device="cpu", outputs_apart=True)
+    assert plan.arena_bytes < query.size * 4
+
+
 def of_groups(kind: str, rows: int, columns: int, repeated: bool, groups: int = 2, heads: int = 6) -> Graph:
     """Heads of query that share keys and values, there and back. repeated: by copies for each head."""
     builder = Builder()
