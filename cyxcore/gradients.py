@@ -684,9 +684,15 @@ def _gelu_grad(g: Any, x: Sequence[Any], y: Any, attrs: Mapping[str, Any]) -> Se
     return apply("gelu_grad", g, value), g * upstream * (_normal_density(value) * (2.0 - value * value))
 
 
-for _name in ("hardtanh", "hardsigmoid", "hardswish", "softshrink", "leaky_relu", "huber"):
+for _name in ("clip", "hardtanh", "hardsigmoid", "hardswish", "softshrink", "leaky_relu", "huber"):
     RULES[_name] = lambda g, x, y, a, op=f"{_name}_grad": (apply(op, g, x[0], **a),)  # type: ignore[misc]
-for _name in ("hardtanh_grad", "hardsigmoid_grad", "softshrink_grad", "leaky_relu_grad"):  # of pieces that are straight
+for _name in (
+    "clip_grad",
+    "hardtanh_grad",
+    "hardsigmoid_grad",
+    "softshrink_grad",
+    "leaky_relu_grad",
+):  # of pieces that are straight
     RULES[_name] = lambda g, x, y, a, op=_name: (apply(op, g, x[1], **a), None)  # type: ignore[misc]
 
 

@@ -151,6 +151,7 @@ _AXIS = {"axis": Attr(kind.natural)}
 _ALONG = {**_AXIS, "size": Attr(kind.natural), "terms": Attr(kind.positive), "from_zero": Attr(kind.flag)}
 _CTC = {"blank": Attr(kind.natural), "zero_infinity": Attr(kind.flag)}
 _BENT = {
+    "clip": {"low": Attr(kind.finite), "high": Attr(kind.finite)},
     "hardtanh": {"low": Attr(kind.finite), "high": Attr(kind.finite)},
     "hardsigmoid": {},
     "hardswish": {},

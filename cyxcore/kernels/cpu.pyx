@@ -289,6 +289,7 @@ _SCHEMAS = {
     "softmax": _AXIS, "log_softmax": _AXIS, "softmax_grad": _AXIS, "log_softmax_grad": _AXIS,
     "ctc_loss": _CTC, "ctc_loss_grad": _CTC,
     "hardtanh": (("low", "float"), ("high", "float")), "hardtanh_grad": (("low", "float"), ("high", "float")),
+    "clip": (("low", "float"), ("high", "float")), "clip_grad": (("low", "float"), ("high", "float")),
     "softshrink": (("bound", "float"),), "softshrink_grad": (("bound", "float"),),
     "leaky_relu": (("slope", "float"),), "leaky_relu_grad": (("slope", "float"),),
     "huber": (("delta", "float"),), "huber_grad": (("delta", "float"),),

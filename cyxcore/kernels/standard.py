@@ -195,6 +195,14 @@ def _between(x: Array, low: Any, high: Any) -> tuple[Array, Array]:
     return np.where(above >= high, x.dtype.type(high), above), ~((x <= low) | (above >= high))
 
 
+def _clipped(x: Array, low: Any, high: Any) -> tuple[Array, Array]:
+    """As _between; the bounds themselves are within."""
+    above = np.where(x < low, x.dtype.type(low), x)
+    return np.where(above > high, x.dtype.type(high), above), ~((x < low) | (above > high))
+
+
+KERNELS["clip"] = lambda a, x: _clipped(x, a["low"], a["high"])[0]
+KERNELS["clip_grad"] = lambda a, g, x: np.where(_clipped(x, a["low"], a["high"])[1], g, x.dtype.type(0))
 KERNELS["hardtanh"] = lambda a, x: _between(x, a["low"], a["high"])[0]
 KERNELS["hardtanh_grad"] = lambda a, g, x: np.where(_between(x, a["low"], a["high"])[1], g, x.dtype.type(0))
 KERNELS["hardsigmoid"] = lambda a, x: _between(x + x.dtype.type(3), 0, 6)[0] * x.dtype.type(1 / 6)

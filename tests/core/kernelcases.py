@@ -90,6 +90,7 @@ ROUNDED_UNARY = {
 GAMMAS = ("lgamma", "digamma", "trigamma")  # of float64 within some 1e-15 of what their terms are
 BENT: dict[str, dict[str, Any]] = {
     "hardtanh": {"low": -0.5, "high": 1.25},
+    "clip": {"low": -0.5, "high": 1.25},
     "hardsigmoid": {},
     "hardswish": {},
     "softshrink": {"bound": 0.4},
@@ -414,8 +415,8 @@ for _make in GROUPS.values():
             CASES.setdefault(_case.op, []).append(_case)
 # What is made of other calls on a device with its own memory, or on the host.
 HOST_ONLY = frozenset(
-    "hardtanh hardtanh_grad hardsigmoid hardsigmoid_grad hardswish hardswish_grad softshrink softshrink_grad huber "
-    "huber_grad leaky_relu leaky_relu_grad "
+    "clip clip_grad hardtanh hardtanh_grad hardsigmoid hardsigmoid_grad hardswish hardswish_grad softshrink "
+    "softshrink_grad huber huber_grad leaky_relu leaky_relu_grad "
     "take_along_grad ctc_loss ctc_loss_grad ceil trunc round lgamma digamma trigamma erfinv hypot copysign remainder "
     "logaddexp cumulative_argmax cumulative_argmin recurrence scatter".split()
 )

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import cyxcore as cx
+from cyxcore import elementwise
 from cyxcore.functional import activations, losses
 from tests.core.test_fusing import kernels
 
@@ -14,6 +15,8 @@ F = cx.nn.functional
 FUNCTIONS: dict[str, tuple[Any, Any]] = {
     "hardtanh": (F.hardtanh, lambda x: activations._hardtanh(x, -1.0, 1.0)),
     "hardtanh between others": (lambda x: F.hardtanh(x, 0.0, 2.5), lambda x: activations._hardtanh(x, 0.0, 2.5)),
+    "clip": (lambda x: cx.clip(x, -1.0, 2.5), lambda x: elementwise._clip(x, -1.0, 2.5)),
+    "clip the other way": (lambda x: cx.clip(x, 1.0, -1.0), lambda x: elementwise._clip(x, 1.0, -1.0)),
     "relu6": (F.relu6, lambda x: activations._hardtanh(x, 0.0, 6.0)),
     "hardsigmoid": (F.hardsigmoid, activations._hardsigmoid),
     "hardswish": (F.hardswish, activations._hardswish),

@@ -111,10 +111,12 @@ CASES: dict[str, Cases] = {
     **dict.fromkeys("tan asin acos atan sinh cosh asinh atanh expm1 log1p log2 log10".split(), _unary),
     **dict.fromkeys("ceil trunc signbit lgamma digamma trigamma".split(), _unary),
     **dict.fromkeys(("hardsigmoid", "hardswish"), _unary),
-    "hardtanh": lambda given: [(given.x, {"low": -0.5, "high": 0.75})],
+    **dict.fromkeys(("clip", "hardtanh"), lambda given: [(given.x, {"low": -0.5, "high": 0.75})]),
     **{op: lambda given, name=name: [(given.x, {name: 0.4})] for op, name in BENT},
     **dict.fromkeys(("hardsigmoid_grad", "hardswish_grad"), lambda given: [(given.x.cos(), given.x, {})]),
-    "hardtanh_grad": lambda given: [(given.x.cos(), given.x, {"low": -0.5, "high": 0.75})],
+    **dict.fromkeys(
+        ("clip_grad", "hardtanh_grad"), lambda given: [(given.x.cos(), given.x, {"low": -0.5, "high": 0.75})]
+    ),
     **{f"{op}_grad": lambda given, name=name: [(given.x.cos(), given.x, {name: 0.4})] for op, name in BENT},
     "erfinv": lambda given: [(case[0].sin(), {}) for case in _unary(given)],
     "acosh": lambda given: [(case[0] + 1.5, {}) for case in _unary(given)],

@@ -41,6 +41,7 @@ LABELS = np.array([[1, 2, 2], [3, 0, 0], [2, 2, 2]]), np.array([7, 5, 3]), np.ar
 
 BENT: dict[str, dict[str, Any]] = {
     "hardtanh": {"low": -1.1, "high": 0.7},
+    "clip": {"low": -1.1, "high": 0.7},
     "hardsigmoid": {},
     "hardswish": {},
     "softshrink": {"bound": 0.4},

@@ -459,7 +459,8 @@ static rule rule_of(int op) {
     case CYX_OP_hardswish_grad:
     case CYX_OP_softshrink_grad:
     case CYX_OP_leaky_relu_grad:
-    case CYX_OP_huber_grad: return check_broadcast;
+    case CYX_OP_huber_grad:
+    case CYX_OP_clip_grad: return check_broadcast;
     case CYX_OP_cross_entropy:
     case CYX_OP_cross_entropy_grad: return check_loss;
     case CYX_OP_ctc_loss:

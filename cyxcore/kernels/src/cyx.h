@@ -21,7 +21,7 @@ typedef enum { CYX_F32, CYX_F64, CYX_I64, CYX_I32, CYX_BOOL, CYX_U8, CYX_U64, CY
         X(erf, 1, 1) X(erfc, 1, 1) X(ndtr, 1, 1) X(gelu, 1, 1) X(square, 1, 1) X(sign, 1, 1) X(floor, 1, 1) X(logical_not, 1, 1) X(sin, 1, 1)          \
             X(softplus, 1, 1) X(log1p, 1, 1) X(ceil, 1, 1) X(trunc, 1, 1) X(round, 1, 1) X(lgamma, 1, 1)       \
             X(digamma, 1, 1) X(trigamma, 1, 1) X(erfinv, 1, 1) X(hardtanh, 1, 1) X(hardsigmoid, 1, 1) X(hardswish, 1, 1)         \
-            X(softshrink, 1, 1) X(leaky_relu, 1, 1) X(huber, 1, 1) X(cos, 1, 1)                              \
+            X(softshrink, 1, 1) X(leaky_relu, 1, 1) X(huber, 1, 1) X(clip, 1, 1) X(cos, 1, 1)                \
             X(add, 2, 2) X(sub, 2, 2) X(mul, 2, 2)                                                           \
             X(div, 2, 2) X(pow, 2, 2) X(atan2, 2, 2) X(hypot, 2, 2) X(copysign, 2, 2)                        \
             X(remainder, 2, 2) X(logaddexp, 2, 2) X(maximum, 2, 2)                                           \
@@ -39,7 +39,7 @@ typedef enum { CYX_F32, CYX_F64, CYX_I64, CYX_I32, CYX_BOOL, CYX_U8, CYX_U64, CY
                                             X(avg_pool2d_grad, 1, 1) X(softmax, 1, 1) X(log_softmax, 1, 1)   \
                                                 X(softmax_grad, 2, 2) X(log_softmax_grad, 2, 2) X(softplus_grad, 2, 2) X(gelu_grad, 2, 2) \
                                                 X(hardtanh_grad, 2, 2) X(hardsigmoid_grad, 2, 2) X(hardswish_grad, 2, 2) \
-                                                X(softshrink_grad, 2, 2) X(leaky_relu_grad, 2, 2) X(huber_grad, 2, 2) \
+                                                X(softshrink_grad, 2, 2) X(leaky_relu_grad, 2, 2) X(huber_grad, 2, 2) X(clip_grad, 2, 2) \
                                                 X(cross_entropy, 2, 2) X(cross_entropy_grad, 3, 3)           \
                                                 X(ctc_loss, 4, 4) X(ctc_loss_grad, 5, 5)                     \
                                                     X(uniform, 1, 1) X(sgd_update, 3, 3) X(momentum, 3, 3)   \

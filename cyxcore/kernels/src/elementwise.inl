@@ -252,12 +252,14 @@ GELU_GRAD(double, f64, gelu_slope_f64_row)
         return (u * near + to_near / (own + bound) * own) * (x > 0 ? 1 : x < 0 ? -1 : x == 0 ? 0 : x);       \
     }                                                                                                        \
     BENT(hardtanh, T, S, WITHIN(x, a, b))                                                                    \
+    BENT(clip, T, S, CLIPPED(x, a, b))                                                                       \
     BENT(hardsigmoid, T, S, hardsigmoid_##S(x))                                                              \
     BENT(hardswish, T, S, x * hardsigmoid_##S(x))                                                            \
     BENT(softshrink, T, S, x - CLIPPED(x, -a, a))                                                            \
     BENT(leaky_relu, T, S, x > 0 ? x : x * a)                                                                \
     BENT(huber, T, S, huber_##S(__builtin_fabs##F(x), a))                                                    \
     BENT_GRAD(hardtanh_grad, T, S, IF_WITHIN(x, a, b, u))                                                    \
+    BENT_GRAD(clip_grad, T, S, x < a ? 0 : CLIPPED_BELOW(x, a) > b ? 0 : u)                                  \
     BENT_GRAD(hardsigmoid_grad, T, S, if_bent_##S(x, u * sixth_##S))                                         \
     BENT_GRAD(hardswish_grad, T, S, u * hardsigmoid_##S(x) + if_bent_##S(x, u * x * sixth_##S))              \
     BENT_GRAD(softshrink_grad, T, S, u + (x < -a ? 0 : CLIPPED_BELOW(x, -a) > a ? 0 : -u))                   \
@@ -293,6 +295,7 @@ static cyx_status cast_of_bool(const cyx_call *call) {
     table[CYX_OP_hardswish][D] = hardswish_op_##S, table[CYX_OP_hardswish_grad][D] = hardswish_grad_op_##S;  \
     table[CYX_OP_softshrink][D] = softshrink_op_##S, table[CYX_OP_softshrink_grad][D] = softshrink_grad_op_##S; \
     table[CYX_OP_leaky_relu][D] = leaky_relu_op_##S, table[CYX_OP_leaky_relu_grad][D] = leaky_relu_grad_op_##S; \
+    table[CYX_OP_clip][D] = clip_op_##S, table[CYX_OP_clip_grad][D] = clip_grad_op_##S;                      \
     table[CYX_OP_huber][D] = huber_op_##S, table[CYX_OP_huber_grad][D] = huber_grad_op_##S;                  \
     table[CYX_OP_square][D] = square_##S, table[CYX_OP_sign][D] = sign_##S,                                  \
     table[CYX_OP_floor][D] = floor_##S;                                                                      \
