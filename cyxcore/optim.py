@@ -386,7 +386,8 @@ class Adafactor(Optimizer):
 class Rprop(Optimizer):
     """Each element moves by a step of its own, by the sign of its gradient: for whole batches (Riedmiller 1993).
 
-    etas: what a step is multiplied with after a change of sign, and without one. step_sizes: the least and the largest.
+    lr: the first step; schedules change nothing of those that follow. etas: what a step is multiplied with after a
+    change of sign, and without one. step_sizes: the least and the largest.
     """
 
     rule = "rprop"
@@ -410,7 +411,8 @@ class Rprop(Optimizer):
 class ASGD(Optimizer):
     """SGD that also averages what a parameter was, from step t0 on (Polyak and Juditsky 1992).
 
-    The rate of a step is lr / (1 + lambd * lr * steps) ** alpha. The averages are in `state[place]["asgd_average"]`.
+    The rate of a step is lr / (1 + lambd * lr * steps before it) ** alpha, with the lr that a schedule gives this step
+    (in torch: that of the step before). The averages are in `state[place]["asgd_average"]`.
     """
 
     rule = "asgd"

@@ -154,6 +154,7 @@ CONVS = [
     ((2, 27, 13, 23), (5, 27, 4, 4), (2, 2), (1, 1), (1, 1), 1),  # back in phases of equal taps, blocks of channels
     ((1, 3, 70, 150), (6, 3, 5, 2), (3, 2), (2, 0), (1, 1), 1),  # some of their lines at a time
     ((2, 4, 9, 11), (6, 2, 1, 2), (2, 3), (0, 1), (1, 2), 2),  # without taps in some
+    ((5, 3, 4, 3), (6, 3, 4, 3), (2, 1), (0, 0), (1, 1), 1),  # as large as its image
 ]
 POOLS = [
     ((2, 3, 8, 8), (2, 2), (2, 2), (0, 0)),

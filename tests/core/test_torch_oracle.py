@@ -339,6 +339,7 @@ LAYERS: list[tuple[str, tuple[Any, ...], dict[str, Any], tuple[int, ...]]] = [
     ("ConvTranspose3d", (2, 3, (1, 2, 1), 3), {}, (2, 2, 2, 3, 2)),  # depths and pixels that nothing reaches
     ("ConvTranspose2d", (4, 6, 3, (1, 2), (2, 1), 2, 2, True, 3), {}, (2, 4, 5, 4)),  # more padding than a stride
     ("ConvTranspose1d", (4, 6, 2, 1, 1, 1, 1, True, 2), {}, (2, 4, 5)),
+    ("ConvTranspose2d", (5, 3, (4, 3), 2), {}, (2, 5, 1, 1)),  # of single pixels
     ("ZeroPad2d", ((1, 2, 0, 3),), {}, (2, 3, 4, 5)),
     ("ZeroPad2d", (1,), {}, (2, 3, 4, 5)),
     ("Unflatten", (1, (2, -1)), {}, (3, 6, 4)),

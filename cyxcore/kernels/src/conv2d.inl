@@ -315,9 +315,26 @@ static NAME(unfolding)
     return u;
 }
 
+/* Where the kernel is as large as the image, so that each image meets it once: then images are rows of a matrix. */
+static int NAME(is_whole)(const int64_t *i, const cyx_array *x, const cyx_array *w, const cyx_array *y) {
+    return i[6] == 1 && y->shape[2] == 1 && y->shape[3] == 1 && !i[2] && !i[3] && w->shape[2] == x->shape[2] &&
+           w->shape[3] == x->shape[3] && w->size;
+}
+
+/* c (m, n) = a times b, each of them transposed or not. */
+static cyx_status NAME(multiply_images)(const T *a, int a_transposed, const T *b, int b_transposed, T *c, int64_t m, int64_t n,
+                                        int64_t k) {
+    NAME(product) p = {.a = a, .b = b, .c = c, .m = m, .n = n, .k = k, .a_row = a_transposed ? m : k, .b_row = b_transposed ? k : n,
+                       .a_transposed = a_transposed, .b_transposed = b_transposed};
+    int done = m > 1 && n > 1 ? NAME(multiply_few_columns)(&p) || NAME(multiply_small)(&p) : NAME(multiply_thin)(&p);
+    return done ? CYX_OK : NAME(multiply)(&p);
+}
+
 static cyx_status NAME(conv2d)(const cyx_call *call) {
     const cyx_array *x = &call->in[0], *w = &call->in[1], *y = &call->out;
     if (!y->size) return CYX_OK;
+    if (NAME(is_whole)(call->ints, x, w, y))
+        return NAME(multiply_images)(x->data, 0, w->data, 1, y->data, x->shape[0], w->shape[0], x->size / x->shape[0]);
     NAME(image_product)
     p = {.unfolding = NAME(unfold_input)(call->ints, x, w, y),
          .out = y->data,
@@ -344,6 +361,8 @@ static cyx_status NAME(conv2d_grad_input)(const cyx_call *call) {
         memset(x->data, 0, sizeof(T) * (size_t)x->size);
         return CYX_OK;
     }
+    if (NAME(is_whole)(i, x, w, g))
+        return NAME(multiply_images)(g->data, 0, w->data, 0, x->data, x->shape[0], x->size / x->shape[0], w->shape[0]);
     NAME(unfolding)
     u = {.planes = w->shape[0] / i[6],
          .h = g->shape[2],
@@ -530,6 +549,8 @@ static cyx_status NAME(conv2d_grad_weight)(const cyx_call *call) {
         memset(w->data, 0, sizeof(T) * (size_t)w->size);
         return CYX_OK;
     }
+    if (NAME(is_whole)(call->ints, x, w, g))
+        return NAME(multiply_images)(g->data, 1, x->data, 0, w->data, w->shape[0], x->size / x->shape[0], x->shape[0]);
     NAME(weight_product)
     p = {.unfolding = NAME(unfold_input)(call->ints, x, w, g),
          .x = x->data,
