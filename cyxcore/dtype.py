@@ -252,6 +252,19 @@ def iinfo(type: Any, /) -> IntegerInfo:
     return IntegerInfo(bits, 2 ** (bits - 1) - 1, -(2 ** (bits - 1)), name)
 
 
+def out_of_range(number: Any, dtype: str) -> DtypeError:
+    """What to raise for a Python number beside a tensor whose dtype cannot hold it. Of floats only integers come to it:
+    what a float32 has no room for is infinite, as the result of an operation would be.
+    """
+    if dtype in INTEGERS:
+        low, high = iinfo(dtype)[2:0:-1]
+        return DtypeError(f"{dtype} holds {low}..{high}, got {number}; use astype on the tensor")
+    size = int(number).bit_length()
+    return DtypeError(
+        f"expected a number of up to 1.797e+308 beside {dtype}, got an integer of {size} bits; use math.inf"
+    )
+
+
 def can_cast(from_: Any, to: Any, /) -> bool:
     """Whether the standard's promotion leads from a dtype (or a tensor's) to another."""
     wanted = dtype_name(to)

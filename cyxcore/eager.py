@@ -23,8 +23,8 @@ from cyxcore.dtype import (
     DEFAULTS,
     INTEGERS,
     holds_kind,
-    iinfo,
     item_bytes,
+    out_of_range,
     scalar_dtype,
 )
 from cyxcore.errors import DataError, DtypeError, GradientError, ShapeError, SpecError
@@ -454,8 +454,7 @@ class Tensor(Held, Leaving):
             number = (np.array if -6e4 < abs(value) < 6e4 else _infinite)(value, NUMPY_DTYPES[dtype])
             return wrap(number if self._on_host else devices.constant(number, self.device))
         except OverflowError:
-            low, high = iinfo(dtype)[2:0:-1]
-            raise DtypeError(f"{dtype} holds {low}..{high}, got {value}; use astype on the tensor") from None
+            raise out_of_range(value, dtype) from None
 
     def _next_key(self) -> "Tensor":
         """A fresh key of the eager generator, on the tensor's device: uint64 (2,), for the op `uniform`."""

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from cyxcore.dtype import COMPLEX, dtype_name, is_complex, is_float
 from cyxcore.errors import DtypeError
-from cyxcore.values import Value, apply, binary, is_operand, logic_or_bits, of_one_dtype, power, to_inexact
+from cyxcore.values import Value, apply, bent, binary, logic_or_bits, of_one_dtype, power, to_inexact
 
 __all__ = (  # also in cyxcore/__init__.py
     "abs acos acosh add asin asinh astype atan atan2 atanh bitwise_and bitwise_invert bitwise_left_shift bitwise_or "
@@ -152,10 +152,8 @@ def reciprocal(x: Any, /) -> Any:
 def clip(x: Any, /, min: Any = None, max: Any = None) -> Any:
     """x, but nothing below min or above max (numbers or tensors), in x's dtype. NaN stays NaN."""
     value = value_of("clip", x)
-    if is_operand(value) and all(type(each) in (int, float) and math.isfinite(each) for each in (min, max)):
-        return apply("clip", value, low=min, high=max)
-    value = value._composed(_clip, (value,), (min, max))
-    return value.copy() if value is x else value
+    kept = bent("clip", _clip, value, low=min, high=max)
+    return kept.copy() if kept is x else kept
 
 
 def _clip(value: Any, min: Any, max: Any) -> Any:

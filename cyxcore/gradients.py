@@ -686,13 +686,7 @@ def _gelu_grad(g: Any, x: Sequence[Any], y: Any, attrs: Mapping[str, Any]) -> Se
 
 for _name in ("clip", "hardtanh", "hardsigmoid", "hardswish", "softshrink", "leaky_relu", "huber"):
     RULES[_name] = lambda g, x, y, a, op=f"{_name}_grad": (apply(op, g, x[0], **a),)  # type: ignore[misc]
-for _name in (
-    "clip_grad",
-    "hardtanh_grad",
-    "hardsigmoid_grad",
-    "softshrink_grad",
-    "leaky_relu_grad",
-):  # of pieces that are straight
+for _name in ("clip_grad", "hardtanh_grad", "hardsigmoid_grad", "softshrink_grad", "leaky_relu_grad"):  # all straight
     RULES[_name] = lambda g, x, y, a, op=_name: (apply(op, g, x[1], **a), None)  # type: ignore[misc]
 
 

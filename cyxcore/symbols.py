@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from cyxcore import hosted, indexing, torchstatistics  # noqa: F401 - symbols have PyTorch's names too
 from cyxcore.attrs import MAX_CONST_ELEMENTS, finite, init_rule, numbers
-from cyxcore.dtype import COMPLEX, DEFAULTS, FLOATS, INEXACT, INTEGERS
+from cyxcore.dtype import COMPLEX, DEFAULTS, FLOATS, INEXACT, INTEGERS, out_of_range
 from cyxcore.errors import CyxError, DtypeError, GradientError, GraphError
 from cyxcore.graph import MAX_NODES, SIZES, Graph, Inferred, Node, at_batch, at_layer
 from cyxcore.infer import Shape, Typed
@@ -805,7 +805,10 @@ class Builder:
                 "make it an nn.Parameter or a buffer of the module"
             )
         as_kind = held[dtype]
-        entries = [as_kind(entry) for entry in flat]
+        try:
+            entries = [as_kind(entry) for entry in flat]
+        except OverflowError:
+            raise out_of_range(max(flat, key=abs), dtype) from None
         if as_kind is float and not all(map(math.isfinite, entries)):
             return self._not_finite(shape, dtype, entries)
         return self.apply("const", (), {"shape": shape, "dtype": dtype, "value": tuple(entries)})

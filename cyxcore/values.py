@@ -18,6 +18,7 @@ from cyxcore.torchwords import Count, Picked, in_words
 
 V = TypeVar("V", bound="Value")
 _NUMBERS = (bool, int, float, complex)
+LARGEST_NUMBER = 2.0**1023  # that an operation takes: no infinity, NaN or integer that rounds to one
 
 
 class TracedMode:
@@ -73,6 +74,16 @@ def composed(function: Callable[..., Any], inputs: Sequence[Any], options: tuple
     if not isinstance(first, Value):
         return function(*inputs, *options)
     return first._composed(function, inputs, options, elements)
+
+
+def bent(op: str, function: Callable[..., Any], x: Any, **numbers: Any) -> Any:
+    """A function of straight pieces: of a tensor one operation, which has the bits of those of `function`.
+
+    numbers: of the operation, by name, and what `function` takes behind x.
+    """
+    if is_operand(x) and all(type(each) in (int, float) and abs(each) < LARGEST_NUMBER for each in numbers.values()):
+        return apply(op, x, **numbers)
+    return composed(function, (x,), tuple(numbers.values()))
 
 
 def _var(value: Any, axes: tuple[int, ...] | None, keepdims: bool, less: float) -> Any:

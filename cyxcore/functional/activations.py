@@ -4,26 +4,15 @@ inplace: the result is written into x, which is what comes back: see cyxcore.fun
 """
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 from cyxcore.casting import lowered
 from cyxcore.errors import ShapeError, SpecError
 from cyxcore.functional.basic import overwritten, softmax, where
-from cyxcore.values import apply, composed, is_operand, to_inexact
+from cyxcore.values import apply, bent, composed, to_inexact
 
 # Klambauer et al. 2017 (arXiv 1706.02515): the constants under which mean 0 and variance 1 stay.
 SELU_ALPHA, SELU_SCALE = 1.6732632423543772, 1.0507009873554805
-
-
-def bent(op: str, function: Callable[..., Any], x: Any, **numbers: Any) -> Any:
-    """A function of straight pieces: of a tensor one operation, which has the bits of those of `function`.
-
-    numbers: of the operation, by name, and what `function` takes behind x.
-    """
-    if is_operand(x) and all(type(each) in (int, float) and math.isfinite(each) for each in numbers.values()):
-        return apply(op, x, **numbers)
-    return composed(function, (x,), tuple(numbers.values()))
 
 
 def _below(x: Any) -> Any:

@@ -8,10 +8,10 @@ from typing import Any
 from cyxcore.casting import in_float32
 from cyxcore.dtype import FLOATS
 from cyxcore.errors import IndexingError, ShapeError, SpecError
-from cyxcore.functional.activations import bent, softplus
+from cyxcore.functional.activations import softplus
 from cyxcore.functional.basic import log_softmax, looked_up, maximum, minimum, pad, stack, take_along_axis, where
 from cyxcore.inplace import InPlace
-from cyxcore.values import Value, apply, composed, is_made_here, is_operand
+from cyxcore.values import Value, apply, bent, composed, is_made_here, is_operand
 
 LEAST_ABREAST = 8  # of what has its classes one below the other, which goes by columns; fewer are made rows
 

@@ -93,6 +93,14 @@ def test_a_python_number_takes_the_dtype_beside_it(dtype: str, number: Any, want
     assert cx.result_type(x, number) == (x + number).dtype == (number * x).dtype == wanted
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("function", [lambda x: x * 10**400, lambda x: cx.clip(x, -(10**400), 1.0)])
+def test_an_integer_beyond_all_floats_is_refused_with_what_to_do(dtype: str, compiled: bool, function: Any) -> None:
+    with pytest.raises(DtypeError, match=f"beside {dtype}, got an integer of 1329 bits; use math.inf"):
+        (cx.compile(function) if compiled else function)(cx.tensor([1.0], dtype=dtype))
+
+
 def test_a_number_a_dtype_cannot_hold_is_refused() -> None:
     with pytest.raises(DtypeError, match=r"int8 holds -128\.\.127, got 300"):
         cx.tensor([1], dtype="int8") + 300
