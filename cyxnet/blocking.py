@@ -17,15 +17,17 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from cyxnet import messages as m
+from cyxnet import outbox
 from cyxnet.artifacts import Advance
 from cyxnet.asking import PREDICT
 from cyxnet.client import AsyncClient, NoModel
 from cyxnet.config import DEFAULT_FOLDER
 from cyxnet.inference import PredictReply
-from cyxnet.jobfile import LoadedJob, discard, load
-from cyxnet.outbox import Kept, KeptForLater
+from cyxnet.jobfile import LoadedJob, load
+from cyxnet.outbox import Kept
 
 T = TypeVar("T")
+STOP_S = 5.0  # for work that is stopped to come to its end
 
 
 class Client:
@@ -155,15 +157,12 @@ class Client:
     def _loaded(self, path: str | Path) -> Iterator[LoadedJob]:
         """The job of a file. Data that was packed or fetched for it goes at the end, unless it is kept for later."""
         folder = self._client.folder
-        job, kept = load(path, folder / "packed" if folder else None), False
+        job = load(path, folder / "packed" if folder else None)
         try:
             yield job
-        except KeptForLater:
-            kept = True
-            raise
         finally:
-            if job.fetched and not kept:
-                discard(job.data_path)
+            if job.fetched:
+                outbox.discard_unless_kept(folder, job.data_path)
 
     def kept(self) -> list[Kept]:
         return self._client.kept()
@@ -254,11 +253,20 @@ class Client:
         if self._loop.is_closed():
             work.close()
             raise RuntimeError("this client is closed")
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        ended = threading.Event()
+
+        async def watched() -> T:
+            try:
+                return await work
+            finally:
+                ended.set()
+
+        future = asyncio.run_coroutine_threadsafe(watched(), self._loop)
         try:
             return future.result()
         except BaseException:
             future.cancel()  # Ctrl-C here must not leave the request running there
+            ended.wait(STOP_S)  # what it keeps in the outbox is there before anybody looks
             raise
 
     def _stop_loop(self) -> None:

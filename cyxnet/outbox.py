@@ -4,6 +4,7 @@ A kept job has its id already: central takes it once, however often it is sent. 
 what was signed then is kept with it, because a job has one deposit.
 """
 
+import asyncio
 import contextlib
 import os
 import time
@@ -101,20 +102,23 @@ def same(folder: Path, job: Kept) -> Kept | None:
 def kept_if_unanswered(folder: Path, kept: Kept, waits: Kept | None) -> Iterator[Attempt]:
     """Puts the job into the outbox, and raises KeptForLater, when nobody answers to what is done meanwhile, or central
     is too busy, or refuses what may have been taken in a try that was not answered; else it waits there no more, unless
-    it was refused. waits: the same job, if it is there already.
+    it was refused. Who stops before there is an answer finds it there too. waits: the same job, if it is there already.
     """
     attempt = Attempt(replace(kept, job_id=waits.job_id, payment=waits.payment) if waits else kept)
     try:
         yield attempt
     except BaseException as error:
         doubtful = attempt.in_doubt and isinstance(error, ApiError | NotAdmitted)
-        if not (doubtful or _is_silence(error)):
+        stopped = attempt.in_doubt and isinstance(error, asyncio.CancelledError)
+        if not (doubtful or stopped or _is_silence(error)):
             if waits and attempt.kept.payment != waits.payment:
                 keep(folder, replace(waits, payment=attempt.kept.payment))
             raise
-        keep(folder, replace(attempt.kept, reason=str(error)))
+        keep(folder, replace(attempt.kept, reason="it was stopped before it was answered" if stopped else str(error)))
         if waits and waits.data_path != kept.data_path:
             discard_fetched(waits)
+        if stopped:
+            raise
         job_id = attempt.kept.job_id
         why = "; a try that nobody answered may have been taken all the same" if doubtful else ""
         what = f"{job_id} is kept, not lost: cyx outbox --send submits it, once at most"
@@ -137,6 +141,15 @@ def discard_fetched(gone: Kept) -> None:
         from cyxnet.jobfile import discard
 
         discard(Path(gone.data_path))
+
+
+def discard_unless_kept(folder: Path | None, data_path: Path) -> None:
+    """The same of data that was fetched or packed just now, unless a job that waits in the folder needs it."""
+    from cyxnet.jobfile import discard
+
+    with contextlib.suppress(ConfigError):  # of a damaged file there nobody knows what it needs
+        if folder is None or str(data_path.absolute()) not in {each.data_path for each in waiting(folder)}:
+            discard(data_path)
 
 
 def keep(folder: Path, kept: Kept) -> Path:

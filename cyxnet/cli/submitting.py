@@ -20,14 +20,14 @@ from cyxnet.client import RETRY_DELAYS_S
 from cyxnet.config import ConfigError
 from cyxnet.display import cyx, human_age
 from cyxnet.identity import load_or_create
-from cyxnet.jobfile import LoadedJob, discard, load, seal
+from cyxnet.jobfile import LoadedJob, load, seal
 from cyxnet.workflow import afters
 
 
 @contextlib.asynccontextmanager
 async def loaded(args: argparse.Namespace) -> AsyncIterator[LoadedJob]:
     """The job of a file. Data that was fetched for it goes at the end, unless the job is kept for later."""
-    job, kept = load(args.file, args.dir / "packed", getattr(args, "numerics", None)), False
+    job = load(args.file, args.dir / "packed", getattr(args, "numerics", None))
     try:
         if node := getattr(args, "node", None):
             job = replace(job, needs=replace(job.needs, node_id=node))
@@ -35,12 +35,9 @@ async def loaded(args: argparse.Namespace) -> AsyncIterator[LoadedJob]:
             mine, (node_id, key) = load_or_create(args.dir / "client.key"), to
             job = await asyncio.to_thread(seal, job, mine, node_id, key, args.dir / "packed")
         yield job
-    except outbox.KeptForLater:
-        kept = True
-        raise
     finally:
-        if job.fetched and not kept:
-            discard(job.data_path)
+        if job.fetched:
+            outbox.discard_unless_kept(args.dir, job.data_path)
 
 
 async def submit(args: argparse.Namespace, screen: Screen) -> int:
@@ -67,13 +64,29 @@ async def _submit(job: LoadedJob, args: argparse.Namespace, screen: Screen) -> i
         with outbox.kept_if_unanswered(args.dir, kept, waits) as attempt:
             client = await stack.enter_async_context(connected(args, RETRY_DELAYS_S[1:]))
             await first_money(client, screen)
-            reply = await client.place_kept(attempt, **_told(screen), again=waits is not None)
+            try:
+                reply = await client.place_kept(attempt, **_told(screen), again=waits is not None)
+            except asyncio.CancelledError:
+                if attempt.in_doubt:
+                    screen.close()
+                    _tell_doubt(attempt.kept.job_id, screen)
+                raise
         if not args.wait:
             said = f"{reply.job_id} is submitted; follow it with: cyx watch {reply.job_id}"
             screen.result(said, reply, reply.job_id)
             return DONE
         screen.say("job", reply.job_id, kind="job", job_id=reply.job_id)
         return await follow(client, reply.job_id, screen)
+
+
+def _tell_doubt(job_id: str, screen: Screen) -> None:
+    screen.say(
+        "outbox",
+        f"{job_id} may have been taken: it was offered, and not answered yet. It is kept: cyx outbox --send submits it "
+        f"once at most; to be rid of it: cyx outbox --forget {job_id}, and if it was taken: cyx cancel {job_id}",
+        kind="kept",
+        job_id=job_id,
+    )
 
 
 async def _named(args: argparse.Namespace) -> list[m.After]:

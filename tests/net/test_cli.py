@@ -742,16 +742,19 @@ async def test_a_job_that_may_be_taken_though_its_price_is_over_is_the_same_one_
     assert outbox.waiting(tmp_path) == []
 
 
-@pytest.mark.parametrize("then", ["--send", "--forget"])
+@pytest.mark.parametrize("ends, then", [("silence", "--send"), ("silence", "--forget"), ("Ctrl-C", "--send")])
 async def test_fetched_data_stays_as_long_as_its_job_waits_and_no_longer(
-    central: FakeCentral, cyx: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, then: str
+    central: FakeCentral, cyx: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ends: str, then: str
 ) -> None:
     answers = [False, True, True]
 
     async def place(client: AsyncClient, prepared: Prepared, on_upload: object = None) -> m.SubmitReply:
         assert prepared.data_path.exists()
         if not answers.pop(0):
-            raise BusError("no answer")
+            if ends == "silence":
+                raise BusError("no answer")
+            prepared.unanswered += 1
+            raise asyncio.CancelledError
         return m.SubmitReply(job_id=prepared.job_id, status="funding", terms=prepared.quote.terms)
 
     def fetched(url: str, folder: Path) -> Path:
@@ -765,9 +768,11 @@ async def test_fetched_data_stays_as_long_as_its_job_waits_and_no_longer(
     monkeypatch.setattr("cyxnet.fetch.fetch", fetched)
     monkeypatch.setattr(AsyncClient, "place", place)
     folders = tmp_path / "packed"
-    assert (await cyx("submit", str(job)))[0] == 1
+    code, told, _ = await cyx("submit", str(job))
     assert len(list(folders.iterdir())) == 1
     [kept] = outbox.waiting(tmp_path)
+    stopped = f"{kept.job_id} may have been taken: it was offered, and not answered yet. It is kept: cyx outbox --send"
+    assert (code, stopped in told) == ((1, False) if ends == "silence" else (130, True))
     assert (await cyx("outbox", then, *([kept.job_id] if then == "--forget" else [])))[0] == 0
     assert list(folders.iterdir()) == []
     assert (await cyx("submit", str(job)))[0] == 0

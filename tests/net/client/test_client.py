@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import threading
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -412,24 +414,30 @@ async def test_the_blocking_client_submits_a_module_with_arrays(
     assert shown == f"Client({client.caller!r}) Client({client.caller!r}, closed)"
 
 
-async def test_data_that_was_packed_for_a_job_file_lies_in_the_folder_as_long_as_the_job_waits(
-    paying: FakeCentral, broker: Broker, tmp_path: Path
-) -> None:
+@pytest.fixture
+def packed_job(tmp_path: Path) -> Path:
+    """A job file whose data is packed to be sent."""
     np.save(tmp_path / "x.npy", np.arange(8, dtype=np.float32).reshape(4, 2))
     np.save(tmp_path / "y.npy", np.array([0, 1, 0, 1]))
     (tmp_path / "tiny.toml").write_text(
         'name = "tiny"\namount = "1"\ndata = { path = "x.npy", target_path = "y.npy" }\n'
         'training = { batch_size = 2 }\nmodel = { layers = [{ kind = "Linear", out_features = 2 }] }\n'
     )
+    return tmp_path / "tiny.toml"
+
+
+async def test_data_that_was_packed_for_a_job_file_lies_in_the_folder_as_long_as_the_job_waits(
+    paying: FakeCentral, broker: Broker, tmp_path: Path, packed_job: Path
+) -> None:
     packed = tmp_path / "packed"
 
     def work() -> None:
         with cyxnet.Client(tmp_path, url=broker.url("client")) as blocking:
-            blocking.submit(tmp_path / "tiny.toml")
+            blocking.submit(packed_job)
             assert list(packed.iterdir()) == []
             paying.before_submit, blocking._client.retry_delays_s = busy, ()
             with pytest.raises(KeptForLater):
-                blocking.submit(tmp_path / "tiny.toml", keep=True)
+                blocking.submit(packed_job, keep=True)
             [kept] = blocking.kept()
             assert Path(kept.data_path).is_relative_to(packed) and Path(kept.data_path).is_file()
             paying.before_submit = None
@@ -439,9 +447,36 @@ async def test_data_that_was_packed_for_a_job_file_lies_in_the_folder_as_long_as
     await asyncio.to_thread(work)
 
 
-def test_a_blocking_client_without_a_network_leaves_no_thread(tmp_path: Path) -> None:
-    import threading
+async def test_ctrl_c_before_a_submit_is_answered_leaves_the_job_in_the_outbox_with_its_data(
+    paying: FakeCentral, broker: Broker, tmp_path: Path, packed_job: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin, offered = asyncio.run_coroutine_threadsafe, threading.Event()
+    paying.before_submit, paying.answers_lost["job.submit"] = lambda ask: offered.set(), 1
 
+    def interrupted(work: Coroutine[Any, Any, Any], loop: asyncio.AbstractEventLoop) -> Any:
+        def result() -> None:
+            offered.wait()
+            raise KeyboardInterrupt
+
+        future: Any = begin(work, loop)
+        future.result = result
+        return future
+
+    def work() -> None:
+        with cyxnet.Client(tmp_path, url=broker.url("client")) as blocking:
+            blocking._client.retry_delays_s = (60.0,)
+            with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+                patched.setattr(asyncio, "run_coroutine_threadsafe", interrupted)
+                blocking.submit(packed_job, keep=True)
+            [kept] = blocking.kept()
+            assert Path(kept.data_path).is_file()
+            assert blocking.submit(packed_job, keep=True).id == kept.job_id
+            assert [*paying.submitted] == [kept.job_id] and list((tmp_path / "packed").iterdir()) == []
+
+    await asyncio.to_thread(work)
+
+
+def test_a_blocking_client_without_a_network_leaves_no_thread(tmp_path: Path) -> None:
     with pytest.raises(ConfigError):
         cyxnet.Client(tmp_path)
     assert not [thread for thread in threading.enumerate() if thread.name == "cyx-client"]

@@ -272,6 +272,34 @@ async def test_a_job_whose_answer_was_lost_for_good_is_kept_and_is_the_one_that_
     assert other.job_id != kept.job_id and not other.duplicate
 
 
+async def test_a_job_whose_submit_is_stopped_before_it_is_answered_is_kept_and_is_the_one_that_is_wanted_again(
+    quoting: FakeCentral, client: AsyncClient, data_path: Path
+) -> None:
+    job = request_for(data_path, CYX)
+    asking = asyncio.create_task(client.submit(job, data_path, keep=True))
+    quoting.before_submit = lambda ask: asking.cancel() and None
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    [kept] = client.kept()
+    assert kept.payment == quoting.offered[0].payment and kept.reason == "it was stopped before it was answered"
+    quoting.before_submit = None
+    reply = await client.submit(job, data_path, keep=True)
+    assert (reply.job_id, reply.duplicate, client.kept()) == (kept.job_id, True, [])
+    assert len(quoting.submitted) == 1
+
+
+async def test_of_a_job_whose_submit_is_stopped_before_it_is_offered_nothing_is_kept(
+    quoting: FakeCentral, client: AsyncClient, data_path: Path
+) -> None:
+    def stop(done: int, total: int) -> None:
+        asking.cancel()
+
+    asking = asyncio.create_task(client.submit(request_for(data_path, CYX), data_path, stop, keep=True))
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    assert client.kept() == quoting.offered == []
+
+
 @pytest.mark.parametrize("dead", [False, True])
 async def test_a_kept_job_is_sent_with_the_deposit_that_was_signed_for_it_as_long_as_that_may_land(
     quoting: FakeCentral, client: AsyncClient, data_path: Path, dead: bool
