@@ -33,7 +33,7 @@ enum {
     OWN_PANELS = 1 << 14, /* of those that a task packs for itself at once */
     LEAST_PANELS = 2,
     PRODUCTS_AT_ONCE = 4,
-    LEAST_OF_A_THREAD = 750000, /* multiply-adds of a product: what sharing fewer saves, meeting may cost */
+    LEAST_OF_A_THREAD = 440000, /* multiply-adds of a product: what sharing fewer saves, meeting may cost */
     FEW_OF_A_THREAD = 200000, /* where calls are shared finely */
     ROWS_ALIKE = 4, /* threads take whole fours of rows */
     LEAST_PACKED = 16384, /* elements that a thread packs for the others */
