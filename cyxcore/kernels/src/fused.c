@@ -507,7 +507,16 @@ static void find_chains(cyx_group *g, const cyx_call *calls) {
     }
 }
 
-/* What goes through memory: arrays as large as the group's, which it does not keep in its tiles, each once. */
+/* Whether all is one chain, or one sum of squares, and nothing waits in a tile. */
+static int is_one_loop(const cyx_group *g, const cyx_call *calls) {
+    if (is_sum_of_squares(g)) return 1;
+    for (int k = 0; k < g->count; k++)
+        if (calls[k].elided && !g->inner[k]) return 0;
+    return g->chain[0] == g->count;
+}
+
+/* What goes through memory: arrays as large as the group's, which it does not keep in its tiles, each once. Those of one loop
+ * the processor follows better by itself: what was fetched before the loop would only be waited for. */
 static void find_streams(cyx_group *g, const cyx_call *calls) {
     int64_t bytes = 0;
     for (int k = 0; k < g->count; k++)
@@ -520,15 +529,7 @@ static void find_streams(cyx_group *g, const cyx_call *calls) {
             g->stream[g->streams++] = new;
             bytes += array->size * cyx_dtype_bytes[array->dtype];
         }
-    if (g->streams < LEAST_STREAMS || bytes < FAR_BYTES) g->streams = 0;
-}
-
-/* Whether all is one chain, or one sum of squares, and nothing waits in a tile. */
-static int is_one_loop(const cyx_group *g, const cyx_call *calls) {
-    if (is_sum_of_squares(g)) return 1;
-    for (int k = 0; k < g->count; k++)
-        if (calls[k].elided && !g->inner[k]) return 0;
-    return g->chain[0] == g->count;
+    if (g->streams < LEAST_STREAMS || bytes < FAR_BYTES || is_one_loop(g, calls)) g->streams = 0;
 }
 
 /* Not set to zero before, as a whole: that is the larger part of a small group's work. */
