@@ -28,7 +28,7 @@ from cyxnet.credentials import Credentials
 from cyxnet.hearing import SHUT_OUT_S, Hearing
 from cyxnet.messages import ErrorBody
 from cyxnet.mux import Requests
-from cyxnet.outcomes import ApiError, BusError, NobodyServes, NotAdmitted, NotTrusted, refusal
+from cyxnet.outcomes import ApiError, BusError, LinkLost, NobodyServes, NotAdmitted, NotTrusted, refusal
 from cyxnet.ratelimit import Floods, Places, Rate, RateLimiter
 from cyxnet.service import QUEUE, TYPES, Endpoint, Service, now
 from cyxnet.streams import Streams
@@ -194,8 +194,12 @@ class Bus(Streams):
         self._why_out = ""
         super()._link_is_back()
 
-    def _not_sent(self, what: str, error: Exception | str) -> BusError:
-        return NotAdmitted(self._why_out) if self._why_out else BusError(f"{what}: {error or type(error).__name__}")
+    def _not_sent(self, what: str, error: Exception) -> BusError:
+        if self._why_out:
+            return NotAdmitted(self._why_out)
+        if isinstance(error, nats.errors.OutboundBufferLimitError):
+            return LinkLost(f"{what}: the link to the broker is lost")
+        return BusError(f"{what}: {error or type(error).__name__}")
 
     async def _renew(self, session_s: float) -> None:
         """Connect again before the time is over, at a moment when nothing is under way."""
@@ -402,8 +406,8 @@ class Bus(Streams):
         self._asking += 1
         try:
             message = await self._requests.ask(subject, payload, block, timeout_s)
-        except nats.errors.OutboundBufferLimitError:
-            raise self._not_sent(f"{subjects.asked(subject)} was not asked", "the link to the broker is lost") from None
+        except nats.errors.OutboundBufferLimitError as error:
+            raise self._not_sent(f"{subjects.asked(subject)} was not asked", error) from None
         except (TimeoutError, nats.errors.Error, OSError) as error:
             why = "" if isinstance(error, TimeoutError) else f" ({error or type(error).__name__})"
             raise BusError(f"no answer to {subjects.asked(subject)} within {round(timeout_s, 3):g} s{why}") from None

@@ -23,6 +23,10 @@ class BusError(CyxError):
     code = "broker_unreachable"
 
 
+class LinkLost(BusError):
+    """The link to the broker is lost, so nothing was sent. It is made again, unless who has it closes it."""
+
+
 class NobodyServes(BusError):
     """The broker said that nobody listens there: what was asked reached nobody."""
 

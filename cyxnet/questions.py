@@ -3,8 +3,8 @@
 A question may be asked again: it changes nothing at the replica, and its answer goes to a subject of its own, so the
 late answer of a replica that was given up is nobody's. It is asked again, of whoever is next then, when nobody
 serves, when a replica is about to end or has too much to do, when it does not even say that it is at it for a while,
-and when the answer to a whole question breaks off. Of a stream, what was given out cannot be taken back: there a break
-is an error.
+when the link to the broker is lost, and when the answer to a whole question breaks off. Of a stream, what was given out
+cannot be taken back: there a break is an error.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from cyxnet import asking, subjects
 from cyxnet.asking import BadQuestion, Part, Question
 from cyxnet.bus import Bus, BusError
 from cyxnet.connection import Message
-from cyxnet.outcomes import ApiError
+from cyxnet.outcomes import ApiError, LinkLost
 
 PATIENCE_S = 60.0  # with everything together, until a question has its first part
 SILENCE_S = 2.0  # of a replica, before another one is asked; after several in a row longer, up to LONGEST_SILENCE_S
@@ -37,7 +37,7 @@ TRY_ANOTHER = (429, 503)  # statuses: this replica cannot now, the next one may
 MOST_WAITING = 4 * asking.WINDOW  # parts that came and were not taken; a replica that keeps to the rules has fewer
 LARGEST_ANSWER_BYTES = 2**30  # of one that is wanted whole
 DEPLOYMENTS_REMEMBERED = 1000
-NOBODY = "nobody serves it"
+NOBODY, NO_LINK = "nobody serves it", "the link to the broker is lost"
 
 
 class NoReplica(ApiError):
@@ -86,7 +86,10 @@ class Questions:
             copies = 1 if question.accept == asking.EVENTS else min(2**silences, MOST_COPIES)
             with _Try(self, deployment, question, left_s, copies) as one:
                 try:
+                    one.send()
                     first = await one.next(left_s, silent_s)
+                except LinkLost:
+                    first, why = None, NO_LINK
                 except (_Nobody, BrokenOff) as error:
                     first, why = None, NOBODY if isinstance(error, _Nobody) else str(error)
                 else:
@@ -101,7 +104,7 @@ class Questions:
                             while not one.ended:
                                 yield await one.rest()
                             return
-            await asyncio.sleep(min(pause_s, max(until_s - clock(), 0.0)))
+            await self._bus.pause(min(pause_s, max(until_s - clock(), 0.0)))
         raise NoReplica(deployment, patience_s, why)
 
     async def answer(
@@ -179,19 +182,18 @@ class _Try:
         self.ended = False
 
     def __enter__(self) -> "_Try":
+        self._questions._open[self._token] = self
+        return self
+
+    def send(self) -> None:
+        """Raises BusError."""
         asks, caller = self._questions, self._questions._caller
-        asks._open[self._token] = self
         # in whole seconds, so that headers are mostly the same, over and over
         said = {"Cyx-Timeout-Ms": str(1000 * math.ceil(self._wait_s))}
         headers = asking.question_headers(self._question) | said | asking.ALIVE
         reply = subjects.reply(caller, self._token)
-        try:
-            for _ in range(self._copies):
-                asks._bus.send(subjects.infer(self._deployment, caller), self._question.body, headers, reply)
-        except BusError:
-            del asks._open[self._token]
-            raise
-        return self
+        for _ in range(self._copies):
+            asks._bus.send(subjects.infer(self._deployment, caller), self._question.body, headers, reply)
 
     def __exit__(self, *_: object) -> None:
         del self._questions._open[self._token]

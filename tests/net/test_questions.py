@@ -6,9 +6,10 @@ import pytest
 
 from cyxnet import asking, questions, subjects
 from cyxnet.asking import Part, Question
-from cyxnet.bus import ApiError, Bus
+from cyxnet.bus import ApiError, Bus, BusError
 from cyxnet.connection import Message
 from cyxnet.questions import MOST_WAITING, BrokenOff, NoReplica, Questions, _Try
+from tests.net.brokers import restarted
 
 DEPLOYMENT = "digits-0123456789ab"
 CALLER = "c-1"
@@ -143,6 +144,43 @@ async def test_a_deployment_that_nobody_serves_is_waited_for(broker, replicas, a
 async def test_a_deployment_that_nobody_serves_is_one_clear_error(asker):
     with pytest.raises(NoReplica, match=r"no replica of digits-0123456789ab .*nobody serves it.*cyx deployments"):
         await asker.answer(DEPLOYMENT, Question(), patience_s=0.1)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+async def test_a_question_whose_link_is_gone_is_asked_when_it_is_back(mortal, whole):
+    # it was an error at once, however short a restart of the broker was
+    running, _ = mortal
+    bus = await Bus.connect(running[0].url("edge"), name="client")
+    asker = Questions(bus, CALLER)
+    with pytest.raises(NoReplica, match="nobody serves it"):
+        await asker.answer(DEPLOYMENT, Question(), patience_s=0.01)
+    running[-1].process.kill()
+    async with asyncio.timeout(60):
+        while bus.connected:
+            await asyncio.sleep(0)
+    with pytest.raises(NoReplica, match=r"within 0.01 s \(the link to the broker is lost\)"):
+        await asker.answer(DEPLOYMENT, Question(), patience_s=0.01)
+
+    async def bodies():
+        if whole:
+            return [(await asker.answer(DEPLOYMENT, Question())).body]
+        return [part.body async for part in asker.ask(DEPLOYMENT, Question(accept=asking.EVENTS))]
+
+    asked = asyncio.create_task(bodies())
+    running.append(await asyncio.to_thread(restarted, running[-1]))
+    replica = await Replica.start(running[-1], [[Part(body=b"1")]])
+    assert await asked == [b"1"]
+    await replica.bus.close()
+    await bus.close()
+
+
+async def test_a_question_of_who_has_closed_his_connection_is_an_error_at_once(broker):
+    bus = await Bus.connect(broker.url("edge"), name="client")
+    asker = Questions(bus, CALLER)
+    await asker._listen()
+    await bus.close()
+    with pytest.raises(BusError, match="nats: connection closed"):
+        await asker.answer(DEPLOYMENT, Question())
 
 
 async def test_a_whole_answer_that_breaks_off_is_asked_for_again(replicas, asker):
