@@ -114,7 +114,10 @@ class Tensor(Held, Leaving):
         tensors = tuple(value if isinstance(value, Tensor) else Tensor(value) for value in inputs)
         shapes, dtypes = tuple([t.shape for t in tensors]), tuple([t.dtype for t in tensors])
         (shape, dtype), normal = infer_op(op, shapes, dtypes, attrs) if attrs else _infer(op, shapes, dtypes)
-        if op in VIEWS:
+        moved = tensors[0]._moved(op, tensors, shape, dtype, normal) if op in ("cast", "concat") else None
+        if moved is not None:
+            result = moved
+        elif op in VIEWS:
             result = tensors[0]._seen(op, shape, normal)
         else:
             arrays = [t._data if t._view is None else t._dense() for t in tensors]
@@ -166,6 +169,24 @@ class Tensor(Held, Leaving):
 
     def _reversed(self, axes: tuple[int, ...]) -> "Tensor":
         return self._apply("flip", [self], {"axes": axes})
+
+    def _moved(
+        self, op: str, tensors: Sequence["Tensor"], shape: Shape, dtype: str, attrs: dict[str, Any]
+    ) -> "Tensor | None":
+        """A copy or a concatenation of memory with gaps, read where it lies; None: a kernel is to do it.
+
+        Kernels read memory without gaps, so that every number would be copied twice.
+        """
+        if all(t._data.flags.c_contiguous for t in tensors):
+            return None
+        if op == "cast":
+            return wrap(self._dense()) if dtype == self.dtype else None
+        for t in tensors:
+            t._refresh()
+        parts = [t._data for t in tensors]
+        if any(type(part) is not np.ndarray for part in parts):
+            return None
+        return wrap(np.concatenate(parts, attrs["axis"], out=devices.backend(self.device).empty(shape, dtype)))
 
     # memory -----------------------------------------------------------------------------------
 
@@ -288,9 +309,13 @@ class Tensor(Held, Leaving):
             if getattr(part, "is_symbolic", False):
                 _planned("cyxcore.becoming", "value_of")(self, part, "assignment")[index] = value
                 return
-        basic, found = indexing.split(self, index)
-        arrays = {axis: part._data for axis, part in found.items()}
-        shape = picked(self.shape, basic, arrays)
+        basic: list[Any] = [slice(None)] * self.ndim
+        arrays: dict[int, Array] = {}
+        shape = self.shape
+        if index is not Ellipsis:
+            basic, found = indexing.split(self, index)
+            arrays = {axis: part._data for axis, part in found.items()}
+            shape = picked(self.shape, basic, arrays)
         given = self._fitting(value)
         if given.size == 1 and given.ndim > len(shape):
             given = given.reshape(())

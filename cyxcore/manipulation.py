@@ -85,7 +85,7 @@ def flip(x: Any, /, *, axis: int | tuple[int, ...] | None = None) -> Any:
     """x backwards along some axes, along all without one; a copy, as PyTorch's. x[::-1] is a view."""
     value = value_of("flip", x)
     axes = _given_axes(value, axis)
-    return value[tuple(slice(None, None, -1 if place in axes else 1) for place in range(value.ndim))].copy()
+    return value._reversed(tuple(sorted(set(axes)))).copy()
 
 
 @or_method

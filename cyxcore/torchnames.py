@@ -236,9 +236,10 @@ def index_add(x: Any, dim: int, index: Any, source: Any, alpha: float = 1) -> An
 def index_fill(x: Any, dim: int, index: Any, value: float) -> Any:
     """x with one number at the places of an axis that `index` (N,) names."""
     place = x._axis(dim)
-    shape = tuple(-1 if at == place else 1 for at in range(x.ndim))
-    whole = tuple(index.shape[0] if at == place else size for at, size in enumerate(x.shape))
-    return scatter(x, place, index.reshape(*shape).broadcast_to(*whole), value)
+    size = x.shape[place]
+    named = scatter(x._constant(False, "bool").broadcast_to(size), 0, index, True)
+    named = named.reshape(*(size if at == place else 1 for at in range(x.ndim)))
+    return where(named, x._constant(value, x.dtype), x)
 
 
 def masked_fill(x: Any, mask: Any, value: Any) -> Any:

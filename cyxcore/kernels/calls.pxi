@@ -272,9 +272,11 @@ cdef object _applied(str op, PyObject **tensors, Py_ssize_t count, dict attrs):
         if call.view:
             result = _seen(call, <Held>tensors[0])
         else:
-            result = _result(call)
-            if not _ran(call, result._pointer, tensors, count):
-                result = None
+            result = _moved(call, tensors, count)
+            if result is None:
+                result = _result(call)
+                if not _ran(call, result._pointer, tensors, count):
+                    result = None
         if result is not None:
             if _recorder != NULL:
                 (<Recorder>_recorder).note(call, tensors, count, result)
@@ -286,6 +288,21 @@ cdef object _applied(str op, PyObject **tensors, Py_ssize_t count, dict attrs):
             return result
     _spoil()
     return (<Held>tensors[0])._apply_generally(op, tuple([<object>tensors[i] for i in range(count)]), attrs or {})
+
+
+cdef str _CAST = "cast"
+cdef str _CONCAT = "concat"
+
+
+cdef inline Held _moved(Call call, PyObject **tensors, Py_ssize_t count):
+    """The result where much memory with gaps is only to be moved; else None."""
+    cdef Py_ssize_t i
+    if (call.op is _CAST or call.op is _CONCAT) and call.record.out.size > 1 << 14:
+        for i in range(count):
+            if (<Held>tensors[i])._pointer == NULL:
+                others = [<object>tensors[i] for i in range(count)]
+                return (<Held>tensors[0])._moved(call.op, others, call.shape, call.dtype, call.attrs)
+    return None
 
 
 cdef inline Held _seen(Call call, Held tensor):

@@ -42,7 +42,6 @@ _PLAIN: dict[str, Callable[..., Any]] = {
     "logaddexp": np.logaddexp,
     "copysign": np.copysign,
     "nextafter": np.nextafter,
-    "floor_divide": np.floor_divide,
     "bitwise_and": np.bitwise_and,
     "bitwise_or": np.bitwise_or,
     "bitwise_xor": np.bitwise_xor,
@@ -87,15 +86,32 @@ def _expm1(attrs: Attrs, x: Array) -> Any:
 
 
 EXACT_QUOTIENT = 2.0**29  # below it the product of a quotient and a float32 is exact in float64
+EXACT_WHOLE = 2.0**21  # below it NumPy's floor_divide of float32, of rounded steps, is the floor of the true quotient
 IN_CACHE = 1 << 14  # elements
 
 
 @kernel("remainder")
 def _remainder(attrs: Attrs, x: Array, y: Array) -> Any:
     """np.remainder, to the bit; of many float32 by quotients in float64, a part after the other in the cache."""
+    return _by_quotients(x, y, np.remainder, EXACT_QUOTIENT, lambda quotient, rest, b: np.copysign(rest, b))
+
+
+@kernel("floor_divide")
+def _floor_divide(attrs: Attrs, x: Array, y: Array) -> Any:
+    """np.floor_divide, to the bit, the way of _remainder."""
+    return _by_quotients(x, y, np.floor_divide, EXACT_WHOLE, lambda quotient, rest, b: quotient)
+
+
+def _by_quotients(
+    x: Array, y: Array, otherwise: np.ufunc, limit: float, of_part: Callable[[Array, Array, Array], Array]
+) -> Any:
+    """What `of_part` makes of whole quotients and remainders in float64, whose sign is the divisor's or which are zero.
+
+    otherwise: NumPy's function, of few numbers, of other types, and where a quotient is not below the limit.
+    """
     shape = np.broadcast_shapes(x.shape, y.shape)
     if x.dtype != np.float32 or x.size < max(IN_CACHE, math.prod(shape)):
-        return np.remainder(x, y)
+        return otherwise(x, y)
     one = y.size == 1
     values, divisors = x.reshape(-1), np.broadcast_to(y, shape).reshape(-1) if not one else y.reshape(-1)
     result = np.empty(values.shape, x.dtype)
@@ -104,12 +120,14 @@ def _remainder(attrs: Attrs, x: Array, y: Array) -> Any:
         a, b = values[part].astype(np.float64), (divisors if one else divisors[part]).astype(np.float64)
         quotient = np.floor(a / b)
         rest = a - quotient * b
-        rest += np.where((rest != 0.0) & ((rest < 0.0) != (b < 0.0)), b, 0.0)  # the quotient was rounded up
-        result[part] = np.copysign(rest, b)
-        plain = (np.abs(quotient) < EXACT_QUOTIENT) & np.isfinite(b)  # not of infinities, of NaN, by 0
+        above = (rest != 0.0) & ((rest < 0.0) != (b < 0.0))  # the quotient was rounded up
+        rest += np.where(above, b, 0.0)
+        quotient -= above
+        result[part] = of_part(quotient, rest, b)
+        plain = (np.abs(quotient) < limit) & np.isfinite(b)  # not of infinities, of NaN, by 0
         if not plain.all():
             odd = np.flatnonzero(~plain)
-            result[part][odd] = np.remainder(values[part][odd], divisors if one else divisors[part][odd])
+            result[part][odd] = otherwise(values[part][odd], divisors if one else divisors[part][odd])
     return result.reshape(shape)
 
 

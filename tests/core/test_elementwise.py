@@ -217,8 +217,9 @@ def test_two_numbers_are_no_tensor() -> None:
         cx.maximum(1, 2.0)
 
 
-@pytest.mark.parametrize("scale", [1.0, 1e-3, 1e12])
-def test_the_remainder_of_many_float32_is_numpys_to_the_bit(scale: float) -> None:
+@pytest.mark.parametrize("name", ["remainder", "floor_divide"])
+@pytest.mark.parametrize("scale", [1.0, 1e-3, 1e3, 1e7, 1e12])
+def test_quotients_and_remainders_of_many_float32_are_numpys_to_the_bit(scale: float, name: str) -> None:
     """Also of neighbours of multiples, of quotients too large for exact products, of infinities, NaN and zeros."""
     rng, count = np.random.default_rng(0), 40_000
     y = rng.normal(size=count).astype(np.float32)
@@ -234,7 +235,7 @@ def test_the_remainder_of_many_float32_is_numpys_to_the_bit(scale: float) -> Non
     ]
     for a, b in pairs:
         with np.errstate(all="ignore"):
-            wanted = np.remainder(a, b)
-        found = cx.remainder(cx.tensor(a), cx.tensor(b)).numpy()
+            wanted = getattr(np, name)(a, b)
+        found = getattr(cx, name)(cx.tensor(a), cx.tensor(b)).numpy()
         numbers = ~np.isnan(wanted)
         assert (np.isnan(found) != numbers).all() and found[numbers].tobytes() == wanted[numbers].tobytes()

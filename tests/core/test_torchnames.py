@@ -257,6 +257,27 @@ def test_a_leaf_that_requires_a_gradient_is_written_only_without_recording() -> 
     np.testing.assert_array_equal(x.numpy(), X)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "int64", "bool"])
+@pytest.mark.parametrize("places", [[], [1], [2, 0, 2], [-1, 1]])
+@pytest.mark.parametrize("dim", [0, 1, -1])
+def test_index_fill_writes_whole_places_and_stops_their_gradient(dim: int, places: list[int], dtype: str) -> None:
+    x = np.random.default_rng(0).integers(0, 2, (3, 4, 5)).astype(dtype)
+    wanted, slope = x.copy(), np.ones((3, 4, 5), np.float32)
+    for array, number in ((wanted, 1), (slope, 0)):
+        np.moveaxis(array, dim, 0)[places] = number
+    tensor = cx.tensor(x, requires_grad=dtype == "float32")
+    found = tensor.index_fill(dim, cx.tensor(np.array(places, np.int64)), 1)
+    assert found.dtype == dtype and found.numpy().tobytes() == wanted.tobytes()
+    if tensor.requires_grad:
+        found.sum().backward()
+        assert (tensor.grad.numpy() == slope).all()
+
+
+def test_index_fill_refuses_a_place_that_is_not_there() -> None:
+    with pytest.raises(IndexError, match="3"):
+        cx.zeros((3, 2)).index_fill(0, cx.tensor([3]), 1.0)
+
+
 def test_questions() -> None:
     x = cx.tensor(CUBE)
     assert x.size(1) == 3 and x.size() == (2, 3, 4) and x.size(-1) == 4 and x.size == 24 == x.numel() == cx.numel(x)

@@ -584,3 +584,40 @@ def test_the_third_power_is_two_products() -> None:
     cubed.sum().backward()
     np.testing.assert_allclose(x.grad.numpy(), 3 * (X - 30) ** 2, rtol=1e-6)
     assert (cx.tensor([2, -3]) ** 3).numpy().tolist() == [8, -27]
+
+
+SEEN = {
+    "slice": lambda x: x[1:, 2:],
+    "slice by steps": lambda x: x[::2, ::-3],
+    "transposed": lambda x: x.T,
+    "backwards": lambda x: x[::-1],
+    "broadcast": lambda x: x[:, :1].broadcast_to(*x.shape) if isinstance(x, cx.Tensor) else x[:, :1] + 0 * x,
+}
+
+
+@pytest.mark.parametrize("name", SEEN)
+@pytest.mark.parametrize("dtype", ["float32", "int64", "bool", "bfloat16"])
+def test_copies_and_concatenations_of_views_have_memory_of_their_own(name: str, dtype: str) -> None:
+    array = np.random.default_rng(0).integers(0, 2, (300, 310)).astype("float32" if dtype == "bfloat16" else dtype)
+    for count in (20, 300):  # rows: of few and of many numbers
+        x = cx.tensor(array[:count]).astype(dtype)
+        seen, wanted = SEEN[name](x), np.ascontiguousarray(SEEN[name](array[:count]))
+        copied, joined = seen.copy(), cx.concat([seen, x[:0, : seen.shape[1]], seen, seen.copy()], axis=0)
+        shifted = cx.roll(seen, 3, axis=1)
+        x.zero_()
+        for found, expected in (
+            (copied, wanted),
+            (joined, np.concatenate([wanted] * 3)),
+            (shifted, np.roll(wanted, 3, 1)),
+        ):
+            assert found.dtype == dtype and (found.astype("float32").numpy() == expected.astype(np.float32)).all()
+
+
+@pytest.mark.parametrize("name", ["slice", "slice by steps", "transposed", "backwards"])
+def test_gradients_go_through_copies_and_concatenations_of_views(name: str) -> None:
+    x = cx.tensor(np.ones((200, 310), np.float32), requires_grad=True)
+    seen = SEEN[name](x)
+    (seen.copy() * 2.0 + cx.concat([seen, seen], axis=1)[:, : seen.shape[1]]).sum().backward()
+    wanted = np.zeros((200, 310), np.float32)
+    SEEN[name](wanted)[...] = 3.0
+    assert (x.grad.numpy() == wanted).all()
