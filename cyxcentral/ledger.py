@@ -99,6 +99,20 @@ class LedgerError(CyxError):
     code = "bad_ledger"
 
 
+class LedgerBehind(LedgerError):
+    """The ledger cannot be written now, and tells nothing meanwhile. Those of other centrals may be well.
+
+    why: for the log of this central; its callers need not know where its files are.
+    """
+
+    code = "ledger_behind"
+    status = 503
+
+    def __init__(self, why: str):
+        super().__init__("this central cannot write its ledger now; ask again: another one may answer")
+        self.why = why
+
+
 class Sums(msgspec.Struct, frozen=True):
     """What the entries come to. accounts and overdrawn: only when all of them were asked for, without zeros."""
 
@@ -255,7 +269,7 @@ class Ledger:
     async def room(self) -> None:
         """Wait while as much waits to be written as the memory should hold. Not for a disk that refuses it."""
         while self._waiting.messages >= MAX_WAITING_MESSAGES and not self.failing:
-            with contextlib.suppress(LedgerError):  # it is tried again, and said then
+            with contextlib.suppress(LedgerBehind):  # it is tried again, and said then
                 await self.flush()
 
     def _flush_in(self, delay_s: float) -> None:
@@ -275,8 +289,8 @@ class Ledger:
         async def try_to_flush() -> None:
             try:
                 await self.flush()
-            except LedgerError as error:
-                log.warning("%s; will try again in %g s", error, RETRY_AFTER_S)
+            except LedgerBehind as error:
+                log.warning("%s; will try again in %g s", error.why, RETRY_AFTER_S)
 
         task = asyncio.get_running_loop().create_task(try_to_flush())
         self._flushing.add(task)
@@ -285,7 +299,7 @@ class Ledger:
     async def flush(self) -> None:
         """Write what was added before the call, and wait for writes that are under way.
 
-        Raises LedgerError when DuckDB refuses: then nothing was written, and all of it is written later.
+        Raises LedgerBehind when DuckDB refuses: then nothing was written, and all of it is written later.
         """
         if self._flush_due is not None:
             self._flush_due.cancel()
@@ -306,7 +320,7 @@ class Ledger:
                 if hopeless and not self.broken.done():
                     self.broken.set_result(why)
                 self._flush_in(RETRY_AFTER_S)
-                raise LedgerError(why) from None
+                raise LedgerBehind(why) from None
 
     def _write(self, batch: "Batch") -> None:
         self._db.execute("BEGIN")
@@ -351,7 +365,7 @@ class Ledger:
     # -- asking --------------------------------------------------------------------------------------
 
     async def query(self, sql: str, limit: int) -> m.LedgerReply:
-        """Answer one SELECT, with everything that happened before the call. Raises LedgerError."""
+        """Answer one SELECT, with everything that happened before the call. Raises LedgerError, LedgerBehind."""
         await self.flush()
         return await asyncio.get_running_loop().run_in_executor(self._askers, self._query, sql, limit)
 
@@ -475,8 +489,8 @@ class Ledger:
     async def close(self) -> None:
         try:
             await self.flush()
-        except LedgerError as error:
-            log.warning("%s; the next start reads it from the log again", error)
+        except LedgerBehind as error:
+            log.warning("%s; the next start reads it from the log again", error.why)
         if self._flush_due is not None:
             self._flush_due.cancel()
         self._askers.shutdown()

@@ -10,10 +10,12 @@ import msgspec
 import pytest
 
 from cyxcentral import earnings, jobfold
-from cyxcentral.ledger import DATABASE, MAKE, Ledger, LedgerError
+from cyxcentral.ledger import DATABASE, MAKE, Ledger, LedgerBehind, LedgerError
 from cyxcore.spec import BatchMetrics
 from cyxnet import messages as m
 from cyxnet import subjects
+from cyxnet.caller import TRIED_AGAIN
+from cyxnet.outcomes import refusal
 from tests.central import facts as f
 
 HISTORY = [f.submitted(), f.FUNDED, f.leased(), f.STARTED, f.completed(), f.SIGNED_SETTLE, f.settled()]
@@ -169,6 +171,21 @@ async def test_metrics_that_the_broker_lost_make_room_for_those_that_took_their_
     await again.close()
 
 
+async def test_who_asks_a_ledger_that_cannot_be_written_is_to_ask_again_and_hears_nothing_of_its_files(
+    ledger, monkeypatch
+):
+    # it was the caller's mistake, so his client did not ask the other central, and the file's path was told
+    def full_disk(self, table, added):
+        raise duckdb.IOException(f"{ledger.path}: no space left on device")
+
+    monkeypatch.setattr(Ledger, "_insert", full_disk)
+    write(ledger, HISTORY[:3])
+    with pytest.raises(LedgerBehind) as behind:
+        await ledger.query("select 1", 1)
+    status, told = refusal(behind.value, "ledger.query")
+    assert status in TRIED_AGAIN and told.err_code == "ledger_behind" and str(ledger.path.parent) not in told.message
+
+
 async def test_what_could_not_be_written_is_written_later(ledger, monkeypatch):
     # the rows of a failed write were dropped, and the next one moved the position over the hole
     real_insert, failures = Ledger._insert, []
@@ -181,9 +198,9 @@ async def test_what_could_not_be_written_is_written_later(ledger, monkeypatch):
 
     monkeypatch.setattr(Ledger, "_insert", full_disk)
     write(ledger, HISTORY[:3])
-    with pytest.raises(LedgerError, match="no space left"):
+    with pytest.raises(LedgerBehind) as behind:
         await ledger.flush()
-    assert ledger.failing
+    assert behind.value.why.endswith("no space left on device") and ledger.failing
     assert (await ledger.query("select count(*) from events", 10)).rows == [[3]]
     assert failures == ["events"] and not ledger.failing
 
@@ -287,7 +304,7 @@ async def test_a_row_that_cannot_be_made_loses_nothing_and_ends_the_central(ledg
     # rows are made when they are written: the position must not move over one that could not be
     monkeypatch.setitem(MAKE, "events", lambda event: 1 / 0)
     write(ledger, HISTORY[:2])
-    with pytest.raises(LedgerError, match="division by zero"):
+    with pytest.raises(LedgerBehind):
         await ledger.flush()
     assert "division by zero" in ledger.broken.result()
     assert ledger.position(subjects.EVENTS) == 0
