@@ -47,7 +47,8 @@ enum { BLOCK_ROWS = CYX_BLOCK_ROWS, GROUP_BLOCKS = 64, RUN_BLOCK = CYX_RUN_BLOCK
     static T NAME(FOLD##_block##WIDTH)(const T *x, int64_t n) {                                              \
         enum { VECTORS = WIDTH / VN };                                                                       \
         V lanes[VECTORS];                                                                                    \
-        for (int v = 0; v < VECTORS; v++) lanes[v] = (V){} + (T)(START);                                     \
+        /* Unrolled, or the compiler makes a memset of it, which takes an eighth of a block's time with AVX2. */ \
+        _Pragma("GCC unroll 16") for (int v = 0; v < VECTORS; v++) lanes[v] = (V){} + (T)(START);            \
         int64_t i = 0;                                                                                       \
         for (; i + WIDTH <= n; i += WIDTH) _Pragma("GCC unroll 16") for (int v = 0; v < VECTORS; v++) {      \
                 V next = TERM_V(*(const V *)(x + i + v * VN));                                               \
