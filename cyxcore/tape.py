@@ -167,6 +167,22 @@ def check_kept(x: "Tensor") -> None:
         )
 
 
+class _meanwhile:  # noqa: N801 - a context
+    """Within the block what x came from is needed, which the walk of another thread may give back at any moment: what
+    goes wrong for want of it is that error.
+    """
+
+    def __init__(self, x: "Tensor") -> None:
+        self._x = x
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *error: object) -> None:
+        if error[0] is not None:
+            check_kept(self._x)
+
+
 def forget(x: "Tensor") -> None:
     """Give back what x came from, after a walk back through it.
 
@@ -185,11 +201,12 @@ def _expand(root: "Tensor") -> None:
         node: Any = tensor._op
         if node is None:
             continue
+        with _meanwhile(tensor):
+            inputs = node.inputs
+            if isinstance(node.op, Composed):
+                node.op.expand(tensor)
+                inputs += tensor._op.inputs  # type: ignore[union-attr]
         check_kept(tensor)
-        inputs = node.inputs
-        if isinstance(node.op, Composed):
-            node.op.expand(tensor)
-            inputs += tensor._op.inputs  # type: ignore[union-attr]
         for x in inputs:
             if id(x) not in seen:
                 seen.add(id(x))
@@ -274,7 +291,9 @@ def _pulled(
         set_recording(before and create_graph)
         try:
             node: Any = tensor._op
-            for place, (x, new) in enumerate(zip(node.inputs, _backwards(tensor, g), strict=True)):
+            with _meanwhile(tensor):
+                gradients = list(zip(node.inputs, _backwards(tensor, g), strict=True))
+            for place, (x, new) in enumerate(gradients):
                 if new is not None:
                     if set_detect_anomaly.looks:
                         _look_for_nan(node.op, place, new)

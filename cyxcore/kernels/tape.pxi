@@ -669,6 +669,9 @@ cdef class Walk:
             for i in range(count):
                 if edges[i] != NOWHERE and found[i] is not None:
                     self._add(edges[i], found[i])
+        except Exception:
+            _check_kept(tensor)  # the walk of another thread gave back what was needed here
+            raise
         finally:
             _recording = before
         return 0

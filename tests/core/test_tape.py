@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import cyxcore as cx
-from cyxcore import nn
+from cyxcore import composed, device, nn, tape
 from cyxcore.errors import GradientError
 
 pytestmark = pytest.mark.usefixtures("each_device")
@@ -218,6 +218,42 @@ def test_large_compositions_are_given_back_too() -> None:
     for create_graph in (False, True):
         with pytest.raises(GradientError, match=GIVEN_BACK):
             h.sum().backward(create_graph=create_graph)
+
+
+def test_what_another_walk_gives_back_while_it_is_needed_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between any two lines of a walk another thread may have gone the whole way."""
+    looked = tape._then
+
+    def meanwhile(x: Any, since: float) -> Any:
+        monkeypatch.setattr(tape, "_then", looked)
+        cx.autograd.grad(y, [w])
+        return looked(x, since)
+
+    w = drawn(4, 4, requires_grad=True)
+    for _ in range(3):
+        y = (w @ w).tanh().sum()
+        monkeypatch.setattr(tape, "_then", meanwhile)
+        with cx.autograd.detect_anomaly(), pytest.raises(GradientError, match=GIVEN_BACK):
+            cx.autograd.grad(y, [w])
+        assert tape._then is looked
+
+
+def test_what_another_walk_gives_back_of_a_composition_meanwhile_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    checked = composed.check_unchanged
+
+    def meanwhile(node: Any, needed: Any) -> None:
+        checked(node, needed)
+        monkeypatch.setattr(composed, "check_unchanged", checked)
+        cx.autograd.grad(y, [x])
+
+    with device.use_device("cpu"):  # where it is one call
+        norm, x = nn.LayerNorm(256), drawn(512, 256, requires_grad=True)
+        for _ in range(3):
+            y = norm(x.tanh()).tanh().sum()
+            monkeypatch.setattr(composed, "check_unchanged", meanwhile)
+            with pytest.raises(GradientError, match=GIVEN_BACK):
+                cx.autograd.grad(y, [x])
+            assert composed.check_unchanged is checked
 
 
 def test_threads_that_go_back_through_the_same_at_once_end() -> None:
