@@ -193,12 +193,18 @@ class Deployments:
     ) -> list[str]:
         """Pay for so many more replicas; returns their jobs. path: of the model file, when it is not stored yet.
 
-        Raises what submit() raises; replicas that were submitted before go on, and `made` names them.
+        Raises what submit() raises; replicas that were submitted before go on, and `made` names them, and the one that
+        nobody answered for: it may go on, too.
         """
         made = [] if made is None else made
         for _ in range(replicas):
             prepared = await self._client.prepare(job, path, stored=path is None)
-            made.append((await self._client.place(prepared, on_upload)).job_id)
+            try:
+                made.append((await self._client.place(prepared, on_upload)).job_id)
+            except BaseException:
+                if prepared.unanswered:
+                    made.append(prepared.job_id)
+                raise
         return made
 
     async def ready(
@@ -362,7 +368,7 @@ class Deployments:
             try:
                 await self._client.cancel(job_id, reason)
             except ApiError as error:
-                if error.code != "too_late":  # it has ended by itself
+                if error.code not in ("too_late", "unknown_job"):  # it has ended by itself, or was never taken
                     raise
 
     # -- asking --------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from cyxcore.errors import SpecError
 from cyxnet import messages as m
 from cyxnet import subjects
 from cyxnet.asking import Part
-from cyxnet.bus import ApiError
+from cyxnet.bus import ApiError, BusError
 from cyxnet.cli import deployments as commands
 from cyxnet.cli.deployments import _size_of, _tell_room
 from cyxnet.cli.screen import PlainScreen
@@ -55,10 +55,10 @@ class Central:
         )  # fmt: skip
 
     async def prepare(self, job, path, *, stored=False):
-        return job
+        return SimpleNamespace(job_id=f"job-{len(self.replicas)}", job=job, unanswered=0)
 
-    async def place(self, job, on_upload=None):
-        self.placed.append(job)
+    async def place(self, prepared, on_upload=None):
+        self.placed.append(prepared.job)
         made = self.replica(f"job-{len(self.replicas)}", self.becomes.pop(0))
         self.replicas.append(made)
         self.said.append(f"+{made.job_id}")
@@ -66,7 +66,10 @@ class Central:
 
     async def cancel(self, job_id, reason):
         self.said.append(f"-{job_id}")
-        replica = self.replicas[int(job_id.rpartition("-")[2])]
+        number = int(job_id.rpartition("-")[2])
+        if number >= len(self.replicas):
+            raise ApiError("unknown_job", "no job is called so", 404)
+        replica = self.replicas[number]
         if replica.state == "stopped":
             raise ApiError("too_late", "it has ended", 409)
         replica.state = "stopped"
@@ -250,6 +253,26 @@ async def test_if_one_of_the_new_ones_cannot_be_paid_those_before_it_end():
     with pytest.raises(ApiError, match="the wallet is empty"):
         await Deployments(central).replace(MINE, JOB)
     assert central.said == ["+job-2", "-job-2"]
+
+
+@pytest.mark.parametrize("taken", [True, False])
+async def test_if_nobody_answers_for_one_of_the_new_ones_it_ends_with_those_before_it_where_it_was_taken(taken):
+    # it went on beside the old ones, paid for
+    central = Central("ready", "ready", becomes=["ready", "ready"])
+    place = central.place
+
+    async def unanswered(prepared, on_upload=None):
+        if len(central.becomes) == 2:
+            return await place(prepared, on_upload)
+        if taken:
+            await place(prepared, on_upload)
+        prepared.unanswered = 1
+        raise BusError("no answer")
+
+    central.place = unanswered
+    with pytest.raises(BusError, match="no answer"):
+        await Deployments(central).replace(MINE, JOB)
+    assert central.said == ["+job-2", *(["+job-3"] if taken else []), "-job-2", "-job-3"]
 
 
 # -- that grow, and go on ---------------------------------------------------------------------------------
