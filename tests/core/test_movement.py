@@ -63,6 +63,19 @@ def test_repeated_elements_are_what_numpy_broadcasts(threads: None, dtype: str, 
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "uint8"])
+def test_rows_of_every_length_are_copied_whole(threads: None, dtype: str) -> None:
+    dice = np.random.default_rng(4)
+    for n in (*range(1, 80), 127, 129, 255, 256, 257, 1000, 1023, 1024, 1025, 2048, 2049, 8191, 8192, 8193):
+        x, shape = _drawn(dice, (3, 1, n), dtype), (3, 4, n)
+        cpu.call("broadcast_to", out := np.empty(shape, dtype), [x], {"shape": shape})
+        assert out.tobytes() == np.broadcast_to(x, shape).tobytes(), n
+        rows = _drawn(dice, (4, n + 3), dtype)
+        how = {"starts": (1, 2), "stops": (4, n + 2), "steps": (1, 1)}
+        cpu.call("slice", out := np.empty((3, n), dtype), [rows], how)
+        assert out.tobytes() == rows[1:, 2 : n + 2].tobytes(), n
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "uint8"])
 def test_long_runs_are_taken_as_single_places_are(threads: None, dtype: str) -> None:
     dice = np.random.default_rng(3)
     for inner in (1, 3):

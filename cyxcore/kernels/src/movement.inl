@@ -21,8 +21,19 @@ typedef struct {
             for (int64_t i = 0; i < n; i++) out_row[i] = from_row[i * stride];                               \
     } while (0)
 
+enum { LEAST_BY_VECTORS = 4 * VECTOR_BYTES, MOST_BY_VECTORS = 8192 }; /* bytes of a row */
+
+/* Of such rows memcpy() takes a fifth longer: it asks each time how to copy. The last two vectors may overlap. */
+static void copy_by_vectors(char *out, const char *from, int64_t bytes) {
+    int64_t last = bytes - VECTOR_BYTES;
+    _Pragma("GCC unroll 4") for (int64_t i = 0; i < last; i += VECTOR_BYTES) *(vu8 *)(out + i) = *(const vu8 *)(from + i);
+    *(vu8 *)(out + last) = *(const vu8 *)(from + last);
+}
+
 static void copy_row(char *out, const char *from, int64_t stride, int64_t n, int bytes) {
-    if (stride == 1)
+    if (stride == 1 && n * bytes >= LEAST_BY_VECTORS && n * bytes <= MOST_BY_VECTORS)
+        copy_by_vectors(out, from, n * bytes);
+    else if (stride == 1)
         memcpy(out, from, (size_t)(n * bytes));
     else if (bytes == 4)
         COPY_ROW(uint32_t);

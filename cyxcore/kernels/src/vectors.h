@@ -5,3 +5,4 @@ typedef int32_t vi32 __attribute__((vector_size(VECTOR_BYTES), aligned(4), may_a
 typedef int64_t vi64 __attribute__((vector_size(VECTOR_BYTES), aligned(8), may_alias));
 typedef uint32_t vu32 __attribute__((vector_size(VECTOR_BYTES), aligned(4), may_alias));
 typedef uint64_t vu64 __attribute__((vector_size(VECTOR_BYTES), aligned(8), may_alias));
+typedef uint8_t vu8 __attribute__((vector_size(VECTOR_BYTES), aligned(1), may_alias));
