@@ -1,16 +1,23 @@
 """The matrix factorizations in NumPy's LAPACK. cyxcore/kernels/standard.py takes them over.
 
-Their last bits depend on the machine and its BLAS.
+Their last bits depend on the machine and its BLAS, but on no count of threads: an OpenBLAS, which NumPy's wheels bring,
+makes them by one. A second one makes other bits from 100 x 100 on, and most of them slower: its threads share pieces
+too small to pay for meeting, and wait for each other where others use the processor.
 """
 
+import ctypes
 import math
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
+from threading import Lock
 from typing import Any
 
 import numpy as np
 
 from cyxcore.errors import DataError
+from cyxcore.forks import renew_in_children, undivided
 
 Array = np.ndarray[Any, Any]
 Kernel = Callable[..., Any]
@@ -73,12 +80,57 @@ def _leaving_mmx() -> Callable[[], None]:
     return leave_mmx
 
 
-def _after_mmx(kernel: Kernel) -> Kernel:
-    def call(*inputs: Any) -> Any:
+SHARED_BY_NONE = 16  # OpenBLAS makes matrices of so many rows and columns by one thread anyway
+
+_turn = Lock()
+_inside, _threads_before = 0, 1  # how many kernels compute, and how many threads OpenBLAS had before the first of them
+renew_in_children(sys.modules[__name__], "_turn")
+
+
+@cache
+def _openblas() -> tuple[Callable[[], int], Callable[[int], None]] | None:
+    """(threads, set_threads) of the OpenBLAS that NumPy's LAPACK is in; None: it is in another library."""
+    try:
+        library = ctypes.CDLL(sys.modules["numpy.linalg._umath_linalg"].__file__)
+    except (KeyError, OSError, TypeError):
+        return None
+    for name in ("scipy_openblas_{}64_", "scipy_openblas_{}", "openblas_{}64_", "openblas_{}"):
+        if hasattr(library, name.format("get_num_threads")):
+            return tuple(getattr(library, name.format(verb)) for verb in ("get_num_threads", "set_num_threads"))
+    return None
+
+
+@contextmanager
+def _by_one_thread() -> Iterator[None]:
+    """The count is of the whole process: the first of the threads that compute here sets it, the last puts it back."""
+    global _inside, _threads_before
+    if (openblas := _openblas()) is None:
+        yield
+        return
+    threads, set_threads = openblas
+    with undivided():
+        with _turn:
+            if not _inside and (_threads_before := threads()) != 1:
+                set_threads(1)
+            _inside += 1
+        try:
+            yield
+        finally:
+            with _turn:
+                _inside -= 1
+                if not _inside and _threads_before != 1:
+                    set_threads(_threads_before)
+
+
+def _called(kernel: Kernel) -> Kernel:
+    def call(attrs: Attrs, *inputs: Any) -> Any:
         _leaving_mmx()()
-        return kernel(*inputs)
+        if max(side for x in inputs for side in np.shape(x)[-2:] or (0,)) <= SHARED_BY_NONE:
+            return kernel(attrs, *inputs)
+        with _by_one_thread():
+            return kernel(attrs, *inputs)
 
     return call
 
 
-KERNELS = {op: _after_mmx(kernel) for op, kernel in _KERNELS.items()}
+KERNELS = {op: _called(kernel) for op, kernel in _KERNELS.items()}

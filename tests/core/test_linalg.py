@@ -4,6 +4,7 @@ import ctypes
 import inspect
 import mmap
 import platform
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 import cyxcore as cx
 from cyxcore import linalg
 from cyxcore.errors import AxisError, DataError, DtypeError, GradientError, GraphError, ShapeError, SpecError
+from cyxcore.kernels import lapack
 from tests.core.oracle import COMPLEX, FLOATS, NUMBERS, agree, numbers, same, signature_differences
 
 BEYOND_STRICT = ("eig", "eigvals")
@@ -250,3 +252,34 @@ def test_what_others_left_in_the_registers_of_mmx_stops_no_factorization() -> No
     start = ctypes.addressof(ctypes.c_char.from_buffer(code))
     ctypes.CFUNCTYPE(None)(start)()
     assert cx.linalg.svdvals(cx.tensor(np.diag([1.0, 2.0, 3.0, 4.0]))).tolist() == [4.0, 3.0, 2.0, 1.0]
+
+
+@pytest.fixture
+def blas_threads() -> Iterator[Any]:
+    """(threads, set_threads) of NumPy's OpenBLAS, which has two threads meanwhile."""
+    if (openblas := lapack._openblas()) is None:
+        pytest.skip("NumPy's LAPACK is in no OpenBLAS")
+    threads, set_threads = openblas
+    before = threads()
+    set_threads(2)
+    yield openblas
+    set_threads(before)
+
+
+@pytest.mark.parametrize("name", ["inv", "cholesky", "solve"])
+def test_the_bits_of_a_factorization_depend_on_no_count_of_blas_threads(name: str, blas_threads: Any) -> None:
+    square = np.random.default_rng(0).standard_normal((256, 256))
+    positive = square @ square.T + 256 * np.eye(256)
+    inputs = [cx.asarray(positive)] * (2 if name == "solve" else 1)
+    by_two = getattr(cx.linalg, name)(*inputs).numpy()
+    assert blas_threads[0]() == 2  # as it was: NumPy's own products take what they had
+    blas_threads[1](1)
+    assert by_two.tobytes() == getattr(cx.linalg, name)(*inputs).numpy().tobytes()
+
+
+def test_blas_threads_are_back_after_the_last_of_several_factorizations_and_a_failed_one(blas_threads: Any) -> None:
+    with lapack._by_one_thread():
+        with pytest.raises(DataError, match="cholesky"):
+            cx.linalg.cholesky(-cx.eye(64))
+        assert blas_threads[0]() == 1
+    assert blas_threads[0]() == 2
