@@ -40,7 +40,7 @@ ORDER = [
     *VOCABULARY,
     *READING_DATA,
     *"""
-cyxcore.cores cyxcore.kernels.philox cyxcore.kernels.bfloat16 cyxcore.dlpack
+cyxcore.cores cyxcore.forks cyxcore.kernels.philox cyxcore.kernels.bfloat16 cyxcore.dlpack
 cyxcore.kernels.lapack cyxcore.kernels.standard
 cyxcore.kernels.reference cyxcore.kernels
 cyxcore.kernels.gpu cyxcore.kernels.gpu.helpers cyxcore.kernels.gpu.chains cyxcore.kernels.gpu.compiling
@@ -52,7 +52,7 @@ cyxcore.gradients cyxcore.memory
 cyxcore.passes cyxcore.onepass cyxcore.recompute cyxcore.accumulating cyxcore.bands cyxcore.rowblocks
 cyxcore.order cyxcore.placement
 cyxcore.plan cyxcore.retracing
-cyxcore.tape cyxcore.keys cyxcore.conversion cyxcore.forks
+cyxcore.tape cyxcore.keys cyxcore.conversion
 cyxcore.torchtensors cyxcore.exports
 cyxcore.eager cyxcore.rownorms cyxcore.composed cyxcore.recurrences cyxcore.sequences cyxcore.becoming
 cyxcore.creation cyxcore.fft cyxcore.signals
