@@ -98,6 +98,10 @@ def _joined(a: Any, of_a: list[str], b: Any, of_b: list[str], later: set[str]) -
 
     first = a.permute(*(of_a.index(name) for name in (*shared, *left, *summed))) if of_a else a
     second = b.permute(*(of_b.index(name) for name in (*shared, *summed, *right))) if of_b else b
+    if not left and not right and summed and {first.dtype, second.dtype} <= {"float32", "float64"}:
+        # Sums of products alone: as products of matrices each would be one long chain of additions.
+        products = (first * second).reshape(count(shared), count(summed))
+        return products.sum(-1).reshape(*(sizes[name] for name in shared)), shared
     rows = first.reshape(count(shared), count(left), count(summed))
     columns = second.reshape(count(shared), count(summed), count(right))
     axes = [*shared, *left, *right]

@@ -596,13 +596,12 @@ def tile(x: Any, *counts: Any) -> Any:
 
 def diag_embed(x: Any, offset: int = 0) -> Any:
     """Matrices (..., N + |offset|, N + |offset|) with the vectors (..., N) of x on a diagonal."""
-    before, after = (max(offset, 0), max(-offset, 0))
-    wide = functional.pad(x, [(0, 0)] * (x.ndim - 1) + [(before, after)])  # as columns
-    size = wide.shape[-1]
-    spread = wide.expand_dims(-2).broadcast_to(*wide.shape[:-1], size, size)
-    rows = x._constant(range(size), "int64")
-    on = rows.reshape(1, -1) - rows.reshape(-1, 1) == offset
-    return where(on, spread, x._constant(False if x.dtype == "bool" else 0, x.dtype))
+    size = x.shape[-1] + abs(offset)
+    # Next to each other on a diagonal are size + 1 places of row-major memory: in rows of so many they are one column.
+    column, row = (offset, 0) if offset >= 0 else (size + 1 + offset, -offset - 1)
+    pads = [(0, 0)] * (x.ndim - 1) + [(row, size - x.shape[-1] - row), (column, size - column)]
+    flat = functional.pad(x.expand_dims(-1), pads).reshape(*x.shape[:-1], size * (size + 1))
+    return flat[..., : size * size].reshape(*x.shape[:-1], size, size)
 
 
 # dtypes and questions -----------------------------------------------------------------------------

@@ -285,12 +285,14 @@ def unique_consecutive(x: Any, return_inverse: bool = False, return_counts: bool
     flat = x.reshape(-1)
     fresh = concat([x._constant([True], "bool")[: flat.size], flat[1:] != flat[:-1]])
     found = [flat[fresh]]
+    if not (return_inverse or return_counts):
+        return found[0]
     places = statistics.cumulative_sum(fresh.astype("int64"), axis=0) - 1
     if return_inverse:
         found.append(places.reshape(*x.shape))
     if return_counts:
         found.append(extras.bincount(places, minlength=found[0].size))
-    return found[0] if len(found) == 1 else tuple(found)
+    return tuple(found)
 
 
 def histc(x: Any, bins: int = 100, min: float = 0, max: float = 0) -> Any:

@@ -217,13 +217,10 @@ def _ranks(places: Any) -> Any:
 
 def _products(own: Any, places: Any, source: Any, keep: Any) -> Any:
     """own (where keep) times all of the source for its place, in the order of the source. Places are along axis 0."""
-    rank = _ranks(places)
     result = where(keep, own, 1)
     if not result.requires_grad and not source.requires_grad:
-        for at, factors in _turns(places, rank, source):
-            result[at] = result[at] * factors
-        return result
-    for at, factors in _turns(places, rank, source):
+        return apply("scatter", result, places, source, reduction="mul")
+    for at, factors in _turns(places, _ranks(places), source):
         result = result * torchrarer.index_put(own * 0 + 1, (at,), factors)
     return result
 
@@ -295,6 +292,8 @@ def scatter_reduce(x: Any, dim: int, index: Any, src: Any, reduce: str, *, inclu
     if reduce not in ("sum", "mean") and not all(isinstance(each, InPlace) for each in (x, index, whole)):
         return _dense(x, x._axis(dim), index, whole, reduce, include_self)
     source, own = whole.reshape(-1), x.reshape(-1)
+    if reduce == "sum" and include_self:
+        return extras.scatter_add(own, flat, source).reshape(*x.shape)
     ones = source._constant(1.0, "float32").broadcast_to(source.size)
     hit = extras.scatter_add(x._constant(0.0, "float32").broadcast_to(x.size), flat, ones)
     counts = hit.astype(x.dtype) if x.dtype in FLOATS else hit.astype("int64")

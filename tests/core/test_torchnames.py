@@ -278,6 +278,31 @@ def test_index_fill_refuses_a_place_that_is_not_there() -> None:
         cx.zeros((3, 2)).index_fill(0, cx.tensor([3]), 1.0)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "int64", "bool"])
+@pytest.mark.parametrize("shape", [(4,), (1,), (0,), (2, 3), (2, 0), (2, 3, 2)])
+@pytest.mark.parametrize("offset", [0, 1, -1, 3, -3])
+def test_diag_embed_puts_vectors_on_a_diagonal(offset: int, shape: tuple[int, ...], dtype: str) -> None:
+    x = np.random.default_rng(0).integers(0, 2, shape).astype(dtype)
+    size = shape[-1] + abs(offset)
+    wanted = np.zeros((*shape[:-1], size, size), dtype)
+    rows = np.arange(shape[-1]) + max(-offset, 0)
+    wanted[..., rows, rows + offset] = x
+    tensor = cx.tensor(x, requires_grad=dtype == "float32")
+    found = cx.diag_embed(tensor, offset)
+    assert found.dtype == dtype and found.shape == wanted.shape and found.numpy().tobytes() == wanted.tobytes()
+    if tensor.requires_grad:
+        slopes = np.random.default_rng(1).normal(size=wanted.shape).astype(np.float32)
+        found.backward(cx.tensor(slopes))
+        assert (tensor.grad.numpy() == slopes[..., rows, rows + offset]).all()
+
+
+@pytest.mark.parametrize("equation, axes", [("ab,ab->", 2), ("ab,ab->a", 1), ("ba,ba->b", 1)])
+def test_einsum_adds_products_side_by_side(equation: str, axes: int) -> None:
+    x, y = (cx.tensor(np.random.default_rng(seed).normal(size=(60, 70)).astype(np.float32)) for seed in (0, 1))
+    wanted = (x * y).reshape(*((60,) if axes == 1 else ()), -1).sum(-1)
+    assert cx.einsum(equation, x, y).numpy().tobytes() == wanted.numpy().tobytes()
+
+
 def test_questions() -> None:
     x = cx.tensor(CUBE)
     assert x.size(1) == 3 and x.size() == (2, 3, 4) and x.size(-1) == 4 and x.size == 24 == x.numel() == cx.numel(x)

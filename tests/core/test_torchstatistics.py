@@ -345,6 +345,23 @@ def test_rows_are_folded_to_the_bits_of_their_elements(reduce: str, dim: int, ow
     assert found[0] == found[1]
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int64", "int32", "uint8"])
+@pytest.mark.parametrize("reduce", ["sum", "prod"])
+def test_many_are_folded_in_the_order_of_the_source(reduce: str, dtype: str) -> None:
+    """Integers wrap around; of floats a sum has an order of its own (decision 46), so those have whole numbers."""
+    rng = np.random.default_rng(0)
+    spread = 1 if dtype.startswith("float") else 9
+    x = (rng.integers(-9, 9, 50) if dtype != "uint8" else rng.integers(0, 200, 50)).astype(dtype)
+    source = (rng.integers(1, 200, 4000) ** spread).astype(dtype)
+    if dtype.startswith("float") and reduce == "prod":
+        source = rng.normal(size=4000).astype(dtype)
+    places = rng.integers(0, 50, 4000)
+    wanted = x.copy()
+    {"sum": np.add, "prod": np.multiply}[reduce].at(wanted, places, source)
+    found = cx.tensor(x).scatter_reduce(0, cx.tensor(places), cx.tensor(source), reduce)
+    assert found.dtype == dtype and found.numpy().tobytes() == wanted.tobytes()
+
+
 def test_a_device_has_a_type_and_a_shape_a_class() -> None:
     x = cx.ones(2, 3)
     assert x.device == "cpu" and x.device.type == "cpu" and cx.Size([2, 3]) == x.shape and cx.Size([2, 3]).numel() == 6
