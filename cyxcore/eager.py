@@ -85,6 +85,16 @@ def _pass(time: int) -> list[int]:
     return _quiet
 
 
+_FLOAT = ("float32", "float64")
+_EXACT = (*_FLOAT, "int64", "int32")  # whose operations have kernels that may write over what they read
+_IN_PLACE = {
+    **dict.fromkeys(("+=", "add_"), "add"),
+    **dict.fromkeys(("-=", "sub_", "subtract_"), "sub"),
+    **dict.fromkeys(("*=", "mul_", "multiply_"), "mul"),
+    **dict.fromkeys(("/=", "div_", "divide_", "true_divide_"), "div"),
+}
+
+
 class Tensor(Held, Leaving):
     """An array and, where one was asked for, its gradient. Made by tensor(), zeros(), ... or from_numpy()."""
 
@@ -262,6 +272,31 @@ class Tensor(Held, Leaving):
         if not is_recording() or self.dtype not in DIFFERENTIABLE:
             return self
         return self.copy() if self._followed() or any(getattr(x, "requires_grad", False) for x in others) else self
+
+    def _at_once(self, name: str, other: Any) -> bool:
+        op = _IN_PLACE.get(name)
+        if op is None or self.dtype not in (_FLOAT if op == "div" else _EXACT):
+            return False
+        if is_recording() and (self._followed() or getattr(other, "requires_grad", False)):
+            return False
+        if type(other) in (int, float) and scalar_dtype(other, self.dtype) == self.dtype:
+            given = self._constant(other, self.dtype)._data
+        elif isinstance(other, Tensor) and other.dtype == self.dtype and other.shape == self.shape:
+            given = other._data
+        else:
+            return False
+        own = self._data
+        if type(own) is not np.ndarray or type(given) is not np.ndarray or not own.flags.writeable:
+            return False
+        if not (own.flags.c_contiguous and given.flags.c_contiguous):
+            return False
+        if other is not self and np.may_share_memory(own, given):
+            return False
+        if self._view is not None:
+            self._refresh()
+        devices.backend(self.device).call(op, own, [own, given], {})
+        self._wrote()
+        return True
 
     def _is_newest(self) -> bool:
         node = self._op

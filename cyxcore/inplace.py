@@ -40,6 +40,10 @@ class InPlace(Value):
         """_in_place of the newest result, in memory of its own: nobody can tell, and its gradient is an operation's."""
         raise NotImplementedError
 
+    def _at_once(self, name: str, other: Any) -> bool:
+        """Whether a kernel has made the operation in place in this memory: where nothing is remembered of it."""
+        return False
+
     def _in_place(
         self, name: str, operate: Callable[[Any, Any], Any], other: Any, readers: Sequence[Any] | None = None
     ) -> Self:
@@ -49,6 +53,8 @@ class InPlace(Value):
         """
         if isinstance(other, Value) and not isinstance(other, InPlace):
             return other._in_place_of(self, sys.getrefcount(self), name, operate)  # type: ignore[attr-defined]
+        if self._at_once(name, other):
+            return self
         if self._is_newest():
             return self._become(name, operate, other)
         result = operate(self if readers is None else self._kept(*readers), other)

@@ -250,7 +250,8 @@ def _written(name: str) -> Callable[..., Any]:
             named = {word: x if each is self else each for word, each in options.items()}
             return getattr(x, name)(*[x if each is self else each for each in args], **named)
 
-        return self._in_place(f"{name}_", operate, None, readers)
+        alone = len(others) == len(args) == 1 and (isinstance(args[0], InPlace) or type(args[0]) in (int, float))
+        return self._in_place(f"{name}_", operate, args[0] if alone else None, readers)
 
     method.__doc__ = f"x.{name}(...) in the memory of x; x itself."
     return method

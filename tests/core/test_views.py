@@ -621,3 +621,47 @@ def test_gradients_go_through_copies_and_concatenations_of_views(name: str) -> N
     wanted = np.zeros((200, 310), np.float32)
     SEEN[name](wanted)[...] = 3.0
     assert (x.grad.numpy() == wanted).all()
+
+
+OTHERS = {
+    "another": lambda x, y: (x, y),
+    "itself": lambda x, y: (x, x),
+    "a number": lambda x, y: (x, 3),
+    "a row": lambda x, y: (x, y[1]),
+    "what overlaps": lambda x, y: (x[1:], x[:-1]),
+    "what lies backwards": lambda x, y: (x, x[::-1]),
+    "columns": lambda x, y: (x[:, ::2], y[:, 1::2]),
+    "a part in one piece": lambda x, y: (x[2:5], y[1:4]),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int64", "int32", "uint8"])
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("operator_", [operator.iadd, operator.isub, operator.imul, operator.itruediv])
+def test_operators_in_place_write_what_operators_compute(operator_: Any, name: str, dtype: str) -> None:
+    if operator_ is operator.itruediv and not dtype.startswith("float"):
+        return
+    arrays = [np.random.default_rng(seed).integers(1, 9, (7, 6)).astype(dtype) for seed in (0, 1)]
+    wanted, y = (array.copy() for array in arrays)
+    into, by = OTHERS[name](wanted, y)
+    into[...] = operator_(into.copy(), by.copy() if isinstance(by, np.ndarray) else np.array(by, dtype))
+    for method in (False, True):
+        x, y = (cx.tensor(array) for array in arrays)
+        into, by = OTHERS[name](x, y)
+        written = getattr(into, METHODS[operator_])(by) if method else operator_(into, by)
+        assert written is into and x.dtype == dtype and x.numpy().tobytes() == wanted.tobytes()
+        assert y.numpy().tobytes() == arrays[1].tobytes()
+
+
+METHODS = {operator.iadd: "add_", operator.isub: "sub_", operator.imul: "mul_", operator.itruediv: "div_"}
+
+
+@pytest.mark.parametrize("write", [lambda x: x.add_(1.0), lambda x: operator.imul(x, x), lambda x: x.div_(cx.ones(3))])
+def test_what_is_computed_in_place_without_recording_is_noticed_by_gradients(write: Any) -> None:
+    x = cx.ones(3)
+    w = cx.ones(3, requires_grad=True)
+    loss = (w * x).sum()
+    with cx.no_grad():
+        write(x)
+    with pytest.raises(GradientError, match="in place|written"):
+        loss.backward()
