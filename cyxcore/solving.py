@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from cyxcore import linalg, torchnames, torchstatistics
 from cyxcore.errors import ShapeError, SpecError
+from cyxcore.functional.basic import concat
 from cyxcore.infermatrix import matrices
 from cyxcore.values import to_inexact
 
@@ -17,6 +18,7 @@ __all__ = (
     "triangular_solve vander"
 ).split()
 
+_BLOCK = 64  # rows of a triangle that are solved at once, as those of any matrix
 _TERMS = 18  # of the series of exp, for matrices whose norm is at most 1/2: the rest is below 2**-70
 
 
@@ -49,11 +51,23 @@ def solve_triangular(
 
     unitriangular: its diagonal is taken for ones. Raises DataError for a singular triangle.
     """
+    if not left:
+        return solve_triangular(A.mT, B.mT, upper=not upper, unitriangular=unitriangular).mT
+    size = A.shape[-1]
+    if size > _BLOCK and B.ndim > 1 and A.ndim > 1 and A.shape[-2] == B.shape[-2] == size and A.dtype == B.dtype:
+        # The other triangle is zeros: one half of the unknowns needs nothing of the other half.
+        cut = size // 2
+        first, last = slice(None, cut), slice(cut, None)
+        known, rest = (last, first) if upper else (first, last)
+        found = solve_triangular(A[..., known, known], B[..., known, :], upper=upper, unitriangular=unitriangular)
+        right = B[..., rest, :] - A[..., rest, known] @ found
+        other = solve_triangular(A[..., rest, rest], right, upper=upper, unitriangular=unitriangular)
+        return concat([other, found] if upper else [found, other], -2)
     triangle = torchnames.triu(A) if upper else torchnames.tril(A)
     if unitriangular:
         own = torchnames.triu(A, 1) if upper else torchnames.tril(A, -1)
         triangle = own + linalg.matrix_power(A, 0)
-    return linalg.solve(triangle, B) if left else linalg.solve(triangle.mT, B.mT).mT
+    return linalg.solve(triangle, B)
 
 
 def triangular_solve(

@@ -292,7 +292,19 @@ KERNELS["ifft"] = lambda a, x: np.fft.ifft(x, axis=a["axis"], norm="forward")
 KERNELS["rfft"] = lambda a, x: np.fft.rfft(x, axis=a["axis"])
 KERNELS["irfft"] = lambda a, x: np.fft.irfft(x, n=a["size"], axis=a["axis"], norm="forward")
 KERNELS["flip"] = lambda a, x: np.flip(x, a["axes"])
-KERNELS["nonzero"] = lambda a, x: np.stack(np.nonzero(x))
+
+
+@kernel("nonzero")
+def _nonzero(attrs: Attrs, x: Array) -> Any:
+    """np.stack(np.nonzero(x)), of which NumPy makes one place after the other: here they are divided all at once."""
+    flat = np.flatnonzero(x)
+    places = np.empty((x.ndim, flat.size), np.int64)
+    for axis in range(x.ndim - 1, 0, -1):
+        rest = flat // x.shape[axis]
+        places[axis] = flat - rest * x.shape[axis]
+        flat = rest
+    places[:1] = flat
+    return places
 
 
 @kernel("cumulative_argmax")

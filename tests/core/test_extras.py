@@ -235,3 +235,12 @@ def test_the_best_of_many_are_those_of_a_stable_sort(dtype: str, largest: bool) 
     numbers = rng.normal(size=(4, 40)).astype(np.float32)
     numbers[1, 7] = np.nan
     assert cx.topk(cx.tensor(numbers), 2, largest=True).indices[1, 0].item() == 7
+
+
+@pytest.mark.parametrize("shape", [(7,), (0,), (5, 6), (5, 0), (4, 1, 3), (2, 3, 4, 5), (300, 310)])
+def test_places_of_what_is_not_zero_are_numpys(shape: tuple[int, ...]) -> None:
+    x = np.random.default_rng(0).integers(0, 3, shape)
+    for array in (x, x.astype(np.float32), x > 0, x * 0, x * 0 + 1):
+        found = cx.nonzero(cx.tensor(array))
+        for places, wanted in zip(found, np.nonzero(array), strict=True):
+            assert places.dtype == "int64" and (places.numpy() == wanted).all() and places.shape == wanted.shape
