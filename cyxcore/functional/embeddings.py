@@ -99,7 +99,8 @@ def embedding_bag(
 
     indices: (bags, size), or (L,) with offsets (bags,), where each bag begins; include_last_offset: and where the last
     one ends. per_sample_weights: of indices' shape, for sums. padding_idx: a row that does not count. Others: see
-    embedding. In a graph bags with offsets cost as if each were as long as all. Raises ShapeError or SpecError.
+    embedding. With offsets rows of a bag are added up in their order; a maximum of them in a graph costs as if each bag
+    were as long as all. Raises ShapeError or SpecError.
     """
     if mode not in ("sum", "mean", "max") or (per_sample_weights is not None and mode != "sum"):
         raise SpecError(
@@ -116,23 +117,41 @@ def embedding_bag(
     if max_norm is not None:
         weight = _renormed("embedding_bag", weight, known, max_norm, norm_type)
     kept = None if padding_idx is None else known != _row("embedding_bag", padding_idx, weight.shape[0])
-    if indices.ndim == 2:
-        if offsets is not None:
-            raise ShapeError(f"embedding_bag: offsets go with indices (L,), got indices {indices.shape}")
-        rows = apply("take", weight, known, axis=0)
-        places, inside = None, None
-    else:
-        places, inside = _bags(known, offsets, include_last_offset)
-        rows = apply("take", weight, apply("take", known, places, axis=0), axis=0)
+    if indices.ndim == 2 and offsets is not None:
+        raise ShapeError(f"embedding_bag: offsets go with indices (L,), got indices {indices.shape}")
+    starts, ends = (None, None) if indices.ndim == 2 else _bounds(known, offsets, include_last_offset)
+    if starts is not None and mode == "max":
+        places, inside = _places(known, starts, ends)
+        known = apply("take", known, places, axis=0)
+        kept = inside if kept is None else apply("take", kept, places, axis=0) & inside
+    rows = apply("take", weight, known, axis=0)
     if scale_grad_by_freq:
-        rows = _by_frequency(rows, weight, known if places is None else apply("take", known, places, axis=0))
+        rows = _by_frequency(rows, weight, known)
     if per_sample_weights is not None:
-        own = per_sample_weights if places is None else apply("take", per_sample_weights, places, axis=0)
-        rows = rows * own.expand_dims(2)
-    if kept is not None and places is not None:
-        kept = apply("take", kept, places, axis=0)
-    kept = inside if kept is None else kept if inside is None else kept & inside
+        rows = rows * per_sample_weights.expand_dims(-1)
+    if starts is not None and mode != "max":
+        return _added(rows, kept, starts, ends, mode)
     return _reduced(rows, kept, mode)
+
+
+def _added(rows: Any, kept: Any, starts: Any, ends: Any, mode: str) -> Any:
+    """Of each bag the sum or mean of its rows: (bags, dim). rows (L, dim), kept (L,) or None: all."""
+    length, bags = rows.shape[0], starts.shape[0]
+    bounds = apply("concat", starts, ends[-1:], axis=0)
+    steps = rows._constant(range(length), "int64")
+    if rows.is_symbolic and rows.builder.travels:  # a graph that does not search
+        bag = (bounds <= steps.expand_dims(1)).astype("int64").sum(1)
+    else:
+        bag = apply("searchsorted", bounds, steps, right=True)  # 0 and those behind the last are in none
+
+    def total(each: Any) -> Any:
+        return apply("take_grad", each, bag, axis=0, size=bounds.shape[0] + 1)[1 : 1 + bags]
+
+    found = total(rows if kept is None else where(kept.expand_dims(1), rows, 0.0))
+    if mode == "sum":
+        return found
+    ones = rows._constant(1.0, "float32").broadcast_to(length) if kept is None else kept.astype("float32")
+    return found / maximum(total(ones), 1.0).astype(rows.dtype).expand_dims(1)
 
 
 def _reduced(rows: Any, kept: Any, mode: str) -> Any:
@@ -151,8 +170,8 @@ def _reduced(rows: Any, kept: Any, mode: str) -> Any:
     return total / maximum(kept.astype(rows.dtype).sum(1, keepdims=True), 1.0)
 
 
-def _bags(known: Any, offsets: Any, include_last_offset: bool) -> tuple[Any, Any]:
-    """(places, inside): for each bag, as many places in `known` (L,) as the longest has, and which of them are its."""
+def _bounds(known: Any, offsets: Any, include_last_offset: bool) -> tuple[Any, Any]:
+    """(starts, ends), each (bags,) of int64: where in `known` (L,) the bags are."""
     if known.ndim != 1 or offsets is None or offsets.ndim != 1 or offsets.dtype not in INTEGERS:
         raise ShapeError(
             "embedding_bag: expected indices (bags, size), or (L,) with integer offsets (bags,), "
@@ -166,12 +185,17 @@ def _bags(known: Any, offsets: Any, include_last_offset: bool) -> tuple[Any, Any
     else:
         whole = known._constant([length], "int64")
         starts, ends = offsets, apply("concat", offsets[1:], whole, axis=0) if offsets.shape[0] else offsets
-    longest = length
     if isinstance(known, InPlace) and starts.shape[0]:
-        sizes = ends - starts
-        longest = int(sizes.max().item())
-        if offsets[0].item() != 0 or int(sizes.min().item()) < 0 or int(ends[-1].item()) > length:
+        if offsets[0].item() != 0 or int((ends - starts).min().item()) < 0 or int(ends[-1].item()) > length:
             raise SpecError(f"embedding_bag: expected offsets that ascend from 0 to {length} at most, got {offsets}")
+    return starts, ends
+
+
+def _places(known: Any, starts: Any, ends: Any) -> tuple[Any, Any]:
+    """(places, inside): for each bag, as many places in `known` (L,) as the longest has, and which of them are its."""
+    length = longest = known.shape[0]
+    if isinstance(known, InPlace) and starts.shape[0]:
+        longest = int((ends - starts).max().item())
     steps = known._constant(range(longest), "int64")
     places = starts.expand_dims(1) + steps
     inside = places < ends.expand_dims(1)

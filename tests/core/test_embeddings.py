@@ -1,5 +1,6 @@
 """nn.Embedding and nn.EmbeddingBag as PyTorch has them: every option, with gradients, eager and compiled."""
 
+import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +12,8 @@ import cyxcore as cx
 from cyxcore import functional as F
 from cyxcore import nn
 from cyxcore.errors import CyxError
+from cyxcore.plan import Plan
+from cyxcore.symbols import Builder
 from tests.core.layer_oracle import agree, agree_module, floats, same_bits, torch
 
 COUNT, SIZE = 9, 4
@@ -61,6 +64,18 @@ def test_gradients_of_bags_by_frequency() -> None:
     agree(call, TABLE, INDICES)
     padded = lambda m, w, i: m.nn.functional.embedding_bag(i, w, mode="sum", scale_grad_by_freq=True, padding_idx=8)  # noqa: E731
     same_bits(padded, TABLE, INDICES)
+
+
+def test_frequencies_count_what_offsets_share_out_once() -> None:
+    ends = [*OFFSETS[1:], len(LONG)]
+
+    def call(m: Any, w: Any, i: Any, o: Any) -> Any:
+        if m is cx:
+            return m.nn.functional.embedding_bag(i, w, o, mode="sum", scale_grad_by_freq=True)
+        rows = m.nn.functional.embedding(i, w, scale_grad_by_freq=True)
+        return m.stack([rows[start:end].sum(0) for start, end in zip(OFFSETS, ends, strict=True)])
+
+    agree(call, TABLE, LONG, OFFSETS)
 
 
 @pytest.mark.parametrize("options", BAGS)
@@ -133,6 +148,38 @@ def test_a_table_that_there_is() -> None:
 def test_a_bag_goes_into_a_graph() -> None:
     assert cx.trace(nn.EmbeddingBag(5, 2, padding_idx=0, mode="max"), (3,), dtype="int64").graph.output_shape == (2,)
     same_bits(lambda m, w, i, o: F.embedding_bag(i, w, o, mode="max"), TABLE, LONG, OFFSETS)
+
+
+@pytest.mark.parametrize("mode", ["sum", "mean"])
+def test_long_bags_are_added_up_in_order_and_what_is_behind_the_last_is_in_none(mode: str) -> None:
+    dice = np.random.default_rng(3)
+    indices, bounds = dice.integers(0, COUNT, 300), np.array([0, 70, 70, 71, 290])
+    call = lambda m, w, i, o: F.embedding_bag(i, w, o, mode=mode, include_last_offset=True)  # noqa: E731
+    same_bits(call, TABLE, indices, bounds)
+    table = TABLE.astype(np.float32)
+    wanted = np.zeros((4, SIZE), np.float32)
+    for bag in range(4):
+        for place in range(bounds[bag], bounds[bag + 1]):
+            wanted[bag] += table[indices[place]]
+    if mode == "mean":
+        wanted /= np.maximum(np.diff(bounds), 1).astype(np.float32)[:, None]
+    assert call(cx, cx.tensor(table), cx.tensor(indices), cx.tensor(bounds)).numpy().tobytes() == wanted.tobytes()
+
+
+@pytest.mark.parametrize("travels", [True, False])
+def test_a_graph_of_bags_by_offsets_holds_each_row_once(travels: bool) -> None:
+    builder = Builder(travels=travels)
+    table = builder.input("table", (COUNT, SIZE))
+    found = F.embedding_bag(builder.input("i", (8,), "int64"), table, builder.input("o", (5,), "int64"), mode="mean")
+    graph = builder.graph(found)
+    assert max(math.prod(shape) for shape in graph.infer(1).shapes) <= len(LONG) * (len(OFFSETS) + 1)
+    assert ("searchsorted" in {node.op for node in graph.nodes}) is not travels
+    plan = Plan(graph)
+    for name, array in (("table", TABLE), ("i", LONG), ("o", OFFSETS)):
+        plan.inputs[name][...] = array
+    plan.run()
+    tensors = [cx.tensor(plan.inputs[name]) for name in ("i", "table", "o")]
+    assert plan.outputs[0].tobytes() == F.embedding_bag(*tensors, mode="mean").numpy().tobytes()
 
 
 W = cx.zeros(5, 2)
