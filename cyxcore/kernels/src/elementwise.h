@@ -126,15 +126,18 @@ static inline cyx_status cyx_run_rows(const cyx_call *call, cyx_body body) {
     }                                                                                                        \
     static cyx_status NAME(const cyx_call *call) { return cyx_run_rows(call, NAME##_body); }
 
-#define CYX_BINARY(NAME, IN, OUT, EXPRESSION)                                                                \
+#define CYX_BINARY(NAME, IN, OUT, EXPRESSION) CYX_BINARY_AS(, , NAME, IN, OUT, EXPRESSION)
+
+/* The same with an attribute and a pragma of its loops. */
+#define CYX_BINARY_AS(ATTRIBUTE, PRAGMA, NAME, IN, OUT, EXPRESSION)                                          \
     static inline __attribute__((always_inline)) void NAME##_loop(OUT *o, const IN *a, int64_t sa,           \
                                                                   const IN *b, int64_t sb, int64_t n) {      \
-        INDEPENDENT for (int64_t i = 0; i < n; i++) {                                                        \
+        INDEPENDENT PRAGMA for (int64_t i = 0; i < n; i++) {                                                 \
             IN x = a[i * sa], y = b[i * sb];                                                                 \
             o[i] = (OUT)(EXPRESSION);                                                                        \
         }                                                                                                    \
     }                                                                                                        \
-    static void NAME##_row(OUT *o, const IN *a, int64_t sa, const IN *b, int64_t sb, int64_t n) {            \
+    ATTRIBUTE static void NAME##_row(OUT *o, const IN *a, int64_t sa, const IN *b, int64_t sb, int64_t n) {  \
         /* Both broadcast means one element. */                                                              \
         if (sa && sb)                                                                                        \
             NAME##_loop(o, a, 1, b, 1, n);                                                                   \

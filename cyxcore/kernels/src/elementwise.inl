@@ -1,5 +1,11 @@
 /* Element-wise kernels of float32 and float64. A NaN that goes in comes out. */
 
+/* Loops of arithmetic wait for memory: an instruction set may have vectors by which they wait less. */
+#if !defined(OF_STREAMS)
+#define OF_STREAMS
+#define UNROLLED
+#endif
+
 #define FLOAT_OPS(T, S, F)                                                                                   \
     CYX_UNARY(neg_##S, T, T, -x)                                                                             \
     CYX_UNARY(abs_##S, T, T, __builtin_fabs##F(x))                                                           \
@@ -23,10 +29,10 @@
     CYX_UNARY(sign_##S, T, T, x > 0 ? 1 : x < 0 ? -1 : x == 0 ? 0 : x)                                       \
     CYX_UNARY(floor_##S, T, T, __builtin_floor##F(x))                                                        \
     CYX_UNARY(logical_not_##S, T, uint8_t, x == 0)                                                           \
-    CYX_BINARY(add_##S, T, T, x + y)                                                                         \
-    CYX_BINARY(sub_##S, T, T, x - y)                                                                         \
-    CYX_BINARY(mul_##S, T, T, x *y)                                                                          \
-    CYX_BINARY(div_##S, T, T, x / y)                                                                         \
+    CYX_BINARY_AS(OF_STREAMS, UNROLLED, add_##S, T, T, x + y)                                                \
+    CYX_BINARY_AS(OF_STREAMS, UNROLLED, sub_##S, T, T, x - y)                                                \
+    CYX_BINARY_AS(OF_STREAMS, UNROLLED, mul_##S, T, T, x *y)                                                 \
+    CYX_BINARY_AS(OF_STREAMS, UNROLLED, div_##S, T, T, x / y)                                                \
     CYX_BINARY(maximum_##S, T, T, x >= y || x != x ? x : y)                                                  \
     CYX_BINARY(minimum_##S, T, T, x <= y || x != x ? x : y)                                                  \
     CYX_BINARY(equal_##S, T, uint8_t, x == y)                                                                \
