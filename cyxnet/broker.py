@@ -246,6 +246,8 @@ def syncs_always(monitor_url: str, tls_ca: str = "") -> bool:
     """
     try:
         with tls.get(f"{monitor_url}/varz", tls_ca, 5.0) as answer:
+            if answer.status != 200:
+                raise OSError(f"status {answer.status}")
             varz = json.load(answer)
     except (OSError, ValueError) as error:
         raise BrokerError(f"the broker's monitor at {monitor_url} does not answer ({error})") from None

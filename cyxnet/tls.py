@@ -113,12 +113,22 @@ def context(ca: str) -> ssl.SSLContext:
     return trusting
 
 
-def get(url: str, ca: str, timeout_s: float) -> Any:
-    """GET over HTTP or HTTPS, trusting this authority. The answer closes as a context manager; raises OSError.
+class _AsTheyCome(urllib.request.HTTPErrorProcessor):
+    """Answers of every status are answers. As exceptions, nothing would close those of 400 and more."""
 
-    A proxy of the environment is not asked: it could not reach this machine's own servers, and they would seem dead.
+    def http_response(self, request: Any, response: Any) -> Any:
+        return response
+
+    https_response = http_response
+
+
+def get(url: str, ca: str, timeout_s: float) -> Any:
+    """GET over HTTP or HTTPS, trusting this authority. Raises OSError where no answer came, of whatever `status`.
+
+    The answer closes as a context manager. A proxy of the environment is not asked: it could not reach this machine's
+    own servers, and they would seem dead.
     """
-    handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({})]
+    handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({}), _AsTheyCome()]
     if url.startswith("https:"):
         handlers.append(urllib.request.HTTPSHandler(context=context(ca)))
     return urllib.request.build_opener(*handlers).open(url, timeout=timeout_s)

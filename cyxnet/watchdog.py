@@ -8,8 +8,6 @@ restart would only begin the wait anew.
 
 import contextlib
 import json
-import urllib.error
-import urllib.request
 
 from msgspec import Struct
 
@@ -46,13 +44,13 @@ class Verdict(Struct, frozen=True):
 def probe(monitor_url: str, tls_ca: str = "") -> Health:
     """Ask a server how it is. tls_ca: who signed its certificate. Blocks for at most PROBE_TIMEOUT_S."""
     try:
-        with tls.get(f"{monitor_url}/healthz", tls_ca, PROBE_TIMEOUT_S):
-            return Health(HEALTHY)
-    except urllib.error.HTTPError as error:
-        said = ""
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            said = str(json.loads(error.read(10_000)).get("error", ""))
-        return Health(CANNOT_WRITE if "write error" in said else NOT_READY, said)
+        with tls.get(f"{monitor_url}/healthz", tls_ca, PROBE_TIMEOUT_S) as answer:
+            if answer.status == 200:
+                return Health(HEALTHY)
+            said = ""
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                said = str(json.loads(answer.read(10_000)).get("error", ""))
+            return Health(CANNOT_WRITE if "write error" in said else NOT_READY, said)
     except OSError as error:
         return Health(SILENT, str(error))
 

@@ -1,7 +1,11 @@
 """When a broker that lives is started again."""
 
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
 import pytest
 
+from cyxnet import tls
 from cyxnet.watchdog import (
     CANNOT_WRITE,
     HEALTHY,
@@ -69,3 +73,51 @@ def test_a_running_broker_is_healthy(broker):
 def test_a_monitor_that_does_not_answer_is_silent(broker):
     broker.stop()
     assert probe(broker.monitor_url).state == SILENT
+
+
+class Sick(BaseHTTPRequestHandler):
+    """Answers 503, with these words in JSON."""
+
+    words = ""
+
+    def do_GET(self):
+        body = b'{"error": "%s"}' % self.words.encode()
+        self.send_response(503)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *said):
+        pass
+
+
+@pytest.fixture
+def sick(monkeypatch):
+    """sick(words): the URL of a monitor that answers one question so."""
+    with HTTPServer(("127.0.0.1", 0), Sick) as server:
+
+        def serve(words):
+            monkeypatch.setattr(Sick, "words", words)
+            threading.Thread(target=server.handle_request).start()
+            return f"http://127.0.0.1:{server.server_port}"
+
+        yield serve
+
+
+@pytest.mark.parametrize(
+    "words, health",
+    [
+        ("JetStream stream write error: no space", Health(CANNOT_WRITE, "JetStream stream write error: no space")),
+        ("looking for the others", Health(NOT_READY, "looking for the others")),
+        ("x" * 20_000, Health(NOT_READY)),
+    ],
+)
+def test_a_broker_that_says_that_it_is_not_well_is_heard(sick, words, health):
+    assert probe(sick(words)) == health
+
+
+def test_the_answer_of_who_is_not_well_is_one_that_closes(sick):
+    # as an exception it was left to the collector, of which Python 3.14 warns
+    with tls.get(sick("x" * 20_000), "", 5.0) as answer:
+        assert answer.status == 503
+    assert answer.closed
