@@ -209,7 +209,7 @@ enum { TILES_APART = 192 }; /* bytes between tiles: a load waits for a store who
 
 /* Arrays that a group goes through, and their bytes together, from which on the group fetches the next tile itself: the processor
  * follows fewer by itself, as far as a page, and better. */
-enum { LEAST_STREAMS = 3, MOST_STREAMS = 8, FAR_BYTES = 4 << 20, LINE_BYTES = 64 };
+enum { LEAST_STREAMS = 3, MOST_STREAMS = 8, FAR_BYTES = 16 << 20, LINE_BYTES = 64 };
 
 __thread cyx_loop *cyx_asked;
 
