@@ -13,6 +13,7 @@ import msgspec
 from cyxcore.errors import CyxError, SpecError
 from cyxnet import messages as m
 from cyxnet import workflow as workflows
+from cyxnet.bus import BusError
 from cyxnet.caller import first_of
 from cyxnet.cli.exits import DONE, WORLD_FAILED
 from cyxnet.cli.jobs import first_money, why_they_wait
@@ -146,8 +147,8 @@ async def _submitted(
 
     try:
         return await workflows.submit(client, workflow, run_id, told, again=args.again is not None), never
-    except (CyxError, asyncio.CancelledError):
-        if begun:
+    except (CyxError, asyncio.CancelledError) as error:
+        if begun or not isinstance(error, CyxError) or isinstance(error, BusError):  # the first may have been taken
             text = f"{len(begun)} of {_count(len(workflow.steps))} submitted; go on with: {_again(args, run_id)}"
             screen.say("hint", text, kind="hint", run=run_id)
         raise

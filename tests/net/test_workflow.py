@@ -1,5 +1,7 @@
 """A workflow file is right, or one line says where it is wrong and what to write instead."""
 
+import argparse
+import io
 from pathlib import Path
 
 import msgspec
@@ -11,6 +13,9 @@ from msgspec.structs import replace
 
 from cyxcore.errors import CyxError, SpecError
 from cyxnet import workflow as workflows
+from cyxnet.bus import ApiError, BusError
+from cyxnet.cli import workflows as commands
+from cyxnet.cli.screen import PlainScreen
 from cyxnet.jobfile import load as load_job
 from cyxnet.messages import After, ArtifactRef, JobId
 from tests.net.test_jobfile import write
@@ -214,6 +219,19 @@ def test_no_text_is_anything_but_a_workflow_or_one_line(tmp_path_factory, text, 
     with pytest.raises(CyxError) as error:
         workflows.load(path)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("ends, told", [(BusError("no answer"), True), (ApiError("bad", "refused", 400), False)])
+async def test_who_hears_nothing_of_the_first_job_is_told_how_to_go_on_with_it(tmp_path, monkeypatch, ends, told):
+    # it may have been taken: run again without the run's name, the same was paid for twice
+    async def submit(*_, **__):
+        raise ends
+
+    monkeypatch.setattr(workflows, "submit", submit)
+    out, args = io.StringIO(), argparse.Namespace(file="flow.toml", output=None, again=None)
+    with pytest.raises(type(ends)):
+        await commands._submitted(None, load(tmp_path, section("a")), "0123456789", args, PlainScreen(out))
+    assert ("0 of 1 job is submitted; go on with: cyx run flow.toml --again 0123456789" in out.getvalue()) == told
 
 
 def test_the_example_is_a_workflow():
