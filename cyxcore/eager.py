@@ -87,6 +87,8 @@ def _pass(time: int) -> list[int]:
 
 _FLOAT = ("float32", "float64")
 _EXACT = (*_FLOAT, "int64", "int32")  # whose operations have kernels that may write over what they read
+_UFUNCS: dict[str, np.ufunc] = {"add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide}
+_READ_WITH_GAPS = ("cast", "concat", *_UFUNCS)
 _IN_PLACE = {
     **dict.fromkeys(("+=", "add_"), "add"),
     **dict.fromkeys(("-=", "sub_", "subtract_"), "sub"),
@@ -124,7 +126,7 @@ class Tensor(Held, Leaving):
         tensors = tuple(value if isinstance(value, Tensor) else Tensor(value) for value in inputs)
         shapes, dtypes = tuple([t.shape for t in tensors]), tuple([t.dtype for t in tensors])
         (shape, dtype), normal = infer_op(op, shapes, dtypes, attrs) if attrs else _infer(op, shapes, dtypes)
-        moved = tensors[0]._moved(op, tensors, shape, dtype, normal) if op in ("cast", "concat") else None
+        moved = tensors[0]._moved(op, tensors, shape, dtype, normal) if op in _READ_WITH_GAPS else None
         if moved is not None:
             result = moved
         elif op in VIEWS:
@@ -183,9 +185,9 @@ class Tensor(Held, Leaving):
     def _moved(
         self, op: str, tensors: Sequence["Tensor"], shape: Shape, dtype: str, attrs: dict[str, Any]
     ) -> "Tensor | None":
-        """A copy or a concatenation of memory with gaps, read where it lies; None: a kernel is to do it.
+        """What NumPy makes of memory with gaps where it lies, to the same bits; None: it is for a kernel.
 
-        Kernels read memory without gaps, so that every number would be copied twice.
+        Kernels read memory without gaps, so that every number would be copied first.
         """
         if all(t._data.flags.c_contiguous for t in tensors):
             return None
@@ -196,7 +198,13 @@ class Tensor(Held, Leaving):
         parts = [t._data for t in tensors]
         if any(type(part) is not np.ndarray for part in parts):
             return None
-        return wrap(np.concatenate(parts, attrs["axis"], out=devices.backend(self.device).empty(shape, dtype)))
+        function = _UFUNCS.get(op)
+        if function is None:
+            return wrap(np.concatenate(parts, attrs["axis"], out=devices.backend(self.device).empty(shape, dtype)))
+        if any(t.dtype not in _EXACT or not t.ndim or t._data.strides[-1] != t._data.itemsize for t in tensors):
+            return None  # by columns NumPy is slower than a kernel that moves blocks
+        with np.errstate(all="ignore"):
+            return wrap(function(*parts, out=devices.backend(self.device).empty(shape, dtype)))
 
     # memory -----------------------------------------------------------------------------------
 

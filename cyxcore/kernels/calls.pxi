@@ -290,16 +290,15 @@ cdef object _applied(str op, PyObject **tensors, Py_ssize_t count, dict attrs):
     return (<Held>tensors[0])._apply_generally(op, tuple([<object>tensors[i] for i in range(count)]), attrs or {})
 
 
-cdef str _CAST = "cast"
-cdef str _CONCAT = "concat"
+cdef frozenset _READ_WITH_GAPS = frozenset(("cast", "concat", "add", "sub", "mul", "div"))
 
 
 cdef inline Held _moved(Call call, PyObject **tensors, Py_ssize_t count):
-    """The result where much memory with gaps is only to be moved; else None."""
+    """The result where much memory with gaps is read once and where it lies; else None."""
     cdef Py_ssize_t i
-    if (call.op is _CAST or call.op is _CONCAT) and call.record.out.size > 1 << 14:
+    if call.record.out.size > 1 << 14:
         for i in range(count):
-            if (<Held>tensors[i])._pointer == NULL:
+            if (<Held>tensors[i])._pointer == NULL and call.op in _READ_WITH_GAPS:
                 others = [<object>tensors[i] for i in range(count)]
                 return (<Held>tensors[0])._moved(call.op, others, call.shape, call.dtype, call.attrs)
     return None

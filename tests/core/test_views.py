@@ -665,3 +665,35 @@ def test_what_is_computed_in_place_without_recording_is_noticed_by_gradients(wri
         write(x)
     with pytest.raises(GradientError, match="in place|written"):
         loss.backward()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int64", "int32", "uint8"])
+@pytest.mark.parametrize("operate", [operator.add, operator.sub, operator.mul, operator.truediv])
+def test_operators_on_large_views_are_those_on_copies_of_them(operate: Any, dtype: str) -> None:
+    if operate is operator.truediv and not dtype.startswith("float"):
+        return
+    x, y = (np.random.default_rng(seed).integers(-9, 9, (170, 310)).astype(dtype) for seed in (0, 1))
+    if dtype.startswith("float"):
+        x[::7, ::3], y[::5, ::4] = np.inf, -0.0
+    a, b = cx.tensor(x), cx.tensor(y)
+    for left, right in (
+        (a[:, 1:], a[:, :-1]),
+        (a[1:, 5:300], b[:-1, 3:298]),
+        (a[:, ::2], b[:, 1::2]),
+        (a.T, b.T),
+        (a.T, b[:, 0]),
+        (a[:, 2:], b[0, 2:]),
+        (a[:, 2:], b[:, :1]),
+        (a[:, 1:], a._constant(2, dtype)),
+    ):
+        found = operate(left, right)
+        assert found.shape == left.shape and found.dtype == dtype and found.is_contiguous()
+        assert found.numpy().tobytes() == operate(left.copy(), right.copy()).numpy().tobytes()
+
+
+def test_gradients_go_through_operators_on_large_views() -> None:
+    x, y = (np.random.default_rng(seed).normal(size=(170, 310)).astype(np.float32) for seed in (0, 1))
+    a, b = cx.tensor(x, requires_grad=True), cx.tensor(y, requires_grad=True)
+    (a[:, 1:] * b[:, :-1]).sum().backward()
+    assert (a.grad[:, 1:].numpy() == y[:, :-1]).all() and (a.grad[:, 0].numpy() == 0).all()
+    assert (b.grad[:, :-1].numpy() == x[:, 1:]).all() and (b.grad[:, -1].numpy() == 0).all()
