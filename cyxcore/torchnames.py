@@ -215,11 +215,19 @@ def scatter(x: Any, dim: int, index: Any, src: Any = None, value: Any = None) ->
     """
     given = value if src is None else src
     flat = _flat_places("scatter", x, dim, index)
+    plain = isinstance(x, InPlace) and isinstance(index, InPlace)
+    if not isinstance(given, Value) and plain:
+        some, none = (x._constant(one, "bool") for one in (True, False))
+        parts = none.broadcast_to(x.size), flat, some.broadcast_to(*flat.shape)
+        hit = apply("scatter", *parts, reduction="none").reshape(*x.shape)
+        return where(hit, x._constant(given, x.dtype), x)
     if not isinstance(given, Value):
         ones, none = (x._constant(1.0 if one else 0.0, "float32") for one in (True, False))
         hit = extras.added_at(none.broadcast_to(x.size), flat, ones.broadcast_to(*flat.shape), 0).reshape(*x.shape) > 0
         return where(hit, x._constant(given, x.dtype), x)
     source = _source("scatter", x, index, given).reshape(-1)
+    if plain and isinstance(given, InPlace) and not (x.requires_grad or source.requires_grad):
+        return apply("scatter", x.reshape(-1), flat, source, reduction="none").reshape(*x.shape)
     return written(x.reshape(-1), flat, source).reshape(*x.shape)
 
 

@@ -303,6 +303,24 @@ def test_einsum_adds_products_side_by_side(equation: str, axes: int) -> None:
     assert cx.einsum(equation, x, y).numpy().tobytes() == wanted.numpy().tobytes()
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int64", "int32", "uint8", "bool"])
+@pytest.mark.parametrize("dim", [0, 1])
+def test_of_several_that_are_scattered_to_one_place_the_last_stays(dim: int, dtype: str) -> None:
+    rng = np.random.default_rng(0)
+    x, source = (rng.integers(0, 2 if dtype == "bool" else 90, (12, 9)).astype(dtype) for _ in range(2))
+    places = rng.integers(-5, 5, (11, 9))
+    wanted, filled = x.copy(), x.copy()
+    for row, column in np.ndindex(*places.shape):
+        at = (places[row, column], column) if dim == 0 else (row, places[row, column])
+        wanted[at], filled[at] = source[row, column], 1
+    found = cx.scatter(cx.tensor(x), dim, cx.tensor(places), cx.tensor(source))
+    assert found.dtype == dtype and found.numpy().tobytes() == wanted.tobytes()
+    assert cx.tensor(x).scatter(dim, cx.tensor(places), 1).numpy().tobytes() == filled.tobytes()
+    if dtype == "float32":  # one whose gradient is asked for
+        followed = cx.scatter(cx.tensor(x, requires_grad=True), dim, cx.tensor(places), cx.tensor(source))
+        assert followed.detach().numpy().tobytes() == wanted.tobytes()
+
+
 def test_questions() -> None:
     x = cx.tensor(CUBE)
     assert x.size(1) == 3 and x.size() == (2, 3, 4) and x.size(-1) == 4 and x.size == 24 == x.numel() == cx.numel(x)

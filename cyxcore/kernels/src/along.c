@@ -253,15 +253,22 @@ typedef struct {
     int64_t inner;
 } scattering;
 
+/* Single numbers apart from rows, of which the loop within is longer than what it does for one. */
 #define FOLDED(T, EXPRESSION)                                                                                \
-    for (int64_t k = 0; k < places->size; k++) {                                                             \
-        T *to = out + place_of(index[k], x->shape[0]) * w->inner;                                            \
-        const T *from = rows + k * w->inner;                                                                 \
-        for (int64_t j = begin; j < end; j++) {                                                              \
-            T a = to[j], b = from[j];                                                                        \
-            to[j] = (T)(EXPRESSION);                                                                         \
+    if (w->inner == 1)                                                                                       \
+        for (int64_t k = 0; k < places->size; k++) {                                                         \
+            T *to = out + place_of(index[k], x->shape[0]), a = *to, b = rows[k];                             \
+            *to = (T)(EXPRESSION);                                                                           \
         }                                                                                                    \
-    }                                                                                                        \
+    else                                                                                                     \
+        for (int64_t k = 0; k < places->size; k++) {                                                         \
+            T *to = out + place_of(index[k], x->shape[0]) * w->inner;                                        \
+            const T *from = rows + k * w->inner;                                                             \
+            for (int64_t j = begin; j < end; j++) {                                                          \
+                T a = to[j], b = from[j];                                                                    \
+                to[j] = (T)(EXPRESSION);                                                                     \
+            }                                                                                                \
+        }                                                                                                    \
     break
 /* a NaN is greater and less than all numbers. U: in which sums and products wrap around. */
 #define SCATTER(T, U, TAG, PLUS, TIMES)                                                                      \
