@@ -202,7 +202,7 @@ def added_at(value: Any, known: Any, added: Any, place: int) -> Any:
     """scatter_add of what is checked: known, int64 of 0..size of the axis - 1, and two of one dtype."""
     size = value.shape[place]
     if value.dtype in INTEGERS and place == 0 and isinstance(value, InPlace):
-        return apply("scatter", value, known.reshape(-1), added.reshape(-1, *value.shape[1:]), reduction="add")
+        return apply("scatter", value, known.reshape(-1), added.reshape(known.size, *value.shape[1:]), reduction="add")
     if value.dtype in INTEGERS:  # in three parts of 22 bits, of which float64 adds up 2^31 without rounding
         whole, total = added.astype("int64"), value
         for shift in (0, 22, 44):

@@ -244,3 +244,9 @@ def test_places_of_what_is_not_zero_are_numpys(shape: tuple[int, ...]) -> None:
         found = cx.nonzero(cx.tensor(array))
         for places, wanted in zip(found, np.nonzero(array), strict=True):
             assert places.dtype == "int64" and (places.numpy() == wanted).all() and places.shape == wanted.shape
+
+
+def test_whole_numbers_of_no_size_are_added_at_places() -> None:
+    x, places = cx.zeros((3, 0), dtype="int64"), cx.tensor([0, 2])
+    assert cx.scatter_add(x, places, cx.zeros((2, 0), dtype="int64"), axis=0).shape == (3, 0)
+    assert cx.scatter_add(x, cx.zeros(0, dtype="int64"), cx.zeros((0, 0), dtype="int64"), axis=0).shape == (3, 0)
