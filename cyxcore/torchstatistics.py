@@ -242,7 +242,7 @@ def _extremes(own: Any, places: Any, source: Any, hit: Any, include_self: bool, 
     start = self_ if include_self else apply("scatter", self_, places, bare, reduction="none")
     best = apply("scatter", start, places, bare, reduction="max" if largest else "min")
     best = where(hit, best + 0, self_)  # of zeros that of no sign, as in a graph
-    if not (own.requires_grad or source.requires_grad):
+    if best.dtype not in FLOATS or not (best.is_symbolic or own.requires_grad or source.requires_grad):
         return best
     ours = (self_ == best) & (keep | ~hit)
     theirs = bare == manipulation.take(best, places, axis=0)
@@ -250,7 +250,9 @@ def _extremes(own: Any, places: Any, source: Any, hit: Any, include_self: bool, 
     share = 1.0 / where(equals == 0.0, 1.0, equals)
     # Zeros, which have the gradients: the value itself is not rounded by what the shares add up to.
     moved = where(theirs & elementwise.isfinite(bare), source - bare, 0.0) * manipulation.take(share, places, axis=0)
-    return best + extras.scatter_add(where(ours & elementwise.isfinite(self_), own - self_, 0.0) * share, places, moved)
+    kept = where(ours & elementwise.isfinite(self_), own - self_, 0.0) * share
+    # What has no source is itself: + 0 would take a zero its sign.
+    return where(hit, best + extras.scatter_add(kept, places, moved), own)
 
 
 def _dense(x: Any, place: int, index: Any, src: Any, reduce: str, include_self: bool) -> Any:
@@ -283,13 +285,15 @@ def _dense(x: Any, place: int, index: Any, src: Any, reduce: str, include_self: 
 def scatter_reduce(x: Any, dim: int, index: Any, src: Any, reduce: str, *, include_self: bool = True) -> Any:
     """x with src folded in at the places along an axis that `index` names: by "sum", "mean", "prod", "amax", "amin".
 
-    include_self: what x has there is folded in too. A graph holds (places x sources) numbers for the last three.
+    include_self: what x has there is folded in too. A graph holds (places x sources) numbers for prod, and one that
+    travels, or runs on a GPU, for amax and amin as well.
     """
     if reduce not in _REDUCTIONS:
         raise SpecError(f"scatter_reduce: expected one of {', '.join(_REDUCTIONS)}, got {reduce!r}")
     flat = torchnames._flat_places("scatter_reduce", x, dim, index)
     whole = torchnames._source("scatter_reduce", x, index, src)
-    if reduce not in ("sum", "mean") and not all(isinstance(each, InPlace) for each in (x, index, whole)):
+    builders = {each.builder for each in (x, index, whole) if each.is_symbolic}
+    if builders and (reduce == "prod" or (reduce not in ("sum", "mean") and any(each.travels for each in builders))):
         return _dense(x, x._axis(dim), index, whole, reduce, include_self)
     source, own = whole.reshape(-1), x.reshape(-1)
     if reduce == "sum" and include_self:

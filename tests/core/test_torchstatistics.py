@@ -11,6 +11,7 @@ import pytest
 
 import cyxcore as cx
 from cyxcore.errors import CyxError, DtypeError, ShapeError, SpecError
+from cyxcore.symbols import Builder
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -272,7 +273,8 @@ def test_the_best_of_zeros_is_the_same_zero_compiled(reduce: str, include_self: 
     for zeros in itertools.product([0.0, -0.0], repeat=3):
         given = cx.tensor([zeros[0], -0.0]), cx.tensor([0, 0]), cx.tensor(zeros[1:])
         plain, compiled = best(*given).numpy(), cx.compile(best)(*given).numpy()
-        assert plain.tobytes() == compiled.tobytes()
+        followed = best(given[0].clone().requires_grad_(True), *given[1:]).detach().numpy()
+        assert plain.tobytes() == compiled.tobytes() == followed.tobytes()
         assert np.signbit(plain[1])  # what nothing points to stays as it is
 
 
@@ -424,3 +426,52 @@ def test_rows_are_searched_as_vectors_are_with_nans_behind_all_numbers(right: bo
             assert places.tolist() == np.searchsorted(row, some, "right" if right else "left").tolist()
     assert cx.searchsorted(cx.zeros(0, 3), cx.zeros(0, 2)).shape == (0, 2)
     assert cx.searchsorted(cx.zeros(2, 0), cx.zeros(2, 2)).tolist() == [[0, 0], [0, 0]]
+
+
+@pytest.mark.parametrize("travels", [True, False])
+@pytest.mark.parametrize("reduce", ["amax", "amin"])
+def test_a_graph_that_stays_here_scatters_extremes_without_a_table(reduce: str, travels: bool) -> None:
+    builder = Builder(travels=travels)
+    x, source, places = builder.input("x", (7,)), builder.input("source", (50,)), builder.input("at", (50,), "int64")
+    graph = builder.graph(cx.scatter_reduce(x, 0, places, source, reduce))
+    largest = max(math.prod(shape) for shape in graph.infer(1).shapes)
+    assert (largest <= 50) is not travels
+    assert ("scatter" in {node.op for node in graph.nodes}) is not travels
+
+
+@pytest.mark.parametrize("include_self", [True, False])
+@pytest.mark.parametrize("reduce", ["amax", "amin"])
+def test_compiled_extremes_have_the_bits_of_plain_ones_there_and_back(reduce: str, include_self: bool) -> None:
+    """Among them NaN, infinities, zeros of both signs, several equal ones, places hit never and often."""
+    dice = np.random.default_rng(4)
+    source = dice.integers(-3, 3, 200).astype(np.float32) * np.float32(0.3)
+    source[::17], source[5::40], source[3::50] = -0.0, np.inf, np.nan
+    x, places = cx.tensor(source[90:121].copy()), cx.tensor(dice.integers(0, 29, 200))
+    weights = cx.tensor(dice.standard_normal(31).astype(np.float32))
+
+    def call(x: Any, source: Any) -> Any:
+        found = cx.scatter_reduce(x, 0, places, source, reduce, include_self=include_self)
+        return (cx.where(cx.isfinite(found), found * found, 0.0) * weights).sum(), found
+
+    def step(x: Any, source: Any) -> Any:
+        return cx.value_and_grad(call, argnums=(0, 1), has_aux=True)(x, source)
+
+    parts = [
+        [each.numpy().tobytes() for each in (loss, found, *grads)]
+        for (loss, found), grads in (how(x, cx.tensor(source)) for how in (step, cx.compile(step)))
+    ]
+    assert parts[0] == parts[1]
+
+
+@pytest.mark.parametrize("dtype", ["int64", "int32", "float16", "bfloat16", "float64"])
+@pytest.mark.parametrize("rows", [0, 4])
+def test_compiled_extremes_are_of_every_dtype(dtype: str, rows: int) -> None:
+    dice = np.random.default_rng(6)
+    x, source = (cx.tensor(dice.integers(-5, 5, (count, 3))).astype(dtype) for count in (6, rows))
+    places = cx.tensor(dice.integers(0, 6, (rows, 3)))
+
+    def best(x: Any, source: Any) -> Any:
+        return x.scatter_reduce(0, places, source, "amax")
+
+    plain, compiled = best(x, source), cx.compile(best)(x, source)
+    assert plain.dtype == compiled.dtype and plain.tolist() == compiled.tolist()
