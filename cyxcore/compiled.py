@@ -16,7 +16,7 @@ from cyxcore.arguments import Form, Given, IsAPart, NumbersAsked, taken_apart, w
 from cyxcore.becoming import noting_what_is_made
 from cyxcore.eager import Tensor, copy_of
 from cyxcore.errors import GraphError
-from cyxcore.forks import renew_in_children, undivided
+from cyxcore.forks import is_undivided, renew_in_children, undivided
 from cyxcore.graph import Graph
 from cyxcore.held import Repeating, is_recording, kinds, refill, repeat, wrote
 from cyxcore.keys import drawing_again
@@ -157,6 +157,8 @@ class Compiled(Repeating):
         return traced, Before(followed, rebuild, results, self.around.by_value)
 
     def _called(self, inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        if is_undivided():  # a part of what this thread traces
+            return self.function(*inputs, **named)
         given = inputs, named
         try:
             tensors, form = taken_apart(given, self.fixed)
@@ -196,19 +198,20 @@ class Compiled(Repeating):
         return key
 
     def _run(self, tensors: list[Tensor], form: Form, given: Given) -> Any:
-        at = self.device or (tensors[0].device if tensors else devices.default_device())
-        numerics = self.numerics or precision.current()
-        seen = self._seen.key(self._look)
-        state, form_of_state = self.around.state()
-        tensors = [*tensors, *state]
-        key = (at, numerics, kinds(tensors), form, form_of_state, seen, casting.current())
-        recent = self._plans.recent(key)
-        self._watch, self._repeat = self._seen.watch, recent.repeat if recent else None
-        plan, rebuild, fed, draws, modes, written, assigned, *_ = recent or self._plans.of(
-            key,
-            lambda: with_values(self.around, lambda: self._made(tensors, given, at), form.numbers),
-            lambda before: self._compare(before, tensors, given, at),
-        )
+        with undivided():  # while another thread traces, what is looked at may be symbols
+            at = self.device or (tensors[0].device if tensors else devices.default_device())
+            numerics = self.numerics or precision.current()
+            seen = self._seen.key(self._look)
+            state, form_of_state = self.around.state()
+            tensors = [*tensors, *state]
+            key = (at, numerics, kinds(tensors), form, form_of_state, seen, casting.current())
+            recent = self._plans.recent(key)
+            self._watch, self._repeat = self._seen.watch, recent.repeat if recent else None
+            plan, rebuild, fed, draws, modes, written, assigned, *_ = recent or self._plans.of(
+                key,
+                lambda: with_values(self.around, lambda: self._made(tensors, given, at), form.numbers),
+                lambda before: self._compare(before, tensors, given, at),
+            )
         for place in refill(fed, tensors):
             plan.backend.assign(fed[place], devices.put(tensors[place]._data, at))
         draws.fill()

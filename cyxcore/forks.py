@@ -1,21 +1,31 @@
 """What a child of fork makes anew: locks that threads of its parent hold, which it does not have and nobody releases.
-And what it must not meet half done: a fork waits for that.
+And what neither a child nor another thread that compiles must meet half done: both wait for that.
 
 `multiprocessing` forks on Linux, and a thread may compute meanwhile. The kernels' own threads: kernels/src/pool.c.
 """
 
 import os
-from collections import Counter
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from threading import Condition, Lock, get_ident
+from threading import Lock
 from typing import Any
 from weakref import WeakKeyDictionary
 
 WAITS_S = 10.0  # a fork, for what is undivided; no longer, for that may wait for who forks
 
 _with_locks: WeakKeyDictionary[Any, tuple[str, ...]] = WeakKeyDictionary()
-_turn, _undivided = Condition(), Counter[int]()  # by thread: how many such blocks it is in
+_next, _turn = Lock(), Lock()  # who comes next holds the first while it waits for the second: nobody overtakes it
+
+
+class _Own(threading.local):
+    """Of a thread: how many undivided blocks it is in, and the lock of a fork of it that waited for its turn."""
+
+    blocks = 0
+    fork: Any = None
+
+
+_own = _Own()
 
 
 def renew_in_children(owner: Any, *names: str) -> None:
@@ -26,18 +36,26 @@ def renew_in_children(owner: Any, *names: str) -> None:
 
 @contextmanager
 def undivided() -> Iterator[None]:
-    """Within the block other threads do not fork: their children would have what it changes for a while, for good."""
-    thread = get_ident()
-    with _turn:
-        _undivided[thread] += 1
+    """Within the block no other thread is in such a block, and none forks: its child would have for good what is changed
+    here for a while.
+    """
+    turn = None
+    if not _own.blocks:
+        with _next:
+            turn = _turn  # a fork within the block makes another one
+            turn.acquire()
+    _own.blocks += 1
     try:
         yield
     finally:
-        with _turn:
-            _undivided[thread] -= 1
-            if not _undivided[thread]:
-                del _undivided[thread]
-                _turn.notify_all()
+        _own.blocks -= 1
+        if turn is not None:
+            turn.release()
+
+
+def is_undivided() -> bool:
+    """Whether this thread is in such a block."""
+    return _own.blocks > 0
 
 
 def _renew(owner: Any, names: tuple[str, ...]) -> None:
@@ -46,18 +64,23 @@ def _renew(owner: Any, names: tuple[str, ...]) -> None:
 
 
 def _before_a_fork() -> None:
-    _turn.acquire()
-    _turn.wait_for(lambda: _undivided.keys() <= {get_ident()}, WAITS_S)
+    _own.fork = None
+    if not _own.blocks and _next.acquire(timeout=WAITS_S):
+        _own.fork = _turn if _turn.acquire(timeout=WAITS_S) else None
+        _next.release()
+
+
+def _in_the_parent() -> None:
+    if _own.fork is not None:
+        _own.fork.release()
 
 
 def _in_a_child() -> None:
-    global _turn
-    _turn = Condition()
-    for thread in _undivided.keys() - {get_ident()}:
-        del _undivided[thread]
+    global _next, _turn
+    _next, _turn = Lock(), Lock()
     for owner, names in list(_with_locks.items()):
         _renew(owner, names)
 
 
 if hasattr(os, "register_at_fork"):  # there is no fork on Windows
-    os.register_at_fork(before=_before_a_fork, after_in_parent=lambda: _turn.release(), after_in_child=_in_a_child)
+    os.register_at_fork(before=_before_a_fork, after_in_parent=_in_the_parent, after_in_child=_in_a_child)

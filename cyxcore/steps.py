@@ -37,7 +37,7 @@ from cyxcore.arguments import NO_FORM, Form, Given, IsAPart, NumbersAsked, taken
 from cyxcore.becoming import noting_what_is_made
 from cyxcore.eager import Tensor, copy_of, next_key
 from cyxcore.errors import GradientError, GraphError
-from cyxcore.forks import renew_in_children, undivided
+from cyxcore.forks import is_undivided, renew_in_children, undivided
 from cyxcore.gradients import reached
 from cyxcore.graph import Graph
 from cyxcore.held import Repeating, Watch, is_recording, kinds, refill, repeat, wrote
@@ -364,6 +364,8 @@ class CompiledStep(Repeating):
         self._plans, self._bound = Plans(), Bound(around.modules)
 
     def _called(self, inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        if is_undivided():  # a part of what this thread traces
+            return self.function(*inputs, **named)
         try:
             tensors, form = list(inputs), NO_FORM
             if not is_of_tensors((inputs, named)):
@@ -408,26 +410,27 @@ class CompiledStep(Repeating):
 
     def _step(self, tensors: list[Tensor], form: Form, given: Given) -> Any:
         """tensors and form: of the arguments that were given; NO_FORM: they are tensors, one by one."""
-        device, own = self._seen.key(self._look)
-        state, form_of_state = self.around.state()
-        tensors = [*tensors, *state]
-        key = (
-            device,
-            self.numerics or precision.current(),
-            is_recording(),
-            kinds(tensors),
-            form,
-            form_of_state,
-            own,
-            casting.current(),
-        )
-        recent = self._plans.recent(key)
-        self._watch, self._repeat = self._seen.watch, recent.repeat if recent else None
-        traced: _Traced = recent or self._plans.of(
-            key,
-            lambda: with_values(self.around, lambda: self._made(tensors, given, device), form.numbers),
-            lambda before: self._compare(before, tensors, given, device),
-        )
+        with undivided():  # while another thread traces, what is looked at may be symbols
+            device, own = self._seen.key(self._look)
+            state, form_of_state = self.around.state()
+            tensors = [*tensors, *state]
+            key = (
+                device,
+                self.numerics or precision.current(),
+                is_recording(),
+                kinds(tensors),
+                form,
+                form_of_state,
+                own,
+                casting.current(),
+            )
+            recent = self._plans.recent(key)
+            self._watch, self._repeat = self._seen.watch, recent.repeat if recent else None
+            traced: _Traced = recent or self._plans.of(
+                key,
+                lambda: with_values(self.around, lambda: self._made(tensors, given, device), form.numbers),
+                lambda before: self._compare(before, tensors, given, device),
+            )
         plan = traced.plan
         backend = plan.backend
         for place in refill(traced.fed, tensors):

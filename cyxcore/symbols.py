@@ -11,6 +11,7 @@ import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial, partialmethod
+from threading import get_ident
 from typing import Any, NamedTuple
 
 from cyxcore import hosted, indexing, torchstatistics  # noqa: F401 - symbols have PyTorch's names too
@@ -22,7 +23,7 @@ from cyxcore.infer import Shape, Typed
 from cyxcore.inplace import InPlace, check_fits, references_of_a_name
 from cyxcore.ops import OPS, normal_attrs
 from cyxcore.torchsymbols import Placed
-from cyxcore.values import Value
+from cyxcore.values import Value, apply
 
 # Two batch sizes no layer is likely to use as a size of its own.
 PROBE_BATCH_SIZES = (1009, 2003)
@@ -110,8 +111,12 @@ class Symbol(Placed):
     def is_compiled(self) -> bool:  # type: ignore[override]
         return not self.builder.merging
 
-    def _apply(self, op: str, inputs: Sequence[Any], attrs: dict[str, Any]) -> "Symbol":
+    def _apply(self, op: str, inputs: Sequence[Any], attrs: dict[str, Any]) -> Any:
         builder = self.builder
+        if builder.thread != get_ident():
+            there = [x.tensor if isinstance(x, Symbol) else x for x in inputs]
+            if all(x is not None for x in there):  # another thread has met what is a symbol while this one traces
+                return apply(op, *there, **attrs)
         lifted = [
             x if type(x) is Symbol and x.builder is builder and x._memory is None else builder.lift(x) for x in inputs
         ]
@@ -629,6 +634,7 @@ class Builder:
         NumPy's kernels among them.
         """
         self.batch_size, self.most_nodes, self.merging, self.travels = batch_size, most_nodes, merging, travels
+        self.thread = get_ident()  # whose values its symbols are
         self.nodes: list[Node] = []
         self.shapes: list[Shape] = []
         self.dtypes: list[str] = []

@@ -1,6 +1,7 @@
 """Compiled training steps: to the last bit the plain ones, and one may follow the other."""
 
 import functools
+import os
 import random
 from collections.abc import Callable
 from random import uniform
@@ -495,6 +496,41 @@ def test_threads_that_share_a_compiled_step_take_turns() -> None:
         return optimizer.steps, {name: value.tolist() for name, value in model.state_dict().items()}, answers
 
     assert run(3) == run(1)
+
+
+def test_while_a_thread_traces_others_compute_with_what_it_reads() -> None:
+    """It has symbols in the places of the model's parameters for that time."""
+    model, (x, _) = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.LayerNorm(16)), batch(0)
+    wanted, weight, found = model(x).tolist(), model[0].weight.tolist(), {}
+    (begun, begins), (may_end, ends) = os.pipe(), os.pipe()  # what else could wait would be known to the function
+
+    def waits(x: Any) -> Any:
+        os.write(begins, b"!")
+        os.read(may_end, 1)
+        return model(x)
+
+    def other(x: Any) -> Any:
+        return model(x) * 2.0
+
+    def put(name: str, function: Any) -> None:
+        found[name] = function(x).tolist()
+
+    traces = Thread(target=put, args=("traced", cx.compile(waits)))
+    traces.start()
+    os.read(begun, 1)
+    compiles = Thread(target=put, args=("compiled", cx.compile(other)))
+    compiles.start()
+    put("eager", model)
+    put("transposed", lambda _: model[0].weight.T)
+    os.write(ends, b"!")
+    traces.join()
+    compiles.join()
+    assert found == {
+        "traced": wanted,
+        "eager": wanted,
+        "compiled": (cx.tensor(wanted) * 2.0).tolist(),
+        "transposed": [list(row) for row in zip(*weight, strict=True)],
+    }
 
 
 def test_an_argument_in_the_memory_of_a_weight_is_read_as_it_was_before_the_step() -> None:
