@@ -36,8 +36,8 @@ def renew_in_children(owner: Any, *names: str) -> None:
 
 @contextmanager
 def undivided() -> Iterator[None]:
-    """Within the block no other thread is in such a block, and none forks: its child would have for good what is changed
-    here for a while.
+    """Within the block no other thread is in such a block, and none forks: its child would have for good what is
+    changed here for a while.
     """
     turn = None
     if not _own.blocks:
