@@ -157,14 +157,14 @@ class Compiled(Repeating):
         return traced, Before(followed, rebuild, results, self.around.by_value)
 
     def _called(self, inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
-        if is_undivided():  # a part of what this thread traces
-            return self.function(*inputs, **named)
         given = inputs, named
         try:
             tensors, form = taken_apart(given, self.fixed)
         except IsAPart:
             return self.function(*inputs, **named)  # a part of what is compiled around it
         try:
+            if is_undivided():  # this thread traces something around it
+                raise IsAPart
             with self._lock:
                 return self._run(tensors, form, given)
         except NumbersAsked:

@@ -364,7 +364,7 @@ class CompiledStep(Repeating):
         self._plans, self._bound = Plans(), Bound(around.modules)
 
     def _called(self, inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
-        if is_undivided():  # a part of what this thread traces
+        if is_undivided():  # this thread traces something around it
             return self.function(*inputs, **named)
         try:
             tensors, form = list(inputs), NO_FORM
