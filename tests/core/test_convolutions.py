@@ -35,6 +35,43 @@ def test_the_gradient_of_a_strided_one_in_phases_has_the_bits_of_zeros_between_t
     assert found[0] == found[1]
 
 
+# Of few channels and many, of more outputs than a block has rows, of windows that meet not all pixels, and far apart.
+SPLIT = [
+    *STRIDED,
+    ((2, 3, 9, 7), (40, 3, 4, 4), (2, 3), (1, 2), (1, 1)),
+    ((2, 20, 8, 8), (70, 20, 4, 4), (2, 2), (1, 1), (1, 1)),
+    ((1, 3, 61, 57), (24, 3, 7, 7), (2, 2), (3, 3), (1, 1)),
+    ((2, 5, 12, 50), (6, 5, 1, 1), (3, 3), (0, 0), (1, 1)),
+    ((1, 2, 11, 300), (3, 2, 2, 2), (2, 70), (0, 1), (2, 3)),
+    ((2, 4, 5, 6), (5, 4, 1, 3), (1, 2), (0, 1), (1, 1)),
+]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("case", SPLIT)
+def test_a_strided_one_has_the_bits_of_the_dense_one_at_its_pixels(isa, threads, case, dtype):
+    shape, kernel, stride, padding, dilation = case
+    rng = np.random.default_rng(5)
+    x, weight = rng.standard_normal(shape).astype(dtype), rng.standard_normal(kernel).astype(dtype)
+    sizes = [n + 2 * p - d * (k - 1) for n, k, p, d in zip(shape[2:], kernel[2:], padding, dilation, strict=True)]
+    dense = np.empty((shape[0], kernel[0], *sizes), dtype)
+    options = {"padding": padding, "dilation": dilation, "groups": 1}
+    cpu.call("conv2d", dense, [x, weight], options | {"stride": (1, 1)})
+    at = (..., slice(None, None, stride[0]), slice(None, None, stride[1]))
+    out = np.full(dense[at].shape, np.nan, dtype)
+    cpu.call("conv2d", out, [x, weight], options | {"stride": stride})
+    assert out.tobytes() == dense[at].tobytes()
+
+    g, spaced = rng.standard_normal(out.shape).astype(dtype), np.zeros_like(dense)
+    spaced[at] = g
+    found = []
+    for given, step in ((g, stride), (spaced, (1, 1))):
+        gradient = np.full(kernel, np.nan, dtype)
+        cpu.call("conv2d_grad_weight", gradient, [given, x], options | {"stride": step, "weight_shape": kernel})
+        found.append(gradient.tobytes())
+    assert found[0] == found[1]
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(
     "shape", [(5, 3, 4, 3, 6), (1, 2, 3, 1, 7), (3, 40, 4, 4, 1), (33, 5, 2, 2, 65), (1, 1, 1, 1, 1)]

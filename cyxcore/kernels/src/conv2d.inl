@@ -3,8 +3,8 @@
 enum { CANVAS_BYTES = 1 << 20, PANELS_AT_ONCE = 4, IMAGES_PER_THREAD = 4 };
 #endif
 
-/* Convolution as matmul without writing the unfolded image: where windows are one pixel apart it is read where it
- * lies (conv2d_blocks.inl), otherwise its columns are made a panel at a time, in the panel's layout, and used at
+/* Convolution as matmul without writing the unfolded image: where windows are one pixel apart, or can be laid so, it is read
+ * where it lies (conv2d_blocks.inl), otherwise its columns are made a panel at a time, in the panel's layout, and used at
  * once. Every output is the chain of fused multiply-adds of the plain definition,
  * zeros around the image included: over (channel, kh, kw) forward, (output channel, kh, kw) for the input,
  * (image, oh, ow) for the weight. Most 3 x 3 kernels are made otherwise: winograd.inl; depth-wise ones are chains of the same
@@ -12,12 +12,17 @@ enum { CANVAS_BYTES = 1 << 20, PANELS_AT_ONCE = 4, IMAGES_PER_THREAD = 4 };
 
 /* The unfolded matrix reads a canvas: each plane of the image on a field of zeros as large as the windows
  * reach, its pixels `spacing` apart. Row (plane, kh, kw), column (y, x) is then canvas[y * y_step + kh' ][x *
- * x_step + kw' ], with kh' = kh * kh_step counted from the smallest, and no edge to look at. */
+ * x_step + kw' ], with kh' = kh * kh_step counted from the smallest, and no edge to look at.
+ *
+ * A canvas may be split into parts, so that pixels that are y_parts, x_parts apart lie next to each other: windows that were so
+ * far apart are one pixel apart then. */
 typedef struct {
     int64_t planes, h, w;         /* of one image, or one group of one */
     int64_t y_spacing, x_spacing; /* between its pixels on the canvas */
     int64_t top, left;            /* of its first pixel; may lie outside */
-    int64_t canvas_h, canvas_w;
+    int64_t y_parts, x_parts;
+    uint64_t y_met, x_met; /* by a window, of the parts: bit by bit */
+    int64_t canvas_h, canvas_w; /* of a part */
     int64_t kh, kw, y_step, x_step, kh_step, kw_step, kh_first, kw_first;
     int64_t columns_w; /* x runs over [0, columns_w) */
 } NAME(unfolding);
@@ -35,12 +40,57 @@ enum { NAME(SLACK) = 4 * NV * VN }; /* elements behind a canvas or a panel that 
     } while (0)
 
 static inline int64_t NAME(canvas_size)(const NAME(unfolding) * u) {
-    return u->planes * u->canvas_h * u->canvas_w;
+    return u->planes * u->y_parts * u->x_parts * u->canvas_h * u->canvas_w;
+}
+
+/* Where a pixel of the whole canvas lies. */
+static inline int64_t NAME(place)(const NAME(unfolding) * u, int64_t plane, int64_t y, int64_t x) {
+    if (u->y_parts == 1 && u->x_parts == 1) return (plane * u->canvas_h + y) * u->canvas_w + x;
+    uint32_t row = (uint32_t)y, column = (uint32_t)x, rows = (uint32_t)u->y_parts, columns = (uint32_t)u->x_parts;
+    int64_t part = (plane * rows + row % rows) * columns + column % columns;
+    return (part * u->canvas_h + row / rows) * u->canvas_w + column / columns;
+}
+
+/* Splits it where windows are more than a pixel apart along lines. */
+static void NAME(split_canvas)(NAME(unfolding) * u) {
+    if (u->x_step == 1 || u->x_step > 64 || u->y_step > 64) return;
+    for (int64_t i = 0; i < u->kh; i++) u->y_met |= (uint64_t)1 << (u->kh_first + i * u->kh_step) % u->y_step;
+    for (int64_t i = 0; i < u->kw; i++) u->x_met |= (uint64_t)1 << (u->kw_first + i * u->kw_step) % u->x_step;
+    u->y_parts = u->y_step, u->x_parts = u->x_step;
+    u->canvas_h = (u->canvas_h + u->y_parts - 1) / u->y_parts, u->canvas_w = (u->canvas_w + u->x_parts - 1) / u->x_parts;
+    u->y_step = u->x_step = 1;
+}
+
+/* One image onto a canvas that is split and zero. */
+static void NAME(paint_parts)(const NAME(unfolding) * u, const T *image, T *canvas) {
+    for (int64_t y0 = 0; y0 < u->h && y0 < u->y_parts; y0++)
+        for (int64_t x0 = 0; x0 < u->w && x0 < u->x_parts; x0++) {
+            int64_t row = (u->top + y0) / u->y_parts, column = (u->left + x0) / u->x_parts;
+            int64_t y_part = (u->top + y0) % u->y_parts, x_part = (u->left + x0) % u->x_parts;
+            int64_t lines = (u->h - y0 + u->y_parts - 1) / u->y_parts, count = (u->w - x0 + u->x_parts - 1) / u->x_parts;
+            if (!(u->y_met >> y_part & u->x_met >> x_part & 1)) continue;
+            if (lines > u->canvas_h - row) lines = u->canvas_h - row;
+            if (count > u->canvas_w - column) count = u->canvas_w - column;
+            for (int64_t plane = 0; plane < u->planes; plane++)
+                for (int64_t i = 0; i < lines; i++) {
+                    int64_t part = (plane * u->y_parts + y_part) * u->x_parts + x_part;
+                    const T *restrict from = image + (plane * u->h + y0 + i * u->y_parts) * u->w + x0;
+                    T *restrict to = canvas + (part * u->canvas_h + row + i) * u->canvas_w + column;
+                    if (u->x_parts == 2) /* by vectors */
+                        for (int64_t x = 0; x < count; x++) to[x] = from[2 * x];
+                    else
+                        for (int64_t x = 0; x < count; x++) to[x] = from[u->x_parts * x];
+                }
+        }
 }
 
 /* One image onto its canvas. */
 static void NAME(paint)(const NAME(unfolding) * u, const T *image, T *canvas) {
     memset(canvas, 0, sizeof(T) * (size_t)NAME(canvas_size)(u));
+    if (u->x_parts > 1) {
+        NAME(paint_parts)(u, image, canvas);
+        return;
+    }
     for (int64_t plane = 0; plane < u->planes; plane++)
         for (int64_t y = 0; y < u->h; y++) {
             int64_t row = u->top + y * u->y_spacing;
@@ -91,16 +141,15 @@ static int64_t NAME(canvases_at_once)(const NAME(unfolding) * u, int64_t count) 
 
 /* Columns [first, first + columns) of rows [k0, k0 + k_count): row k at to + (k - k0) * to_row. Writes up to
  * SLACK elements behind each row's end, before the next row; the caller has room for that behind the last
- * one. */
-static void NAME(unfold)(const NAME(unfolding) * u, const T *canvas, int64_t k0, int64_t k_count,
+ * one. offset: of each row on the canvas, if not those of all taps of all planes. */
+static void NAME(unfold)(const NAME(unfolding) * u, const T *canvas, const int32_t *offset, int64_t k0, int64_t k_count,
                          int64_t first, int64_t columns, T *to, int64_t to_row) {
     int64_t kw = k0 % u->kw, kh = k0 / u->kw % u->kh, plane = k0 / u->kw / u->kh;
     const int64_t first_x = first % u->columns_w, first_row = first / u->columns_w * u->y_step * u->canvas_w;
     const int64_t x_step = u->x_step, next_row = u->y_step * u->canvas_w;
     for (int64_t k = 0; k < k_count; k++, to += to_row) {
-        const T *origin = canvas + (plane * u->canvas_h + u->kh_first + kh * u->kh_step) * u->canvas_w +
-                          u->kw_first + kw * u->kw_step;
-        const T *row = origin + first_row;
+        int64_t y = u->kh_first + kh * u->kh_step, x0 = u->kw_first + kw * u->kw_step;
+        const T *row = canvas + (offset ? offset[k0 + k] : NAME(place)(u, plane, y, x0)) + first_row;
         for (int64_t done = 0, x = first_x; done < columns; x = 0, row += next_row) {
             int64_t run = u->columns_w - x < columns - done ? u->columns_w - x : columns - done;
             const T *from = row + x * x_step;
@@ -124,7 +173,8 @@ typedef struct {
     const T *canvas; /* of all images, where threads share them; NULL: each paints those that it reads */
     T *out;
     const T *weight; /* packed: [group][rows / MR][k][MR] */
-    const int32_t *offset; /* of each row of the unfolded matrix on the canvas; NULL: rows are written out */
+    const int32_t *offset; /* of each row of the unfolded matrix on the canvas; NULL where that is too large */
+    int in_place;          /* it is read where it lies; else rows are written out */
     int64_t groups, rows, k, pixels, panels;
     int64_t parts, panels_of_part; /* tasks of an image and group */
     int64_t line_panels; /* panels of one line of output pixels, or 0: panels run over whole lines of the canvas */
@@ -169,23 +219,29 @@ static void NAME(make_seen)(const NAME(image_product) * p, const T *canvas, cons
     }
 }
 
-/* Whether the canvas can be read where it lies, and how its pixels are cut into panels. */
-static int NAME(cut_panels)(NAME(image_product) * p) {
+/* How the pixels of a canvas that is read where it lies are cut into panels. */
+static void NAME(cut_panels)(NAME(image_product) * p) {
     const NAME(unfolding) *u = &p->unfolding;
-    if (u->x_step != 1 || NAME(canvas_size)(u) > INT32_MAX) return 0;
     int64_t lines = p->pixels / u->columns_w, line_panels = (u->columns_w + NR - 1) / NR;
     int64_t flat = ((lines - 1) * u->canvas_w + u->columns_w + NR - 1) / NR;
     p->line_panels = u->y_step != 1 || lines * line_panels <= flat ? line_panels : 0;
     p->panels = p->line_panels ? lines * line_panels : flat;
-    return 1;
+}
+
+/* Whether it is: not where so many columns are between its lines that writing out those of the output takes less. */
+static int NAME(is_read_in_place)(const NAME(image_product) * p) {
+    enum { WRITTEN_OUT = 7 }; /* rows of a product take the time of a vector that is copied */
+    const NAME(unfolding) *u = &p->unfolding;
+    if (u->x_step != 1 || NAME(canvas_size)(u) > INT32_MAX) return 0;
+    int64_t copies = p->pixels / u->columns_w * ((u->columns_w + VN - 1) / VN), vectors = (p->pixels + VN - 1) / VN;
+    return p->panels * NV * p->rows <= vectors * p->rows + copies * WRITTEN_OUT;
 }
 
 static void NAME(fill_offsets)(const NAME(unfolding) * u, int32_t *offset) {
     for (int64_t plane = 0; plane < u->planes; plane++)
         for (int64_t kh = 0; kh < u->kh; kh++)
             for (int64_t kw = 0; kw < u->kw; kw++)
-                *offset++ = (int32_t)((plane * u->canvas_h + u->kh_first + kh * u->kh_step) * u->canvas_w +
-                                      u->kw_first + kw * u->kw_step);
+                *offset++ = (int32_t)NAME(place)(u, plane, u->kh_first + kh * u->kh_step, u->kw_first + kw * u->kw_step);
 }
 
 /* The same from columns that are written out, a panel at a time. */
@@ -195,7 +251,7 @@ static void NAME(make_unfolded)(const NAME(image_product) * p, const T *canvas, 
         int64_t columns = p->pixels - first < NR ? p->pixels - first : NR;
         for (int64_t k0 = 0; k0 < p->k; k0 += CYX_BLOCK_K) {
             int64_t k_count = p->k - k0 < CYX_BLOCK_K ? p->k - k0 : CYX_BLOCK_K;
-            NAME(unfold)(&p->unfolding, canvas, k0, k_count, first, columns, panel, NR);
+            NAME(unfold)(&p->unfolding, canvas, p->offset, k0, k_count, first, columns, panel, NR);
             for (int64_t r = 0; r < p->rows; r += MR)
                 NAME(run_block)(NAME(packed_kernels), p->rows - r < MR ? p->rows - r : MR, columns,
                                 weight + r * p->k + k0 * MR, MR, panel, NR, result + r * p->pixels + first, p->pixels,
@@ -223,7 +279,7 @@ static void NAME(image_product_body)(void *context, int64_t begin, int64_t end) 
         const T *canvas = p->canvas ? p->canvas + pair * size : own;
         const T *weight = p->weight + pair % p->groups * padded_rows * p->k;
         T *out = p->out + pair * p->rows * p->pixels;
-        if (p->offset)
+        if (p->in_place)
             NAME(make_seen)(p, canvas, weight, out, first, stop);
         else
             NAME(make_unfolded)(p, canvas, weight, out, first, stop, panel);
@@ -251,13 +307,15 @@ NAME(run_image_product)(NAME(image_product) * p, const T *image, int64_t images,
     fill_weight(p, weight, packed);
     p->weight = packed;
     p->canvas = shared ? canvas : NULL;
-    p->panels = (p->pixels + NR - 1) / NR;
-    if (NAME(cut_panels)(p)) {
+    NAME(cut_panels)(p);
+    p->in_place = NAME(is_read_in_place)(p);
+    if (!p->in_place) p->panels = (p->pixels + NR - 1) / NR;
+    if (NAME(canvas_size)(u) <= INT32_MAX) {
         int32_t *offset = (int32_t *)(packed + weights);
         NAME(fill_offsets)(u, offset);
         p->offset = offset;
     }
-    int64_t parts = shared ? (tasks + at_once - 1) / at_once : 1, least = p->offset ? PANELS_AT_ONCE : 1;
+    int64_t parts = shared ? (tasks + at_once - 1) / at_once : 1, least = p->in_place ? PANELS_AT_ONCE : 1;
     p->panels_of_part = ((p->panels + parts - 1) / parts + least - 1) / least * least;
     p->parts = (p->panels + p->panels_of_part - 1) / p->panels_of_part;
     T *out = p->out;
@@ -303,6 +361,8 @@ static NAME(unfolding)
          .w = x->shape[3],
          .y_spacing = 1,
          .x_spacing = 1,
+         .y_parts = 1,
+         .x_parts = 1,
          .kh = w->shape[2],
          .kw = w->shape[3],
          .y_step = i[0],
@@ -346,6 +406,7 @@ static cyx_status NAME(conv2d)(const cyx_call *call) {
         memset(y->data, 0, sizeof(T) * (size_t)y->size);
         return CYX_OK;
     }
+    if (!NAME(fits_lanes)(&p.unfolding, p.rows, p.groups)) NAME(split_canvas)(&p.unfolding);
     return NAME(run_image_product)(&p, x->data, x->shape[0], w->data, NAME(fill_weight));
 }
 
@@ -369,6 +430,8 @@ static cyx_status NAME(conv2d_grad_input)(const cyx_call *call) {
          .w = g->shape[3],
          .y_spacing = i[0],
          .x_spacing = i[1],
+         .y_parts = 1,
+         .x_parts = 1,
          .kh = w->shape[2],
          .kw = w->shape[3],
          .y_step = 1,
@@ -411,6 +474,7 @@ typedef struct {
     const T *x, *g; /* of its first plane and column in the first image */
     int64_t x_apart, g_apart; /* from image to image */
     int64_t images, first, k, outputs, pixels, width; /* rows [first, first + k) of those of its planes */
+    const int32_t *offset; /* of each row of the unfolded matrix on the canvas; NULL where that is too large */
     T *canvas, *panels, *sums, *unfolded; /* [image][canvas]; [image][panel][pixel][NR]; [k][width]; [4 * MR][CYX_BLOCK_K] */
 } NAME(weight_block);
 
@@ -442,8 +506,8 @@ static void NAME(add_unfolded)(const NAME(weight_block) * b) {
         count = b->pixels - pixel < CYX_BLOCK_K ? b->pixels - pixel : CYX_BLOCK_K;
         for (int64_t k0 = 0; k0 < b->k; k0 += 4 * MR) {
             int64_t rows = b->k - k0 < 4 * MR ? b->k - k0 : 4 * MR;
-            NAME(unfold)(&b->unfolding, b->canvas + n * NAME(canvas_size)(&b->unfolding), b->first + k0, rows, pixel, count,
-                         b->unfolded, CYX_BLOCK_K);
+            NAME(unfold)(&b->unfolding, b->canvas + n * NAME(canvas_size)(&b->unfolding), b->offset, b->first + k0, rows, pixel,
+                         count, b->unfolded, CYX_BLOCK_K);
             for (int64_t column = 0; column < b->width; column += NR) {
                 const T *panel = b->panels + ((n * b->width + column) * b->pixels + pixel * NR);
                 int64_t columns = b->outputs - column < NR ? (b->outputs - column + VN - 1) / VN * VN : NR;
@@ -498,13 +562,18 @@ static void NAME(weight_product_body)(void *context, int64_t begin, int64_t end)
         int64_t fit = CANVAS_BYTES / ((int64_t)sizeof(T) * (of_canvas + of_panels)), at_once = fit < 1 ? 1 : fit;
         if (at_once > p->images) at_once = p->images;
         int64_t canvases = at_once * of_canvas, panels = at_once * of_panels, unfolded = 4 * MR * CYX_BLOCK_K + NAME(SLACK);
-        b.sums = cyx_scratch(1, sizeof(T) * (size_t)(b.k * b.width + panels + unfolded + canvases + NAME(SLACK)));
+        int64_t before = b.k * b.width + panels + unfolded + canvases + NAME(SLACK);
+        b.sums = cyx_scratch(1, sizeof(T) * (size_t)before + sizeof(int32_t) * (size_t)(b.unfolding.planes * taps));
         if (!b.sums) {
             p->no_memory = 1;
             return;
         }
         /* The canvas comes last: of the others each begins with a line of the cache. */
         b.panels = b.sums + b.k * b.width, b.unfolded = b.panels + panels, b.canvas = b.unfolded + unfolded;
+        if (!p->by_taps && of_canvas <= INT32_MAX) {
+            NAME(fill_offsets)(&b.unfolding, (int32_t *)(b.sums + before));
+            b.offset = (const int32_t *)(b.sums + before);
+        }
         memset(b.sums, 0, sizeof(T) * (size_t)(b.k * b.width));
         for (int64_t first = 0; first < p->images; first += b.images) {
             b.images = p->images - first < at_once ? p->images - first : at_once;
@@ -564,6 +633,7 @@ static cyx_status NAME(conv2d_grad_weight)(const cyx_call *call) {
     if (NAME(fits_lanes)(u, p.outputs, p.groups))
         return NAME(run_lanes)(u, p.x, p.g, p.gradient, p.images, p.groups, g->shape[2], g->shape[3], 1);
     p.by_taps = u->kw == 3 && u->kw_step == 1 && u->x_step == 1 && NAME(canvas_size)(u) <= INT32_MAX;
+    if (!p.by_taps) NAME(split_canvas)(&p.unfolding);
     int64_t grain = NAME(cut_weight)(&p);
     cyx_parallel(p.groups * p.row_blocks * p.column_blocks, grain, NAME(weight_product_body), &p);
     return p.no_memory ? CYX_NO_MEMORY : CYX_OK;

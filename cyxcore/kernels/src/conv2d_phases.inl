@@ -5,7 +5,7 @@
 
 #ifndef PHASES_ONCE
 #define PHASES_ONCE
-enum { PHASES_BYTES = 1 << 17 /* of the phases at work */ };
+enum { PHASES_BYTES = 1 << 17 /* of the phases at work */, WHOLE_BYTES = 1 << 18 /* of those of all channels */ };
 #endif
 
 typedef struct {
@@ -70,6 +70,16 @@ static void NAME(lay_between)(const T *from, int64_t apart, int64_t step, T *to,
             for (int64_t i = 0; x + i * step < n; i++) to[x + i * step] = from[i];
 }
 
+/* Channels from `channel` on, and their lines that come of the phases' lines from `first` on. */
+static void NAME(lay_lines)(const NAME(phased) * p, const T *made, int64_t apart, int64_t channels, int64_t channel, int64_t first,
+                            int64_t lines) {
+    int64_t width = p->product.unfolding.columns_w, step = p->stride[0];
+    for (int64_t r = 0; r < channels; r++)
+        for (int64_t y = first * step; y < (first + lines) * step && y < p->out_h; y++)
+            NAME(lay_between)(made + y % step * p->stride[1] * apart + (r * lines + y / step - first) * width, apart, p->stride[1],
+                              p->product.out + ((channel + r) * p->out_h + y) * p->out_w, p->out_w);
+}
+
 /* One task: some channels and lines of one group of one image, in all phases. */
 static void NAME(phases_body)(void *context, int64_t begin, int64_t end) {
     NAME(phased) *p = context;
@@ -99,11 +109,31 @@ static void NAME(phases_body)(void *context, int64_t begin, int64_t end) {
                                 phase->weight + (pair % part.groups * p->row_blocks + block) * MR * phase->k, made + i * apart, 0,
                                 part.panels);
         }
-        for (int64_t r = 0; r < part.rows; r++)
-            for (int64_t y = first * p->stride[0]; y < (first + lines) * p->stride[0] && y < p->out_h; y++)
-                NAME(lay_between)(made + y % p->stride[0] * p->stride[1] * apart + r * part.pixels +
-                                      (y / p->stride[0] - first) * u->columns_w,
-                                  apart, p->stride[1], p->product.out + ((channel + r) * p->out_h + y) * p->out_w, p->out_w);
+        NAME(lay_lines)(p, made, apart, part.rows, channel, first, lines);
+    }
+}
+
+/* One task where columns are written out: all channels and lines of one group of one image, so that this is done once. */
+static void NAME(whole_phases_body)(void *context, int64_t begin, int64_t end) {
+    NAME(phased) *p = context;
+    NAME(image_product) part = p->product;
+    int64_t count = p->stride[0] * p->stride[1], size = NAME(canvas_size)(&part.unfolding) + NAME(SLACK);
+    int64_t apart = part.rows * part.pixels, unfolded = NR * CYX_BLOCK_K + NAME(SLACK);
+    T *panel = cyx_scratch(1, sizeof(T) * (size_t)(unfolded + size + count * apart)), *canvas = panel + unfolded, *made = canvas + size;
+    if (!panel) {
+        p->product.no_memory = 1;
+        return;
+    }
+    for (int64_t pair = begin; pair < end; pair++) {
+        NAME(paint)(&part.unfolding, part.image + pair * part.unfolding.planes * part.unfolding.h * part.unfolding.w, canvas);
+        for (int64_t i = 0; i < count; i++) {
+            const NAME(phase) *phase = &p->phases[i];
+            part.k = phase->k, part.offset = phase->offset;
+            if (!phase->k) memset(made + i * apart, 0, sizeof(T) * (size_t)apart);
+            NAME(make_unfolded)(&part, canvas, phase->weight + pair % part.groups * p->row_blocks * MR * phase->k, made + i * apart, 0,
+                                (part.pixels + NR - 1) / NR, panel);
+        }
+        NAME(lay_lines)(p, made, apart, part.rows, pair * part.rows, 0, p->height);
     }
 }
 
@@ -118,7 +148,7 @@ static cyx_status NAME(run_phases)(const cyx_call *call) {
                       .product = {.image = g->data, .out = x->data, .groups = groups, .rows = rows}};
     NAME(unfolding) *u = &p.product.unfolding;
     *u = (NAME(unfolding)){.planes = w->shape[0] / groups, .h = g->shape[2], .w = g->shape[3], .y_spacing = 1, .x_spacing = 1,
-                           .kh = w->shape[2], .kw = w->shape[3], .y_step = 1, .x_step = 1, .columns_w = width};
+                           .y_parts = 1, .x_parts = 1, .kh = w->shape[2], .kw = w->shape[3], .y_step = 1, .x_step = 1, .columns_w = width};
     NAME(fit_canvas)(&p, 0, u->kh, p.height, &u->top, &u->canvas_h);
     NAME(fit_canvas)(&p, 1, u->kw, width, &u->left, &u->canvas_w);
     if (NAME(canvas_size)(u) > INT32_MAX) return CYX_NO_KERNEL;
@@ -135,9 +165,16 @@ static cyx_status NAME(run_phases)(const cyx_call *call) {
         packed += groups * p.row_blocks * MR * p.phases[at].k, offset += p.phases[at].k;
         NAME(fill_phase)(&p, at / i[1], at % i[1], w->data);
     }
-    int64_t pairs = x->shape[0] * groups, of_line = (int64_t)sizeof(T) * MR * count * width;
+    int64_t pairs = x->shape[0] * groups, least = IMAGES_PER_THREAD * (int64_t)cyx_threads();
+    p.product.pixels = p.height * width;
+    NAME(cut_panels)(&p.product);
+    int is_small = (int64_t)sizeof(T) * count * rows * p.product.pixels <= WHOLE_BYTES && (cyx_threads() == 1 || pairs >= least);
+    if (is_small && !NAME(is_read_in_place)(&p.product)) {
+        cyx_parallel(pairs, cyx_grain(pairs, (double)(rows * k) * (double)p.product.pixels / 8.0, 100000), NAME(whole_phases_body), &p);
+        return p.product.no_memory ? CYX_NO_MEMORY : CYX_OK;
+    }
+    int64_t of_line = (int64_t)sizeof(T) * MR * count * width;
     p.lines = PHASES_BYTES / of_line < 1 ? 1 : PHASES_BYTES / of_line < p.height ? PHASES_BYTES / of_line : p.height;
-    int64_t least = IMAGES_PER_THREAD * (int64_t)cyx_threads();
     while (cyx_threads() > 1 && p.lines > 1 && pairs * p.row_blocks * ((p.height + p.lines - 1) / p.lines) < least)
         p.lines = (p.lines + 1) / 2;
     p.line_blocks = (p.height + p.lines - 1) / p.lines;
