@@ -9,14 +9,14 @@ from functools import partial
 from threading import Lock
 from typing import Any, NamedTuple
 
-from cyxcore import casting, precision
+from cyxcore import casting, forks, precision
 from cyxcore import device as devices
 from cyxcore import plan as planning
 from cyxcore.arguments import Form, Given, IsAPart, NumbersAsked, taken_apart, with_others
 from cyxcore.becoming import noting_what_is_made
 from cyxcore.eager import Tensor, copy_of
 from cyxcore.errors import GraphError
-from cyxcore.forks import is_undivided, renew_in_children, undivided
+from cyxcore.forks import renew_in_children
 from cyxcore.graph import Graph
 from cyxcore.held import Repeating, is_recording, kinds, refill, repeat, wrote
 from cyxcore.keys import drawing_again
@@ -112,7 +112,7 @@ class Compiled(Repeating):
         builder.recording = is_recording if self._differentiates else None
         builder.before = None if before is None else before.compare
         symbols = [builder.input(str(place), x.shape, x.dtype) for place, x in enumerate(inputs)]
-        with undivided(), ExitStack() as stack:
+        with forks.tracing(), ExitStack() as stack:
             known: dict[int, Symbol] = {}
             for place, module in enumerate(self.modules):
                 stack.enter_context(symbolic(module, builder, f"{place}.", mode=_EVALUATING, known=known))
@@ -163,7 +163,7 @@ class Compiled(Repeating):
         except IsAPart:
             return self.function(*inputs, **named)  # a part of what is compiled around it
         try:
-            if is_undivided():  # this thread traces something around it
+            if forks.is_tracing():  # this thread traces something around it
                 raise IsAPart
             with self._lock:
                 return self._run(tensors, form, given)
@@ -198,7 +198,7 @@ class Compiled(Repeating):
         return key
 
     def _run(self, tensors: list[Tensor], form: Form, given: Given) -> Any:
-        with undivided():  # while another thread traces, what is looked at may be symbols
+        with forks.turn:  # while another thread traces, what is looked at may be symbols
             at = self.device or (tensors[0].device if tensors else devices.default_device())
             numerics = self.numerics or precision.current()
             seen = self._seen.key(self._look)

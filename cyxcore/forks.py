@@ -1,31 +1,23 @@
 """What a child of fork makes anew: locks that threads of its parent hold, which it does not have and nobody releases.
-And what neither a child nor another thread that compiles must meet half done: both wait for that.
+And what it must not meet half done: a fork waits for that, and so does another thread that looks at the same.
 
 `multiprocessing` forks on Linux, and a thread may compute meanwhile. The kernels' own threads: kernels/src/pool.c.
 """
 
 import os
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from threading import Lock
+from threading import Condition, Lock, RLock, get_ident
 from typing import Any
 from weakref import WeakKeyDictionary
 
 WAITS_S = 10.0  # a fork, for what is undivided; no longer, for that may wait for who forks
 
 _with_locks: WeakKeyDictionary[Any, tuple[str, ...]] = WeakKeyDictionary()
-_next, _turn = Lock(), Lock()  # who comes next holds the first while it waits for the second: nobody overtakes it
-
-
-class _Own(threading.local):
-    """Of a thread: how many undivided blocks it is in, and the lock of a fork of it that waited for its turn."""
-
-    blocks = 0
-    fork: Any = None
-
-
-_own = _Own()
+_turn, _undivided = Condition(), Counter[int]()  # by thread: how many such blocks it is in
+turn = RLock()  # of threads that trace, or look at what one that traces has replaced; another one in every child
 
 
 def renew_in_children(owner: Any, *names: str) -> None:
@@ -36,26 +28,41 @@ def renew_in_children(owner: Any, *names: str) -> None:
 
 @contextmanager
 def undivided() -> Iterator[None]:
-    """Within the block no other thread is in such a block, and none forks: its child would have for good what is
-    changed here for a while.
-    """
-    turn = None
-    if not _own.blocks:
-        with _next:
-            turn = _turn  # a fork within the block makes another one
-            turn.acquire()
-    _own.blocks += 1
+    """Within the block other threads do not fork: their children would have what it changes for a while, for good."""
+    thread = get_ident()
+    with _turn:
+        _undivided[thread] += 1
     try:
         yield
     finally:
-        _own.blocks -= 1
-        if turn is not None:
-            turn.release()
+        with _turn:
+            _undivided[thread] -= 1
+            if not _undivided[thread]:
+                del _undivided[thread]
+                _turn.notify_all()
 
 
-def is_undivided() -> bool:
-    """Whether this thread is in such a block."""
-    return _own.blocks > 0
+class _Own(threading.local):
+    traces = 0  # how many blocks of tracing() this thread is in
+
+
+_own = _Own()
+
+
+@contextmanager
+def tracing() -> Iterator[None]:
+    """An undivided block within `turn`: what it changes for a while others do not look at."""
+    with turn, undivided():
+        _own.traces += 1
+        try:
+            yield
+        finally:
+            _own.traces -= 1
+
+
+def is_tracing() -> bool:
+    """Whether this thread is in a block of tracing()."""
+    return _own.traces > 0
 
 
 def _renew(owner: Any, names: tuple[str, ...]) -> None:
@@ -64,23 +71,18 @@ def _renew(owner: Any, names: tuple[str, ...]) -> None:
 
 
 def _before_a_fork() -> None:
-    _own.fork = None
-    if not _own.blocks and _next.acquire(timeout=WAITS_S):
-        _own.fork = _turn if _turn.acquire(timeout=WAITS_S) else None
-        _next.release()
-
-
-def _in_the_parent() -> None:
-    if _own.fork is not None:
-        _own.fork.release()
+    _turn.acquire()
+    _turn.wait_for(lambda: _undivided.keys() <= {get_ident()}, WAITS_S)
 
 
 def _in_a_child() -> None:
-    global _next, _turn
-    _next, _turn = Lock(), Lock()
+    global _turn, turn
+    _turn, turn = Condition(), RLock()
+    for thread in _undivided.keys() - {get_ident()}:
+        del _undivided[thread]
     for owner, names in list(_with_locks.items()):
         _renew(owner, names)
 
 
 if hasattr(os, "register_at_fork"):  # there is no fork on Windows
-    os.register_at_fork(before=_before_a_fork, after_in_parent=_in_the_parent, after_in_child=_in_a_child)
+    os.register_at_fork(before=_before_a_fork, after_in_parent=lambda: _turn.release(), after_in_child=_in_a_child)

@@ -30,14 +30,14 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from cyxcore import casting, precision
+from cyxcore import casting, forks, precision
 from cyxcore import device as devices
 from cyxcore import plan as planning
 from cyxcore.arguments import NO_FORM, Form, Given, IsAPart, NumbersAsked, taken_apart, with_others
 from cyxcore.becoming import noting_what_is_made
 from cyxcore.eager import Tensor, copy_of, next_key
 from cyxcore.errors import GradientError, GraphError
-from cyxcore.forks import is_undivided, renew_in_children, undivided
+from cyxcore.forks import renew_in_children
 from cyxcore.gradients import reached
 from cyxcore.graph import Graph
 from cyxcore.held import Repeating, Watch, is_recording, kinds, refill, repeat, wrote
@@ -364,7 +364,7 @@ class CompiledStep(Repeating):
         self._plans, self._bound = Plans(), Bound(around.modules)
 
     def _called(self, inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
-        if is_undivided():  # this thread traces something around it
+        if forks.is_tracing():  # this thread traces something around it
             return self.function(*inputs, **named)
         try:
             tensors, form = list(inputs), NO_FORM
@@ -410,7 +410,7 @@ class CompiledStep(Repeating):
 
     def _step(self, tensors: list[Tensor], form: Form, given: Given) -> Any:
         """tensors and form: of the arguments that were given; NO_FORM: they are tensors, one by one."""
-        with undivided():  # while another thread traces, what is looked at may be symbols
+        with forks.turn:  # while another thread traces, what is looked at may be symbols
             device, own = self._seen.key(self._look)
             state, form_of_state = self.around.state()
             tensors = [*tensors, *state]
@@ -481,7 +481,7 @@ class CompiledStep(Repeating):
         builder.before = None if before is None else before.compare
         arguments = [builder.input(_argument(place), x.shape, x.dtype) for place, x in enumerate(inputs)]
         held: dict[str, Array] = {}
-        with undivided(), ExitStack() as stack:
+        with forks.tracing(), ExitStack() as stack:
             known: dict[int, Symbol] = {}
             tensors = {id(t): t for module in self.modules for t in (*module.parameters(), *_buffers(module))}
             for place, module in enumerate(self.modules):

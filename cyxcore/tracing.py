@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from cyxcore import linalg
+from cyxcore import forks, linalg
 from cyxcore.becoming import noting_what_is_made
 from cyxcore.errors import GraphError, ShapeError
-from cyxcore.forks import undivided
 from cyxcore.func import flat
 from cyxcore.gradients import check_ends_here
 from cyxcore.graph import Graph
@@ -143,7 +142,7 @@ def _traced(model: Any, input_shape: Sequence[int] | None, dtype: str, first: bo
         x = builder.input("x", (batch_size, *input_shape), dtype)
         try:
             within = symbolic(model, builder) if isinstance(model, Module) else nullcontext()
-            with undivided(), noting_what_is_made(), within:
+            with forks.tracing(), noting_what_is_made(), within:
                 result = model(x)
                 if first and (found := _tensors(result)):
                     result, results = found[0], len(found)

@@ -5,13 +5,14 @@ import inspect
 import mmap
 import platform
 from collections.abc import Iterator
+from threading import Barrier, Thread
 from typing import Any
 
 import numpy as np
 import pytest
 
 import cyxcore as cx
-from cyxcore import linalg
+from cyxcore import forks, linalg
 from cyxcore.errors import AxisError, DataError, DtypeError, GradientError, GraphError, ShapeError, SpecError
 from cyxcore.kernels import lapack
 from tests.core.oracle import COMPLEX, FLOATS, NUMBERS, agree, numbers, same, signature_differences
@@ -264,6 +265,25 @@ def blas_threads() -> Iterator[Any]:
     set_threads(2)
     yield openblas
     set_threads(before)
+
+
+def test_factorizations_of_threads_wait_neither_for_each_other_nor_for_one_that_traces(
+    blas_threads: Any,
+) -> None:
+    together = Barrier(3, timeout=20)
+
+    def within(block: Any) -> None:
+        with block:
+            together.wait()
+
+    blocks = [forks.tracing(), *(lapack._by_one_thread() for _ in range(2))]
+    running = [Thread(target=within, args=(block,)) for block in blocks]
+    for thread in running:
+        thread.start()
+    for thread in running:
+        thread.join()
+    assert not together.broken
+    assert blas_threads[0]() == 2
 
 
 @pytest.mark.parametrize("name", ["inv", "cholesky", "solve"])
