@@ -7,7 +7,7 @@ import heapq
 import itertools
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ContextDecorator
+from contextlib import ContextDecorator, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from cyxcore.dtype import INEXACT
@@ -167,20 +167,16 @@ def check_kept(x: "Tensor") -> None:
         )
 
 
-class _meanwhile:  # noqa: N801 - a context
+@contextmanager
+def _needed(x: "Tensor") -> Iterator[None]:
     """Within the block what x came from is needed, which the walk of another thread may give back at any moment: what
     goes wrong for want of it is that error.
     """
-
-    def __init__(self, x: "Tensor") -> None:
-        self._x = x
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *error: object) -> None:
-        if error[0] is not None:
-            check_kept(self._x)
+    try:
+        yield
+    except Exception:
+        check_kept(x)
+        raise
 
 
 def forget(x: "Tensor") -> None:
@@ -201,7 +197,7 @@ def _expand(root: "Tensor") -> None:
         node: Any = tensor._op
         if node is None:
             continue
-        with _meanwhile(tensor):
+        with _needed(tensor):
             inputs = node.inputs
             if isinstance(node.op, Composed):
                 node.op.expand(tensor)
@@ -291,7 +287,7 @@ def _pulled(
         set_recording(before and create_graph)
         try:
             node: Any = tensor._op
-            with _meanwhile(tensor):
+            with _needed(tensor):
                 gradients = list(zip(node.inputs, _backwards(tensor, g), strict=True))
             for place, (x, new) in enumerate(gradients):
                 if new is not None:
